@@ -1,0 +1,68 @@
+# Each target sets up what it needs: a virtual environment in $(VENV) and, where it may, Debian packages.
+# `make PYTHON=python3.13 VENV=.venv313 test` tries another interpreter.
+
+PYTHON ?= python3
+VENV ?= .venv
+# More than the cores: tests of processes mostly wait.
+TEST_WORKERS ?= 4
+# More arguments for pytest, as in: make pytest ARGS="tests/core -x"
+ARGS ?=
+DEMO_ARGS ?=
+BENCH_ARGS ?=
+
+BIN := $(VENV)/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format types pytest bench planted-bugs install clean distclean
+
+help:  ## What can be made
+	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
+
+demo: $(VENV)/.demo  ## Watch four gunicorn workers share five connections while processes are killed
+	$(BIN)/mppool demo $(DEMO_ARGS)
+
+test: lint types pytest  ## Everything that CI runs
+
+lint: $(VENV)/.test  ## ruff, its formatter, and the layers between modules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports --config setup.cfg
+
+format: $(VENV)/.test  ## Write the sources as `make lint` wants them
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: $(VENV)/.test  ## mypy --strict
+	$(BIN)/mypy --strict mppool
+
+pytest: $(VENV)/.test  ## The tests alone
+	$(BIN)/pytest -n $(TEST_WORKERS) $(ARGS)
+
+bench: $(VENV)/.test  ## Figures beside those of other pools, measured in one run
+	$(BIN)/mppool bench $(BENCH_ARGS)
+
+install: $(VENV)/.test  ## Only the virtual environment with everything for development
+
+clean:  ## Remove what tools have left, but not the virtual environment
+	rm -rf build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis .tox *.egg-info
+	find mppool tests docs -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## The same, and the virtual environment
+	rm -rf $(VENV)
+
+# A stamp per set of extras: pip runs again only when pyproject.toml changed.
+$(VENV)/.demo: pyproject.toml $(BIN)/python
+	tools/system-packages demo
+	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	touch $@
+
+$(VENV)/.test: pyproject.toml $(BIN)/python
+	tools/system-packages test
+	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 10))' || \
+	  { echo "mppool needs Python 3.10 or newer: make PYTHON=<interpreter> ..." >&2; exit 1; }
+	@$(PYTHON) -c 'import ensurepip' 2>/dev/null || tools/system-packages venv
+	$(PYTHON) -m venv $(VENV)
