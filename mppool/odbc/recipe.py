@@ -1,0 +1,338 @@
+"""OdbcRecipe: how one ODBC connection is opened, given back clean, checked and closed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import math
+import struct
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from mppool.errors import ConfigurationError
+from mppool.odbc import connection_string as grammar
+from mppool.odbc import driver_manager
+from mppool.recipe import Opening, Recipe
+
+if TYPE_CHECKING:
+    import pyodbc
+
+logger = logging.getLogger("mppool.odbc")
+
+Attributes = Mapping[int, Any]
+AttributeSource = Attributes | Callable[[], Attributes | tuple[Attributes, float | None]] | None
+
+# SQL_ATTR_RESET_CONNECTION and its one value (ODBC 3.8): the driver resets the session with its next
+# request.
+_RESET_CONNECTION, _YES = 116, 1
+# Microsoft's SQL_COPT_SS_ACCESS_TOKEN.
+_ACCESS_TOKEN = 1256
+# What a driver answers that does not know an attribute: optional feature not implemented, invalid
+# attribute, driver does not support this function.
+_UNKNOWN_ATTRIBUTE = frozenset({"HYC00", "HY092", "IM001"})
+# Not a secret: it keeps the hash of a connection string from being the plain hash of the same text
+# elsewhere.
+_FINGERPRINT_KEY = b"mppool.odbc.OdbcRecipe 1"
+
+
+class OdbcRecipe(Recipe["pyodbc.Connection"]):
+    """Opens connections with `pyodbc.connect`.
+
+    connection_string: any that the driver manager understands; a value that holds `;` in braces.
+    credential: must be None: access tokens are not supported in this version.
+    autocommit: mode of a fresh connection, and again after each lease.
+    login_timeout: seconds (whole ones: fractions are rounded up) that opening may take; less where the
+        caller that waits for the connection has less left. None: as long as the driver likes.
+    attrs_before: connection attributes to set before connecting, `{number: value}`; or a callable that is
+        called only when a physical connection is opened and returns such a mapping, or a tuple of it and
+        the time (seconds since the epoch, or None) at which what it holds expires.
+    session_reset: what is done on release beside the rollback. "auto": the driver is asked to reset the
+        session (Microsoft's drivers do, with the next request); one that says that it cannot is not asked
+        again. True: a driver that cannot is refused at opening. False: never.
+    check_query: what `check` executes.
+
+    On release an open transaction is rolled back and `autocommit` and the query timeout are restored. With
+    `autocommit=True` a transaction that was begun by a statement (`BEGIN`) is rolled back by drivers that
+    notice it (PostgreSQL's does, SQLite's does not). A session reset does not restore the isolation level
+    of SQL Server. Where the driver resets nothing, settings made by `SET`, temporary tables and the like
+    stay: override `reset`, call this one and then, for PostgreSQL, execute `DISCARD ALL`.
+
+    The driver manager's own pooling is turned off for the process, before its first connection.
+
+    Raises ConfigurationError for what can be seen at once to be unusable. Opening raises pyodbc's error
+    (its first argument is the SQLSTATE) with secrets taken out, and ConfigurationError where pyodbc,
+    libodbc, the driver or the data source is missing. Secrets are neither in its messages nor in `repr`;
+    a pickled recipe holds them.
+    """
+
+    def __init__(
+        self,
+        connection_string: str,
+        *,
+        credential: object = None,
+        autocommit: bool = False,
+        login_timeout: float | None = 15,
+        attrs_before: AttributeSource = None,
+        session_reset: str | bool = "auto",
+        check_query: str = "SELECT 1",
+    ) -> None:
+        self._connection_string = connection_string
+        self._pieces = _validated(connection_string)
+        self._scrubber = grammar.Scrubber(self._pieces)
+        if credential is not None:
+            raise ConfigurationError(
+                "credential: access tokens are not supported in this version of mppool; give None and "
+                "put the login into the connection string (UID and PWD, Trusted_Connection, or an "
+                "Authentication that the driver does itself)"
+            )
+        if not isinstance(autocommit, bool):
+            raise ConfigurationError(f"autocommit is {autocommit!r}; allowed are True and False")
+        self._autocommit = autocommit
+        self._login_timeout = _validated_login_timeout(login_timeout)
+        if attrs_before is not None and not callable(attrs_before):
+            attrs_before = _validated_attributes(attrs_before)
+        self._attrs_before = attrs_before
+        if session_reset != "auto" and not isinstance(session_reset, bool):
+            raise ConfigurationError(
+                f"session_reset is {session_reset!r}; allowed are 'auto', True and False"
+            )
+        self._session_reset = session_reset
+        self._driver_resets = session_reset is not False
+        if not isinstance(check_query, str) or not check_query.strip():
+            raise ConfigurationError(
+                f"check_query is {check_query!r}; give a statement, such as 'SELECT 1'"
+            )
+        self._check_query = check_query
+
+    def __repr__(self) -> str:
+        return f"OdbcRecipe({grammar.shown(self._pieces)!r}, autocommit={self._autocommit})"
+
+    def open(self, opening: Opening) -> pyodbc.Connection:
+        """Connect. Raises pyodbc's error, scrubbed, or ConfigurationError."""
+        pyodbc = driver_manager.load()
+        attributes = self._attributes()
+        try:
+            connection: pyodbc.Connection = pyodbc.connect(
+                self._connection_string,
+                autocommit=self._autocommit,
+                timeout=self._seconds_to_log_in(opening),
+                attrs_before=attributes,
+            )
+        except pyodbc.Error as error:
+            failure = self._explained(error, pyodbc)
+        else:
+            if self._session_reset is True:
+                self._insist_on_session_reset(connection)
+            return connection
+        # Outside of the handler: in it the original, with all its text, would be this one's __context__.
+        raise failure
+
+    def reset(self, connection: pyodbc.Connection) -> None:
+        """Roll back, restore what can be restored. Raises pyodbc's error if the connection is unusable."""
+        # Before autocommit is touched: turning it on commits.
+        connection.rollback()
+        if connection.autocommit is not self._autocommit:
+            connection.autocommit = self._autocommit
+        if connection.timeout:
+            connection.timeout = 0
+        if self._driver_resets:
+            self._reset_session(connection)
+
+    def check(self, connection: pyodbc.Connection) -> bool:
+        """True if the check query can be executed.
+
+        An error of the query itself (SQLSTATE 42...) says nothing about the connection, and is raised.
+        """
+        pyodbc = driver_manager.load()
+        try:
+            cursor = connection.cursor()
+            try:
+                cursor.execute(self._check_query)
+                if cursor.description is not None:
+                    cursor.fetchall()
+            finally:
+                cursor.close()
+            # Else the check itself would leave a transaction open, for as long as the connection is idle.
+            connection.rollback()
+        except pyodbc.Error as error:
+            if sqlstate(error).startswith("42"):
+                raise
+            logger.info("%s does not answer: %s", self.describe(connection), self._scrubbed(error))
+            return False
+        return True
+
+    def close(self, connection: pyodbc.Connection) -> None:
+        """Close the connection, unless its user did so already."""
+        if not connection.closed:
+            connection.close()
+
+    def describe(self, connection: pyodbc.Connection) -> str:
+        """Driver or data source, server and database, as the connection string names them."""
+        # The connection is not asked: it may be in the middle of a statement, in another thread.
+        wanted = ("driver", "dsn", "filedsn", "server", "port", "database")
+        named = {keyword.lower(): value for keyword, value in reversed(self._pieces)}
+        return " ".join(named[keyword] for keyword in wanted if named.get(keyword))
+
+    def fingerprint(self) -> str:
+        """A keyed hash of the connection string and of attrs_before."""
+        digest = hashlib.blake2b(key=_FINGERPRINT_KEY, digest_size=16)
+        for part in (self._connection_string, *_described(self._attrs_before)):
+            encoded = part.encode("utf-8", errors="surrogatepass")
+            digest.update(struct.pack("<Q", len(encoded)) + encoded)
+        return f"odbc:{digest.hexdigest()}"
+
+    # --- opening -----------------------------------------------------------------------------------
+
+    def _seconds_to_log_in(self, opening: Opening) -> int:
+        # For pyodbc 0 means: do not set any.
+        allowed = [
+            seconds for seconds in (self._login_timeout, opening.timeout) if seconds is not None
+        ]
+        return max(1, math.ceil(min(allowed))) if allowed else 0
+
+    def _attributes(self) -> dict[int, Any] | None:
+        source = self._attrs_before
+        if source is None or isinstance(source, Mapping):
+            return None if source is None else dict(source)
+        result = source()
+        if isinstance(result, tuple):
+            if len(result) != 2:
+                raise ConfigurationError(
+                    f"attrs_before returned a tuple of {len(result)}; give the mapping, or "
+                    "(mapping, expires_on)"
+                )
+            result = result[0]
+        return _validated_attributes(result)
+
+    def _explained(self, error: pyodbc.Error, pyodbc: Any) -> Exception:
+        """What to raise instead of the driver's error: without secrets, and with a hint if there is one."""
+        scrubbed = self._scrubbed(error)
+        if _is_no_such_driver(error):
+            installed = ", ".join(sorted(pyodbc.drivers())) or "none"
+            return ConfigurationError(
+                f"the driver manager cannot load what {grammar.shown(self._pieces)!r} names: "
+                f"{message_of(scrubbed)}. Installed drivers (sections of odbcinst.ini): {installed}"
+            )
+        return scrubbed
+
+    def _scrubbed(self, error: pyodbc.Error) -> pyodbc.Error:
+        """The same error with secrets taken out of its texts; a new object, without the old one's history."""
+        arguments = [
+            self._scrubber.scrub(argument) if isinstance(argument, str) else argument
+            for argument in error.args
+        ]
+        return type(error)(*arguments)
+
+    # --- session reset -----------------------------------------------------------------------------
+
+    def _reset_session(self, connection: pyodbc.Connection) -> None:
+        pyodbc = driver_manager.load()
+        try:
+            connection.set_attr(_RESET_CONNECTION, _YES)
+        except pyodbc.Error as error:
+            if sqlstate(error) not in _UNKNOWN_ATTRIBUTE:
+                raise
+            # One recipe has one driver: what it does not know it will not know next time.
+            self._driver_resets = False
+            logger.debug("%s resets no sessions: %s", self.describe(connection), message_of(error))
+
+    def _insist_on_session_reset(self, connection: pyodbc.Connection) -> None:
+        self._reset_session(connection)
+        if not self._driver_resets:
+            self._driver_resets = True
+            connection.close()
+            raise ConfigurationError(
+                f"session_reset is True, but the driver of {self.describe(connection)} cannot reset a "
+                "session; allowed for it are 'auto' and False"
+            )
+
+
+def sqlstate(error: BaseException) -> str:
+    """The SQLSTATE of pyodbc's error; empty where it has none (an error of pyodbc itself)."""
+    first = error.args[0] if error.args else ""
+    return first if isinstance(first, str) and len(first) == 5 and len(error.args) > 1 else ""
+
+
+def message_of(error: BaseException) -> str:
+    """The text of pyodbc's error, which begins with the SQLSTATE."""
+    return str(error.args[-1]).strip() if error.args else str(error)
+
+
+def _is_no_such_driver(error: BaseException) -> bool:
+    """Whether the driver manager found no driver, or no data source, of the given name."""
+    state = sqlstate(error)
+    # unixODBC gives a library that cannot be loaded the general state of warnings.
+    return state in ("IM002", "IM003") or (state == "01000" and "open lib" in message_of(error))
+
+
+def _validated(connection_string: str) -> list[tuple[str, str]]:
+    if not isinstance(connection_string, str):
+        raise ConfigurationError(
+            f"the connection string is a {type(connection_string).__name__}; give a str"
+        )
+    pieces = grammar.parse(connection_string)
+    if not any(keyword.lower() in ("driver", "dsn", "filedsn") for keyword, _ in pieces):
+        raise ConfigurationError(
+            "the connection string names neither Driver nor DSN nor FILEDSN; for example "
+            "'Driver=SQLite3;Database=shop.db'"
+        )
+    return pieces
+
+
+def _validated_login_timeout(seconds: float | None) -> float | None:
+    if seconds is None:
+        return None
+    if (
+        isinstance(seconds, bool)
+        or not isinstance(seconds, int | float)
+        or not 0 < seconds < math.inf
+    ):
+        raise ConfigurationError(
+            f"login_timeout is {seconds!r}; allowed are seconds above 0, or None for the driver's own"
+        )
+    return seconds
+
+
+def _validated_attributes(attributes: object) -> dict[int, Any]:
+    """A copy of connection attributes. No message shows a value: it may be a token."""
+    if not isinstance(attributes, Mapping):
+        raise ConfigurationError(
+            f"attrs_before is, or returned, a {type(attributes).__name__}; give a mapping of attribute "
+            "numbers to values"
+        )
+    for number, value in attributes.items():
+        if isinstance(number, bool) or not isinstance(number, int):
+            raise ConfigurationError(
+                "attrs_before: each key is the number of a connection attribute (int)"
+            )
+        if not isinstance(value, int | str | bytes | bytearray):
+            raise ConfigurationError(
+                f"attrs_before: attribute {number} is a {type(value).__name__}; allowed are int, str, bytes"
+            )
+        if number == _ACCESS_TOKEN:
+            _validate_token_structure(value)
+    return dict(attributes)
+
+
+def _validate_token_structure(value: object) -> None:
+    # A driver believes the length in the structure and reads on beyond its end; from a str it crashes.
+    if (
+        not isinstance(value, bytes | bytearray)
+        or len(value) < 6
+        or len(value) % 2
+        or struct.unpack_from("<I", value)[0] != len(value) - 4
+    ):
+        raise ConfigurationError(
+            "attrs_before: attribute 1256 (access token) must be bytes: the byte count of the token as a "
+            "little-endian uint32, then the token in UTF-16-LE"
+        )
+
+
+def _described(attributes: AttributeSource) -> list[str]:
+    """attrs_before as texts that are equal in all processes. Only ever hashed: they hold secrets."""
+    if attributes is None:
+        return []
+    if isinstance(attributes, Mapping):
+        return [f"{number}={attributes[number]!r}" for number in sorted(attributes)]
+    named = attributes if hasattr(attributes, "__qualname__") else type(attributes)
+    return [f"{named.__module__}:{named.__qualname__}"]
