@@ -13,6 +13,7 @@ has one, which is how distributions ship, there is nothing to turn off.
 from __future__ import annotations
 
 import hashlib
+import importlib
 import logging
 import os
 import re
@@ -22,7 +23,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 from mppool.errors import ConfigurationError
 
@@ -44,7 +44,7 @@ def _renew_lock() -> None:
 os.register_at_fork(after_in_child=_renew_lock)
 
 
-def load() -> Any:
+def load() -> ModuleType:
     """The module pyodbc, with driver-manager pooling off. Cheap from the second call on.
 
     Raises ConfigurationError, which says what to install, where pyodbc or libodbc is missing.
@@ -65,7 +65,7 @@ def load() -> Any:
 
 def _import() -> ModuleType:
     try:
-        import pyodbc
+        return importlib.import_module("pyodbc")
     except ModuleNotFoundError as error:
         if error.name != "pyodbc":
             raise
@@ -78,13 +78,15 @@ def _import() -> ModuleType:
             f"pyodbc cannot be loaded: {error}. Its wheel brings no driver manager: install unixodbc "
             "(Debian, Ubuntu: apt-get install unixodbc)"
         ) from error
-    return pyodbc
 
 
 def _turn_pooling_off(module: ModuleType) -> None:
     global _private
-    module.pooling = False  # type: ignore[attr-defined]
-    system, user = _ini_directory() / _ini_name(), Path.home() / ".odbcinst.ini"
+    vars(module)["pooling"] = False
+    system, user = (
+        _ini_directory() / _ini_name(),
+        Path(os.environ.get("HOME", "/home"), ".odbcinst.ini"),
+    )
     text = _read(system)
     both = text + "\n" + _read(user)
     if not keeps_sessions(both):
@@ -124,7 +126,7 @@ def _allocate_environment(module: ModuleType) -> bool:
     original = module.__class__
     module.__class__ = Watched
     try:
-        module.drivers()  # type: ignore[attr-defined]
+        module.drivers()
     finally:
         module.__class__ = original
     return bool(reads)

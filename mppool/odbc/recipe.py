@@ -109,17 +109,17 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
 
     def open(self, opening: Opening) -> pyodbc.Connection:
         """Connect. Raises pyodbc's error, scrubbed, or ConfigurationError."""
-        pyodbc = driver_manager.load()
+        module = driver_manager.load()
         attributes = self._attributes()
         try:
-            connection: pyodbc.Connection = pyodbc.connect(
+            connection: pyodbc.Connection = module.connect(
                 self._connection_string,
                 autocommit=self._autocommit,
                 timeout=self._seconds_to_log_in(opening),
                 attrs_before=attributes,
             )
-        except pyodbc.Error as error:
-            failure = self._explained(error, pyodbc)
+        except module.Error as error:
+            failure = self._explained(error, module.drivers)
         else:
             if self._session_reset is True:
                 self._insist_on_session_reset(connection)
@@ -143,7 +143,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
 
         An error of the query itself (SQLSTATE 42...) says nothing about the connection, and is raised.
         """
-        pyodbc = driver_manager.load()
+        module = driver_manager.load()
         try:
             cursor = connection.cursor()
             try:
@@ -154,7 +154,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
                 cursor.close()
             # Else the check itself would leave a transaction open, for as long as the connection is idle.
             connection.rollback()
-        except pyodbc.Error as error:
+        except module.Error as error:
             if sqlstate(error).startswith("42"):
                 raise
             logger.info("%s does not answer: %s", self.describe(connection), self._scrubbed(error))
@@ -204,18 +204,18 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
             result = result[0]
         return _validated_attributes(result)
 
-    def _explained(self, error: pyodbc.Error, pyodbc: Any) -> Exception:
+    def _explained(self, error: Exception, drivers: Callable[[], list[str]]) -> Exception:
         """What to raise instead of the driver's error: without secrets, and with a hint if there is one."""
         scrubbed = self._scrubbed(error)
         if _is_no_such_driver(error):
-            installed = ", ".join(sorted(pyodbc.drivers())) or "none"
+            installed = ", ".join(sorted(drivers())) or "none"
             return ConfigurationError(
                 f"the driver manager cannot load what {grammar.shown(self._pieces)!r} names: "
                 f"{message_of(scrubbed)}. Installed drivers (sections of odbcinst.ini): {installed}"
             )
         return scrubbed
 
-    def _scrubbed(self, error: pyodbc.Error) -> pyodbc.Error:
+    def _scrubbed(self, error: Exception) -> Exception:
         """The same error with secrets taken out of its texts; a new object, without the old one's history."""
         arguments = [
             self._scrubber.scrub(argument) if isinstance(argument, str) else argument
@@ -226,10 +226,10 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
     # --- session reset -----------------------------------------------------------------------------
 
     def _reset_session(self, connection: pyodbc.Connection) -> None:
-        pyodbc = driver_manager.load()
+        module = driver_manager.load()
         try:
             connection.set_attr(_RESET_CONNECTION, _YES)
-        except pyodbc.Error as error:
+        except module.Error as error:
             if sqlstate(error) not in _UNKNOWN_ATTRIBUTE:
                 raise
             # One recipe has one driver: what it does not know it will not know next time.
