@@ -1,0 +1,1 @@
+"""One pool for all the processes of an application."""

@@ -1,0 +1,263 @@
+"""All books of one server: which processes are attached, and which event belongs to which pool.
+
+`apply` is the only door. It takes who says it, under which session, what, and when; it gives back the
+decisions in the order in which they must be carried out. A word from an old session is void.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+from mppool.core.decisions import Addressed, Ask, Close, Erase, RecordPool, Refuse
+from mppool.core.events import (
+    Abandoned,
+    Attach,
+    CallEnded,
+    Checkout,
+    Closed,
+    ClosePool,
+    Declaration,
+    Declare,
+    Declined,
+    Detached,
+    Died,
+    Drain,
+    Event,
+    Held,
+    JournalFailed,
+    NotMine,
+    Opened,
+    OpenFailed,
+    Remembered,
+    Reset,
+    Resize,
+    Returned,
+)
+from mppool.core.pool import PoolBooks, Surroundings
+from mppool.core.slot import Slot, SlotState
+from mppool.ids import GrantNumber, ProcessId, Session, grant_number
+
+Command = Resize | Reset | Drain | ClosePool
+
+_SlotEvent = (Opened, OpenFailed, Declined, Returned, Closed, NotMine)
+
+
+class Books:
+    """The authority. Not thread-safe: whoever owns it applies one event after the other.
+
+    epoch: counts the servers of one manager; grant numbers begin with it.
+    jitter: gives floats within [0, 1), for back-offs.
+    """
+
+    def __init__(self, epoch: int, *, jitter: Callable[[], float] = lambda: 0.5) -> None:
+        self.epoch = epoch
+        self.pools: dict[str, PoolBooks] = {}
+        self._sessions: dict[ProcessId, Session] = {}
+        self._labels: dict[ProcessId, str] = {}
+        self._sequence = 0
+        self._around = Surroundings(self._next_number, jitter)
+        # What the journal said of pools that nobody has declared yet.
+        self._remembered_pools: dict[str, RecordPool] = {}
+        self._remembered_slots: dict[str, list[Remembered]] = {}
+
+    def apply(
+        self, process: ProcessId, session: Session, event: Event, now: float
+    ) -> list[Addressed]:
+        """Take in what happened and return what must be done, in order."""
+        if isinstance(event, Attach):
+            self._attach(process, session, event, now)
+        elif isinstance(event, Died):
+            self._died(process, now)
+        elif isinstance(event, JournalFailed):
+            self._journal_failed(event, now)
+        elif self._sessions.get(process) == session:
+            self._apply_current(process, event, now)
+        return self._take_out()
+
+    def tick(self, now: float) -> list[Addressed]:
+        """Carry out whatever has become due."""
+        for pool in self.pools.values():
+            pool.tick(now)
+        return self._take_out()
+
+    def next_deadline(self, now: float) -> float | None:
+        """When `tick` is wanted next, or None if only an event can change anything."""
+        at = min((pool.next_deadline(now) for pool in self.pools.values()), default=math.inf)
+        return None if at == math.inf else at
+
+    def command(self, process: ProcessId, event: Command, now: float) -> list[Addressed]:
+        """A command from anybody, attached or not.
+
+        Raises KeyError for a pool that nobody has declared. The answer to Drain is addressed to `process`.
+        """
+        self._command(process, event, now)
+        return self._take_out()
+
+    def restore(
+        self, pools: list[RecordPool], slots: list[Remembered], awaited: set[ProcessId], now: float
+    ) -> None:
+        """Continue the books of the previous server, as its journal has them.
+
+        awaited: after a torn journal, the living processes that may hold what it does not say.
+        """
+        self._remembered_pools = {record.pool: record for record in pools}
+        for item in slots:
+            self._remembered_slots.setdefault(item.pool, []).append(item)
+        self._around.awaited = set(awaited)
+
+    def session_of(self, process: ProcessId) -> Session | None:
+        """The current session of a process that is attached."""
+        return self._sessions.get(process)
+
+    def slots_held(self, process: ProcessId | None = None) -> int:
+        """Slots that a process holds, or all processes, including those only the journal tells of."""
+        held = [slot.process for pool in self.pools.values() for slot in pool.slots]
+        held += [item.process for items in self._remembered_slots.values() for item in items]
+        return len(held) if process is None else held.count(process)
+
+    def snapshot(self) -> dict[str, Any]:
+        """JSON-compatible figures of all pools and processes."""
+        return {
+            "epoch": self.epoch,
+            "processes": [
+                {"pid": process.pid, "birth": process.birth, "label": self._labels.get(process, "")}
+                for process in self._sessions
+            ],
+            "pools": {name: pool.snapshot() for name, pool in self.pools.items()},
+        }
+
+    def _apply_current(self, process: ProcessId, event: Event, now: float) -> None:
+        if isinstance(event, Checkout):
+            pool = self.pools.get(event.pool)
+            if pool is None:
+                text = f"no attached process has declared a pool {event.pool!r}"
+                self._around.out.append((process, Refuse(event.ticket, "unknown_pool", text)))
+            else:
+                pool.checkout(process, event, now)
+        elif isinstance(event, _SlotEvent):
+            self._slot_event(process, event, now)
+        elif isinstance(event, (Abandoned, CallEnded)):
+            for pool in self.pools.values():
+                pool.abandon(process, event.ticket, now)
+            if isinstance(event, CallEnded):
+                self._ask_about(process, event, now)
+        elif isinstance(event, Declare):
+            self._declare(event.declaration, process, now)
+        elif isinstance(event, Detached):
+            self._detach(process)
+            for pool in self.pools.values():
+                pool.detached(process, now)
+
+    def _slot_event(self, process: ProcessId, event: Any, now: float) -> None:
+        for pool in self.pools.values():
+            slot = pool.slots.get(event.number)
+            if slot is not None and slot.process == process:
+                pool.of_slot(slot, event, now)
+                return
+        if isinstance(event, Returned):
+            # It holds something that is in no books, so it is over the cap.
+            self._around.out.append((process, Close(event.number, "retired")))
+
+    def _attach(self, process: ProcessId, session: Session, event: Attach, now: float) -> None:
+        self._sessions[process] = session
+        self._labels[process] = event.label
+        self._around.attached.add(process)
+        for declaration in event.declarations:
+            self._declare(declaration, process, now)
+        by_pool: dict[str, list[Held]] = {name: [] for name in self.pools}
+        for item in event.held:
+            if item.pool in by_pool:
+                by_pool[item.pool].append(item)
+        for name, held in by_pool.items():
+            self.pools[name].attached(process, held, now)
+        self._forget_remembered(process)
+        self._no_longer_awaited(process, now)
+
+    def _declare(self, declaration: Declaration, process: ProcessId, now: float) -> None:
+        pool = self.pools.get(declaration.pool)
+        if pool is None:
+            self._new_pool(declaration, now)
+        else:
+            pool.declare(declaration, process, now)
+
+    def _new_pool(self, declaration: Declaration, now: float) -> None:
+        name = declaration.pool
+        pool = PoolBooks(name, declaration.options, now - declaration.age, self._around)
+        self.pools[name] = pool
+        record = self._remembered_pools.pop(name, None)
+        if record is not None:
+            pool.max_size, pool.min_size = record.max_size, record.min_size
+            pool.generation, pool.closed = record.generation, record.closed
+        for item in self._remembered_slots.pop(name, []):
+            pool.remember(item, now)
+
+    def _died(self, process: ProcessId, now: float) -> None:
+        self._detach(process)
+        self._labels.pop(process, None)
+        self._forget_remembered(process)
+        for pool in self.pools.values():
+            pool.died(process, now)
+        self._no_longer_awaited(process, now)
+
+    def _detach(self, process: ProcessId) -> None:
+        self._sessions.pop(process, None)
+        self._around.attached.discard(process)
+
+    def _forget_remembered(self, process: ProcessId) -> None:
+        """Slots of pools that nobody has declared: gone with their process, or told by its inventory."""
+        for name, items in list(self._remembered_slots.items()):
+            for item in items:
+                if item.process == process:
+                    self._around.out.append((None, Erase(item.number)))
+            left = [item for item in items if item.process != process]
+            if left:
+                self._remembered_slots[name] = left
+            else:
+                del self._remembered_slots[name]
+
+    def _no_longer_awaited(self, process: ProcessId, now: float) -> None:
+        if process in self._around.awaited:
+            self._around.awaited.discard(process)
+            if not self._around.awaited:
+                for pool in self.pools.values():
+                    pool.tick(now)
+
+    def _ask_about(self, process: ProcessId, event: CallEnded, now: float) -> None:
+        for pool in self.pools.values():
+            for slot in pool.slots:
+                if (
+                    slot.process == process
+                    and slot.ticket == event.ticket
+                    and slot.state is SlotState.OPENING
+                ):
+                    self._around.out.append((process, Ask(slot.number)))
+
+    def _journal_failed(self, event: JournalFailed, now: float) -> None:
+        for pool in self.pools.values():
+            slot: Slot | None = pool.slots.get(event.number)
+            if slot is not None:
+                pool.revoke(slot, event.error, now)
+
+    def _command(self, process: ProcessId, event: Command, now: float) -> None:
+        pool = self.pools[event.pool]
+        if isinstance(event, Resize):
+            max_size = event.max_size if event.max_size_given else pool.max_size
+            min_size = pool.min_size if event.min_size is None else event.min_size
+            pool.resize(max_size, min_size, now)
+        elif isinstance(event, Reset):
+            pool.reset(now)
+        elif isinstance(event, Drain):
+            pool.drain(process, event.generation, now)
+        else:
+            pool.close(now)
+
+    def _next_number(self) -> GrantNumber:
+        self._sequence += 1
+        return grant_number(self.epoch, self._sequence)
+
+    def _take_out(self) -> list[Addressed]:
+        out = self._around.out
+        self._around.out = []
+        return out

@@ -1,0 +1,150 @@
+"""What must then be done: everything that the books ever answer.
+
+Each decision is addressed to one process, except for `Record` and `Erase`, which the server carries out
+itself, in the journal, before it sends the decisions that follow them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from mppool.core.events import CloseReason
+from mppool.ids import GrantNumber, ProcessId, Ticket
+
+
+class Decision(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Something that a process, or the server itself, must do."""
+
+
+class Grant(Decision, frozen=True, tag=True):
+    """The right to have one resource open.
+
+    fresh: the process opens a resource under this number. Otherwise it brought this resource back
+        itself and may hand it to the waiter, kept open.
+    opened_before: resources that the pool had opened before (what the open hook is told).
+    """
+
+    pool: str
+    key: str
+    number: GrantNumber
+    ticket: Ticket
+    generation: int
+    fresh: bool
+    opened_before: int
+
+
+class Queued(Decision, frozen=True, tag=True):
+    """Nothing can be had now; a Grant or Refuse will follow on the errand channel."""
+
+    ticket: Ticket
+
+
+RefuseReason = Literal[
+    "timeout", "too_many_waiting", "open_failed", "closed", "unknown_pool", "journal"
+]
+
+
+class Refuse(Decision, frozen=True, tag=True):
+    """The checkout gets nothing. `text` says why, without secrets."""
+
+    ticket: Ticket
+    reason: RefuseReason
+    text: str
+
+
+class Keep(Decision, frozen=True, tag=True):
+    """Answer to Returned: nobody else needs it, put it on the shelf."""
+
+    number: GrantNumber
+
+
+class Close(Decision, frozen=True, tag=True):
+    """Answer to Returned: close the resource and say Closed, with this reason."""
+
+    number: GrantNumber
+    reason: CloseReason
+
+
+class Reclaim(Decision, frozen=True, tag=True):
+    """Bring slots back.
+
+    contended: from now on, until told otherwise, bring back every slot that is released. This is a state,
+        not a count.
+    sweep: bring back at once up to so many idle ones, those idle for longest first,
+    idle_for: but only such as have been idle for at least so many seconds.
+    """
+
+    pool: str
+    contended: bool
+    sweep: int
+    idle_for: float
+
+
+class Ask(Decision, frozen=True, tag=True):
+    """Does the process hold this grant? Answered by NotMine, or not at all."""
+
+    number: GrantNumber
+
+
+class PoolChanged(Decision, frozen=True, tag=True):
+    """State of a pool that all its processes follow.
+
+    Whatever was opened in an older generation is retired; a closed pool retires everything.
+    """
+
+    pool: str
+    generation: int
+    closed: bool
+
+
+class Draining(Decision, frozen=True, tag=True):
+    """Answer to Drain: resources older than `generation` that are still open somewhere."""
+
+    pool: str
+    generation: int
+    left: int
+
+
+class Notice(Decision, frozen=True, tag=True):
+    """Something the process should log as a warning."""
+
+    pool: str
+    text: str
+
+
+class Record(Decision, frozen=True, tag=True):
+    """Write down that the process holds the slot, before it is told so."""
+
+    pool: str
+    key: str
+    number: GrantNumber
+    process: ProcessId
+    generation: int
+
+
+class Erase(Decision, frozen=True, tag=True):
+    """Write down that the slot is free."""
+
+    number: GrantNumber
+
+
+class RecordPool(Decision, frozen=True, tag=True):
+    """Write down what a pool's next server must know although nobody attached has told it."""
+
+    pool: str
+    max_size: int | None
+    min_size: int
+    generation: int
+    closed: bool
+
+
+ProcessDecision = (
+    Grant | Queued | Refuse | Keep | Close | Reclaim | Ask | PoolChanged | Draining | Notice
+)
+JournalDecision = Record | Erase | RecordPool
+AnyDecision = ProcessDecision | JournalDecision
+
+# To whom, and what. None addresses the server itself.
+Addressed = tuple["ProcessId | None", Decision]

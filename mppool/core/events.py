@@ -1,0 +1,227 @@
+"""What can happen: everything that the books are ever told.
+
+The same structs travel on the wire, so a recorded stream of messages is a unit test of the books.
+Durations are seconds and travel as durations; instants never leave the process that took them.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import msgspec
+
+from mppool.ids import GrantNumber, ProcessId, Ticket
+from mppool.options import PoolOptions
+
+
+class Event(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Something that a process, or the server's watch over it, reports to the books."""
+
+
+class Declaration(msgspec.Struct, frozen=True, array_like=True):
+    """A pool as a process declares it.
+
+    age: seconds since the declaration was made; between processes the newest declaration wins.
+    """
+
+    pool: str
+    options: PoolOptions
+    age: float
+
+
+HeldState = Literal["opening", "open", "returned", "closing"]
+
+
+class Held(msgspec.Struct, frozen=True, array_like=True):
+    """One entry of an inventory: a slot that the process holds, by the number of its grant.
+
+    opened_before: what its grant said, so that creation numbers go on under the next server.
+    """
+
+    pool: str
+    key: str
+    number: GrantNumber
+    state: HeldState
+    generation: int
+    opened_before: int
+
+
+# --- what a process says ---------------------------------------------------------------------------------
+
+
+class Attach(Event, frozen=True, tag=True):
+    """First word on a new session: what is declared here, and everything that is held here.
+
+    The inventory overrules whatever the books believed about this process.
+    """
+
+    label: str
+    declarations: list[Declaration]
+    held: list[Held]
+
+
+class Declare(Event, frozen=True, tag=True):
+    """A pool was declared in a process that is attached already."""
+
+    declaration: Declaration
+
+
+class Checkout(Event, frozen=True, tag=True):
+    """A thread found nothing on its shelf. Answered at once: Grant, Queued or Refuse.
+
+    timeout: seconds that it will wait; None: for ever; 0: not at all.
+    """
+
+    pool: str
+    key: str
+    ticket: Ticket
+    timeout: float | None
+
+
+class Abandoned(Event, frozen=True, tag=True):
+    """A queued checkout waits no longer: served locally, timed out or interrupted."""
+
+    ticket: Ticket
+
+
+class Opened(Event, frozen=True, tag=True):
+    """The grant was used: the resource is open."""
+
+    number: GrantNumber
+    seconds: float
+
+
+class OpenFailed(Event, frozen=True, tag=True):
+    """The grant was used and opening failed; nothing is open, the slot is given back.
+
+    counted=False: the failure says nothing about the database (the caller was interrupted).
+    """
+
+    number: GrantNumber
+    error: str
+    counted: bool = True
+
+
+class Declined(Event, frozen=True, tag=True):
+    """The grant came too late and was not used."""
+
+    number: GrantNumber
+
+
+class Returned(Event, frozen=True, tag=True):
+    """A contended process brings a slot back. Answered by Grant (kept open), Keep or Close."""
+
+    number: GrantNumber
+
+
+CloseReason = Literal[
+    "moved",
+    "retired",
+    "discarded",
+    "expired_idle",
+    "expired_lifetime",
+    "worn_out",
+    "unhealthy",
+    "killed",
+    "leaked",
+    "evicted",
+    "drained",
+]
+
+
+class Closed(Event, frozen=True, tag=True):
+    """A resource was closed; its slot is free."""
+
+    number: GrantNumber
+    reason: CloseReason
+
+
+class NotMine(Event, frozen=True, tag=True):
+    """Answer to Ask: this process does not hold the grant and will never use it."""
+
+    number: GrantNumber
+
+
+class Resize(Event, frozen=True, tag=True):
+    """New bounds for a pool, from any process. `max_size_given` tells None (no cap) from not given."""
+
+    pool: str
+    max_size: int | None
+    max_size_given: bool
+    min_size: int | None
+
+
+class Reset(Event, frozen=True, tag=True):
+    """A new generation: whatever was opened before now is closed when idle or released."""
+
+    pool: str
+
+
+class Drain(Event, frozen=True, tag=True):
+    """Reset (generation None), or ask how much of an earlier drain is left. Answered by Draining."""
+
+    pool: str
+    generation: int | None
+
+
+class ClosePool(Event, frozen=True, tag=True):
+    """The pool hands out nothing any more."""
+
+    pool: str
+
+
+# --- what the server sees --------------------------------------------------------------------------------
+
+
+class Detached(Event, frozen=True, tag=True):
+    """The errand channel of a session ended. The process may live on: only its waiters are cancelled."""
+
+
+class CallEnded(Event, frozen=True, tag=True):
+    """A call connection ended, so its last call was interrupted: its waiter is cancelled.
+
+    About a grant that was already sent in answer to it, the process is asked.
+    """
+
+    ticket: Ticket
+
+
+class Died(Event, frozen=True, tag=True):
+    """The process is dead: proved by its pidfd, or by a birth that differs."""
+
+
+class JournalFailed(Event, frozen=True, tag=True):
+    """A grant could not be written down, so it must not be given."""
+
+    number: GrantNumber
+    error: str
+
+
+ProcessEvent = (
+    Attach
+    | Declare
+    | Checkout
+    | Abandoned
+    | Opened
+    | OpenFailed
+    | Declined
+    | Returned
+    | Closed
+    | NotMine
+    | Resize
+    | Reset
+    | Drain
+    | ClosePool
+)
+
+ServerEvent = Detached | CallEnded | Died | JournalFailed
+
+
+class Remembered(msgspec.Struct, frozen=True, array_like=True):
+    """A slot as the journal of the previous server remembers it."""
+
+    pool: str
+    key: str
+    number: GrantNumber
+    process: ProcessId
+    generation: int

@@ -1,0 +1,509 @@
+"""The books of one pool. The mutable state is: the slots, the waiters, the breakers, the generation.
+
+Every public method is told the time and what happened, changes the state, and leaves the decisions in
+`out`. A slot is counted from its grant until its end is proved: by the process itself (Closed,
+OpenFailed, Declined, NotMine), by its inventory, or by its death. The end of a connection proves nothing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Callable
+from typing import Any
+
+from mppool.core import sharing
+from mppool.core.breaker import Breaker, Jitter
+from mppool.core.decisions import (
+    Addressed,
+    Close,
+    Decision,
+    Draining,
+    Erase,
+    Grant,
+    Keep,
+    Notice,
+    PoolChanged,
+    Queued,
+    Record,
+    RecordPool,
+    Refuse,
+    RefuseReason,
+)
+from mppool.core.events import (
+    Checkout,
+    Closed,
+    CloseReason,
+    Declaration,
+    Event,
+    Held,
+    Opened,
+    OpenFailed,
+    Remembered,
+    Returned,
+)
+from mppool.core.reclaim import Reclaimer
+from mppool.core.slot import Slot, SlotState
+from mppool.core.statistics import SERVER_COUNTERS
+from mppool.core.table import SlotTable
+from mppool.core.waiting import Waiter, Waiting
+from mppool.ids import GrantNumber, ProcessId, Ticket
+from mppool.options import PoolOptions
+
+_STATE_OF_HELD = {
+    "opening": SlotState.OPENING,
+    "open": SlotState.OPEN,
+    "returned": SlotState.OPEN,
+    "closing": SlotState.CLOSING,
+}
+
+
+class Surroundings:
+    """What a pool's books share with those of the other pools of the same server."""
+
+    def __init__(self, next_number: Callable[[], GrantNumber], jitter: Jitter) -> None:
+        self.next_number = next_number
+        self.jitter = jitter
+        self.out: list[Addressed] = []
+        self.attached: set[ProcessId] = set()
+        # After a torn journal: living processes whose inventories are still missing. While there are
+        # any, nobody knows what they hold, so nothing new may be opened.
+        self.awaited: set[ProcessId] = set()
+
+
+class PoolBooks:
+    """Slots, waiters and bounds of one pool, over all processes and identities."""
+
+    def __init__(
+        self, name: str, options: PoolOptions, declared_at: float, around: Surroundings
+    ) -> None:
+        self.name = name
+        self.options = options
+        self.declared_at = declared_at
+        self.max_size = options.max_size
+        self.min_size = options.min_size
+        self.generation = 0
+        self.closed = False
+        self.slots = SlotTable()
+        self.waiting = Waiting()
+        self.breakers: dict[str, Breaker] = {}
+        self.reclaimer = Reclaimer()
+        self.counters: Counter[str] = Counter(dict.fromkeys(SERVER_COUNTERS, 0))
+        self._around = around
+
+    # --- what happened -----------------------------------------------------------------------------------
+
+    def declare(self, declaration: Declaration, process: ProcessId, now: float) -> None:
+        """Another process declares the pool. The newest declaration wins, with one warning."""
+        declared_at = now - declaration.age
+        if declaration.options == self.options or declared_at <= self.declared_at:
+            return
+        before, self.options, self.declared_at = self.options, declaration.options, declared_at
+        changed = ", ".join(
+            f"{name}={getattr(before, name)!r} became {getattr(self.options, name)!r}"
+            for name in before.__struct_fields__
+            if getattr(before, name) != getattr(self.options, name)
+        )
+        self.tell(process, Notice(self.name, f"this declaration replaces an older one: {changed}"))
+        self.resize(self.options.max_size, self.options.min_size, now)
+
+    def checkout(self, process: ProcessId, event: Checkout, now: float) -> None:
+        """A process wants a resource that it does not have. Answered at once."""
+        if self.closed:
+            self._refuse(process, event.ticket, "closed", f"pool {self.name!r} is closed")
+            return
+        if self.waiting.has(process, event.ticket):
+            return  # a duplicate of a checkout that is answered already
+        breaker = self.breakers.get(event.key)
+        if (
+            breaker
+            and self.options.fail_fast
+            and not breaker.permits(now)
+            and self._has_room(process, event.key)
+        ):
+            self._refuse(process, event.ticket, "open_failed", breaker.error)
+            return
+        deadline = math.inf if event.timeout is None else now + event.timeout
+        self.waiting.add(Waiter(process, event.ticket, event.key, now, deadline))
+        self._serve(now)
+        if not self.waiting.has(process, event.ticket):
+            return
+        limit = self.options.max_waiting
+        if event.timeout == 0:
+            self.waiting.remove(process, event.ticket)
+            self._refuse(process, event.ticket, "timeout", self._how_full())
+        elif limit is not None and len(self.waiting) > limit:
+            self.waiting.remove(process, event.ticket)
+            text = f"{limit} checkouts wait already (max_waiting); {self._how_full()}"
+            self._refuse(process, event.ticket, "too_many_waiting", text)
+        else:
+            self.tell(process, Queued(event.ticket))
+            self.reclaimer.plan(self, now)
+
+    def abandon(self, process: ProcessId, ticket: Ticket, now: float) -> None:
+        """A waiter waits no longer. One that was answered already is no concern of ours."""
+        if self.waiting.remove(process, ticket) is not None:
+            self._settle(now)
+
+    def of_slot(self, slot: Slot, event: Event, now: float) -> None:
+        """Something happened to a slot; what is not legal now is refused and changes nothing."""
+        after = slot.after(event)
+        if after is None:
+            return
+        if isinstance(event, Returned):
+            self._returned(slot, now)
+        elif isinstance(event, Opened):
+            self._opened(slot)
+        else:
+            if isinstance(event, OpenFailed):
+                self._open_failed(slot, event, now)
+            elif isinstance(event, Closed) and slot.state is not SlotState.OPENING:
+                self._count_closed(event.reason)
+            self._free(slot)
+        self._settle(now)
+
+    def revoke(self, slot: Slot, error: str, now: float) -> None:
+        """The grant could not be written down, so it was not given."""
+        self._free(slot)
+        if slot.ticket is not None:
+            text = f"pool {self.name!r}: the server cannot write its journal: {error}"
+            self._refuse(slot.process, slot.ticket, "journal", text)
+
+    def died(self, process: ProcessId, now: float) -> None:
+        """Everything that the process had is free."""
+        self.waiting.remove_process(process)
+        self.reclaimer.forget(process)
+        for slot in self.slots.of(process):
+            self.counters["died_with_process"] += 1
+            self._free(slot)
+        self._settle(now)
+
+    def detached(self, process: ProcessId, now: float) -> None:
+        """The process cannot be told anything, but may live: its waiters go, its slots stay."""
+        self.waiting.remove_process(process)
+        self.reclaimer.forget(process)
+        self._settle(now)
+
+    def attached(self, process: ProcessId, held: list[Held], now: float) -> None:
+        """The inventory of a process replaces whatever was believed about it."""
+        self.waiting.remove_process(process)
+        self.reclaimer.forget(process)
+        numbers = {item.number for item in held}
+        for slot in self.slots.of(process):
+            if slot.number not in numbers:
+                self._free(slot)
+        for item in held:
+            self._adopt(process, item, now)
+        self.tell(process, PoolChanged(self.name, self.generation, self.closed))
+        for item in held:
+            returned = self.slots.get(item.number) if item.state == "returned" else None
+            if returned is not None and returned.process == process:
+                self._returned(returned, now)
+        self._settle(now)
+
+    def remember(self, item: Remembered, now: float) -> None:
+        """A slot from the journal: held until its process attaches, or is proved dead."""
+        self.slots.add(
+            Slot(item.number, item.process, item.key, item.generation, SlotState.OPEN, now)
+        )
+
+    def tick(self, now: float) -> None:
+        """Time has passed."""
+        for waiter in self.waiting.expired(now):
+            self._refuse(waiter.process, waiter.ticket, "timeout", self._how_full())
+        self._settle(now)
+
+    # --- commands ----------------------------------------------------------------------------------------
+
+    def resize(self, max_size: int | None, min_size: int, now: float) -> None:
+        """New bounds. What is open beyond a smaller cap goes when it is idle or released."""
+        self.max_size = max_size
+        self.min_size = min_size
+        self._record()
+        self._settle(now)
+
+    def reset(self, now: float) -> None:
+        """A new generation: whatever was opened before goes when it is idle or released."""
+        self.generation += 1
+        self.breakers.clear()
+        self._changed(now)
+
+    def drain(self, process: ProcessId, generation: int | None, now: float) -> None:
+        """Start a drain (None), or say how much of the one that ended at `generation` is left."""
+        if generation is None:
+            self.reset(now)
+            generation = self.generation
+        left = sum(slot.generation < generation for slot in self.slots)
+        self._around.out.append((process, Draining(self.name, generation, left)))
+
+    def close(self, now: float) -> None:
+        """Hand out nothing any more; what is out goes when it is released."""
+        self.closed = True
+        for waiter in self.waiting:
+            self.waiting.remove(waiter.process, waiter.ticket)
+            self._refuse(waiter.process, waiter.ticket, "closed", f"pool {self.name!r} was closed")
+        self._changed(now)
+
+    # --- what others may know ----------------------------------------------------------------------------
+
+    def tell(self, process: ProcessId, decision: Decision) -> None:
+        """Address a decision to a process; one that is not attached will hear at its next Attach."""
+        if process in self._around.attached:
+            self._around.out.append((process, decision))
+
+    def is_attached(self, process: ProcessId) -> bool:
+        """Whether the process can be told anything."""
+        return process in self._around.attached
+
+    def excess(self) -> int:
+        """Slots above the cap, after it was lowered, beside those that are on their way back."""
+        if self.max_size is None:
+            return 0
+        return max(0, len(self.slots) - self.slots.closing - self.max_size)
+
+    def blocked_by_identity(self, waiter: Waiter) -> bool:
+        """Whether only a slot of the same key can help this waiter."""
+        limit = self.options.max_per_identity
+        return limit is not None and self.slots.by_key[waiter.key] >= limit
+
+    def waiting_for_slots(self, now: float) -> int:
+        """Waiters whom a free slot would help, and slots that are too many."""
+        waiting = len(self.waiting)
+        if self.breakers and waiting:
+            shut = {key for key, breaker in self.breakers.items() if not breaker.permits(now)}
+            waiting -= len(self.waiting.of(lambda waiter: waiter.key in shut))
+        return waiting + self.excess()
+
+    def neediest(self, now: float) -> Waiter | None:
+        """Who would get the next slot if there were one."""
+        heads = (head for head in self.waiting.heads() if self._breaker_permits(head.key, now))
+        return sharing.first_in_line(heads, self.slots.levels, now)
+
+    def next_deadline(self, now: float) -> float:
+        """When `tick` has something to do although nothing happened; infinity if never."""
+        times = [self.waiting.next_deadline(), self.reclaimer.next_deadline(self, now)]
+        if self.waiting:
+            times += [
+                b.retry_at for b in self.breakers.values() if b.state == "open" and b.retry_at > now
+            ]
+        return min(times)
+
+    def snapshot(self) -> dict[str, Any]:
+        """What the books know, JSON-compatible; `statistics` of the server adds what the processes know."""
+        return {
+            "name": self.name,
+            "placement": self.options.placement,
+            "max_size": self.max_size,
+            "min_size": self.min_size,
+            "size": len(self.slots),
+            "opening": self.slots.in_state(SlotState.OPENING),
+            "waiting": len(self.waiting),
+            "breaker": self._breaker_state(),
+            "identities": len(self.slots.by_key),
+            "generation": self.generation,
+            "closed": self.closed,
+            "counters": dict(self.counters),
+            "slots": [
+                {
+                    "number": slot.number,
+                    "key": slot.key,
+                    "state": slot.state.value,
+                    "pid": slot.process.pid,
+                }
+                for slot in self.slots
+            ],
+        }
+
+    # --- how it is done ----------------------------------------------------------------------------------
+
+    def _settle(self, now: float) -> None:
+        self._serve(now)
+        self.reclaimer.plan(self, now)
+
+    def _serve(self, now: float) -> None:
+        """Give free slots to those who wait, as far as the bounds allow."""
+        if not self.waiting or self._around.awaited:
+            return
+        while True:
+            heads = (
+                head for head in self.waiting.heads() if self._may_open(head.process, head.key, now)
+            )
+            waiter = sharing.first_in_line(heads, self.slots.levels, now)
+            if waiter is None:
+                return
+            self._grant(waiter, now)
+
+    def _grant(self, waiter: Waiter, now: float) -> None:
+        self.waiting.remove(waiter.process, waiter.ticket)
+        number = self._around.next_number()
+        opened_before = self.counters["opened"] + self.slots.in_state(SlotState.OPENING)
+        slot = Slot(
+            number,
+            waiter.process,
+            waiter.key,
+            self.generation,
+            SlotState.OPENING,
+            now,
+            waiter.ticket,
+            opened_before,
+        )
+        self.slots.add(slot)
+        breaker = self.breakers.get(waiter.key)
+        if breaker:
+            breaker.granted(number)
+        record = Record(self.name, waiter.key, number, waiter.process, self.generation)
+        self._around.out.append((None, record))
+        self._tell_grant(slot, waiter.ticket, fresh=True)
+
+    def _tell_grant(self, slot: Slot, ticket: Ticket, *, fresh: bool) -> None:
+        grant = Grant(
+            self.name, slot.key, slot.number, ticket, slot.generation, fresh, slot.opened_before
+        )
+        self.tell(slot.process, grant)
+
+    def _returned(self, slot: Slot, now: float) -> None:
+        process = slot.process
+        if self.closed or slot.generation < self.generation:
+            self._close(slot, "retired")
+            return
+        if self.excess():
+            self._close(slot, "retired")
+            self.reclaimer.brought_back(self, process, given=True)
+            return
+        home = self.waiting.first(process, slot.key)
+        rival = self._rival(slot, now)
+        if rival is not None and (home is None or self._prevails(rival, home, slot)):
+            self.counters["moved"] += 1
+            self._close(slot, "moved")
+            self.reclaimer.brought_back(self, process, given=True)
+            return
+        if home is not None:
+            self.waiting.remove(process, home.ticket)
+            slot.ticket = home.ticket
+            self._tell_grant(slot, home.ticket, fresh=False)
+        else:
+            self.tell(process, Keep(slot.number))
+        self.reclaimer.brought_back(self, process, given=False)
+
+    def _rival(self, slot: Slot, now: float) -> Waiter | None:
+        """Who would be served if this slot were closed, and is not served by what is closing already."""
+        if self.waiting.count_outside(slot.process, slot.key) <= self.slots.closing:
+            return None
+        heads = (
+            head
+            for head in self.waiting.heads()
+            if (head.process, head.key) != (slot.process, slot.key) and self._helps(slot, head, now)
+        )
+        return sharing.first_in_line(heads, self.slots.levels, now)
+
+    def _helps(self, slot: Slot, waiter: Waiter, now: float) -> bool:
+        """Whether the waiter could open if this slot were free."""
+        identity, process = self.options.max_per_identity, self.options.max_per_process
+        by_key = self.slots.by_key[waiter.key] - (slot.key == waiter.key)
+        by_process = self.slots.levels[waiter.process] - (slot.process == waiter.process)
+        return (
+            self._breaker_permits(waiter.key, now)
+            and (identity is None or by_key < identity)
+            and (process is None or by_process < process)
+        )
+
+    def _prevails(self, rival: Waiter, home: Waiter, slot: Slot) -> bool:
+        giver = self.slots.levels[slot.process] - self.slots.closing_of(slot.process)
+        return sharing.rival_prevails(
+            rival, home, giver, self.slots.levels[rival.process] + self.slots.closing
+        )
+
+    def _close(self, slot: Slot, reason: CloseReason) -> None:
+        self.slots.move(slot, SlotState.CLOSING)
+        self.tell(slot.process, Close(slot.number, reason))
+
+    def _opened(self, slot: Slot) -> None:
+        self.slots.move(slot, SlotState.OPEN)
+        self.counters["opened"] += 1
+        self.breakers.pop(slot.key, None)
+
+    def _open_failed(self, slot: Slot, event: OpenFailed, now: float) -> None:
+        if not event.counted:
+            return
+        self.counters["open_failed"] += 1
+        breaker = self.breakers.setdefault(slot.key, Breaker())
+        breaker.failed(
+            slot.number,
+            slot.granted_at,
+            now,
+            event.error,
+            working=self.slots.has_working(slot.key),
+            jitter=self._around.jitter(),
+        )
+        if self.options.fail_fast and not breaker.permits(now):
+            for waiter in self.waiting.of(lambda waiter: waiter.key == slot.key):
+                self.waiting.remove(waiter.process, waiter.ticket)
+                self._refuse(waiter.process, waiter.ticket, "open_failed", breaker.error)
+
+    def _adopt(self, process: ProcessId, item: Held, now: float) -> None:
+        slot = self.slots.get(item.number)
+        state = _STATE_OF_HELD[item.state]
+        if slot is None:
+            slot = Slot(item.number, process, item.key, item.generation, state, now)
+            self.slots.add(slot)
+            record = Record(self.name, item.key, item.number, process, item.generation)
+            self._around.out.append((None, record))
+        elif slot.process != process:
+            # The number was granted to somebody else, so this resource is in no books.
+            self.tell(process, Close(item.number, "retired"))
+            return
+        elif slot.state is not state:
+            self.slots.move(slot, state)
+        slot.opened_before = item.opened_before
+        self.generation = max(self.generation, item.generation)
+        self.counters["opened"] = max(self.counters["opened"], item.opened_before + 1)
+
+    def _free(self, slot: Slot) -> None:
+        self.slots.remove(slot)
+        breaker = self.breakers.get(slot.key)
+        if breaker:
+            breaker.probe_lost(slot.number)
+        self._around.out.append((None, Erase(slot.number)))
+
+    def _may_open(self, process: ProcessId, key: str, now: float) -> bool:
+        return self._has_room(process, key) and self._breaker_permits(key, now)
+
+    def _has_room(self, process: ProcessId, key: str) -> bool:
+        per_identity, per_process = self.options.max_per_identity, self.options.max_per_process
+        return (
+            (self.max_size is None or len(self.slots) < self.max_size)
+            and (per_identity is None or self.slots.by_key[key] < per_identity)
+            and (per_process is None or self.slots.levels[process] < per_process)
+        )
+
+    def _breaker_permits(self, key: str, now: float) -> bool:
+        breaker = self.breakers.get(key)
+        return breaker is None or breaker.permits(now)
+
+    def _breaker_state(self) -> str:
+        """The worst of the states of all keys."""
+        states = {breaker.state for breaker in self.breakers.values()}
+        return next((state for state in ("open", "probing") if state in states), "closed")
+
+    def _count_closed(self, reason: CloseReason) -> None:
+        self.counters["closed"] += 1
+        if reason in self.counters and reason != "moved":  # moved was counted when it was decided
+            self.counters[reason] += 1
+
+    def _refuse(self, process: ProcessId, ticket: Ticket, reason: RefuseReason, text: str) -> None:
+        self.counters["refused"] += reason == "too_many_waiting"
+        self.tell(process, Refuse(ticket, reason, text))
+
+    def _how_full(self) -> str:
+        cap = "no cap" if self.max_size is None else f"max_size={self.max_size}"
+        return f"{len(self.slots)} resources exist ({cap}) in {len(self.slots.levels)} processes"
+
+    def _changed(self, now: float) -> None:
+        self._record()
+        for process in self._around.attached:
+            self.tell(process, PoolChanged(self.name, self.generation, self.closed))
+        self._settle(now)
+
+    def _record(self) -> None:
+        record = RecordPool(self.name, self.max_size, self.min_size, self.generation, self.closed)
+        self._around.out.append((None, record))

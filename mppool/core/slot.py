@@ -1,0 +1,81 @@
+"""One slot in use, from its grant to its end, and the transitions that are legal.
+
+             Opened              Returned, answered by Close
+    OPENING --------> OPEN ------------------------------> CLOSING
+       |               |  \\__ Returned, answered by            |
+       |               |      Keep or Grant: stays OPEN        |
+       | OpenFailed    | Closed                                | Closed
+       | Declined      |                                       |
+       | NotMine       v                                       v
+       +-----------> FREE <------------------------------------+
+
+The death of the process, or an inventory without the number, frees a slot from any state. Whatever the
+table does not name is a stale or duplicate event: it is refused and changes nothing.
+"""
+
+from __future__ import annotations
+
+from enum import Enum
+
+from mppool.core.events import Closed, Declined, Event, NotMine, Opened, OpenFailed, Returned
+from mppool.ids import GrantNumber, ProcessId, Ticket
+
+
+class SlotState(Enum):
+    """Where a slot is between its grant and its end; FREE slots are not kept."""
+
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSING = "closing"
+    FREE = "free"
+
+
+TRANSITIONS: dict[tuple[SlotState, type[Event]], SlotState] = {
+    (SlotState.OPENING, Opened): SlotState.OPEN,
+    (SlotState.OPENING, OpenFailed): SlotState.FREE,
+    (SlotState.OPENING, Declined): SlotState.FREE,
+    (SlotState.OPENING, NotMine): SlotState.FREE,
+    (SlotState.OPENING, Closed): SlotState.FREE,
+    (SlotState.OPEN, Returned): SlotState.OPEN,
+    (SlotState.OPEN, Closed): SlotState.FREE,
+    (SlotState.CLOSING, Closed): SlotState.FREE,
+}
+
+
+class Slot:
+    """The right of one process to have one resource open."""
+
+    __slots__ = (
+        "generation",
+        "granted_at",
+        "key",
+        "number",
+        "opened_before",
+        "process",
+        "state",
+        "ticket",
+    )
+
+    def __init__(
+        self,
+        number: GrantNumber,
+        process: ProcessId,
+        key: str,
+        generation: int,
+        state: SlotState,
+        granted_at: float,
+        ticket: Ticket | None = None,
+        opened_before: int = 0,
+    ) -> None:
+        self.number = number
+        self.process = process
+        self.key = key
+        self.generation = generation
+        self.state = state
+        self.granted_at = granted_at
+        self.ticket = ticket
+        self.opened_before = opened_before
+
+    def after(self, event: Event) -> SlotState | None:
+        """The state that the event leads to, or None if it is not legal now."""
+        return TRANSITIONS.get((self.state, type(event)))

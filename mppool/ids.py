@@ -1,0 +1,69 @@
+"""Names for the things that cross process boundaries.
+
+None of them is an `id()`, an address or a bare pid: all of those are recycled while somebody still
+remembers the old owner.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import NewType
+
+import msgspec
+
+# The number of a grant: the epoch of the server that gave it in the upper bits, a sequence in the lower
+# ones. It is never given twice, also not by the next server, so a message about an old grant can be told
+# from one about a new grant of the same slot.
+GrantNumber = NewType("GrantNumber", int)
+
+# Names one waiting checkout of one process. Never reused within a process.
+Ticket = NewType("Ticket", int)
+
+# One attachment of one process to one server. A process that attaches again gets a new one, and whatever
+# was said under the old one is void.
+Session = NewType("Session", int)
+
+SEQUENCE_BITS = 32
+
+
+def grant_number(epoch: int, sequence: int) -> GrantNumber:
+    """The number of the `sequence`-th grant of the server with this epoch."""
+    return GrantNumber(epoch << SEQUENCE_BITS | sequence)
+
+
+class ProcessId(msgspec.Struct, frozen=True, array_like=True, order=True):
+    """A process: its pid and its time of birth, in clock ticks since boot (the pid alone is recycled)."""
+
+    pid: int
+    birth: int
+
+    def __str__(self) -> str:
+        return f"{self.pid}@{self.birth}"
+
+
+def birth_of(pid: int) -> int | None:
+    """Birth of a process in clock ticks since boot, or None if there is no such process.
+
+    Source: field 22 (starttime) of /proc/PID/stat, see proc(5). The second field may hold blanks and
+    brackets, so fields are counted from the last bracket.
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except (FileNotFoundError, ProcessLookupError):
+        return None
+    return int(text.rpartition(")")[2].split()[19])
+
+
+def own_process() -> ProcessId:
+    """The ProcessId of the calling process."""
+    pid = os.getpid()
+    birth = birth_of(pid)
+    if birth is None:  # /proc is not mounted, or shows another pid namespace
+        from mppool.errors import ConfigurationError
+
+        raise ConfigurationError(
+            f"/proc/{pid}/stat cannot be read: mppool needs a /proc of its own pid namespace to tell "
+            "processes apart; mount proc in this container or chroot"
+        )
+    return ProcessId(pid, birth)

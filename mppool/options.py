@@ -1,0 +1,194 @@
+"""The options of a pool: validated when they are declared, frozen, comparable between processes."""
+
+from __future__ import annotations
+
+import difflib
+import math
+import re
+from collections.abc import Callable
+from typing import Any
+
+import msgspec
+
+from mppool.errors import ConfigurationError
+
+_NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
+
+
+def checked_name(kind: str, name: object) -> str:
+    """The name of a manager or of a pool, or ConfigurationError.
+
+    Names become file names, metric labels and words of a command line, hence the narrow alphabet.
+    """
+    if not isinstance(name, str) or not _NAME.fullmatch(name) or name.strip(".") == "":
+        raise ConfigurationError(
+            f"the {kind} name is {name!r:.100}; use 1 to 64 letters, digits, '.', '_' or '-' "
+            "(not dots alone)"
+        )
+    return name
+
+
+class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Options of a pool. All durations are seconds.
+
+    max_size: resources open at once, over all processes and identities; None: no cap.
+    min_size: resources kept open over all processes.
+    max_per_identity, max_per_process: further bounds within `max_size`; None: none.
+    timeout: how long a checkout waits by default; None: for ever; 0: not at all.
+    max_waiting: waiting checkouts beyond which further ones are refused at once; None: no bound.
+    max_uses: checkouts after which a resource is replaced; None: never.
+    max_idle: idle time after which a resource is closed, never below `min_size`; None: never.
+    max_lifetime: age after which a resource is replaced (each draws its own instant, up to 10 % earlier,
+        so that a fleet opened together does not die together); None: never.
+    max_lease_warn, max_lease_kill: age of a lease that is warned of, or whose resource is closed.
+    check_interval: time between background checks of idle resources; None: none.
+    check_idle_for: a resource idle for longer is checked at checkout; None: never.
+    order: "lifo" hands out the most recently used resource, "fifo" the one idle for longest.
+    placement: "worker" opens resources in the process that uses them.
+    hosts: host processes where placement is "host".
+    fail_fast: while the circuit breaker is open, raise the last error at once instead of waiting.
+    track_leaks: remember the stack of every checkout, for warnings and leak reports (slow).
+    """
+
+    max_size: int | None = 10
+    min_size: int = 0
+    max_per_identity: int | None = None
+    max_per_process: int | None = None
+    timeout: float | None = 30.0
+    max_waiting: int | None = None
+    max_uses: int | None = None
+    max_idle: float | None = 600.0
+    max_lifetime: float | None = 3600.0
+    max_lease_warn: float | None = None
+    max_lease_kill: float | None = None
+    check_interval: float | None = None
+    check_idle_for: float | None = 0.5
+    order: str = "lifo"
+    placement: str = "worker"
+    hosts: int = 1
+    fail_fast: bool = True
+    track_leaks: bool = False
+
+
+OPTION_NAMES = PoolOptions.__struct_fields__
+
+
+def checked_options(pool: str, given: dict[str, Any]) -> PoolOptions:
+    """PoolOptions from keyword arguments, or ConfigurationError naming option, value and what is allowed."""
+    for name in given:
+        if name not in OPTION_NAMES:
+            raise ConfigurationError(f"pool {pool!r}: {_unknown(name)}")
+    values: dict[str, Any] = {}
+    for name, value in given.items():
+        try:
+            values[name] = _RULES[name](value)
+        except ConfigurationError as error:
+            raise ConfigurationError(
+                f"pool {pool!r}: {name}={value!r:.80} is not allowed: {error}"
+            ) from None
+    options = PoolOptions(**values)
+    _check_together(pool, options)
+    return options
+
+
+def checked_timeout(pool: str, value: object) -> float | None:
+    """The timeout of one call in seconds (None: for ever), or ConfigurationError."""
+    try:
+        return _seconds(value)
+    except ConfigurationError as error:
+        raise ConfigurationError(
+            f"pool {pool!r}: timeout={value!r:.80} is not allowed: {error}"
+        ) from None
+
+
+def _check_together(pool: str, options: PoolOptions) -> None:
+    bounds = {
+        "min_size": options.min_size,
+        "max_per_identity": options.max_per_identity,
+        "max_per_process": options.max_per_process,
+    }
+    for name, bound in bounds.items():
+        if bound is not None and options.max_size is not None and bound > options.max_size:
+            raise ConfigurationError(
+                f"pool {pool!r}: {name}={bound} is not allowed: it is more than max_size="
+                f"{options.max_size}; lower {name} or raise max_size"
+            )
+
+
+def _unknown(name: str) -> str:
+    close = difflib.get_close_matches(name, OPTION_NAMES, n=1)
+    hint = f"did you mean {close[0]!r}? " if close else ""
+    return f"there is no option {name!r}; {hint}The options are {', '.join(OPTION_NAMES)}"
+
+
+def _whole(value: object, at_least: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, int) or value < at_least:
+        raise ConfigurationError(f"give a whole number, {at_least} or more")
+    if value > 1_000_000:
+        raise ConfigurationError("give at most 1000000, or None where the option may be unbounded")
+    return value
+
+
+def _optional_whole(at_least: int) -> Callable[[object], int | None]:
+    def rule(value: object) -> int | None:
+        if value is None:
+            return None
+        try:
+            return _whole(value, at_least)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{error}, or None for no bound") from None
+
+    return rule
+
+
+def _seconds(value: object, *, zero: bool = True) -> float | None:
+    if value is None:
+        return None
+    least = "0 or more" if zero else "more than 0"
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise ConfigurationError(f"give a number of seconds, {least}, or None for no limit")
+    seconds = float(value)
+    if not math.isfinite(seconds) or seconds < 0 or (seconds == 0 and not zero):
+        raise ConfigurationError(f"give a finite number of seconds, {least}, or None for no limit")
+    return seconds
+
+
+def _positive_seconds(value: object) -> float | None:
+    return _seconds(value, zero=False)
+
+
+def _flag(value: object) -> bool:
+    if not isinstance(value, bool):
+        raise ConfigurationError("give True or False")
+    return value
+
+
+def _one_of(*allowed: str) -> Callable[[object], str]:
+    def rule(value: object) -> str:
+        if value not in allowed:
+            raise ConfigurationError(f"give one of {', '.join(map(repr, allowed))}")
+        return str(value)
+
+    return rule
+
+
+_RULES: dict[str, Callable[[object], Any]] = {
+    "max_size": _optional_whole(1),
+    "min_size": lambda value: _whole(value, 0),
+    "max_per_identity": _optional_whole(1),
+    "max_per_process": _optional_whole(1),
+    "timeout": _seconds,
+    "max_waiting": _optional_whole(0),
+    "max_uses": _optional_whole(1),
+    "max_idle": _positive_seconds,
+    "max_lifetime": _positive_seconds,
+    "max_lease_warn": _positive_seconds,
+    "max_lease_kill": _positive_seconds,
+    "check_interval": _positive_seconds,
+    "check_idle_for": _seconds,
+    "order": _one_of("lifo", "fifo"),
+    "placement": _one_of("worker", "host"),
+    "hosts": lambda value: _whole(value, 1),
+    "fail_fast": _flag,
+    "track_leaks": _flag,
+}

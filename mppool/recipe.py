@@ -1,0 +1,180 @@
+"""How a resource is opened, looked after and closed: the part of a pool that its user writes."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Mapping
+from typing import Any, Generic, TypeVar
+
+from mppool.errors import ConfigurationError
+
+T = TypeVar("T")
+
+HOOKS = ("configure", "on_checkout", "reset", "check", "close", "stats", "describe")
+
+
+class Opening:
+    """What the open hook is told.
+
+    number: resources that the pool has opened before this one, over all processes.
+    identity: the identity that the resource is opened for, or None where none is involved.
+    token: a TokenInfo where the recipe names a `token_scope`, else None.
+    timeout: seconds that the waiting caller has left, or None where nobody waits or waits for ever.
+        Nobody interrupts `open`; a recipe that can bound its own work (a login timeout) should.
+    """
+
+    __slots__ = ("identity", "number", "timeout", "token")
+
+    def __init__(
+        self,
+        number: int,
+        identity: str | None = None,
+        token: Any = None,
+        timeout: float | None = None,
+    ) -> None:
+        self.number = number
+        self.identity = identity
+        self.token = token
+        self.timeout = timeout
+
+    def __repr__(self) -> str:
+        # The token is a secret: say only whether there is one.
+        token = "None" if self.token is None else "<hidden>"
+        return (
+            f"Opening(number={self.number}, identity={self.identity!r}, token={token}, "
+            f"timeout={self.timeout})"
+        )
+
+
+class Recipe(Generic[T]):
+    """Subclass it and write `open`; everything else has a default that does nothing.
+
+    A hook that raises never breaks the books. After `on_checkout`, `stats` and `describe` the resource
+    stays; after `configure` and `reset`, or a check that says no, it is discarded; after `close` it is
+    gone. Hooks run in the process that holds the resource, with no lock held.
+    """
+
+    token_scope: str | None = None
+    """Scope of the token that `open` wants in `opening.token`; None: no token is fetched."""
+
+    def open(self, opening: Opening) -> T:
+        """Open one resource. An Exception becomes OpenFailed; a BaseException passes through."""
+        raise ConfigurationError(f"{type(self).__name__} does not say how to open: override open()")
+
+    def configure(self, resource: T) -> None:
+        """Prepare a resource once, after it was opened."""
+
+    def on_checkout(self, resource: T) -> None:
+        """Called at every checkout, before the caller gets the resource."""
+
+    def reset(self, resource: T) -> None:
+        """Undo what the caller left behind, before the resource is given back."""
+
+    def check(self, resource: T) -> bool:
+        """True if the resource still works."""
+        return True
+
+    def close(self, resource: T) -> None:
+        """Close the resource. The default calls its `close` method, if it has one."""
+        close = getattr(resource, "close", None)
+        if callable(close):
+            close()
+
+    def stats(self, resource: T) -> Mapping[str, Any]:
+        """JSON-compatible facts about the resource, shown in the pool's statistics."""
+        return {}
+
+    def describe(self, resource: T) -> str:
+        """A short text for people, without secrets."""
+        return type(resource).__name__
+
+    def fingerprint(self) -> str:
+        """What this recipe opens, as a text without secrets that is equal in all processes.
+
+        It is part of the key of every resource: two processes that open different things under one
+        pool name share the cap and are never handed each other's resources.
+        """
+        return _name_of(type(self))
+
+
+class CallableRecipe(Recipe[T]):
+    """A recipe made of a plain callable and, as keyword arguments, hooks."""
+
+    def __init__(self, opener: Callable[..., T], **hooks: Callable[..., Any] | None) -> None:
+        self._opener = opener
+        self._wants_opening = _takes_an_argument(opener)
+        self._hooks = {name: hook for name, hook in hooks.items() if hook is not None}
+        # A hook that was given shadows the method of the same name, so that a pool can see from the
+        # recipe alone which hooks there are, and skip the others.
+        for name, hook in self._hooks.items():
+            setattr(self, name, hook)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (self._opener, self._hooks))
+
+    def open(self, opening: Opening) -> T:
+        return self._opener(opening) if self._wants_opening else self._opener()
+
+    def fingerprint(self) -> str:
+        return _name_of(self._opener)
+
+
+def _rebuild(opener: Callable[..., T], hooks: dict[str, Callable[..., Any]]) -> CallableRecipe[T]:
+    return CallableRecipe(opener, **hooks)
+
+
+def as_recipe(recipe: Any, hooks: dict[str, Any]) -> Recipe[Any]:
+    """The Recipe for what was given to `manager.pool`: itself, or a callable with hooks.
+
+    Raises ConfigurationError for anything else, and for hooks beside a Recipe, which has its own.
+    """
+    if isinstance(recipe, Recipe):
+        if hooks:
+            raise ConfigurationError(
+                f"{', '.join(sorted(hooks))}: hooks as keyword arguments go with a plain callable; "
+                f"override the method in {type(recipe).__name__} instead"
+            )
+        return recipe
+    if isinstance(recipe, type) and issubclass(recipe, Recipe):
+        raise ConfigurationError(
+            f"the recipe is the class {recipe.__name__} itself; give an instance: {recipe.__name__}(...)"
+        )
+    if not callable(recipe):
+        raise ConfigurationError(
+            f"the recipe is {recipe!r:.80}, which cannot be called; give a mppool.Recipe or a callable "
+            "that opens a resource"
+        )
+    for name, hook in hooks.items():
+        if hook is not None and not callable(hook):
+            raise ConfigurationError(
+                f"the hook {name} is {hook!r:.80}, which cannot be called; give a callable that takes "
+                "the resource"
+            )
+    return CallableRecipe(recipe, **hooks)
+
+
+def overrides(recipe: Recipe[Any], hook: str) -> bool:
+    """Whether the recipe has this hook itself, so that calling it does something."""
+    return hook in vars(recipe) or getattr(type(recipe), hook) is not getattr(Recipe, hook)
+
+
+def _takes_an_argument(opener: Callable[..., Any]) -> bool:
+    try:
+        parameters = inspect.signature(opener).parameters.values()
+    except (TypeError, ValueError):  # a builtin without a signature: call it plainly
+        return False
+    positional = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    return any(
+        parameter.kind in positional and parameter.default is inspect.Parameter.empty
+        for parameter in parameters
+    )
+
+
+def _name_of(thing: Any) -> str:
+    """Module and name of a callable, the same in a parent and in a spawned child."""
+    inner = getattr(thing, "func", thing)  # functools.partial
+    named = inner if hasattr(inner, "__qualname__") else type(inner)
+    module = getattr(named, "__module__", None) or "builtins"
+    if module == "__mp_main__":  # multiprocessing's name for __main__ in a spawned child
+        module = "__main__"
+    return f"{module}:{named.__qualname__}"

@@ -1,0 +1,88 @@
+"""Frames: 4 bytes length, big-endian, then one message. No I/O here."""
+
+from __future__ import annotations
+
+from typing import Generic, TypeVar
+
+import msgspec
+
+from mppool.errors import ProtocolError
+from mppool.wire.messages import ToProcess, ToServer
+
+M = TypeVar("M")
+
+HEADER_BYTES = 4
+MAX_FRAME_BYTES = 16 * 1024 * 1024
+"""Larger than any inventory of 100,000 slots; a length beyond it is garbage."""
+MAX_HELLO_BYTES = 64 * 1024
+"""Nobody who has not yet introduced himself may make us buffer more than this."""
+
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode(message: msgspec.Struct) -> bytearray:
+    """The frame of one message."""
+    frame = bytearray(HEADER_BYTES)
+    _encoder.encode_into(message, frame, HEADER_BYTES)
+    length = len(frame) - HEADER_BYTES
+    if length > MAX_FRAME_BYTES:
+        raise ProtocolError(
+            f"a {type(message).__name__} of {length} bytes is larger than a frame may be "
+            f"({MAX_FRAME_BYTES} bytes); a stats hook that returns much data is the usual reason"
+        )
+    frame[:HEADER_BYTES] = length.to_bytes(HEADER_BYTES, "big")
+    return frame
+
+
+class FrameReader(Generic[M]):
+    """Cuts a stream of bytes into messages of one direction.
+
+    Not thread-safe: it belongs to whoever owns the connection.
+    """
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[M], limit: int = MAX_FRAME_BYTES) -> None:
+        self._decoder = decoder
+        self._buffer = bytearray()
+        self.limit = limit
+
+    def feed(self, data: bytes) -> list[M]:
+        """The messages that `data` completes. ProtocolError for what is no message; feed no more then."""
+        buffer = self._buffer
+        buffer += data
+        messages: list[M] = []
+        start = 0
+        while len(buffer) - start >= HEADER_BYTES:
+            body = start + HEADER_BYTES
+            length = int.from_bytes(buffer[start:body], "big")
+            if length > self.limit:
+                raise ProtocolError(
+                    f"a frame announces {length} bytes; at most {self.limit} are allowed here, so the peer "
+                    "does not speak mppool's protocol"
+                )
+            if len(buffer) - body < length:
+                break
+            try:
+                messages.append(self._decoder.decode(memoryview(buffer)[body : body + length]))
+            except (msgspec.DecodeError, UnicodeDecodeError) as error:
+                raise ProtocolError(
+                    f"a frame of {length} bytes holds no known message: {error}"
+                ) from None
+            start = body + length
+        if start:
+            del buffer[:start]
+        return messages
+
+    @property
+    def pending(self) -> int:
+        """Bytes of a frame that is not complete yet."""
+        return len(self._buffer)
+
+
+def server_side_reader() -> FrameReader[ToServer]:
+    """A reader for what processes send, strict until the peer has introduced itself."""
+    return FrameReader(msgspec.msgpack.Decoder(ToServer), MAX_HELLO_BYTES)
+
+
+def process_side_reader() -> FrameReader[ToProcess]:
+    """A reader for what the server sends."""
+    return FrameReader(msgspec.msgpack.Decoder(ToProcess))

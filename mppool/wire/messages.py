@@ -1,0 +1,132 @@
+"""Messages that are neither events nor decisions: handshake, statistics, farewell."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import msgspec
+
+from mppool.core.decisions import ProcessDecision
+from mppool.core.events import ProcessEvent
+from mppool.ids import ProcessId, Session
+
+PROTOCOL = 1
+"""Version of the protocol. A release speaks this one and, once there is one, the one before."""
+
+Role = Literal["errand", "call", "control"]
+
+
+class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
+    """Anything on the wire that is no event and no decision."""
+
+
+class Hello(Message, frozen=True, tag=True):
+    """First frame on every connection. New fields may only ever be added at the end.
+
+    role: "errand" for the one channel of a process that may hold slots, "call" for a thread's exchanges
+        under an existing session, "control" for looking and commanding without ever holding anything.
+    linger: seconds that the server is asked to stay when the last client has gone.
+    """
+
+    protocol: int
+    manager: str
+    process: ProcessId
+    role: Role
+    session: Session
+    linger: float
+
+
+class Welcome(Message, frozen=True, tag=True):
+    """The handshake succeeded. `session` is new on an errand channel, else the one that was named."""
+
+    protocol: int
+    epoch: int
+    session: Session
+    server: ProcessId
+    version: str
+
+
+class Rejected(Message, frozen=True, tag=True):
+    """The peer is not served; the connection is closed behind this message."""
+
+    reason: Literal["protocol", "manager", "namespace", "session", "malformed", "user", "leaving"]
+    text: str
+
+
+class Attached(Message, frozen=True, tag=True):
+    """The inventory was taken over; calls under this session may begin."""
+
+    session: Session
+
+
+class Done(Message, frozen=True, tag=True):
+    """Answer to an event on a call or control connection that has no other answer."""
+
+
+class Failed(Message, frozen=True, tag=True):
+    """Answer to a command that could not be carried out."""
+
+    text: str
+
+
+class Leave(Message, frozen=True, tag=True):
+    """Asks the server to leave in order. Answered by Done, then Goodbye on all errand channels."""
+
+
+class Goodbye(Message, frozen=True, tag=True):
+    """The server is leaving in order: close what is idle; a successor is started by whoever needs one."""
+
+
+class ResourceReport(msgspec.Struct, array_like=True):
+    """One resource of one process. Durations are seconds."""
+
+    number: int
+    key: str
+    state: str
+    uses: int
+    age: float
+    idle_for: float | None
+    held_for: float | None
+    description: str
+    extra: dict[str, Any]
+
+
+class PoolReport(msgspec.Struct, array_like=True):
+    """What one process knows of one pool. Counters and histogram counts only ever grow."""
+
+    pool: str
+    in_use: int
+    idle: int
+    waiting: int
+    counters: dict[str, int]
+    histograms: dict[str, list[int]]
+    resources: list[ResourceReport]
+
+
+class WantReport(Message, frozen=True, tag=True):
+    """Asks a process, on its errand channel, for a Report."""
+
+    request: int
+
+
+class Report(Message, frozen=True, tag=True):
+    """A process's figures. `request` is that of WantReport, or 0 where the process volunteers them."""
+
+    request: int
+    pools: list[PoolReport]
+
+
+class WantStats(Message, frozen=True, tag=True):
+    """Asks the server for the statistics of everything; answered by Stats."""
+
+
+class Stats(Message, frozen=True, tag=True):
+    """JSON-compatible statistics, as `manager.stats()` returns them."""
+
+    stats: dict[str, Any]
+
+
+ToServer = Hello | ProcessEvent | Leave | Report | WantStats
+ToProcess = (
+    Welcome | Rejected | Attached | Done | Failed | Goodbye | WantReport | Stats | ProcessDecision
+)
