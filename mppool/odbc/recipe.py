@@ -7,6 +7,7 @@ import logging
 import math
 import struct
 from collections.abc import Callable, Mapping
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mppool.errors import ConfigurationError
@@ -119,7 +120,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
                 attrs_before=attributes,
             )
         except module.Error as error:
-            failure = self._explained(error, module.drivers)
+            failure = self._explained(error, module)
         else:
             if self._session_reset is True:
                 self._insist_on_session_reset(connection)
@@ -204,11 +205,11 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
             result = result[0]
         return _validated_attributes(result)
 
-    def _explained(self, error: Exception, drivers: Callable[[], list[str]]) -> Exception:
+    def _explained(self, error: Exception, module: ModuleType) -> Exception:
         """What to raise instead of the driver's error: without secrets, and with a hint if there is one."""
         scrubbed = self._scrubbed(error)
         if _is_no_such_driver(error):
-            installed = ", ".join(sorted(drivers())) or "none"
+            installed = ", ".join(sorted(module.drivers())) or "none"
             return ConfigurationError(
                 f"the driver manager cannot load what {grammar.shown(self._pieces)!r} names: "
                 f"{message_of(scrubbed)}. Installed drivers (sections of odbcinst.ini): {installed}"

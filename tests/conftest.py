@@ -1,0 +1,60 @@
+"""Fixtures for all floors."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.helpers import is_alive, processes_using
+
+
+@pytest.fixture
+def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A runtime directory for this test alone, also for the processes that it starts.
+
+    Its name is short, for sockets in it. At the end servers in it are asked to leave (SIGTERM), and the
+    test fails if one does not, or if any other process still uses the directory.
+    """
+    directory = Path(tempfile.mkdtemp(prefix="mppt-", dir="/tmp"))
+    monkeypatch.setenv("MPPOOL_RUNTIME_DIR", str(directory))
+    yield directory
+    problems = _end_servers(directory)
+    shutil.rmtree(directory)
+    if problems:
+        pytest.fail("left behind:\n" + "\n".join(problems))
+
+
+def _end_servers(directory: Path) -> list[str]:
+    problems: list[str] = []
+    servers: set[int] = set()
+    deadline = time.monotonic() + 5.0
+    while users := processes_using(directory):
+        for pid, command in users.items():
+            if "mppool.server" not in command and "mppool.hosting" not in command:
+                problems.append(f"process {pid} still used the runtime directory: {command}")
+                _kill(pid, signal.SIGKILL)
+            elif pid not in servers:
+                servers.add(pid)
+                _kill(pid, signal.SIGTERM)
+            elif time.monotonic() > deadline:
+                problems.append(f"server {pid} did not leave within 5 s of SIGTERM: {command}")
+                _kill(pid, signal.SIGKILL)
+        time.sleep(0.01)
+    return problems
+
+
+def _kill(pid: int, number: signal.Signals) -> None:
+    try:
+        os.kill(pid, number)
+    except ProcessLookupError:
+        return  # it has just left by itself
+    deadline = time.monotonic() + 1.0
+    while number is signal.SIGKILL and is_alive(pid) and time.monotonic() < deadline:
+        time.sleep(0.005)

@@ -1,0 +1,52 @@
+"""Real components, started where they are first needed; a missing one skips, or fails where CI=true."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mppool.errors import ConfigurationError
+from mppool.odbc import driver_manager
+from tests.helpers import component_is_missing
+from tests.integrations.postgresql import Database, PostgresqlServer, what_is_missing
+
+
+@pytest.fixture(scope="session")
+def odbc_drivers() -> list[str]:
+    """The drivers that the driver manager knows."""
+    try:
+        return list(driver_manager.load().drivers())
+    except ConfigurationError as error:
+        component_is_missing(str(error))
+
+
+@pytest.fixture
+def sqlite_odbc(odbc_drivers: list[str], tmp_path: Path) -> str:
+    """The connection string of a new SQLite database."""
+    if "SQLite3" not in odbc_drivers:
+        component_is_missing("the ODBC driver 'SQLite3' is not installed (Debian: libsqliteodbc)")
+    return f"Driver=SQLite3;Database={tmp_path / 'test.db'};Timeout=5000"
+
+
+@pytest.fixture(scope="session")
+def postgresql_server(odbc_drivers: list[str]) -> Iterator[PostgresqlServer]:
+    """A PostgreSQL server for the tests of this process (each xdist worker has its own: 0.7 s)."""
+    missing = what_is_missing()
+    if missing:
+        component_is_missing(missing)
+    server = PostgresqlServer()
+    try:
+        server.start()
+        yield server
+    finally:
+        server.stop()
+
+
+@pytest.fixture
+def postgresql(postgresql_server: PostgresqlServer) -> Iterator[Database]:
+    """A new PostgreSQL database."""
+    database = postgresql_server.create_database()
+    yield database
+    database.drop()
