@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 import socket
 import time
@@ -14,6 +13,7 @@ import pytest
 
 from mppool.errors import ConfigurationError
 from mppool.odbc import OdbcRecipe, driver_manager
+from mppool.odbc.driver_manager import PrivateIni, without_pooling
 from mppool.recipe import Opening
 from tests.helpers import Fork, run_python, wait_until
 from tests.integrations.postgresql import Database
@@ -211,8 +211,6 @@ def test_each_process_has_sessions_of_its_own(postgresql: Database) -> None:
     recipe.close(connection)
 
 
-PRIVATE_COPIES = Path(f"/tmp/mppool-odbc-{os.geteuid()}")
-
 POOLING_INI = """
 [ODBC]
 Pooling = Yes
@@ -231,7 +229,6 @@ for _ in range(3):
     connection = recipe.open(Opening(0))
     print("SESSION", connection.execute("select pg_backend_pid()").fetchone()[0])
     recipe.close(connection)
-import os
 print("ENVIRONMENT", os.environ["ODBCSYSINI"], os.environ.get("ODBCINSTINI"))
 """
 
@@ -241,10 +238,8 @@ def pooling_directory(tmp_path: Path) -> Iterator[Path]:
     """An ODBCSYSINI with the driver manager's pooling on."""
     (tmp_path / "odbcinst.ini").write_text(POOLING_INI)
     yield tmp_path
-    # Private copies are shared by processes and stay; those of a directory that is gone need not.
-    for link in PRIVATE_COPIES.glob("*/odbc.ini"):
-        if link.readlink().parent == tmp_path:
-            shutil.rmtree(link.parent)
+    # Private copies are shared by processes and stay; that of a directory that is gone need not.
+    shutil.rmtree(PrivateIni(tmp_path, without_pooling(POOLING_INI)).directory)
 
 
 def _three_sessions(postgresql: Database, directory: Path, first: str = "") -> list[str]:
@@ -279,4 +274,3 @@ def test_merely_importing_pyodbc_before_is_early_enough(
 ) -> None:
     lines = _three_sessions(postgresql, pooling_directory, first="import pyodbc\n")
     assert len({line for line in lines if line.startswith("SESSION")}) == 3
-    assert PRIVATE_COPIES.is_dir()
