@@ -220,7 +220,7 @@ CPTimeout = 120
 """
 
 THREE_SESSIONS = """
-import logging, sys
+import logging, os, sys
 logging.basicConfig(stream=sys.stdout, format="LOGGED %(message)s")
 from mppool.odbc import OdbcRecipe
 from mppool.recipe import Opening
