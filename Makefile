@@ -13,7 +13,7 @@ BENCH_ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types pytest bench planted-bugs install clean distclean
+.PHONY: help demo test lint format types pytest bench install clean distclean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -39,7 +39,7 @@ pytest: $(VENV)/.test  ## The tests alone
 	$(BIN)/pytest -n $(TEST_WORKERS) $(ARGS)
 
 bench: $(VENV)/.test  ## Figures beside those of other pools, measured in one run
-	$(BIN)/mppool bench $(BENCH_ARGS)
+	@set -e; for script in benchmarks/bench_*.py; do $(BIN)/python $$script $(BENCH_ARGS); done
 
 install: $(VENV)/.test  ## Only the virtual environment with everything for development
 
