@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,12 +16,22 @@ from tests.integrations.postgresql import Database, PostgresqlServer, what_is_mi
 
 
 @pytest.fixture(scope="session")
-def odbc_drivers() -> list[str]:
+def odbc_drivers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[str]]:
     """The drivers that the driver manager knows."""
-    try:
-        return list(driver_manager.load().drivers())
-    except ConfigurationError as error:
-        component_is_missing(str(error))
+    system = Path(os.environ.get("ODBCSYSINI", "/etc"), "odbcinst.ini")
+    with pytest.MonkeyPatch.context() as patch:
+        if system.exists():
+            # Debian turns PostgreSQL's communication log on: a file in /tmp for each process that connects.
+            # Only the ini can turn it off.
+            quiet = tmp_path_factory.mktemp("odbc")
+            text = re.sub(r"(?im)^\s*CommLog\s*=.*$", "CommLog=0", system.read_text())
+            (quiet / "odbcinst.ini").write_text(text)
+            patch.setenv("ODBCSYSINI", str(quiet))
+        try:
+            drivers = list(driver_manager.load().drivers())
+        except ConfigurationError as error:
+            component_is_missing(str(error))
+        yield drivers
 
 
 @pytest.fixture
