@@ -229,6 +229,8 @@ for _ in range(3):
     connection = recipe.open(Opening(0))
     print("SESSION", connection.execute("select pg_backend_pid()").fetchone()[0])
     recipe.close(connection)
+import pyodbc
+assert type(pyodbc) is type(sys) and pyodbc.pooling is False
 print("ENVIRONMENT", os.environ["ODBCSYSINI"], os.environ.get("ODBCINSTINI"))
 """
 

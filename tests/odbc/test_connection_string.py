@@ -84,6 +84,11 @@ def test_a_secret_in_a_message_is_hidden_in_every_form() -> None:
         assert HIDDEN in scrubbed
 
 
+def test_a_secret_in_its_written_form_is_hidden_whole() -> None:
+    scrubber = Scrubber(parse("Driver=X;PWD={ab}}cd};TrustStorePassword=abcdef;KeyPassword=abcd"))
+    assert scrubber.scrub("<ab}}cd> <ab}cd> <abcdef> <abcd>") == " ".join([f"<{HIDDEN}>"] * 4)
+
+
 def test_a_very_short_secret_does_not_riddle_the_words_around_it() -> None:
     scrubber = Scrubber(parse("Driver=X;PWD=a"))
     assert scrubber.scrub("cannot load a driver") == f"cannot load {HIDDEN} driver"
