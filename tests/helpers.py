@@ -114,9 +114,10 @@ def run_python(
     code: str, *, timeout: float = PATIENCE, environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     """Run code in a new interpreter that finds mppool and tests. Fails the test if it does not exit with 0."""
+    search_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": str(ROOT), **(environment or {})},
+        env={**os.environ, "PYTHONPATH": search_path, **(environment or {})},
         capture_output=True,
         text=True,
         timeout=timeout,
