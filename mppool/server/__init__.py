@@ -1,0 +1,37 @@
+"""The server: one detached process that owns all slots of a manager. Nothing long happens in it.
+
+    process (launch.py)                          server process (__main__.py)
+      connect, or lock + start + one byte  ----->  alive lock, journal, listen, address file
+                                                     |
+      Hello, Attach, Checkout, Returned ...          v
+      ------ socket ------> connection.py ----> loop.py ----> dispatch.py ----> core/books.py
+                            frames              one thread,   who may say       decides,
+                                                one selector  what              does no I/O
+                                                     ^              |
+      <----- socket ------ connection.py <-----------|--------------+
+      Grant, Queued, Reclaim ...                     |              |
+                                                     |        journal.py: Record, Erase, RecordPool,
+                            liveness.py -------------+        written before the Grant is sent
+                            a pidfd per process: Died
+
+Actors, and the files that speak for them:
+
+- runtime.py      where everything lies: one directory per user, one sub-directory per manager
+- launch.py       the only file that clients use: finds the server or starts one
+- rendezvous.py   the server's own files: alive lock, socket, address file; put back when they vanish
+- loop.py         the only thread: accepts, reads, writes, keeps deadlines
+- handshake.py    who may come in
+- dispatch.py     routes messages to the books and decisions to their processes
+- journal.py      what the next server must know, in place on disk
+- members.py      one small file per attached process, for the day the journal is torn
+- liveness.py     what proves that a process is dead; the end of a connection does not
+- statistics.py   merges the books' figures with what the processes report
+
+How the server ends:
+
+    when                                     what then
+    nobody connected, nothing held, linger   Goodbye, journal removed, exit 0
+    Leave or SIGTERM                         Goodbye; the journal stays while living processes hold slots
+    another server took its files' place     Goodbye, journal left alone, exit 0
+    SIGKILL                                  the next server continues the journal with epoch + 1
+"""

@@ -1,0 +1,98 @@
+"""The detached server process: what launch.py starts.
+
+It begins as a child of whoever wanted it, turns itself into nobody's child, and only then imports what it
+needs. Its arguments are: descriptor of the readiness pipe, runtime directory, manager name, linger.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import os
+import resource
+import signal
+from pathlib import Path
+
+READY = b"R"
+"""The server listens."""
+ANOTHER = b"A"
+"""Another server is alive and keeps the lock."""
+FAILED = b"F"
+"""The start failed; the log says why."""
+
+log = logging.getLogger("mppool.server")
+
+
+class Readiness:
+    """The pipe to whoever started us, who waits for one byte. It is used once."""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor: int | None = descriptor
+        os.set_inheritable(descriptor, False)
+
+    def tell(self, answer: bytes) -> None:
+        """Say the one byte, if it was not said yet."""
+        if self._descriptor is None:
+            return
+        descriptor, self._descriptor = self._descriptor, None
+        try:
+            os.write(descriptor, answer)
+        except OSError as error:
+            log.debug("nobody waits for the server any more: %s", error)
+        os.close(descriptor)
+
+
+def main(arguments: list[str]) -> None:
+    """Serve in this process, which is detached already, and leave with exit status 0."""
+    readiness = Readiness(int(arguments[0]))
+    runtime_dir, name, linger = Path(arguments[1]), arguments[2], float(arguments[3])
+    try:
+        _settle_in()
+        _serve(readiness, runtime_dir, name, linger)
+    except Exception:
+        log.exception("the server failed")
+    finally:
+        readiness.tell(FAILED)
+        logging.shutdown()
+        # 0 whatever happened: as process 1 of a container gunicorn adopts orphans, and takes an exit
+        # status of 3 for that of a worker of its own.
+        os._exit(0)
+
+
+def _serve(readiness: Readiness, runtime_dir: Path, name: str, linger: float) -> None:
+    # Imported late: by now the signals that could end us are taken care of.
+    from mppool.errors import ServerUnavailable
+    from mppool.server.logfile import BoundedLog
+    from mppool.server.loop import Server
+    from mppool.server.runtime import ManagerPaths
+
+    paths = ManagerPaths(runtime_dir, name)
+    handler = BoundedLog(paths.log)
+    logging.basicConfig(level=logging.INFO, handlers=[handler])
+    server = Server(paths, linger=linger, keep_log=handler.put_back)
+    try:
+        server.open()
+    except ServerUnavailable as error:
+        log.info("%s", error)
+        readiness.tell(ANOTHER)
+        return
+    signal.set_wakeup_fd(server.wake_up_descriptor, warn_on_full_buffer=False)
+    signal.signal(signal.SIGTERM, lambda _number, _frame: server.leave())
+    readiness.tell(READY)
+    server.serve_forever()
+    handler.tidy()
+
+
+def _settle_in() -> None:
+    """Be independent of whoever started us."""
+    faulthandler.enable()  # into the log
+    os.chdir("/")
+    os.umask(0o077)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE):
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    try:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    except (OSError, ValueError) as error:  # unlimited, beyond fs.nr_open
+        log.warning("the descriptor limit cannot be raised: %s", error)

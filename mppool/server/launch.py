@@ -1,0 +1,336 @@
+"""Finds the server, or starts it. The only part of the server that clients use.
+
+    connect ---- there ----> done
+       | not there
+    take the start lock, look again, start, wait for one byte, give the lock back
+       | another one has the lock: look again every few milliseconds; one try at the lock between looks
+    connect
+
+The start lock only keeps a crowd from starting a crowd. That there is one server is the alive lock's
+doing: whoever was started beside a living server leaves at once. So a start lock that nobody gives back
+(its holder was killed while a forked child kept a copy of the descriptor) delays, but stops nobody.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import random
+import select
+import signal
+import socket
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from mppool.errors import ServerUnavailable
+from mppool.ids import birth_of
+from mppool.server.__main__ import ANOTHER, READY
+from mppool.server.runtime import ManagerPaths, read_address
+
+log = logging.getLogger(__name__)
+
+PYTHON_VARIABLE = "MPPOOL_PYTHON"
+START_PATIENCE_S = 10.0
+"""How long a start may take, on a machine that is very busy, before it counts as failed."""
+LOCK_PATIENCE_S = 5.0
+"""How long the start lock may be in other hands while no server appears."""
+_FIRST_LOOK_S, _LONGEST_LOOK_S = 0.002, 0.025
+_LOG_TAIL_BYTES = 2000
+_READINESS_DESCRIPTOR = 3
+_KEPT_VARIABLES = frozenset({"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH"})
+_KEPT_PREFIXES = ("LC_", "MPPOOL_")
+
+# Runs in the new interpreter before anything of ours: nobody's child first, then the rest. The exit status
+# is 0 in any case: whoever reaps it may take another one for that of a worker of his own.
+_BOOTSTRAP = """\
+import os, sys
+try:
+    if os.fork(): os._exit(0)
+    os.setsid()
+    if os.fork(): os._exit(0)
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 3:
+            try: os.close(fd)
+            except OSError: pass
+    import json
+    sys.path += json.loads(sys.argv[1])
+    from mppool.server.__main__ import main
+    main(sys.argv[2:])
+except BaseException:
+    import traceback
+    traceback.print_exc()
+finally:
+    sys.stderr.flush()
+    os._exit(0)
+"""
+
+
+def connect(paths: ManagerPaths, deadline: float | None = None) -> socket.socket | None:
+    """A connected, blocking socket, or None where no server is there.
+
+    deadline: monotonic; until then is tried again while the server's backlog is full. ServerUnavailable
+    if it stays full.
+    """
+    address = read_address(paths)
+    if address is None:
+        return None
+    connection = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+    try:
+        # Not blocking: a connect to a stopped server with a full backlog would block for ever.
+        connection.setblocking(False)
+        while True:
+            try:
+                connection.connect(os.fspath(paths.runtime_dir / address.socket))
+                break
+            except BlockingIOError:
+                _wait_or_give_up(paths, deadline)
+        connection.setblocking(True)
+    except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
+        connection.close()
+        return None
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def find_or_start(paths: ManagerPaths, *, linger: float, deadline: float) -> socket.socket:
+    """A socket connected to the one server of these paths, which is started if there is none.
+
+    linger: seconds that a new server stays without clients. deadline: monotonic.
+    Raises ServerUnavailable with the reason, ConfigurationError for a directory that cannot be trusted.
+    """
+    paths.prepare()
+    pause = _FIRST_LOOK_S
+    lock_patience = time.monotonic() + LOCK_PATIENCE_S
+    while True:
+        connection = connect(paths, deadline)
+        if connection is not None:
+            return connection
+        if _start_locked(paths, linger, deadline, whatever=time.monotonic() > lock_patience):
+            continue
+        if time.monotonic() >= deadline:
+            raise ServerUnavailable(
+                f"manager {paths.name!r}: no server could be reached or started in the time that was left; "
+                f"somebody else is starting one, or a server in {paths.runtime_dir} does not answer"
+            )
+        time.sleep(min(pause * random.uniform(0.5, 1.0), max(0.0, deadline - time.monotonic())))
+        pause = min(pause * 2, _LONGEST_LOOK_S)
+
+
+def server_pid(paths: ManagerPaths) -> int | None:
+    """Pid of the server that the address file names, if it lives."""
+    address = read_address(paths)
+    if address is None or birth_of(address.server.pid) != address.server.birth:
+        return None
+    return address.server.pid
+
+
+def _wait_or_give_up(paths: ManagerPaths, deadline: float | None) -> None:
+    if deadline is None or time.monotonic() >= deadline:
+        raise ServerUnavailable(
+            f"manager {paths.name!r}: the server's backlog is full; it is stopped or overloaded"
+        )
+    time.sleep(_FIRST_LOOK_S)
+
+
+def _start_locked(paths: ManagerPaths, linger: float, deadline: float, *, whatever: bool) -> bool:
+    """Start a server under the start lock. True if one is there now, ours or another.
+
+    False if somebody else has the lock, or the alive lock is still held by a server that cannot be
+    reached. whatever: start without the lock.
+    """
+    import filelock
+
+    # A lock object of its own for every attempt: it belongs to this call, not to a thread, and a child
+    # that is forked meanwhile never finds it.
+    lock = filelock.FileLock(paths.start_lock, timeout=0, mode=0o600, thread_local=False)
+    try:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if not whatever:
+            return False
+    try:
+        if server_is_there(paths):
+            return True
+        return _start(paths, linger, deadline)
+    finally:
+        if lock.is_locked:
+            lock.release()
+
+
+def server_is_there(paths: ManagerPaths) -> bool:
+    """Whether a connect succeeds now."""
+    connection = connect(paths)
+    if connection is None:
+        return False
+    connection.close()
+    return True
+
+
+def _start(paths: ManagerPaths, linger: float, deadline: float) -> bool:
+    """Start a server and wait until it listens (True) or has found another one (False)."""
+    log_size = paths.log.stat().st_size if paths.log.exists() else 0
+    reading, writing = os.pipe()  # neither is inheritable
+    try:
+        try:
+            child = _spawn(paths, linger, writing)
+        except OSError as error:
+            raise ServerUnavailable(
+                f"manager {paths.name!r}: the server could not be started with {_python()}: {error}; set "
+                f"${PYTHON_VARIABLE} to a Python interpreter that can import mppool's dependencies"
+            ) from error
+        finally:
+            os.close(writing)
+        until = min(deadline, time.monotonic() + START_PATIENCE_S)
+        answer = _read_answer(reading, until)
+        _reap(child, patient=answer is not None)
+    finally:
+        os.close(reading)
+    if answer == READY:
+        return True
+    if answer == ANOTHER:
+        return False
+    if answer is None and time.monotonic() >= deadline:
+        # It goes on starting; whoever asks next finds it.
+        raise ServerUnavailable(
+            f"manager {paths.name!r}: the server was started but is not ready yet; allow for more time"
+        )
+    raise ServerUnavailable(
+        f"manager {paths.name!r}: the server did not start. Its log, {paths.log}, ends with:\n"
+        f"{_log_tail(paths.log, log_size)}"
+    )
+
+
+def _spawn(paths: ManagerPaths, linger: float, writing: int) -> int:
+    """Start the interpreter that becomes the server; the pid of its short-lived first process.
+
+    posix_spawn and not os.fork: no Python code runs in a copy of a process with threads, and no fork
+    hooks run. Its own process group at once: a Ctrl-C meant for the starter does not reach it.
+    """
+    python = _python()
+    # Above 3, so that dup2 to 3 really duplicates, which clears close-on-exec.
+    import fcntl
+
+    high = fcntl.fcntl(writing, fcntl.F_DUPFD_CLOEXEC, 10)
+    arguments = [
+        python, "-I", "-S", "-c", _BOOTSTRAP, json.dumps(_locations()),
+        str(_READINESS_DESCRIPTOR), os.fspath(paths.runtime_dir), paths.name, repr(float(linger)),
+    ]  # fmt: skip
+    try:
+        return os.posix_spawn(
+            python,
+            arguments,
+            _environment(),
+            file_actions=[
+                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+                (
+                    os.POSIX_SPAWN_OPEN,
+                    1,
+                    os.fspath(paths.log),
+                    os.O_WRONLY | os.O_CREAT | os.O_APPEND,
+                    0o600,
+                ),
+                (os.POSIX_SPAWN_DUP2, 1, 2),
+                (os.POSIX_SPAWN_DUP2, high, _READINESS_DESCRIPTOR),
+            ],
+            setpgroup=0,
+            setsigmask=[],
+            setsigdef=_settable_signals(),
+        )
+    finally:
+        os.close(high)
+
+
+def _python() -> str:
+    """The interpreter for the server: under uwsgi and in frozen programs sys.executable is none."""
+    return os.environ.get(PYTHON_VARIABLE) or sys.executable
+
+
+def _locations() -> list[str]:
+    """Directories (or archives) that mppool and what it needs were imported from.
+
+    -I leaves out PYTHONPATH, the user's site and the current directory, so they must be named.
+    """
+    import filelock
+    import msgspec
+
+    import mppool
+
+    found: list[str] = []
+    for package in (mppool, msgspec, filelock):
+        location = os.path.dirname(os.path.abspath(package.__path__[0]))
+        if location not in found:
+            found.append(location)
+    return found
+
+
+def _environment() -> dict[str, str]:
+    """What the server keeps of the environment: it may outlive its starter by days.
+
+    Not the rest: it may hold secrets, and sockets and duties that were handed to the starter alone.
+    """
+    return {
+        name: value
+        for name, value in os.environ.items()
+        if name in _KEPT_VARIABLES or name.startswith(_KEPT_PREFIXES)
+    }
+
+
+def _settable_signals() -> list[int]:
+    return [
+        number
+        for number in range(1, signal.NSIG)
+        if number not in {signal.SIGKILL, signal.SIGSTOP} and number in signal.valid_signals()
+    ]
+
+
+def _read_answer(reading: int, until: float) -> bytes | None:
+    """The byte that the new server says; b"" if it ended without a word, None if it is too late."""
+    poll = select.poll()
+    poll.register(reading, select.POLLIN)
+    while True:
+        left = until - time.monotonic()
+        if left <= 0:
+            return None
+        if poll.poll(left * 1000):
+            return os.read(reading, 1)
+
+
+def _reap(child: int, *, patient: bool) -> None:
+    """Take the exit status of the first process, which ends as soon as it has forked.
+
+    Somebody else's waitpid(-1) may have taken it: web servers' masters do that. Where we must not wait,
+    a thread waits.
+    """
+
+    def wait() -> None:
+        try:
+            os.waitpid(child, 0)
+        except ChildProcessError:
+            pass  # reaped already
+
+    if patient:
+        wait()
+    else:
+        _in_thread(wait)
+
+
+def _in_thread(function: Callable[[], None]) -> None:
+    threading.Thread(target=function, name="mppool-reaper", daemon=True).start()
+
+
+def _log_tail(path: Path, start: int) -> str:
+    """What was added to the log since it had `start` bytes, at most the last _LOG_TAIL_BYTES."""
+    try:
+        with path.open("rb") as log_file:
+            end = log_file.seek(0, os.SEEK_END)
+            start = start if start <= end else 0
+            log_file.seek(max(start, end - _LOG_TAIL_BYTES))
+            return log_file.read().decode(errors="replace").strip() or "(nothing)"
+    except OSError as error:
+        return f"(it cannot be read: {error})"

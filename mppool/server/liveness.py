@@ -1,0 +1,94 @@
+"""What proves that a process is dead, and who is at the other end of a socket.
+
+A pidfd is a handle on one process: it becomes readable at its death and never means its pid's next
+owner. The end of a connection proves nothing, for a forked child may hold a copy of the socket, and a
+living process may have closed its own.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import select
+import socket
+import struct
+from dataclasses import dataclass
+
+from mppool.ids import ProcessId, birth_of
+
+SO_PEERPIDFD = 77
+"""Linux 6.5 and later; the socket module does not name it yet."""
+
+_UCRED = struct.Struct("3i")  # struct ucred, see unix(7)
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What the kernel says about the other end, at the time it connected."""
+
+    pid: int
+    uid: int
+
+
+def peer_of(connection: socket.socket) -> Peer:
+    """Credentials of the process that connected. Its pid is 0 if it lives in another pid namespace."""
+    pid, uid, _gid = _UCRED.unpack(
+        connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _UCRED.size)
+    )
+    return Peer(pid, uid)
+
+
+def watch_peer(connection: socket.socket, process: ProcessId) -> int | None:
+    """A pidfd of the process that connected, or None if it is dead or is not `process`."""
+    try:
+        pidfd = connection.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD)
+    except OSError as error:
+        # Only ENOPROTOOPT says that the kernel is older; anything else is about this peer.
+        if error.errno == errno.ENOPROTOOPT:
+            return watch_process(process)
+        if error.errno in {errno.ESRCH, errno.EINVAL, errno.ENODATA}:
+            return None
+        raise
+    os.set_inheritable(pidfd, False)
+    return _verified(pidfd, process)
+
+
+def watch_process(process: ProcessId) -> int | None:
+    """A pidfd of the process, or None if it is dead. Any user's process may be watched."""
+    try:
+        pidfd = os.pidfd_open(process.pid)
+    except (ProcessLookupError, ValueError, OverflowError):
+        return None
+    except OSError as error:
+        if error.errno == errno.EINVAL:  # not a pid, or a thread's
+            return None
+        raise
+    return _verified(pidfd, process)
+
+
+def is_dead(pidfd: int) -> bool:
+    """Whether the process behind the pidfd has ended."""
+    poll = select.poll()
+    poll.register(pidfd, select.POLLIN)
+    return bool(poll.poll(0))
+
+
+def lives(process: ProcessId) -> bool:
+    """Whether exactly this process, not its pid's next owner, is alive."""
+    pidfd = watch_process(process)
+    if pidfd is None:
+        return False
+    os.close(pidfd)
+    return True
+
+
+def _verified(pidfd: int, process: ProcessId) -> int | None:
+    """The pidfd, if it is a living process's with that birth; else it is closed.
+
+    The pid cannot have changed hands between the two looks if the process behind the pidfd lives after
+    the second.
+    """
+    if birth_of(process.pid) == process.birth and not is_dead(pidfd):
+        return pidfd
+    os.close(pidfd)
+    return None

@@ -1,0 +1,62 @@
+"""The server's log: its standard error, a file of bounded size that may vanish and come back."""
+
+from __future__ import annotations
+
+import logging
+import os
+import shutil
+from pathlib import Path
+
+MAX_BYTES = 1024 * 1024
+FORMAT = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
+
+
+class BoundedLog(logging.StreamHandler):  # type: ignore[type-arg]
+    """Writes to standard error, which is the log file; what would be too large moves to `log.1`.
+
+    `worrying` tells whether anything was logged that somebody should read.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.worrying = False
+        self.setFormatter(logging.Formatter(FORMAT))
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Write one record, within bounds."""
+        self.worrying = self.worrying or record.levelno >= logging.WARNING
+        super().emit(record)
+        try:
+            if os.fstat(2).st_size > MAX_BYTES:
+                self._turn_over()
+        except OSError:
+            self.handleError(record)
+
+    def _turn_over(self) -> None:
+        # Copied, not renamed: the descriptors 1 and 2 stay what they are, also for a traceback that the
+        # interpreter writes while dying.
+        shutil.copyfile(self.path, self.path.with_name(self.path.name + ".1"))
+        os.ftruncate(2, 0)
+
+    def put_back(self) -> None:
+        """Open the file anew if it vanished."""
+        try:
+            there = os.stat(self.path)
+        except FileNotFoundError:
+            pass
+        else:
+            mine = os.fstat(2)
+            if (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino):
+                return
+        descriptor = os.open(
+            self.path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600
+        )
+        os.dup2(descriptor, 1)
+        os.dup2(descriptor, 2)
+        os.close(descriptor)
+
+    def tidy(self) -> None:
+        """Remove the file, unless it says something that somebody should read."""
+        if not self.worrying:
+            self.path.unlink(missing_ok=True)

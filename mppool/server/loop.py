@@ -1,0 +1,406 @@
+"""The server's one thread: a selector, non-blocking sockets, deadlines.
+
+Nothing here blocks and nothing here decides. A connection that misbehaves, or for which our own code
+fails, is dropped; all others are served on.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import random
+import selectors
+import socket
+import time
+from collections.abc import Callable
+
+from mppool.core.books import Books
+from mppool.errors import ProtocolError
+from mppool.ids import ProcessId
+from mppool.server import liveness
+from mppool.server.connection import Connection
+from mppool.server.dispatch import Dispatcher
+from mppool.server.handshake import user_is_allowed
+from mppool.server.journal import Journal, boot_id, pid_namespace_inode
+from mppool.server.members import Members
+from mppool.server.rendezvous import Rendezvous
+from mppool.server.runtime import ManagerPaths
+from mppool.wire.messages import Rejected
+
+log = logging.getLogger(__name__)
+
+HANDSHAKE_S = 2.0
+"""Whoever has not introduced himself by then is dropped."""
+LOOK_AROUND_S = 2.0
+"""How often the server looks whether its files are still there."""
+FIRST_CLIENT_S = 2.0
+"""Whoever started the server gets at least so long to connect, whatever linger says."""
+FAREWELL_S = 0.5
+"""After Goodbye, how long processes may say what they close."""
+LEAST_LINGER_S = 0.05
+"""Where nobody asks for any linger: how often is looked whether everybody has gone."""
+ACCEPT_PAUSE_S = 0.1
+"""After running out of descriptors, how long no one is accepted."""
+ACCEPTS_AT_ONCE = 64
+_LONG_S = 3600.0
+
+
+class Server:
+    """The server of one manager: `serve_forever` returns after an orderly leave.
+
+    The mutable state is: the connections, those among them that have not introduced themselves, and the
+    few deadlines below. `leave` may be called from any thread and from signal handlers; everything else
+    belongs to the thread that serves.
+    """
+
+    def __init__(
+        self, paths: ManagerPaths, *, linger: float, keep_log: Callable[[], None] | None = None
+    ) -> None:
+        """linger: seconds to stay when nobody needs the server. keep_log: puts a vanished log back."""
+        self.paths = paths
+        self._linger = linger
+        self._keep_log = keep_log
+        self._rendezvous = Rendezvous(paths)
+        self._selector = selectors.DefaultSelector()
+        self._wake_reading, self._wake_writing = socket.socketpair()
+        self._wake_reading.setblocking(False)
+        self._wake_writing.setblocking(False)
+        self._connections: set[Connection] = set()
+        self._attention: list[Connection] = []  # broken, parting, or with something to send
+        self._strangers: dict[Connection, None] = {}  # in the order in which they came
+        self._welcome = 0  # connections of those who have introduced themselves
+        self._had_clients = False
+        self._idle_since: float | None = None
+        self._look_at = 0.0
+        self._accept_at: float | None = None
+        self._farewell_until: float | None = None
+        self._asked_to_leave = False
+        self._is_open = False
+        self._superseded = False
+
+    @property
+    def address(self) -> str:
+        """Path of the socket, once open."""
+        published = self._rendezvous.address
+        return str(self.paths.socket(published.epoch)) if published else str(self.paths.address)
+
+    @property
+    def wake_up_descriptor(self) -> int:
+        """For signal.set_wakeup_fd: a byte written here wakes the loop."""
+        return self._wake_writing.fileno()
+
+    def open(self, *, patience_s: float = 2.0) -> None:
+        """Become the server: lock, journal, socket, address. ServerUnavailable if there is one already."""
+        if self._is_open:
+            return
+        now = time.monotonic()
+        self._rendezvous.claim(patience_s)
+        try:
+            world = f"{boot_id()} {pid_namespace_inode()}"
+            self._journal = Journal(self.paths.journal)
+            self._members = Members(self.paths.members, world)
+            self._dispatcher = Dispatcher(
+                self.paths.name,
+                Books(self._journal.epoch, jitter=random.random),
+                self._journal,
+                self._members,
+                watch=self._watch,
+                unwatch=self._unwatch,
+                leave=self.leave,
+            )
+            self._dispatcher.restore(now)
+            self._rendezvous.listen(self._journal.epoch)
+            assert self._rendezvous.listener is not None
+            self._register(self._rendezvous.listener, self._accept)
+            self._register(self._wake_reading, self._woken)
+            self._rendezvous.publish()
+        except BaseException:
+            self._rendezvous.withdraw()
+            self._rendezvous.close()
+            raise
+        self._idle_since = now
+        self._look_at = now + LOOK_AROUND_S
+        self._is_open = True
+        log.info("serving manager %r at %s", self.paths.name, self.address)
+
+    def leave(self) -> None:
+        """Ask the loop to leave in order; returns at once. For any thread and any signal handler."""
+        self._asked_to_leave = True
+        try:
+            self._wake_writing.send(b"\0")
+        except (BlockingIOError, OSError):
+            pass  # full: it is awake; closed: it has left
+
+    def serve_forever(self) -> None:
+        """Serve until asked to leave, or until nobody has needed the server for `linger`."""
+        self.open()
+        try:
+            while not self._has_left():
+                self._turn()
+        except BaseException:
+            # A bug beyond one connection, or KeyboardInterrupt in the foreground: leave what can be left.
+            self._say_goodbye()
+            raise
+        finally:
+            self._close()
+
+    # --- one turn -----------------------------------------------------------------------------------------------
+
+    def _turn(self) -> None:
+        timeout = self._next_deadline() - time.monotonic()
+        for key, mask in self._selector.select(max(0.0, timeout)):
+            key.data(mask)
+        now = time.monotonic()
+        self._guarded(self._dispatcher.tick, now)
+        self._attend(now)
+        self._drop_silent(now)
+        if self._accept_at is not None and now >= self._accept_at:
+            self._accept_again()
+        if now >= self._look_at:
+            self._look_at = now + LOOK_AROUND_S
+            self._guarded(self._look_around)
+        if self._asked_to_leave:
+            self._say_goodbye()
+        else:
+            self._linger_out(now)
+
+    def _next_deadline(self) -> float:
+        now = time.monotonic()
+        due = [now + _LONG_S, self._look_at]
+        if self._strangers:
+            due.append(next(iter(self._strangers)).accepted_at + HANDSHAKE_S)
+        others = (self._accept_at, self._farewell_until, self._dispatcher.next_deadline(now))
+        due.extend(at for at in others if at is not None)
+        if self._idle_since is not None:
+            due.append(self._idle_since + self._patience())
+        return min(due)
+
+    def _guarded(self, function: Callable[..., None], *arguments: object) -> None:
+        """Run it; a failure of ours is logged and does not end the server."""
+        try:
+            function(*arguments)
+        except Exception:
+            log.exception("%s failed; serving on", getattr(function, "__name__", function))
+
+    # --- connections ----------------------------------------------------------------------------------------------
+
+    def _accept(self, _mask: int) -> None:
+        if self._rendezvous.listener is not None:
+            self._accept_from(self._rendezvous.listener)
+
+    def _accept_from(self, listener: socket.socket) -> None:
+        for _ in range(ACCEPTS_AT_ONCE):
+            try:
+                accepted, _ = listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                return
+            except OSError as error:
+                if error.errno not in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
+                    raise
+                self._pause_accepting(error, listener)
+                return
+            self._guarded(self._begin, accepted)
+
+    def _begin(self, accepted: socket.socket) -> None:
+        """A new connection; only the right user's is kept."""
+        connection = Connection(accepted, time.monotonic(), self._attention)
+        peer = liveness.peer_of(accepted)
+        connection.peer_pid = peer.pid
+        refusal = user_is_allowed(peer)
+        if refusal is not None:
+            log.warning("user %d, pid %d: rejected", peer.uid, peer.pid)
+            connection.send(refusal)
+            accepted.close()
+            return
+        self._connections.add(connection)
+        self._strangers[connection] = None
+        connection.registered = selectors.EVENT_READ
+        self._selector.register(
+            accepted, selectors.EVENT_READ, lambda mask: self._ready(connection, mask)
+        )
+
+    def _pause_accepting(self, error: OSError, listener: socket.socket) -> None:
+        """Out of descriptors: those who wait stay in the backlog; the silent are dropped early."""
+        log.warning(
+            "no descriptors left (%s): nobody is accepted for %s s", error.strerror, ACCEPT_PAUSE_S
+        )
+        now = time.monotonic()
+        if self._accept_at is None:
+            self._selector.unregister(listener)
+        self._accept_at = now + ACCEPT_PAUSE_S
+        for stranger in list(self._strangers):
+            if stranger.accepted_at < now - ACCEPT_PAUSE_S:
+                stranger.break_off("it said nothing, and descriptors are short")
+
+    def _accept_again(self) -> None:
+        self._accept_at = None
+        if self._rendezvous.listener is not None:
+            self._register(self._rendezvous.listener, self._accept)
+
+    def _ready(self, connection: Connection, mask: int) -> None:
+        """A connection can be read or written."""
+        if connection.is_done() and not connection.unsent:
+            return
+        now = time.monotonic()
+        try:
+            if mask & selectors.EVENT_WRITE and connection.unsent:
+                connection.flush()
+            if mask & selectors.EVENT_READ and not connection.parting:
+                for message in connection.receive():
+                    self._dispatcher.said(connection, message, now)
+                    if connection.role is not None and connection in self._strangers:
+                        del self._strangers[connection]
+                        self._welcome += 1
+                        self._had_clients = True
+                        self._idle_since = None
+                    if connection.is_done():
+                        break
+        except ProtocolError as error:
+            log.warning("%s sent what the protocol does not allow: %s", connection, error)
+            connection.send(Rejected("malformed", str(error)))
+            connection.part()
+        except Exception:
+            log.exception("%s is dropped: serving it failed", connection)
+            connection.break_off("serving it failed")
+
+    def _attend(self, now: float) -> None:
+        """Drop what is broken or done with; wait for writability where, and only where, it is wanted."""
+        while self._attention:  # the end of one connection may break another
+            connection = self._attention.pop()
+            if connection not in self._connections:
+                continue
+            if connection.broken is not None or (connection.parting and not connection.unsent):
+                self._drop(connection, now)
+                continue
+            wanted = 0 if connection.parting else selectors.EVENT_READ
+            wanted |= selectors.EVENT_WRITE if connection.unsent else 0
+            if wanted != connection.registered:
+                connection.registered = wanted
+                data = self._selector.get_key(connection.socket).data
+                self._selector.modify(connection.socket, wanted, data)
+
+    def _drop(self, connection: Connection, now: float) -> None:
+        log.debug("%s is closed: %s", connection, connection.broken or "said goodbye")
+        self._connections.discard(connection)
+        self._selector.unregister(connection.socket)
+        connection.socket.close()
+        if connection in self._strangers:
+            del self._strangers[connection]
+        else:
+            self._welcome -= 1
+        self._guarded(self._dispatcher.ended, connection, now)
+        if not self._welcome:
+            self._idle_since = now
+
+    def _drop_silent(self, now: float) -> None:
+        for stranger in list(self._strangers):
+            if stranger.accepted_at + HANDSHAKE_S > now:
+                return
+            log.info("%s is dropped: it did not introduce itself", stranger)
+            self._drop(stranger, now)
+
+    # --- deaths and wake-ups ----------------------------------------------------------------------------------------
+
+    def _watch(self, process: ProcessId, pidfd: int) -> None:
+        self._selector.register(
+            pidfd,
+            selectors.EVENT_READ,
+            lambda _mask: self._guarded(self._dispatcher.died, process, time.monotonic()),
+        )
+
+    def _unwatch(self, pidfd: int) -> None:
+        self._selector.unregister(pidfd)
+
+    def _register(self, end: socket.socket, callback: Callable[[int], None]) -> None:
+        self._selector.register(end, selectors.EVENT_READ, callback)
+
+    def _woken(self, _mask: int) -> None:
+        try:
+            self._wake_reading.recv(4096)
+        except (BlockingIOError, InterruptedError):
+            pass  # somebody was faster
+
+    # --- leaving ------------------------------------------------------------------------------------------------------
+
+    def _patience(self) -> float:
+        """How long nobody must have needed the server before it leaves."""
+        least = LEAST_LINGER_S if self._had_clients else FIRST_CLIENT_S
+        return max(self._linger, self._dispatcher.longest_linger, least)
+
+    def _linger_out(self, now: float) -> None:
+        """Leave if nobody is connected, nobody is coming, and no living process holds anything."""
+        if self._idle_since is None or now < self._idle_since + self._patience():
+            return
+        if self._strangers or self._welcome or self._dispatcher.books.slots_held():
+            self._idle_since = now
+            return
+        # Whoever connects from here on finds no address; whoever has connected already is in the backlog.
+        self._rendezvous.withdraw()
+        self._accept(selectors.EVENT_READ)
+        if self._strangers:
+            self._idle_since = now
+            self._guarded(self._look_around)  # puts the address back
+            return
+        log.info("nobody has needed this server for %.1f s", self._patience())
+        self._say_goodbye()
+
+    def _look_around(self) -> None:
+        """Put back files that vanished; leave where another server has taken the place."""
+        before = self._rendezvous.listener
+        if not self._rendezvous.look_after():
+            self._superseded = True
+            self.leave()
+            return
+        if before is not None and before is not self._rendezvous.listener:
+            self._change_listener(before)
+        if self._keep_log is not None:
+            self._keep_log()
+        if not self._journal.is_in_place():
+            log.info("the journal vanished and is put back")
+            self._journal.put_back()
+        self._dispatcher.look_around()
+
+    def _change_listener(self, before: socket.socket) -> None:
+        """The socket's file had vanished: nobody finds the old one any more."""
+        self._accept_from(before)
+        if self._accept_at is None:
+            self._selector.unregister(before)
+        before.close()
+        self._accept_again()
+
+    def _say_goodbye(self) -> None:
+        if self._farewell_until is not None:
+            return
+        self._farewell_until = time.monotonic() + FAREWELL_S
+        self._rendezvous.withdraw()
+        self._dispatcher.say_goodbye()
+        self._accept(selectors.EVENT_READ)  # those in the backlog are told, too
+
+    def _has_left(self) -> bool:
+        """Whether everything is said: nobody is left who could still give something back."""
+        if self._farewell_until is None:
+            return False
+        if time.monotonic() >= self._farewell_until:
+            return True
+        if self._strangers or any(connection.unsent for connection in self._connections):
+            return False
+        attached = any(connection.role == "errand" for connection in self._connections)
+        return not attached or not self._dispatcher.books.slots_held()
+
+    def _close(self) -> None:
+        """Close everything. The journal stays while living processes hold slots."""
+        held = self._dispatcher.books.slots_held()
+        if not held and not self._superseded:
+            self._journal.remove()
+            self._members.clear()
+        log.info("left in order; %s", f"{held} slots are held on" if held else "nothing is held")
+        self._dispatcher.close()
+        for connection in self._connections:
+            connection.socket.close()
+        self._connections.clear()
+        self._journal.close()
+        self._selector.close()
+        self._wake_reading.close()
+        self._wake_writing.close()
+        self._rendezvous.close()
+        self._is_open = False

@@ -1,0 +1,174 @@
+"""The server's own files: the lock that makes it the only one, its socket, and the address file.
+
+Cleaners of temporary directories remove files of living servers, and people remove whole directories.
+`look_after` puts back what vanished; where another server has meanwhile taken the place, ours must leave.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import logging
+import os
+import socket
+import time
+from pathlib import Path
+
+import msgspec
+
+from mppool.errors import ConfigurationError, ServerUnavailable
+from mppool.ids import own_process
+from mppool.server.runtime import Address, ManagerPaths, read_address
+from mppool.server.version import VERSION
+
+log = logging.getLogger(__name__)
+
+BACKLOG = 4096
+"""Connects beyond it would fail with EAGAIN; the kernel caps it at net.core.somaxconn."""
+_CLAIM_INTERVAL_S = 0.002
+
+
+class Rendezvous:
+    """Where clients find this server. Not thread-safe: it belongs to the loop's thread.
+
+    The mutable state is: the descriptor of the alive lock, the listening socket, the published address.
+    """
+
+    def __init__(self, paths: ManagerPaths) -> None:
+        self.paths = paths
+        self.listener: socket.socket | None = None
+        self.address: Address | None = None
+        self._lock = -1
+        self._socket_file: tuple[int, int] | None = None
+
+    def claim(self, patience_s: float) -> None:
+        """Take the alive lock, held until `close`. ServerUnavailable if a living server has it.
+
+        A server that was just killed holds its lock until the kernel has closed all its files, hence the
+        patience.
+        """
+        self.paths.prepare()
+        deadline = time.monotonic() + patience_s
+        while True:
+            # Opened anew each time: a lock file that was replaced meanwhile is not the one to have.
+            self._lock = _open_lock(self.paths.alive_lock)
+            if _try_lock(self._lock) and _leads_to(self.paths.alive_lock, self._lock):
+                return
+            os.close(self._lock)
+            self._lock = -1
+            if time.monotonic() >= deadline:
+                address = read_address(self.paths)
+                who = f" with pid {address.server.pid}" if address else ""
+                raise ServerUnavailable(
+                    f"a server{who} already serves manager {self.paths.name!r} in {self.paths.runtime_dir}: "
+                    "connect to it instead of starting another"
+                )
+            time.sleep(_CLAIM_INTERVAL_S)
+
+    def listen(self, epoch: int) -> None:
+        """Open the socket. Sockets of earlier servers are removed: the lock proves that they are dead."""
+        for stale in self.paths.runtime_dir.glob(f"{self.paths.socket_prefix}*"):
+            stale.unlink(missing_ok=True)
+        path = self.paths.socket(epoch)
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        try:
+            listener.setblocking(False)
+            listener.bind(os.fspath(path))
+            path.chmod(0o600)
+            listener.listen(BACKLOG)
+            self._socket_file = _file_identity(path)
+        except BaseException:
+            listener.close()
+            raise
+        self.listener = listener  # the one before, if any, is the caller's to empty and close
+        self.address = Address(own_process(), epoch, path.name, VERSION)
+
+    def publish(self) -> None:
+        """Write the address file, in one step, after the socket listens."""
+        assert self.address is not None
+        beside = self.paths.address.with_name("address.new")
+        beside.unlink(missing_ok=True)
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            os.write(descriptor, msgspec.json.encode(self.address))
+        finally:
+            os.close(descriptor)
+        beside.replace(self.paths.address)
+
+    def look_after(self) -> bool:
+        """Put back what vanished. False if another server has taken the place, or none can be had."""
+        assert self.address is not None
+        try:
+            self.paths.prepare()
+        except ConfigurationError as error:
+            log.error("the runtime directory is lost: %s", error)
+            return False
+        if not self._keep_lock():
+            return False
+        if _file_identity(self.paths.socket(self.address.epoch)) != self._socket_file:
+            log.info("the socket vanished and is put back")
+            self.listen(self.address.epoch)
+            self.publish()
+        elif read_address(self.paths) != self.address:
+            log.info("the address file vanished and is put back")
+            self.publish()
+        for path in (self.paths.alive_lock, self.paths.address, self.paths.directory):
+            os.utime(path)  # cleaners of temporary directories go by age
+        return True
+
+    def _keep_lock(self) -> bool:
+        if _leads_to(self.paths.alive_lock, self._lock):
+            return True
+        descriptor = _open_lock(self.paths.alive_lock)
+        if not (_try_lock(descriptor) and _leads_to(self.paths.alive_lock, descriptor)):
+            os.close(descriptor)
+            log.info("the lock file was replaced, and another server holds it")
+            return False
+        log.info("the lock file vanished and is put back")
+        os.close(self._lock)
+        self._lock = descriptor
+        return True
+
+    def withdraw(self) -> None:
+        """Let nobody find this server any more. Files that are another server's stay."""
+        if self.address is None:
+            return
+        if read_address(self.paths) == self.address:
+            self.paths.address.unlink(missing_ok=True)
+        path = self.paths.socket(self.address.epoch)
+        if _file_identity(path) == self._socket_file:
+            path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Give up socket and lock: another server may start."""
+        if self.listener is not None:
+            self.listener.close()
+            self.listener = None
+        if self._lock >= 0:
+            os.close(self._lock)
+            self._lock = -1
+
+
+def _open_lock(path: Path) -> int:
+    # The same file lock as filelock's (flock), without its import: that costs 20 ms of every start.
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+
+
+def _try_lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
+
+
+def _file_identity(path: Path) -> tuple[int, int] | None:
+    try:
+        found = os.stat(path, follow_symlinks=False)
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return found.st_dev, found.st_ino
+
+
+def _leads_to(path: Path, descriptor: int) -> bool:
+    mine = os.fstat(descriptor)
+    return _file_identity(path) == (mine.st_dev, mine.st_ino)
