@@ -1,7 +1,7 @@
 """ODBC connections for a pool, through pyodbc (the extra `mppool[odbc]`).
 
     recipe.py              OdbcRecipe: open, reset, check and close one connection
-    connection_string.py   the grammar of connection strings, and keeping their secrets out of messages
+    connection_string.py   the grammar of connection strings, keeping secrets out of messages
     driver_manager.py      pyodbc on first use, with the driver manager's own pooling off
 
 Importing this package imports neither pyodbc nor libodbc: a recipe can be declared anywhere.

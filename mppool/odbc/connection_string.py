@@ -1,7 +1,8 @@
-"""The grammar of ODBC connection strings, and keeping their secrets out of everything that people read.
+"""The grammar of ODBC connection strings, and keeping their secrets out of what people read.
 
-A connection string is `keyword=value;keyword=value`. A value that holds `;` stands in braces, in which
-`}` is written `}}`. Keywords ignore case. Source: SQLDriverConnect in Microsoft's ODBC reference.
+A connection string is `keyword=value;keyword=value`. A value that holds `;` stands in braces, in
+which `}` is written `}}`. Keywords ignore case. Source: SQLDriverConnect in Microsoft's ODBC
+reference.
 """
 
 from __future__ import annotations
@@ -12,8 +13,8 @@ from mppool.errors import ConfigurationError
 
 HIDDEN = "***"
 
-# A keyword whose name holds one of these names a secret, whatever the driver: PWD, Password, SSLPassword,
-# TrustStorePassword, ClientSecret, AccessToken, ...
+# A keyword whose name holds one of these names a secret, whatever the driver: PWD, Password,
+# SSLPassword, TrustStorePassword, ClientSecret, AccessToken, ...
 _SECRET_WORDS = (
     "pwd",
     "passw",
@@ -25,8 +26,8 @@ _SECRET_WORDS = (
     "privatekey",
 )
 
-# A driver that repeats a piece of the connection string in its message may have cut it off, so that the
-# value is not found as a whole. `{` opens a value that may hold `;`; its end may be missing.
+# A driver that repeats a piece of the connection string in its message may have cut it off, so that
+# the value is not found as a whole. `{` opens a value that may hold `;`; its end may be missing.
 _SECRET_PIECE = re.compile(
     r"(?P<keyword>\b[\w ]*(?:" + "|".join(_SECRET_WORDS) + r")[\w ]*=\s*|\buid\s*=\s*)"
     r"(?:\{(?:[^}]|\}\})*\}?|[^;\s]+)",
@@ -37,8 +38,8 @@ _SECRET_PIECE = re.compile(
 def parse(text: str) -> list[tuple[str, str]]:
     """Keywords and values, in their order, values without their braces.
 
-    Raises ConfigurationError for what is no connection string. It names the place and never the text,
-    since what stands in the wrong place is usually half of a password.
+    Raises ConfigurationError for what is no connection string. It names the place and never the
+    text, since what stands in the wrong place is usually half of a password.
     """
     if "\0" in text:
         raise ConfigurationError(
@@ -58,8 +59,8 @@ def parse(text: str) -> list[tuple[str, str]]:
         keyword = text[position:end_of_keyword].strip()
         if end_of_keyword == -1 or end_of_keyword > end_of_piece or not keyword:
             raise ConfigurationError(
-                f"part {number} of the connection string is not keyword=value (it begins at character "
-                f"{position + 1}); a value that holds ';' must stand in braces: PWD={{a;b}}"
+                f"part {number} of the connection string is not keyword=value (it begins at "
+                f"character {position + 1}); a value that holds ';' must stand in braces: PWD={{a;b}}"
             )
         value, position = _value(text, end_of_keyword + 1, keyword)
         pieces.append((keyword, value))
@@ -78,8 +79,8 @@ def _value(text: str, start: int, keyword: str) -> tuple[str, int]:
     braced = re.compile(r"\{((?:[^}]|\}\})*)\}\s*(?:;|$)").match(text, start)
     if braced is None:
         raise ConfigurationError(
-            f"the value of {keyword} in the connection string begins with '{{' and has no end: it must "
-            "end with '}' before ';', and a '}' in it is written '}}'"
+            f"the value of {keyword} in the connection string begins with '{{' and has no end: it "
+            "must end with '}' before ';', and a '}' in it is written '}}'"
         )
     return braced.group(1).replace("}}", "}"), braced.end()
 
@@ -109,9 +110,9 @@ class Scrubber:
     def __init__(self, pieces: list[tuple[str, str]]) -> None:
         secrets = {value for keyword, value in pieces if is_secret(keyword) and value}
         forms = secrets | {value.replace("}", "}}") for value in secrets}
-        # Longest first, so that no part of a secret is left beside a shorter one. A very short secret is
-        # only taken out where it stands alone: else it would riddle the words around it, and the holes
-        # would tell what it was.
+        # Longest first, so that no part of a secret is left beside a shorter one. A very short
+        # secret is only taken out where it stands alone: else it would riddle the words around it,
+        # and the holes would tell what it was.
         patterns = [
             re.escape(form) if len(form) > 3 else rf"(?<!\w){re.escape(form)}(?!\w)"
             for form in sorted(forms, key=len, reverse=True)

@@ -1,13 +1,13 @@
 """pyodbc, imported on first use, with the driver manager's own pooling off.
 
-With `Pooling=Yes` in odbcinst.ini unixODBC keeps sessions that were closed and hands them to whoever
-connects with the same string: sessions that no cap counts, authenticated as whoever opened them. It
-reads that setting when a process allocates its first ODBC environment, and nothing takes it back
-afterwards; `pyodbc.pooling = False` does not either. So before that moment the driver manager is shown a
-private copy of the file that says `Pooling=No`.
+With `Pooling=Yes` in odbcinst.ini unixODBC keeps sessions that were closed and hands them to
+whoever connects with the same string: sessions that no cap counts, authenticated as whoever opened
+them. It reads that setting when a process allocates its first ODBC environment, and nothing takes
+it back afterwards; `pyodbc.pooling = False` does not either. So before that moment the driver
+manager is shown a private copy of the file that says `Pooling=No`.
 
-Pooling needs both: the switch, and a `CPTimeout` above 0 in the section of the driver. Where no section
-has one, which is how distributions ship, there is nothing to turn off.
+Pooling needs both: the switch, and a `CPTimeout` above 0 in the section of the driver. Where no
+section has one, which is how distributions ship, there is nothing to turn off.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from mppool.errors import ConfigurationError
 
 logger = logging.getLogger("mppool.odbc")
 
-# Guards `_pyodbc` and `_private`, and that the driver manager is prepared once. Held while pyodbc is
-# imported and its environment allocated; nothing else is done under it.
+# Guards `_pyodbc` and `_private`, and that the driver manager is prepared once. Held while pyodbc
+# is imported and its environment allocated; nothing else is done under it.
 _lock = threading.Lock()
 _pyodbc: ModuleType | None = None
 _private: PrivateIni | None = None
@@ -70,13 +70,13 @@ def _import() -> ModuleType:
         if error.name != "pyodbc":
             raise
         raise ConfigurationError(
-            "OdbcRecipe needs pyodbc, which is not installed: pip install 'mppool[odbc]' (and the driver "
-            "manager unixodbc: apt-get install unixodbc)"
+            "OdbcRecipe needs pyodbc, which is not installed: pip install 'mppool[odbc]' (and the "
+            "driver manager unixodbc: apt-get install unixodbc)"
         ) from error
     except ImportError as error:
         raise ConfigurationError(
-            f"pyodbc cannot be loaded: {error}. Its wheel brings no driver manager: install unixodbc "
-            "(Debian, Ubuntu: apt-get install unixodbc)"
+            f"pyodbc cannot be loaded: {error}. Its wheel brings no driver manager: install "
+            "unixodbc (Debian, Ubuntu: apt-get install unixodbc)"
         ) from error
 
 
@@ -101,9 +101,9 @@ def _turn_pooling_off(module: ModuleType) -> None:
     if not in_time:
         logger.warning(
             "this process used ODBC before mppool did, and %s (or %s) lets the driver manager pool "
-            "connections (CPTimeout), which can no longer be turned off here: sessions that mppool closes "
-            "may stay open, so max_size is not exact at the database. Set Pooling=No there, or open the "
-            "first connection through mppool.",
+            "connections (CPTimeout), which can no longer be turned off here: sessions that mppool "
+            "closes may stay open, so max_size is not exact at the database. Set Pooling=No there, or "
+            "open the first connection through mppool.",
             system,
             user,
         )
@@ -132,14 +132,15 @@ def _allocate_environment(module: ModuleType) -> bool:
     return bool(reads)
 
 
-# --- odbcinst.ini ----------------------------------------------------------------------------------
+# --- odbcinst.ini
+# ----------------------------------------------------------------------------------
 
 _SECTION = re.compile(r"^\s*\[(?P<name>[^\]]*)\]")
 _SETTING = re.compile(r"^\s*(?P<name>[^=;#\[]+?)\s*=\s*(?P<value>.*?)\s*$")
 
 
 def _settings(text: str) -> Iterator[tuple[str, str, str]]:
-    """Section, name and value of each setting, section and name in lower case as they are compared."""
+    """Section, name and value of each setting; section and name in lower case."""
     section = ""
     for line in text.splitlines():
         if found := _SECTION.match(line):
@@ -184,7 +185,8 @@ def without_pooling(text: str) -> str:
 def _ini_directory() -> Path:
     if configured := os.environ.get("ODBCSYSINI"):
         return Path(configured)
-    # Which directory it is was decided when unixODBC was compiled. /etc is every distribution's choice.
+    # Which directory it is was decided when unixODBC was compiled. /etc is every distribution's
+    # choice.
     for directory in ("/etc", "/usr/local/etc", "/usr/local/unixODBC/etc"):
         if Path(directory, _ini_name()).exists():
             return Path(directory)
@@ -208,8 +210,8 @@ def _read(path: Path) -> str:
 class PrivateIni:
     """A directory with the private odbcinst.ini, and with the names of data sources as they were.
 
-    unixODBC looks drivers up in it at every connect, so it must stay. It is named after its content and
-    shared by all processes of the user: nobody needs to remove it, and it does not multiply.
+    unixODBC looks drivers up in it at every connect, so it must stay. It is named after its content
+    and shared by all processes of the user: nobody needs to remove it, and it does not multiply.
     """
 
     NAME = "odbcinst.ini"
@@ -223,7 +225,7 @@ class PrivateIni:
         self.directory = self._parent / digest.hexdigest()
 
     def put_back(self) -> None:
-        """See to it that everything is there: cleaners of temporary directories take old files away.
+        """See to it that everything is there: cleaners of temporary directories take files away.
 
         Raises ConfigurationError if the directory belongs to somebody else.
         """
@@ -235,9 +237,9 @@ class PrivateIni:
             status = directory.lstat()
             if status.st_uid != os.geteuid() or status.st_mode & 0o170077 != 0o040000:
                 raise ConfigurationError(
-                    f"{directory} must be a directory of user {os.geteuid()} that nobody else may enter "
-                    "(mode 0700): a private odbcinst.ini, with the driver manager's pooling off, is kept "
-                    "there. Remove it, or set Pooling=No in the system's odbcinst.ini"
+                    f"{directory} must be a directory of user {os.geteuid()} that nobody else may "
+                    "enter (mode 0700): a private odbcinst.ini, with the driver manager's pooling off, "
+                    "is kept there. Remove it, or set Pooling=No in the system's odbcinst.ini"
                 )
         for name in ("odbc.ini", "ODBCDataSources"):
             link = self.directory / name
@@ -258,7 +260,7 @@ def _link(link: Path, target: Path) -> None:
 
 @contextmanager
 def _environment(**values: str) -> Iterator[None]:
-    """Environment variables that are only seen inside: children and other users of ODBC keep theirs."""
+    """Environment variables that are only seen inside: children never inherit them."""
     before = {name: os.environ.get(name) for name in values}
     os.environ.update(values)
     try:

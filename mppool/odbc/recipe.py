@@ -23,8 +23,8 @@ logger = logging.getLogger("mppool.odbc")
 Attributes = Mapping[int, Any]
 AttributeSource = Attributes | Callable[[], Attributes | tuple[Attributes, float | None]] | None
 
-# SQL_ATTR_RESET_CONNECTION and its one value (ODBC 3.8): the driver resets the session with its next
-# request.
+# SQL_ATTR_RESET_CONNECTION and its one value (ODBC 3.8): the driver resets the session with its
+# next request.
 _RESET_CONNECTION, _YES = 116, 1
 # Microsoft's SQL_COPT_SS_ACCESS_TOKEN.
 _ACCESS_TOKEN = 1256
@@ -42,28 +42,29 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
     connection_string: any that the driver manager understands; a value that holds `;` in braces.
     credential: must be None: access tokens are not supported in this version.
     autocommit: mode of a fresh connection, and again after each lease.
-    login_timeout: seconds (whole ones: fractions are rounded up) that opening may take; less where the
-        caller that waits for the connection has less left. None: as long as the driver likes.
-    attrs_before: connection attributes to set before connecting, `{number: value}`; or a callable that is
-        called only when a physical connection is opened and returns such a mapping, or a tuple of it and
-        the time (seconds since the epoch, or None) at which what it holds expires.
-    session_reset: what is done on release beside the rollback. "auto": the driver is asked to reset the
-        session (Microsoft's drivers do, with the next request); one that says that it cannot is not asked
-        again. True: a driver that cannot is refused at opening. False: never.
+    login_timeout: seconds (whole ones: fractions are rounded up) that opening may take; less where
+        the caller that waits for the connection has less left. None: as long as the driver likes.
+    attrs_before: connection attributes to set before connecting, `{number: value}`; or a callable
+        that is called only when a physical connection is opened and returns such a mapping, or a
+        tuple of it and the time (seconds since the epoch, or None) at which what it holds expires.
+    session_reset: what is done on release beside the rollback. "auto": the driver is asked to reset
+        the session (Microsoft's drivers do, with the next request); one that says that it cannot is
+        not asked again. True: a driver that cannot is refused at opening. False: never.
     check_query: what `check` executes.
 
-    On release an open transaction is rolled back and `autocommit` and the query timeout are restored. With
-    `autocommit=True` a transaction that was begun by a statement (`BEGIN`) is rolled back by drivers that
-    notice it (PostgreSQL's does, SQLite's does not). A session reset does not restore the isolation level
-    of SQL Server. Where the driver resets nothing, settings made by `SET`, temporary tables and the like
-    stay: override `reset`, call this one and then, for PostgreSQL, execute `DISCARD ALL`.
+    On release an open transaction is rolled back, and `autocommit` and the query timeout are
+    restored. With `autocommit=True` a transaction that was begun by a statement (`BEGIN`) is rolled
+    back by drivers that notice it (PostgreSQL's does, SQLite's does not). A session reset does not
+    restore the isolation level of SQL Server. Where the driver resets nothing, settings made by
+    `SET`, temporary tables and the like stay: override `reset`, call this one and then, for
+    PostgreSQL, execute `DISCARD ALL` (which wants autocommit on).
 
     The driver manager's own pooling is turned off for the process, before its first connection.
 
-    Raises ConfigurationError for what can be seen at once to be unusable. Opening raises pyodbc's error
-    (its first argument is the SQLSTATE) with secrets taken out, and ConfigurationError where pyodbc,
-    libodbc, the driver or the data source is missing. Secrets are neither in its messages nor in `repr`;
-    a pickled recipe holds them.
+    Raises ConfigurationError for what can be seen at once to be unusable. Opening raises pyodbc's
+    error (its first argument is the SQLSTATE) with secrets taken out, and ConfigurationError where
+    pyodbc, libodbc, the driver or the data source is missing. Secrets are neither in its messages
+    nor in `repr`; a pickled recipe holds them.
     """
 
     def __init__(
@@ -82,8 +83,8 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         self._scrubber = grammar.Scrubber(self._pieces)
         if credential is not None:
             raise ConfigurationError(
-                "credential: access tokens are not supported in this version of mppool; give None and "
-                "put the login into the connection string (UID and PWD, Trusted_Connection, or an "
+                "credential: access tokens are not supported in this version of mppool; give None "
+                "and put the login into the connection string (UID and PWD, Trusted_Connection, or an "
                 "Authentication that the driver does itself)"
             )
         if not isinstance(autocommit, bool):
@@ -125,11 +126,12 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
             if self._session_reset is True:
                 self._insist_on_session_reset(connection)
             return connection
-        # Outside of the handler: in it the original, with all its text, would be this one's __context__.
+        # Outside of the handler: in it the original, with all its text, would be this one's
+        # __context__.
         raise failure
 
     def reset(self, connection: pyodbc.Connection) -> None:
-        """Roll back, restore what can be restored. Raises pyodbc's error if the connection is unusable."""
+        """Roll back, restore what can be restored. Raises pyodbc's error if that fails."""
         # Before autocommit is touched: turning it on commits.
         connection.rollback()
         if connection.autocommit is not self._autocommit:
@@ -142,7 +144,8 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
     def check(self, connection: pyodbc.Connection) -> bool:
         """True if the check query can be executed.
 
-        An error of the query itself (SQLSTATE 42...) says nothing about the connection, and is raised.
+        An error of the query itself (SQLSTATE 42...) says nothing about the connection, and is
+        raised.
         """
         module = driver_manager.load()
         try:
@@ -153,7 +156,8 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
                     cursor.fetchall()
             finally:
                 cursor.close()
-            # Else the check itself would leave a transaction open, for as long as the connection is idle.
+            # Else the check itself would leave a transaction open, for as long as the connection is
+            # idle.
             connection.rollback()
         except module.Error as error:
             if sqlstate(error).startswith("42"):
@@ -182,7 +186,8 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
             digest.update(struct.pack("<Q", len(encoded)) + encoded)
         return f"odbc:{digest.hexdigest()}"
 
-    # --- opening -----------------------------------------------------------------------------------
+    # --- opening
+    # -----------------------------------------------------------------------------------
 
     def _seconds_to_log_in(self, opening: Opening) -> int:
         # For pyodbc 0 means: do not set any.
@@ -206,7 +211,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         return _validated_attributes(result)
 
     def _explained(self, error: Exception, module: ModuleType) -> Exception:
-        """What to raise instead of the driver's error: without secrets, and with a hint if there is one."""
+        """What to raise instead of the driver's error: without secrets, perhaps with a hint."""
         scrubbed = self._scrubbed(error)
         if _is_no_such_driver(error):
             installed = ", ".join(sorted(module.drivers())) or "none"
@@ -217,14 +222,15 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         return scrubbed
 
     def _scrubbed(self, error: Exception) -> Exception:
-        """The same error with secrets taken out of its texts; a new object, without the old one's history."""
+        """The same error without secrets: a new object, without the old one's history."""
         arguments = [
             self._scrubber.scrub(argument) if isinstance(argument, str) else argument
             for argument in error.args
         ]
         return type(error)(*arguments)
 
-    # --- session reset -----------------------------------------------------------------------------
+    # --- session reset
+    # -----------------------------------------------------------------------------
 
     def _reset_session(self, connection: pyodbc.Connection) -> None:
         module = driver_manager.load()
@@ -243,8 +249,8 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
             self._driver_resets = True
             connection.close()
             raise ConfigurationError(
-                f"session_reset is True, but the driver of {self.describe(connection)} cannot reset a "
-                "session; allowed for it are 'auto' and False"
+                f"session_reset is True, but the driver of {self.describe(connection)} cannot reset "
+                "a session; allowed for it are 'auto' and False"
             )
 
 
@@ -289,7 +295,7 @@ def _validated_login_timeout(seconds: float | None) -> float | None:
         or not 0 < seconds < math.inf
     ):
         raise ConfigurationError(
-            f"login_timeout is {seconds!r}; allowed are seconds above 0, or None for the driver's own"
+            f"login_timeout is {seconds!r}; allowed are seconds above 0, or None"
         )
     return seconds
 
@@ -298,8 +304,8 @@ def _validated_attributes(attributes: object) -> dict[int, Any]:
     """A copy of connection attributes. No message shows a value: it may be a token."""
     if not isinstance(attributes, Mapping):
         raise ConfigurationError(
-            f"attrs_before is, or returned, a {type(attributes).__name__}; give a mapping of attribute "
-            "numbers to values"
+            f"attrs_before is, or returned, a {type(attributes).__name__}; give a mapping of "
+            "attribute numbers to values"
         )
     for number, value in attributes.items():
         if isinstance(number, bool) or not isinstance(number, int):
@@ -308,7 +314,7 @@ def _validated_attributes(attributes: object) -> dict[int, Any]:
             )
         if not isinstance(value, int | str | bytes | bytearray):
             raise ConfigurationError(
-                f"attrs_before: attribute {number} is a {type(value).__name__}; allowed are int, str, bytes"
+                f"attrs_before: attribute {number} is a {type(value).__name__}; allowed: int, str, bytes"
             )
         if number == _ACCESS_TOKEN:
             _validate_token_structure(value)
@@ -316,7 +322,8 @@ def _validated_attributes(attributes: object) -> dict[int, Any]:
 
 
 def _validate_token_structure(value: object) -> None:
-    # A driver believes the length in the structure and reads on beyond its end; from a str it crashes.
+    # A driver believes the length in the structure and reads on beyond its end; from a str it
+    # crashes.
     if (
         not isinstance(value, bytes | bytearray)
         or len(value) < 6
@@ -324,13 +331,13 @@ def _validate_token_structure(value: object) -> None:
         or struct.unpack_from("<I", value)[0] != len(value) - 4
     ):
         raise ConfigurationError(
-            "attrs_before: attribute 1256 (access token) must be bytes: the byte count of the token as a "
-            "little-endian uint32, then the token in UTF-16-LE"
+            "attrs_before: attribute 1256 (access token) must be bytes: the byte count of the token as "
+            "a little-endian uint32, then the token in UTF-16-LE"
         )
 
 
 def _described(attributes: AttributeSource) -> list[str]:
-    """attrs_before as texts that are equal in all processes. Only ever hashed: they hold secrets."""
+    """attrs_before as texts, equal in all processes. Only ever hashed: they hold secrets."""
     if attributes is None:
         return []
     if isinstance(attributes, Mapping):
