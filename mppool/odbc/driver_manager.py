@@ -132,8 +132,7 @@ def _allocate_environment(module: ModuleType) -> bool:
     return bool(reads)
 
 
-# --- odbcinst.ini
-# ----------------------------------------------------------------------------------
+# --- odbcinst.ini --------------------------------------------------------------------------------
 
 _SECTION = re.compile(r"^\s*\[(?P<name>[^\]]*)\]")
 _SETTING = re.compile(r"^\s*(?P<name>[^=;#\[]+?)\s*=\s*(?P<value>.*?)\s*$")

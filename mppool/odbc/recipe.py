@@ -186,8 +186,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
             digest.update(struct.pack("<Q", len(encoded)) + encoded)
         return f"odbc:{digest.hexdigest()}"
 
-    # --- opening
-    # -----------------------------------------------------------------------------------
+    # --- opening ----------------------------------------------------------------------------------
 
     def _seconds_to_log_in(self, opening: Opening) -> int:
         # For pyodbc 0 means: do not set any.
@@ -229,8 +228,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         ]
         return type(error)(*arguments)
 
-    # --- session reset
-    # -----------------------------------------------------------------------------
+    # --- session reset ----------------------------------------------------------------------------
 
     def _reset_session(self, connection: pyodbc.Connection) -> None:
         module = driver_manager.load()
