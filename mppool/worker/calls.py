@@ -1,0 +1,96 @@
+"""Call connections: one exchange at a time, with a deadline.
+
+A connection on which anything went wrong between sending and receiving is closed, so that no reply is
+ever read by the wrong call.
+"""
+
+from __future__ import annotations
+
+import socket
+from time import monotonic
+from typing import Any
+
+from mppool.core.events import Event
+from mppool.errors import ProtocolError
+from mppool.ids import Session
+from mppool.wire.framing import FrameReader, encode, process_side_reader
+from mppool.wire.messages import Hello, Message, Rejected, Welcome
+
+_RECEIVE_BYTES = 65536
+
+
+class SessionLost(Exception):
+    """The server is gone, or does not know this session any more: attach again and ask again."""
+
+
+class Connection:
+    """A connection of one thread at a time. Not shared: whoever took it owns it until he gives it back."""
+
+    __slots__ = ("_reader", "session", "sock")
+
+    def __init__(self, sock: socket.socket, session: Session) -> None:
+        self.sock = sock
+        self.session = session
+        self._reader: FrameReader[Any] = process_side_reader()
+
+    def exchange(self, message: Event | Message, deadline: float | None) -> Any:
+        """Send a message and return the next one that comes.
+
+        Raises TimeoutError at the deadline (None: waits for ever), SessionLost if the server is gone. After
+        any exception the connection is closed.
+        """
+        try:
+            self.send(message, deadline)
+            return self.receive(deadline)
+        except TimeoutError:
+            self.sock.close()
+            raise
+        except OSError as error:
+            self.sock.close()
+            raise SessionLost(str(error)) from error
+        except BaseException:
+            self.sock.close()
+            raise
+
+    def send(self, message: Event | Message, deadline: float | None) -> None:
+        """Send one message whole."""
+        self._limit(deadline)
+        self.sock.sendall(encode(message))
+
+    def receive(self, deadline: float | None) -> Any:
+        """The next message; the server never sends two on a call connection without being asked."""
+        while True:
+            self._limit(deadline)
+            data = self.sock.recv(_RECEIVE_BYTES)
+            if not data:
+                raise SessionLost("the server closed the connection")
+            messages = self._reader.feed(data)
+            if len(messages) > 1:
+                raise ProtocolError(
+                    "the server sent two answers to one call; this is a bug in mppool"
+                )
+            if messages:
+                return messages[0]
+
+    def _limit(self, deadline: float | None) -> None:
+        if deadline is None:
+            self.sock.settimeout(None)
+            return
+        left = deadline - monotonic()
+        if left <= 0:
+            raise TimeoutError("the server did not answer in time")
+        self.sock.settimeout(left)
+
+
+def introduce(connection: Connection, hello: Hello, deadline: float | None) -> Welcome:
+    """The handshake. Raises SessionLost if the server is leaving, ProtocolError if it refuses."""
+    answer = connection.exchange(hello, deadline)
+    if isinstance(answer, Welcome):
+        return answer
+    connection.sock.close()
+    if isinstance(answer, Rejected) and answer.reason in ("session", "leaving"):
+        raise SessionLost(answer.text)
+    text = answer.text if isinstance(answer, Rejected) else f"it answered {type(answer).__name__}"
+    raise ProtocolError(
+        f"manager {hello.manager!r}: the server does not serve this process: {text}"
+    )

@@ -1,0 +1,215 @@
+"""A checkout that found nothing on the shelf: ask the books, wait, open."""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mppool.core.decisions import Grant, Queued, Refuse
+from mppool.core.events import Abandoned, Checkout, Opened, OpenFailed
+from mppool.errors import (
+    CheckoutTimeout,
+    ForkedLease,
+    PoolClosed,
+    PoolError,
+    ServerUnavailable,
+    TooManyWaiting,
+)
+from mppool.errors import (
+    OpenFailed as OpenFailedError,
+)
+from mppool.recipe import Opening
+from mppool.worker.entry import Entry
+from mppool.worker.face import Face, identity_of
+from mppool.worker.calls import SessionLost
+from mppool.worker.waiter import LocalWaiter
+
+if TYPE_CHECKING:
+    from mppool.worker.holdings import Holdings
+
+log = logging.getLogger("mppool")
+
+
+class Retry:
+    """Answer to a waiter whose session was lost: ask again, with the time that is left."""
+
+
+class ColdCheckout:
+    """One checkout that goes beyond the shelf. Everything it holds is given back however it ends."""
+
+    def __init__(self, face: Face, key: str, timeout: float | None) -> None:
+        self._face = face
+        self._member = face.member
+        self._key = key
+        self._timeout = timeout
+        self._started = monotonic()
+        self._deadline = None if timeout is None else self._started + timeout
+
+    def run(self) -> Entry:
+        """A resource that is ready for the caller.
+
+        Raises CheckoutTimeout, TooManyWaiting, OpenFailed, PoolClosed or ServerUnavailable.
+        """
+        while True:
+            entry = self._from_shelf() or self._from_books()
+            if entry is None:
+                continue
+            waited = monotonic() - self._started
+            self._face.observe("wait", waited)
+            return entry
+
+    def _from_shelf(self) -> Entry | None:
+        face = self._face
+        while (entry := face.take(self._key)) is not None:
+            if face.prepare(entry, monotonic()):
+                return entry
+        return None
+
+    def _from_books(self) -> Entry | None:
+        """One round of asking; None: look again."""
+        face = self._face
+        if face.closed:
+            raise PoolClosed(f"pool {face.name!r} is closed; it hands out nothing any more")
+        holdings = face.holdings
+        waiter = LocalWaiter(self._member.next_ticket(), self._key)
+        face.enqueue(waiter)
+        answer = None
+        try:
+            answer = self._ask(waiter)
+        finally:
+            # Whatever ended the wait: nobody gives to this waiter any more, and what came first is kept.
+            given = waiter.withdraw()
+            face.dequeue(waiter)
+            if given is not None and given is not answer:
+                self._hand_on(given, holdings)
+        return self._use(answer, holdings)
+
+    def _ask(self, waiter: LocalWaiter) -> Any:
+        """Entry, Grant, Refuse or Retry."""
+        entry = self._face.take(self._key)  # enqueued first, looked again: no release is missed
+        if entry is not None:
+            return entry
+        event = Checkout(self._face.name, self._key, waiter.ticket, self._left())
+        try:
+            answer = self._member.call(event, self._deadline)
+        except SessionLost:
+            return Retry
+        except TimeoutError:
+            return Refuse(waiter.ticket, "timeout", "the server did not answer in time")
+        if not isinstance(answer, Queued):
+            return answer
+        answer = None
+        try:
+            answer = waiter.wait(self._left())
+        finally:
+            if not isinstance(answer, (Grant, Refuse)):
+                self._member.tell(Abandoned(waiter.ticket))
+        return answer or Refuse(waiter.ticket, "timeout", "")
+
+    def _left(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - monotonic())
+
+    def _use(self, answer: Any, holdings: Holdings) -> Entry | None:
+        face = self._face
+        if isinstance(answer, Entry):
+            return answer if face.prepare(answer, monotonic()) else None
+        if isinstance(answer, Grant):
+            entry = holdings.table.get(answer.number)
+            if entry is None:
+                return None  # the session was lost, and the grant with it
+            open_resource(entry, answer, self._left())
+            face.lend(entry, monotonic())
+            return entry
+        if isinstance(answer, Refuse):
+            self._refused(answer)
+        return None
+
+    def _hand_on(self, given: Any, holdings: Holdings) -> None:
+        """Something was given in the instant in which we stopped waiting: it goes to the next."""
+        if isinstance(given, Entry):
+            self._face.shelve(given)
+        elif isinstance(given, Grant):
+            self._member.decline(given, holdings)
+
+    def _refused(self, refuse: Refuse) -> NoReturn:
+        face = self._face
+        if refuse.reason == "timeout":
+            face.count("timeouts")
+            raise CheckoutTimeout(
+                f"pool {face.name!r}: nothing could be had within {self._timeout:g} s"
+                f"{': ' + refuse.text if refuse.text else ''}; release leases sooner, raise max_size or "
+                "wait longer"
+            )
+        if refuse.reason == "too_many_waiting":
+            raise TooManyWaiting(f"pool {face.name!r}: {refuse.text}; refused at once")
+        if refuse.reason == "open_failed":
+            raise OpenFailedError(
+                f"pool {face.name!r}: opening fails at present, so it is not tried again at once; the "
+                f"last error was: {refuse.text}"
+            )
+        if refuse.reason == "closed":
+            raise PoolClosed(f"{refuse.text}; it hands out nothing any more")
+        if refuse.reason == "journal":
+            raise ServerUnavailable(refuse.text)
+        raise PoolError(f"pool {face.name!r}: {refuse.text}")
+
+
+def open_resource(entry: Entry, grant: Grant, left: float | None) -> None:
+    """Use a fresh grant: open and configure the resource. Raises OpenFailed, with its cause."""
+    face, member = entry.face, entry.face.member
+    opening = Opening(grant.opened_before, identity_of(entry.key), None, left)
+    started = monotonic()
+    try:
+        resource = face.recipe.open(opening)
+        entry.resource = resource
+        _configure(face, entry)
+    except Exception as error:
+        _give_up(entry, f"{type(error).__name__}: {error}", counted=True)
+        if isinstance(error, OpenFailedError):
+            raise
+        raise OpenFailedError(
+            f"pool {face.name!r}: opening a resource failed: {type(error).__name__}: {error}"
+        ) from error
+    except BaseException as error:
+        _give_up(entry, type(error).__name__, counted=False)
+        raise
+    if entry.holdings.forked:
+        raise ForkedLease(
+            f"pool {face.name!r}: this process was forked inside the open hook; the resource belongs to "
+            "its parent; check out again"
+        )
+    seconds = monotonic() - started
+    face.observe("open", seconds)
+    with entry.holdings.lock:
+        entry.state = "open"
+        entry.opened_at = entry.released_at = started + seconds
+        entry.holdings.outbox.append(Opened(entry.number, seconds))
+    member.flush()
+
+
+def _configure(face: Face, entry: Entry) -> None:
+    try:
+        face.recipe.configure(entry.resource)
+    except BaseException:
+        face.count("hook_errors")
+        resource, entry.resource = entry.resource, None
+        try:
+            face.recipe.close(resource)
+        except Exception:
+            log.warning(
+                "pool %r: closing a resource that could not be configured raised",
+                face.name,
+                exc_info=True,
+            )
+        raise
+
+
+def _give_up(entry: Entry, error: str, *, counted: bool) -> None:
+    holdings = entry.holdings
+    if holdings.forked:
+        return
+    with holdings.lock:
+        holdings.table.pop(entry.number, None)
+        holdings.outbox.append(OpenFailed(entry.number, error, counted))
+    entry.face.member.flush()

@@ -1,0 +1,78 @@
+"""One open resource of this process."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, Literal
+
+from mppool.ids import GrantNumber
+
+if TYPE_CHECKING:
+    from mppool.worker.face import Face
+    from mppool.worker.holdings import Holdings
+
+EntryState = Literal["opening", "open", "returned", "closing"]
+
+NEVER = math.inf
+AT_ONCE = -math.inf
+
+
+class Entry:
+    """A resource and what is known of it.
+
+    Whoever took it from a shelf owns it until he puts it back, so most fields need no lock: `uses`,
+    `brief_uses`, `released_at`, `lent_at` belong to the owner. `state` is guarded by the holdings' lock.
+    `retire_at` may be lowered by anybody at any time (a single store): from then on the resource is
+    closed instead of being handed out.
+    """
+
+    __slots__ = (
+        "brief_uses",
+        "face",
+        "generation",
+        "holdings",
+        "key",
+        "killed",
+        "lent_at",
+        "number",
+        "opened_at",
+        "opened_before",
+        "released_at",
+        "resource",
+        "retire_at",
+        "retire_reason",
+        "shelf",
+        "stack",
+        "state",
+        "thread",
+        "uses",
+    )
+
+    def __init__(
+        self,
+        face: Face,
+        holdings: Holdings,
+        number: GrantNumber,
+        key: str,
+        generation: int,
+        opened_before: int,
+    ) -> None:
+        self.face = face
+        self.holdings = holdings
+        self.number = number
+        self.key = key
+        self.shelf = face.shelf_of(key)
+        self.generation = generation
+        self.opened_before = opened_before
+        self.resource: Any = None
+        self.state: EntryState = "opening"
+        self.opened_at = 0.0
+        self.lent_at = 0.0
+        self.released_at = 0.0
+        self.retire_at = NEVER
+        self.retire_reason: Any = "retired"
+        self.uses = 0
+        self.brief_uses = 0
+        self.killed = False
+        self.thread = ""
+        self.stack = ""

@@ -1,0 +1,190 @@
+"""The one background thread of a member: reads errands, collects what leaked, attaches anew.
+
+It sleeps in poll() until the server speaks, somebody wakes it, or a timer is due; with nothing to do it
+never wakes up.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import select
+import threading
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from mppool.errors import PoolError, ProtocolError
+from mppool.wire.messages import Goodbye, WantReport
+from mppool.worker import report
+
+if TYPE_CHECKING:
+    from mppool.worker.link import ErrandChannel, ServerLink
+    from mppool.worker.member import Member
+
+log = logging.getLogger("mppool")
+
+_RECEIVE_BYTES = 65536
+_LOOK_FOR_SUCCESSOR_S = 0.25
+_LONGEST_PAUSE_S = 2.0
+
+
+class WakeUp:
+    """A descriptor that makes poll() return. Writing to it takes no lock, so a finalizer may."""
+
+    def __init__(self) -> None:
+        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+
+    def set(self) -> None:
+        """Make the next poll() return at once."""
+        try:
+            os.eventfd_write(self.fd, 1)
+        except BlockingIOError:
+            return  # it is set as often as it can be
+
+    def clear(self) -> None:
+        """Take back what was set."""
+        try:
+            os.eventfd_read(self.fd)
+        except BlockingIOError:
+            return
+
+
+class Errands:
+    """The thread, and how to wake it.
+
+    _starting: guards the start of the thread; nothing else happens while it is held.
+    """
+
+    def __init__(self, member: Member, link: ServerLink) -> None:
+        self._member = member
+        self._link = link
+        self._starting = threading.Lock()
+        self._wake_up: WakeUp | None = None
+        self._thread: threading.Thread | None = None
+        self._attach_at = 0.0
+        self._pause = 0.0
+
+    def descriptors(self) -> list[int]:
+        """What a forked child must close."""
+        return [] if self._wake_up is None else [self._wake_up.fd]
+
+    def ensure_running(self) -> None:
+        """Start the thread if there is none, else have it look at the new channel."""
+        with self._starting:
+            if self._thread is None or not self._thread.is_alive():
+                if self._wake_up is None:
+                    self._wake_up = WakeUp()
+                self._thread = threading.Thread(
+                    target=self._run, name=f"mppool-errands-{self._member.name}", daemon=True
+                )
+                self._thread.start()
+        self.wake()
+
+    def wake(self) -> None:
+        """Have the thread look around."""
+        wake_up = self._wake_up
+        if wake_up is not None:
+            wake_up.set()
+
+    def _run(self) -> None:
+        while True:
+            try:
+                self._turn()
+            except Exception:
+                # A bug must not end the thread: the others wait for what it brings.
+                log.exception(
+                    "manager %r: the errand thread goes on after an error", self._member.name
+                )
+                self._drop_channel()
+
+    def _turn(self) -> None:
+        assert self._wake_up is not None
+        channel = self._link.channel
+        if channel is None:
+            self._without_channel()
+            return
+        for message in channel.early:
+            self._handle(channel, message)
+        channel.early.clear()
+        poller = select.poll()
+        poller.register(self._wake_up.fd, select.POLLIN)
+        poller.register(
+            channel.sock.fileno(), select.POLLIN | (select.POLLOUT if channel.unsent else 0)
+        )
+        ready = dict(poller.poll())
+        if self._wake_up.fd in ready:
+            self._wake_up.clear()
+        self._member.collect_leaked()
+        events = ready.get(channel.sock.fileno(), 0)
+        if events & select.POLLOUT:
+            self._link.push_more(channel)
+        if events & ~select.POLLOUT:
+            self._receive(channel)
+
+    def _receive(self, channel: ErrandChannel) -> None:
+        try:
+            data = channel.sock.recv(_RECEIVE_BYTES)
+            messages = channel.reader.feed(data)
+        except BlockingIOError:
+            return
+        except (OSError, ProtocolError) as error:
+            log.warning("manager %r: lost the server: %s", self._member.name, error)
+            self._link.lost(channel)
+            return
+        for message in messages:
+            self._handle(channel, message)
+        if not data:
+            self._link.lost(channel)
+
+    def _handle(self, channel: ErrandChannel, message: object) -> None:
+        if isinstance(message, WantReport):
+            request = message.request
+            if report.has_hooks(self._member):
+                self._member.chores.add(
+                    lambda: self._link.send_message(self._member.report(request))
+                )
+            else:
+                self._link.send_message(self._member.report(request))
+        elif isinstance(message, Goodbye):
+            self._link.farewell = True
+            self._member.server_leaves()
+        else:
+            self._member.deliver(message, channel.session)
+
+    def _without_channel(self) -> None:
+        """Attach to the next server, and start it if the last one did not leave in order."""
+        assert self._wake_up is not None
+        self._member.collect_leaked()
+        if not self._member.needs_books():
+            self._pause = 0.0
+            self._sleep(None)
+            return
+        if monotonic() >= self._attach_at and self._try_to_attach():
+            self._pause = 0.0
+            return
+        self._sleep(max(0.0, self._attach_at - monotonic()))
+
+    def _try_to_attach(self) -> bool:
+        farewell = self._link.farewell
+        try:
+            if self._link.ensure_session(monotonic() + 5.0, start=not farewell):
+                return True
+        except (PoolError, OSError) as error:
+            log.warning("manager %r: no server yet: %s", self._member.name, error)
+        self._pause = (
+            _LOOK_FOR_SUCCESSOR_S if farewell else min(max(self._pause * 2, 0.05), _LONGEST_PAUSE_S)
+        )
+        self._attach_at = monotonic() + self._pause
+        return False
+
+    def _drop_channel(self) -> None:
+        channel = self._link.channel
+        if channel is not None:
+            self._link.lost(channel)
+
+    def _sleep(self, seconds: float | None) -> None:
+        assert self._wake_up is not None
+        poller = select.poll()
+        poller.register(self._wake_up.fd, select.POLLIN)
+        if poller.poll(None if seconds is None else seconds * 1000):
+            self._wake_up.clear()

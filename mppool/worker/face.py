@@ -1,0 +1,378 @@
+"""What this process has of one pool: its shelves, its waiting threads, and its resources in use."""
+
+from __future__ import annotations
+
+import logging
+import math
+from bisect import bisect_left
+from collections import Counter, deque
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from mppool.core.events import Closed, CloseReason, Declaration, Returned
+from mppool.core.statistics import BOUNDS, HISTOGRAMS, WORKER_COUNTERS
+from mppool.recipe import Recipe, overrides
+from mppool.worker.entry import AT_ONCE, Entry
+from mppool.worker.waiter import LocalWaiter
+
+if TYPE_CHECKING:
+    from mppool.options import PoolOptions
+    from mppool.worker.holdings import Holdings
+    from mppool.worker.member import Member
+
+log = logging.getLogger("mppool")
+
+BRIEF_S = BOUNDS[0]
+
+
+def key_of(fingerprint: str, identity: str | None) -> str:
+    """The key of a resource: what is opened, and for whom. Only equal keys are interchangeable."""
+    return fingerprint if identity is None else f"{fingerprint}\0{identity}"
+
+
+def identity_of(key: str) -> str | None:
+    """The identity part of a key."""
+    return key.partition("\0")[2] or None
+
+
+class Face:
+    """One pool as one process sees it. It survives a fork: `renew` gives the child empty hands.
+
+    The shelves and the queues of waiters are deques, whose single operations are atomic; they need no lock.
+    `contended`, `attention` and `generation` are guarded by the holdings' lock, and read without it: a
+    release appends first and reads `attention` then; whoever sets it sweeps the shelf afterwards. So one
+    of the two sees the other, and nothing is left lying while somebody waits (rule 6).
+    """
+
+    def __init__(
+        self, member: Member, name: str, recipe: Recipe[Any], options: PoolOptions
+    ) -> None:
+        self.member = member
+        self.name = name
+        self.recipe = recipe
+        self.options = options
+        self.fingerprint = recipe.fingerprint()
+        self.default_key = key_of(self.fingerprint, None)
+        self.declared_at = monotonic()
+        self.on_checkout = recipe.on_checkout if overrides(recipe, "on_checkout") else None
+        self.reset = recipe.reset if overrides(recipe, "reset") else None
+        self.check = recipe.check if overrides(recipe, "check") else None
+        # A resource idle for longer than this goes through `prepare` at its checkout.
+        self.trust_s = math.inf
+        if self.check is not None and options.check_idle_for is not None:
+            self.trust_s = options.check_idle_for
+        if self.on_checkout is not None or options.track_leaks or self._leases_are_watched():
+            self.trust_s = -1.0
+        # Whether a release is nothing but an append.
+        self.plain = (
+            self.reset is None and options.max_uses is None and not self._leases_are_watched()
+        )
+        self.renew(member.holdings)
+
+    def _leases_are_watched(self) -> bool:
+        return self.options.max_lease_warn is not None or self.options.max_lease_kill is not None
+
+    def renew(self, holdings: Holdings) -> None:
+        """Start with nothing: at the declaration, and in a forked child."""
+        self.holdings = holdings
+        self.shelves: dict[str, deque[Entry]] = {}
+        self.waiters: dict[str, deque[LocalWaiter]] = {}
+        self.contended = False
+        self.attention = False
+        self.generation = 0
+        self.closed = False
+        self.counters: Counter[str] = Counter(dict.fromkeys(WORKER_COUNTERS, 0))
+        self.histograms = {name: [0] * (len(BOUNDS) + 1) for name in HISTOGRAMS}
+        self.past_uses = 0
+        self.past_brief_uses = 0
+        shelf = self.shelf_of(self.default_key)
+        self.pop: Callable[[], Entry] = self._popper(shelf)
+
+    def shelf_of(self, key: str) -> deque[Entry]:
+        """The shelf of a key; made at first use (setdefault is atomic)."""
+        return self.shelves.setdefault(key, deque())
+
+    def _popper(self, shelf: deque[Entry]) -> Callable[[], Entry]:
+        # Releases append on the right, so the oldest lie on the left.
+        return shelf.pop if self.options.order == "lifo" else shelf.popleft
+
+    def take(self, key: str) -> Entry | None:
+        """A resource from the shelf of a key, or None."""
+        try:
+            return self._popper(self.shelf_of(key))()
+        except IndexError:
+            return None
+
+    def declaration(self) -> Declaration:
+        """This pool as the books are told of it."""
+        return Declaration(self.name, self.options, monotonic() - self.declared_at)
+
+    # --- checkout ----------------------------------------------------------------------------------------
+
+    def prepare(self, entry: Entry, now: float) -> bool:
+        """Make a resource from the shelf ready for a caller; False if it had to be closed instead."""
+        if now >= entry.retire_at:
+            self.close(entry, entry.retire_reason)
+            return False
+        idle_for = self.options.check_idle_for
+        if (
+            self.check is not None
+            and idle_for is not None
+            and entry.uses
+            and now - entry.released_at >= idle_for
+            and not self.is_healthy(entry)
+        ):
+            return False
+        self.lend(entry, now)
+        return True
+
+    def lend(self, entry: Entry, now: float) -> None:
+        """The resource goes to a caller: count it, and tell the hook."""
+        entry.uses += 1
+        entry.lent_at = now
+        if self.on_checkout is not None:
+            self.run_hook("on_checkout", self.on_checkout, entry)
+
+    def is_healthy(self, entry: Entry) -> bool:
+        """Run the check; a resource that fails it, or whose check raises, is closed."""
+        assert self.check is not None
+        self.count("checks")
+        try:
+            healthy = bool(self.check(entry.resource))
+        except Exception:
+            self.count("check_errors")
+            log.warning(
+                "pool %r: a check raised; the resource is replaced", self.name, exc_info=True
+            )
+            healthy = False
+        if not healthy:
+            self.close(entry, "unhealthy")
+        return healthy
+
+    def run_hook(self, hook: str, call: Callable[[Any], Any], entry: Entry) -> bool:
+        """Run a hook; False, logged and counted, if it raised."""
+        try:
+            call(entry.resource)
+        except Exception:
+            self.count("hook_errors")
+            log.warning("pool %r: the hook %s raised", self.name, hook, exc_info=True)
+            return False
+        return True
+
+    # --- release -----------------------------------------------------------------------------------------
+
+    def put_back(self, entry: Entry, taken_at: float, now: float) -> None:
+        """A lease was released."""
+        held = now - taken_at
+        if held < BRIEF_S:
+            entry.brief_uses += 1
+        else:
+            self.observe("use", held)
+        if self.plain and now < entry.retire_at:
+            entry.released_at = now
+            # The shelf of the entry's own era: in a forked child this is the parent's, which nobody reads.
+            entry.shelf.append(entry)
+            if self.attention:
+                self.attend(entry.key)
+        else:
+            self._put_back_slowly(entry, now)
+
+    def throw_away(self, entry: Entry, taken_at: float, now: float) -> None:
+        """A lease was discarded."""
+        if not entry.holdings.forked and not entry.killed:
+            self.observe("use", now - taken_at)
+            self.close(entry, "discarded")
+
+    def _put_back_slowly(self, entry: Entry, now: float) -> None:
+        if entry.holdings.forked:
+            return
+        if entry.killed:
+            log.warning("pool %r: a lease was released after it had been killed", self.name)
+            return
+        limit = self.options.max_uses
+        if now >= entry.retire_at:
+            self.close(entry, entry.retire_reason)
+        elif limit is not None and entry.uses >= limit:
+            self.close(entry, "worn_out")
+        elif self.reset is not None and not self._was_reset(entry):
+            self.close(entry, "discarded")
+        else:
+            entry.released_at = monotonic()
+            entry.lent_at = 0.0
+            self.shelve(entry)
+
+    def _was_reset(self, entry: Entry) -> bool:
+        assert self.reset is not None
+        try:
+            return self.run_hook("reset", self.reset, entry)
+        except BaseException:  # interrupted: nobody knows in which state it is
+            self.close(entry, "discarded")
+            raise
+
+    def shelve(self, entry: Entry) -> None:
+        """Put a resource on its shelf, and look whether somebody wants it."""
+        entry.shelf.append(entry)
+        if self.attention or self.closed:
+            self.attend(entry.key)
+
+    def attend(self, key: str) -> None:
+        """Somebody waits, here or elsewhere: what lies on this shelf goes to him."""
+        if self.contended:
+            self.sweep(key, math.inf, 0.0)
+            return
+        shelf, queue = self.shelf_of(key), self.waiters.get(key)
+        while queue:
+            try:
+                entry = shelf.popleft()
+            except IndexError:
+                return
+            if not self._give_to_oldest(queue, entry):
+                shelf.append(entry)
+
+    def _give_to_oldest(self, queue: deque[LocalWaiter], answer: Any) -> bool:
+        while True:
+            try:
+                waiter = queue.popleft()
+            except IndexError:
+                return False
+            if waiter.give(answer):
+                return True
+
+    def give_to(self, key: str, ticket: int, answer: Any) -> bool:
+        """Give to the waiter with this ticket, else to the oldest of this key; False if nobody waits."""
+        queue = self.waiters.get(key)
+        if not queue:
+            return False
+        for waiter in list(queue):
+            if waiter.ticket == ticket and waiter.give(answer):
+                return True
+        return self._give_to_oldest(queue, answer)
+
+    def sweep(self, key: str, most: float, idle_for: float) -> int:
+        """Bring back up to `most` idle resources of a key, those idle for longest first; how many."""
+        shelf, brought = self.shelf_of(key), 0
+        while brought < most:
+            try:
+                entry = shelf.popleft()
+            except IndexError:
+                break
+            if idle_for and monotonic() - entry.released_at < idle_for:
+                shelf.appendleft(entry)
+                break
+            self.bring_back(entry)
+            brought += 1
+        if idle_for and self.waiters.get(key) and not self.contended:
+            self.attend(key)  # a release may have passed by while an entry was in our hand
+        return brought
+
+    def bring_back(self, entry: Entry) -> None:
+        """Lay a resource aside until the books say what becomes of it."""
+        holdings = entry.holdings
+        with holdings.lock:
+            entry.state = "returned"
+            holdings.side[entry.number] = entry
+            holdings.outbox.append(Returned(entry.number))
+        self.member.flush()
+
+    # --- waiting -----------------------------------------------------------------------------------------
+
+    def enqueue(self, waiter: LocalWaiter) -> None:
+        """From now on releases look for this waiter."""
+        with self.holdings.lock:
+            self.waiters.setdefault(waiter.key, deque()).append(waiter)
+            self.attention = True
+
+    def dequeue(self, waiter: LocalWaiter) -> None:
+        """The waiter has been answered or has given up."""
+        with self.holdings.lock:
+            queue = self.waiters.get(waiter.key)
+            if queue is not None and waiter in queue:
+                queue.remove(waiter)
+            self._look_whether_attention()
+
+    def _look_whether_attention(self) -> None:
+        """Caller holds the holdings' lock."""
+        self.attention = self.contended or any(self.waiters.values())
+
+    def set_contended(self, contended: bool) -> None:
+        """Whether every released resource is brought back."""
+        with self.holdings.lock:
+            self.contended = contended
+            self._look_whether_attention()
+
+    def all_waiters(self) -> list[LocalWaiter]:
+        """Those who wait now."""
+        with self.holdings.lock:
+            return [waiter for queue in self.waiters.values() for waiter in queue]
+
+    # --- the end of a resource ---------------------------------------------------------------------------
+
+    def close(self, entry: Entry, reason: CloseReason) -> None:
+        """Close a resource that the caller owns. Its slot is free when its close has returned."""
+        holdings = entry.holdings
+        with holdings.lock:
+            if entry.state == "closing" or holdings.forked:
+                return  # a hook that closes its own resource, or two threads that both want to
+            entry.state = "closing"
+        try:
+            self.recipe.close(entry.resource)
+        except Exception:
+            self.count("hook_errors")
+            log.warning("pool %r: closing a resource raised; it is gone", self.name, exc_info=True)
+        finally:
+            if not holdings.forked:
+                self._forget(entry, reason)
+
+    def _forget(self, entry: Entry, reason: CloseReason) -> None:
+        holdings = entry.holdings
+        entry.resource = None
+        with holdings.lock:
+            holdings.table.pop(entry.number, None)
+            holdings.side.pop(entry.number, None)
+            self.past_uses += entry.uses
+            self.past_brief_uses += entry.brief_uses
+            holdings.outbox.append(Closed(entry.number, reason))
+        self.member.flush()
+
+    def retire_older_than(self, generation: int) -> list[Entry]:
+        """Let everything of an older generation end: what is idle is returned, to be closed by the caller."""
+        with self.holdings.lock:
+            self.generation = max(self.generation, generation)
+            for entry in self.holdings.table.values():
+                if entry.face is self and (self.closed or entry.generation < self.generation):
+                    entry.retire_at = AT_ONCE
+        return self.take_idle(lambda entry: entry.retire_at == AT_ONCE)
+
+    def take_idle(self, wanted: Callable[[Entry], bool]) -> list[Entry]:
+        """Take from the shelves whatever is wanted; each is owned by the caller then."""
+        taken = []
+        for shelf in list(self.shelves.values()):
+            for _ in range(len(shelf)):
+                try:
+                    entry = shelf.popleft()
+                except IndexError:
+                    break
+                if wanted(entry):
+                    taken.append(entry)
+                else:
+                    shelf.append(entry)  # a full turn keeps the order
+        if self.attention:
+            for key in list(self.waiters):
+                self.attend(key)
+        return taken
+
+    # --- figures -----------------------------------------------------------------------------------------
+
+    def count(self, counter: str) -> None:
+        """Count something rare. (Checkouts are counted by their entry, which has one owner.)"""
+        with self.holdings.lock:
+            self.counters[counter] += 1
+
+    def observe(self, histogram: str, seconds: float) -> None:
+        """Enter a duration into a histogram.
+
+        Two threads may lose one of two simultaneous observations; a lock here would cost more than the
+        figure is worth.
+        """
+        self.histograms[histogram][bisect_left(BOUNDS, seconds)] += 1

@@ -1,0 +1,36 @@
+"""Everything of a member that dies with a fork: what the parent holds, a child must neither use nor close."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+
+from mppool.core.events import Event
+from mppool.ids import GrantNumber, Session
+from mppool.worker.entry import Entry
+
+
+class Holdings:
+    """The table of resources and the session. A forked child buries its parent's and starts with new ones.
+
+    lock: guards `table`, `side`, `session`, `voided`, every entry's `state`, and the contended flags of
+        the faces. Taking the inventory and registering a grant both happen under it (rule 2). While it is
+        held there is no I/O, no hook, no logging, and no other lock is taken.
+    table: every resource from before its opening until after its closing, so that nothing is ever
+        finalized by accident, least of all in a child (rule 5).
+    side: resources that were brought back; only the server's Grant, Keep or Close takes them out (rule 6).
+    outbox: events not sent yet. Appended to and popped from without the lock (atomic operations).
+    leaked: entries whose lease was collected. Finalizers append; the errand thread empties.
+    forked: set once, in a child, by the fork hook.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.table: dict[GrantNumber, Entry] = {}
+        self.side: dict[GrantNumber, Entry] = {}
+        self.voided: set[GrantNumber] = set()
+        self.session: Session | None = None
+        self.outbox: deque[Event] = deque()
+        self.leaked: deque[Entry] = deque()
+        self.forked = False
+        self.audit_wanted = False

@@ -1,0 +1,129 @@
+"""A lease: the right to use one resource until it is given back."""
+
+from __future__ import annotations
+
+import logging
+from time import monotonic
+from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
+
+from mppool.errors import ForkedLease, LeaseReleased, PoolError, StaleLease
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from mppool.worker.entry import Entry
+
+T = TypeVar("T")
+
+log = logging.getLogger("mppool")
+
+
+class Lease(Generic[T]):
+    """What a checkout gives: a context manager whose value is the resource.
+
+    Keep the lease for as long as the resource: when it is garbage-collected without having been
+    released, its resource is closed, never handed out again.
+
+    The entry is kept in a slot that is *deleted* by the first release. Deletion is atomic, so of two
+    threads that release at once exactly one gives the resource back.
+    """
+
+    __slots__ = ("__weakref__", "_entry", "_name", "_taken_at")
+
+    def __init__(self, entry: Entry, name: str, taken_at: float) -> None:
+        self._entry = entry
+        self._name = name
+        self._taken_at = taken_at
+
+    @property
+    def resource(self) -> T:
+        """The resource.
+
+        Raises LeaseReleased after the release, StaleLease after the lease was killed, ForkedLease in a
+        child of the process that took it.
+        """
+        try:
+            entry = self._entry
+        except AttributeError:
+            self._raise_released()
+        if entry.killed or entry.holdings.forked:
+            self._raise_unusable(entry)
+        return entry.resource  # type: ignore[no-any-return]
+
+    @property
+    def released(self) -> bool:
+        """Whether the lease was given back."""
+        return not hasattr(self, "_entry")
+
+    def __enter__(self) -> T:
+        return self.resource
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.release()
+
+    def release(self) -> None:
+        """Give the resource back. A second release is refused, harmless, counted and logged."""
+        try:
+            entry = self._entry
+            del self._entry
+        except AttributeError:
+            self._refuse_second()
+            return
+        entry.face.put_back(entry, self._taken_at, monotonic())
+
+    def discard(self) -> None:
+        """Close the resource instead of giving it back, for one that is known to be broken."""
+        try:
+            entry = self._entry
+            del self._entry
+        except AttributeError:
+            self._refuse_second()
+            return
+        entry.face.throw_away(entry, self._taken_at, monotonic())
+
+    def __del__(self) -> None:
+        # Runs in any thread at any instruction, whatever locks are held: only note it (hazard 15).
+        try:
+            entry = self._entry
+        except AttributeError:
+            return
+        holdings = entry.holdings
+        if not holdings.forked and not entry.killed:
+            holdings.leaked.append(entry)
+            entry.face.member.wake()
+
+    def __reduce__(self) -> NoReturn:
+        raise PoolError(
+            f"a lease of pool {self._name!r} cannot be pickled: its resource belongs to this process; "
+            "send the Pool instead and check out there"
+        )
+
+    def __repr__(self) -> str:
+        state = "released" if self.released else "in use"
+        return f"<Lease of pool {self._name!r}, {state}>"
+
+    def _raise_released(self) -> NoReturn:
+        raise LeaseReleased(
+            f"pool {self._name!r}: this lease was given back already; check out again to go on"
+        )
+
+    def _raise_unusable(self, entry: Entry) -> NoReturn:
+        if entry.holdings.forked:
+            raise ForkedLease(
+                f"pool {self._name!r}: this lease was taken by the parent of this process, and its "
+                "resource belongs to the parent; check out in this process instead"
+            )
+        raise StaleLease(
+            f"pool {self._name!r}: this lease was held for longer than max_lease_kill="
+            f"{entry.face.options.max_lease_kill:g} s, so its resource was closed; check out again"
+        )
+
+    def _refuse_second(self) -> None:
+        log.warning(
+            "pool %r: a lease was released a second time; refused, nothing was changed", self._name
+        )

@@ -1,0 +1,285 @@
+"""This process as a member of a manager: tells the books what happens, and does what they decide."""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from time import monotonic
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from mppool.core.decisions import (
+    Ask,
+    Close,
+    Grant,
+    Keep,
+    Notice,
+    PoolChanged,
+    Reclaim,
+    Refuse,
+)
+from mppool.core.events import Attach, Declaration, Declare, Declined, Event, Held, NotMine
+from mppool.errors import ConfigurationMismatch
+from mppool.ids import GrantNumber, Session, Ticket
+from mppool.recipe import Recipe
+from mppool.worker import report
+from mppool.worker.chores import Chores
+from mppool.worker.cold import Retry
+from mppool.worker.entry import Entry
+from mppool.worker.face import Face
+from mppool.worker.fork import bury, renew_in_children
+from mppool.worker.holdings import Holdings
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mppool.options import PoolOptions
+    from mppool.wire.messages import Report
+    from mppool.worker.link import Link
+
+log = logging.getLogger("mppool")
+
+
+class Member:
+    """What all threads of a process share of one manager. Cheap to make: no I/O, no thread, no descriptor.
+
+    `faces` grows under the interpreter's own atomicity (setdefault); everything else that threads share is
+    in `holdings`, with its lock.
+    """
+
+    def __init__(self, name: str, make_link: Callable[[Member], Link]) -> None:
+        self.name = name
+        self.label = ""
+        self.faces: dict[str, Face] = {}
+        self.holdings = Holdings()
+        self.chores = Chores(name)
+        self._tickets = itertools.count(1)
+        self.link = make_link(self)
+        renew_in_children(self)
+
+    def after_fork_in_child(self) -> None:
+        """The parent's holdings are marked and buried; this process starts with none."""
+        parents = self.holdings
+        parents.forked = True
+        bury(parents)
+        self.holdings = Holdings()
+        self.chores = Chores(self.name)
+        self.link.after_fork_in_child()
+        for face in self.faces.values():
+            face.renew(self.holdings)
+
+    def declare(self, name: str, recipe: Recipe[Any], options: PoolOptions) -> Face:
+        """The face of a pool. Raises ConfigurationMismatch if it was declared otherwise in this process."""
+        face = self.faces.get(name)
+        if face is None:
+            face = self.faces.setdefault(name, Face(self, name, recipe, options))
+            if self.holdings.session is not None:
+                self.tell(Declare(face.declaration()))
+        if face.options != options:
+            differences = ", ".join(
+                f"{option}={getattr(face.options, option)!r} and {getattr(options, option)!r}"
+                for option in options.__struct_fields__
+                if getattr(face.options, option) != getattr(options, option)
+            )
+            raise ConfigurationMismatch(
+                f"pool {name!r} is declared twice in this process, with {differences}; declare it once, "
+                "or use another name"
+            )
+        if face.fingerprint != recipe.fingerprint():
+            raise ConfigurationMismatch(
+                f"pool {name!r} is declared twice in this process, with recipes that open different "
+                "things; declare it once, or use another name"
+            )
+        return face
+
+    # --- to the books ------------------------------------------------------------------------------------
+
+    def next_ticket(self) -> Ticket:
+        """A ticket that this process has never used."""
+        return Ticket(next(self._tickets))
+
+    def call(self, event: Event, deadline: float | None) -> Any:
+        """Tell the books and return their answer; a Grant is registered in the table already."""
+        return self.link.call(event, deadline)
+
+    def tell(self, event: Event) -> None:
+        """Tell the books, without an answer. Never blocks on the server."""
+        self.holdings.outbox.append(event)
+        self.link.flush()
+
+    def flush(self) -> None:
+        """Send what is in the outbox, as far as that is possible without waiting."""
+        self.link.flush()
+
+    def wake(self) -> None:
+        """Have the background thread look around. Safe in a finalizer: it writes to a descriptor."""
+        self.link.wake()
+
+    def inventory(self) -> list[Held]:
+        """Everything that is held, or on its way in or out. Caller holds the holdings' lock."""
+        return [
+            Held(
+                entry.face.name,
+                entry.key,
+                entry.number,
+                entry.state,
+                entry.generation,
+                entry.opened_before,
+            )
+            for entry in self.holdings.table.values()
+        ]
+
+    def declarations(self) -> list[Declaration]:
+        """All pools that this process has declared."""
+        return [face.declaration() for face in list(self.faces.values())]
+
+    def attachment(self) -> Attach:
+        """The first word of a new session; what the outbox says is in it. Caller holds the holdings' lock."""
+        self.holdings.outbox.clear()
+        self.holdings.voided.clear()
+        return Attach(self.label, self.declarations(), self.inventory())
+
+    def register(self, grant: Grant, session: Session) -> bool:
+        """Enter a fresh grant into the table; False if it belongs to another session, or was voided (rule 2)."""
+        holdings = self.holdings
+        face = self.faces[grant.pool]
+        entry = Entry(
+            face, holdings, grant.number, grant.key, grant.generation, grant.opened_before
+        )
+        with holdings.lock:
+            if holdings.session != session or grant.number in holdings.voided:
+                return False
+            holdings.table[grant.number] = entry
+        return True
+
+    def decline(self, grant: Grant, holdings: Holdings) -> None:
+        """A registered grant is not needed any more."""
+        with holdings.lock:
+            if holdings.table.pop(grant.number, None) is not None:
+                holdings.outbox.append(Declined(grant.number))
+        self.flush()
+
+    # --- from the books ----------------------------------------------------------------------------------
+
+    def deliver(self, decision: Any, session: Session) -> None:
+        """Do what the books decided. Called in the order of the decisions, by one thread at a time."""
+        handler = self._handlers.get(type(decision))
+        if handler is None:
+            log.error(
+                "manager %r: a %s came on the errand channel", self.name, type(decision).__name__
+            )
+        else:
+            handler(self, decision, session)
+
+    def _on_grant(self, grant: Grant, session: Session) -> None:
+        face = self.faces[grant.pool]
+        if not grant.fresh:
+            entry = self._take_aside(grant.number)
+            if entry is not None and not face.give_to(grant.key, grant.ticket, entry):
+                face.shelve(entry)
+        elif self.register(grant, session) and not face.give_to(grant.key, grant.ticket, grant):
+            self.decline(grant, self.holdings)
+
+    def _on_keep(self, keep: Keep, session: Session) -> None:
+        entry = self._take_aside(keep.number)
+        if entry is not None:
+            entry.face.shelve(entry)
+
+    def _on_close(self, close: Close, session: Session) -> None:
+        entry = self._take_aside(close.number)
+        if entry is not None:
+            self.chores.add(lambda: entry.face.close(entry, close.reason))
+
+    def _take_aside(self, number: GrantNumber) -> Entry | None:
+        """A resource that was brought back is in our hands again."""
+        with self.holdings.lock:
+            entry = self.holdings.side.pop(number, None)
+            if entry is not None:
+                entry.state = "open"
+        return entry
+
+    def _on_refuse(self, refuse: Refuse, session: Session) -> None:
+        for face in list(self.faces.values()):
+            for waiter in face.all_waiters():
+                if waiter.ticket == refuse.ticket:
+                    waiter.give(refuse)
+
+    def _on_reclaim(self, reclaim: Reclaim, session: Session) -> None:
+        face = self.faces[reclaim.pool]
+        face.set_contended(reclaim.contended)
+        left = reclaim.sweep
+        for key in list(face.shelves):
+            if left > 0:
+                left -= face.sweep(key, left, reclaim.idle_for)
+
+    def _on_ask(self, ask: Ask, session: Session) -> None:
+        with self.holdings.lock:
+            if ask.number in self.holdings.table:
+                return
+            self.holdings.voided.add(ask.number)
+            self.holdings.outbox.append(NotMine(ask.number))
+        self.flush()
+
+    def _on_pool_changed(self, changed: PoolChanged, session: Session) -> None:
+        face = self.faces.get(changed.pool)
+        if face is None:
+            return
+        face.closed = face.closed or changed.closed
+        for entry in face.retire_older_than(changed.generation):
+            self._close_soon(entry)
+
+    def _close_soon(self, entry: Entry) -> None:
+        self.chores.add(lambda: entry.face.close(entry, entry.retire_reason))
+
+    def _on_notice(self, notice: Notice, session: Session) -> None:
+        log.warning("pool %r: %s", notice.pool, notice.text)
+
+    _handlers: ClassVar[dict[type, Callable[[Member, Any, Session], None]]] = {
+        Grant: _on_grant,
+        Keep: _on_keep,
+        Close: _on_close,
+        Refuse: _on_refuse,
+        Reclaim: _on_reclaim,
+        Ask: _on_ask,
+        PoolChanged: _on_pool_changed,
+        Notice: _on_notice,
+    }
+
+    def session_lost(self) -> None:
+        """Nobody can be told anything now: those who wait ask again, under the next session."""
+        for face in list(self.faces.values()):
+            face.set_contended(False)
+            for waiter in face.all_waiters():
+                waiter.give(Retry)
+
+    def server_leaves(self) -> None:
+        """The server says goodbye: close what is idle (rule 8)."""
+        for face in list(self.faces.values()):
+            for entry in face.take_idle(lambda entry: True):
+                self._close_soon(entry)
+
+    def needs_books(self) -> bool:
+        """Whether anything is held, or anybody waits."""
+        return bool(self.holdings.table) or any(
+            face.all_waiters() for face in list(self.faces.values())
+        )
+
+    # --- chores of the background thread -----------------------------------------------------------------
+
+    def collect_leaked(self) -> None:
+        """Close the resources of leases that were garbage-collected (rule 4: never hand them out again)."""
+        leaked = self.holdings.leaked
+        while leaked:
+            entry = leaked.popleft()
+            if entry.state != "closing":
+                age = monotonic() - (entry.lent_at or entry.opened_at)
+                log.warning(
+                    "pool %r: a lease was garbage-collected without being released; its resource is "
+                    "closed. Keep the lease, not only its resource, and use `with`%s",
+                    entry.face.name,
+                    f"; taken {age:.1f} s ago at\n{entry.stack}" if entry.stack else "",
+                )
+                self.chores.add(lambda entry=entry: entry.face.close(entry, "leaked"))  # type: ignore[misc]
+
+    def report(self, request: int) -> Report:
+        """The figures of this process."""
+        return report.build(self, request)

@@ -1,0 +1,221 @@
+"""The public face of a pool."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import traceback
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from mppool.core.events import ClosePool, Drain, Reset, Resize
+from mppool.errors import ConfigurationError
+from mppool.options import PoolOptions, checked_options, checked_timeout
+from mppool.worker.cold import ColdCheckout
+from mppool.worker.face import key_of
+from mppool.worker.lease import Lease
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mppool.worker.entry import Entry
+    from mppool.worker.face import Face
+
+T = TypeVar("T")
+
+_DRAIN_POLL_S = 0.02
+
+
+class _Default:
+    """The timeout of a checkout that names none: the pool's own."""
+
+    def __repr__(self) -> str:
+        return "the pool's timeout"
+
+
+_DEFAULT: Any = _Default()
+
+
+class Pool(Generic[T]):
+    """One pool over all processes of an application. Made by `manager.pool(...)`.
+
+    Safe to use from any thread, before and after a fork; pickles as its name, options, manager and recipe.
+    """
+
+    def __init__(
+        self,
+        face: Face,
+        all_stats: Callable[[], dict[str, Any]],
+        rebuild: tuple[Callable[..., Pool[T]], tuple[Any, ...]],
+    ) -> None:
+        self._face = face
+        self._all_stats = all_stats
+        self._rebuild = rebuild
+        self.name = face.name
+
+    @property
+    def options(self) -> PoolOptions:
+        """The options as they were declared in this process."""
+        return self._face.options
+
+    def checkout(
+        self,
+        timeout: float | None = _DEFAULT,
+        *,
+        identity: str | None = None,
+        credential: Any = None,
+    ) -> Lease[T]:
+        """Lend a resource: the warmest one of this process, else one that the whole application can spare.
+
+        timeout: seconds to wait; None: for ever; 0: only what can be had without waiting for anybody
+            (opening a new resource within the cap is not waiting). It bounds waiting, not hooks.
+        identity: whose resource; only one that was opened for the same identity is handed out.
+
+        Raises CheckoutTimeout, TooManyWaiting, OpenFailed (its cause is what the recipe raised),
+        PoolClosed, ServerUnavailable. A BaseException in a hook passes through as it is.
+        """
+        face = self._face
+        if identity is None and credential is None:
+            try:
+                entry = face.pop()
+            except IndexError:
+                return self._checkout_cold(face, face.default_key, timeout)
+            now = monotonic()
+            if now < entry.retire_at and now - entry.released_at < face.trust_s:
+                entry.uses += 1
+                return Lease(entry, self.name, now)
+            if face.prepare(entry, now):
+                return self._lease(entry)
+            return self._checkout_cold(face, face.default_key, timeout)
+        return self._checkout_cold(face, self._key(identity, credential), timeout)
+
+    def _checkout_cold(self, face: Face, key: str, timeout: float | None) -> Lease[T]:
+        seconds = (
+            face.options.timeout if timeout is _DEFAULT else checked_timeout(self.name, timeout)
+        )
+        return self._lease(ColdCheckout(face, key, seconds).run())
+
+    def _lease(self, entry: Entry) -> Lease[T]:
+        if self._face.options.track_leaks:
+            entry.stack = "".join(traceback.format_stack()[:-2])
+            entry.thread = threading.current_thread().name
+        return Lease(entry, self.name, monotonic())
+
+    def _key(self, identity: str | None, credential: Any) -> str:
+        if credential is not None:
+            raise ConfigurationError(
+                f"pool {self.name!r}: this version does not fetch tokens, so checkout(credential=...) cannot "
+                "be served; use identity= and let the recipe authenticate"
+            )
+        if not isinstance(identity, str) or not identity or "\0" in identity:
+            raise ConfigurationError(
+                f"pool {self.name!r}: identity={identity!r:.80} is not allowed; give a text, not empty, "
+                "without NUL"
+            )
+        return key_of(self._face.fingerprint, identity)
+
+    async def acheckout(
+        self,
+        timeout: float | None = _DEFAULT,
+        *,
+        identity: str | None = None,
+        credential: Any = None,
+    ) -> AsyncLease[T]:
+        """Like `checkout`, for asyncio: the event loop goes on while this waits.
+
+        Give the lease back with `async with`, or with `release()` where blocking is no matter.
+        """
+        loop = asyncio.get_running_loop()
+        future = loop.run_in_executor(
+            None, lambda: self.checkout(timeout, identity=identity, credential=credential)
+        )
+        try:
+            return AsyncLease(await asyncio.shield(future))
+        except asyncio.CancelledError:
+            # The thread cannot be stopped; whatever it gets is given back.
+            future.add_done_callback(_release_result)
+            raise
+
+    # --- control -----------------------------------------------------------------------------------------
+
+    def stats(self) -> dict[str, Any]:
+        """Statistics of the pool over all processes, JSON-compatible. All durations are seconds."""
+        stats: dict[str, Any] = self._all_stats()["pools"][self.name]
+        return stats
+
+    def resize(self, *, max_size: int | None = _DEFAULT, min_size: int = _DEFAULT) -> None:
+        """New bounds, for all processes at once. Beyond a lowered cap, what is idle or released is closed.
+
+        Raises ConfigurationError for bounds that are not allowed.
+        """
+        given = {
+            name: value
+            for name, value in (("max_size", max_size), ("min_size", min_size))
+            if value is not _DEFAULT
+        }
+        bounds = {"max_size": self.options.max_size, "min_size": self.options.min_size, **given}
+        if "min_size" not in given and bounds["max_size"] is not None:
+            bounds["min_size"] = min(self.options.min_size, bounds["max_size"])
+        checked = checked_options(self.name, bounds)
+        event = Resize(
+            self.name,
+            checked.max_size,
+            "max_size" in given,
+            checked.min_size if "min_size" in given else None,
+        )
+        self._face.member.link.command(event)
+
+    def reset(self) -> None:
+        """A new generation: everything opened before now is closed when idle or released, everywhere."""
+        self._face.member.link.command(Reset(self.name))
+
+    def drain(self, timeout: float = 30.0) -> int:
+        """Close what is idle, everywhere, and wait up to `timeout` seconds for leases to come back.
+
+        Returns how many resources opened before this call are still out. New checkouts are served as
+        always; `close` the pool first if there shall be none.
+        """
+        seconds = checked_timeout(self.name, timeout)
+        deadline = None if seconds is None else monotonic() + seconds
+        generation = None
+        while True:
+            answer = self._face.member.link.command(Drain(self.name, generation))
+            generation = answer.generation
+            if not answer.left or (deadline is not None and monotonic() >= deadline):
+                return int(answer.left)
+            threading.Event().wait(_DRAIN_POLL_S)
+
+    def close(self) -> None:
+        """Hand out nothing any more, in no process: checkouts raise PoolClosed.
+
+        Leases that are out keep working; their resources are closed when they are released.
+        """
+        self._face.member.link.command(ClosePool(self.name))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._rebuild
+
+    def __repr__(self) -> str:
+        return f"<Pool {self.name!r} of manager {self._face.member.name!r}>"
+
+
+class AsyncLease(Lease[T]):
+    """A lease for `async with`: giving back runs in a thread where it may take long."""
+
+    __slots__ = ()
+
+    def __init__(self, lease: Lease[T]) -> None:
+        entry = lease._entry
+        del lease._entry
+        super().__init__(entry, lease._name, lease._taken_at)
+
+    async def __aenter__(self) -> T:
+        return self.resource
+
+    async def __aexit__(self, *_: object) -> None:
+        await asyncio.get_running_loop().run_in_executor(None, self.release)
+
+
+def _release_result(future: asyncio.Future[Lease[Any]]) -> None:
+    if not future.cancelled() and future.exception() is None:
+        future.result().release()
