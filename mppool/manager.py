@@ -280,7 +280,7 @@ class PoolManager(_Manager, BaseManager):
             threading.Event().wait(_POLL_S)
         return True
 
-    def __enter__(self) -> PoolManager:
+    def __enter__(self) -> PoolManager:  # noqa: PYI034  # typing.Self is newer than Python 3.10
         self.start()
         return self
 

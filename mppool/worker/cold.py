@@ -20,9 +20,9 @@ from mppool.errors import (
     OpenFailed as OpenFailedError,
 )
 from mppool.recipe import Opening
+from mppool.worker.calls import SessionLost
 from mppool.worker.entry import Entry
 from mppool.worker.face import Face, identity_of
-from mppool.worker.calls import SessionLost
 from mppool.worker.waiter import LocalWaiter
 
 if TYPE_CHECKING:
