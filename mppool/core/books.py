@@ -67,7 +67,10 @@ class Books:
     ) -> list[Addressed]:
         """Take in what happened and return what must be done, in order."""
         if isinstance(event, Attach):
-            self._attach(process, session, event, now)
+            if session >= self._sessions.get(
+                process, session
+            ):  # else a later one is attached already
+                self._attach(process, session, event, now)
         elif isinstance(event, Died):
             self._died(process, now)
         elif isinstance(event, JournalFailed):

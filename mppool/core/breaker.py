@@ -49,7 +49,7 @@ class Breaker:
         self.error = error
         if self.probe == number:
             self.probe = None
-        elif granted_at < self._stepped_at:
+        elif granted_at <= self._stepped_at:
             return
         self._failures += 1
         if self.state == "closed" and working and self._failures < FAILURES_IN_A_ROW:

@@ -12,7 +12,7 @@ from collections import Counter
 from collections.abc import Callable
 from typing import Any
 
-from mppool.core import sharing
+from mppool.core import returns, sharing
 from mppool.core.breaker import Breaker, Jitter
 from mppool.core.decisions import (
     Addressed,
@@ -21,7 +21,6 @@ from mppool.core.decisions import (
     Draining,
     Erase,
     Grant,
-    Keep,
     Notice,
     PoolChanged,
     Queued,
@@ -97,6 +96,8 @@ class PoolBooks:
         """Another process declares the pool. The newest declaration wins, with one warning."""
         declared_at = now - declaration.age
         if declaration.options == self.options or declared_at <= self.declared_at:
+            if declaration.options == self.options:
+                self.declared_at = max(declared_at, self.declared_at)
             return
         before, self.options, self.declared_at = self.options, declaration.options, declared_at
         changed = ", ".join(
@@ -112,7 +113,7 @@ class PoolBooks:
         if self.closed:
             self._refuse(process, event.ticket, "closed", f"pool {self.name!r} is closed")
             return
-        if self.waiting.has(process, event.ticket):
+        if self.waiting.has(process, event.ticket) or self._was_granted(process, event.ticket):
             return  # a duplicate of a checkout that is answered already
         breaker = self.breakers.get(event.key)
         if (
@@ -151,7 +152,7 @@ class PoolBooks:
         if after is None:
             return
         if isinstance(event, Returned):
-            self._returned(slot, now)
+            returns.answer(self, slot, now)
         elif isinstance(event, Opened):
             self._opened(slot)
         else:
@@ -163,9 +164,12 @@ class PoolBooks:
         self._settle(now)
 
     def revoke(self, slot: Slot, error: str, now: float) -> None:
-        """The grant could not be written down, so it was not given."""
-        self._free(slot)
-        if slot.ticket is not None:
+        """The grant could not be written down, so it was not given.
+
+        A slot that came from an inventory is held, whether it is written down or not.
+        """
+        if slot.state is SlotState.OPENING and slot.ticket is not None:
+            self._free(slot)
             text = f"pool {self.name!r}: the server cannot write its journal: {error}"
             self._refuse(slot.process, slot.ticket, "journal", text)
 
@@ -194,11 +198,16 @@ class PoolBooks:
                 self._free(slot)
         for item in held:
             self._adopt(process, item, now)
-        self.tell(process, PoolChanged(self.name, self.generation, self.closed))
+        newest = max((item.generation for item in held), default=0)
+        if newest > self.generation:  # a reset that a torn journal has forgotten
+            self.generation = newest
+            self._announce()
+        else:
+            self.tell(process, PoolChanged(self.name, self.generation, self.closed))
         for item in held:
             returned = self.slots.get(item.number) if item.state == "returned" else None
             if returned is not None and returned.process == process:
-                self._returned(returned, now)
+                returns.answer(self, returned, now)
         self._settle(now)
 
     def remember(self, item: Remembered, now: float) -> None:
@@ -226,7 +235,8 @@ class PoolBooks:
         """A new generation: whatever was opened before goes when it is idle or released."""
         self.generation += 1
         self.breakers.clear()
-        self._changed(now)
+        self._announce()
+        self._settle(now)
 
     def drain(self, process: ProcessId, generation: int | None, now: float) -> None:
         """Start a drain (None), or say how much of the one that ended at `generation` is left."""
@@ -242,7 +252,8 @@ class PoolBooks:
         for waiter in self.waiting:
             self.waiting.remove(waiter.process, waiter.ticket)
             self._refuse(waiter.process, waiter.ticket, "closed", f"pool {self.name!r} was closed")
-        self._changed(now)
+        self._announce()
+        self._settle(now)
 
     # --- what others may know ----------------------------------------------------------------------------
 
@@ -255,29 +266,59 @@ class PoolBooks:
         """Whether the process can be told anything."""
         return process in self._around.attached
 
-    def excess(self) -> int:
-        """Slots above the cap, after it was lowered, beside those that are on their way back."""
-        if self.max_size is None:
-            return 0
-        return max(0, len(self.slots) - self.slots.closing - self.max_size)
+    def above_cap(self) -> int:
+        """Slots above the cap, after it was lowered."""
+        return 0 if self.max_size is None else max(0, len(self.slots) - self.max_size)
+
+    def excess(self, now: float) -> int:
+        """Slots above the cap for which none is on its way back yet."""
+        return max(0, self.above_cap() - self.slots.on_the_way(now))
 
     def blocked_by_identity(self, waiter: Waiter) -> bool:
         """Whether only a slot of the same key can help this waiter."""
         limit = self.options.max_per_identity
         return limit is not None and self.slots.by_key[waiter.key] >= limit
 
+    def blocked_by_process(self, waiter: Waiter) -> bool:
+        """Whether only a slot of the same process can help this waiter."""
+        limit = self.options.max_per_process
+        return limit is not None and self.slots.levels[waiter.process] >= limit
+
+    def helps(self, slot: Slot, waiter: Waiter, now: float) -> bool:
+        """Whether the waiter would be nearer to a resource if this slot were free.
+
+        Where both bounds stand in his way, that of his identity is cleared first.
+        """
+        if not self._breaker_permits(waiter.key, now):
+            return False
+        if self.blocked_by_identity(waiter):
+            return slot.key == waiter.key
+        return not self.blocked_by_process(waiter) or slot.process == waiter.process
+
     def waiting_for_slots(self, now: float) -> int:
-        """Waiters whom a free slot would help, and slots that are too many."""
+        """Waiters who could open a resource if they had a slot."""
         waiting = len(self.waiting)
         if self.breakers and waiting:
             shut = {key for key, breaker in self.breakers.items() if not breaker.permits(now)}
             waiting -= len(self.waiting.of(lambda waiter: waiter.key in shut))
-        return waiting + self.excess()
+        return waiting
 
-    def neediest(self, now: float) -> Waiter | None:
-        """Who would get the next slot if there were one."""
+    def in_line(self, now: float) -> list[Waiter]:
+        """The oldest waiter of every group that may open, the neediest first."""
         heads = (head for head in self.waiting.heads() if self._breaker_permits(head.key, now))
-        return sharing.first_in_line(heads, self.slots.levels, now)
+        return sharing.line(heads, self.slots.levels, now)
+
+    def close_slot(self, slot: Slot, reason: CloseReason, now: float) -> None:
+        """Have a resource closed that its process brought back."""
+        self.slots.move(slot, SlotState.CLOSING)
+        slot.expected_until = now + sharing.ANSWER_S
+        self.tell(slot.process, Close(slot.number, reason))
+
+    def grant_kept(self, slot: Slot, waiter: Waiter) -> None:
+        """Give a waiter the open resource that his own process brought back."""
+        self.waiting.remove(waiter.process, waiter.ticket)
+        slot.ticket = waiter.ticket
+        self._tell_grant(slot, waiter.ticket, fresh=False)
 
     def next_deadline(self, now: float) -> float:
         """When `tick` has something to do although nothing happened; infinity if never."""
@@ -361,62 +402,6 @@ class PoolBooks:
         )
         self.tell(slot.process, grant)
 
-    def _returned(self, slot: Slot, now: float) -> None:
-        process = slot.process
-        if self.closed or slot.generation < self.generation:
-            self._close(slot, "retired")
-            return
-        if self.excess():
-            self._close(slot, "retired")
-            self.reclaimer.brought_back(self, process, given=True)
-            return
-        home = self.waiting.first(process, slot.key)
-        rival = self._rival(slot, now)
-        if rival is not None and (home is None or self._prevails(rival, home, slot)):
-            self.counters["moved"] += 1
-            self._close(slot, "moved")
-            self.reclaimer.brought_back(self, process, given=True)
-            return
-        if home is not None:
-            self.waiting.remove(process, home.ticket)
-            slot.ticket = home.ticket
-            self._tell_grant(slot, home.ticket, fresh=False)
-        else:
-            self.tell(process, Keep(slot.number))
-        self.reclaimer.brought_back(self, process, given=False)
-
-    def _rival(self, slot: Slot, now: float) -> Waiter | None:
-        """Who would be served if this slot were closed, and is not served by what is closing already."""
-        if self.waiting.count_outside(slot.process, slot.key) <= self.slots.closing:
-            return None
-        heads = (
-            head
-            for head in self.waiting.heads()
-            if (head.process, head.key) != (slot.process, slot.key) and self._helps(slot, head, now)
-        )
-        return sharing.first_in_line(heads, self.slots.levels, now)
-
-    def _helps(self, slot: Slot, waiter: Waiter, now: float) -> bool:
-        """Whether the waiter could open if this slot were free."""
-        identity, process = self.options.max_per_identity, self.options.max_per_process
-        by_key = self.slots.by_key[waiter.key] - (slot.key == waiter.key)
-        by_process = self.slots.levels[waiter.process] - (slot.process == waiter.process)
-        return (
-            self._breaker_permits(waiter.key, now)
-            and (identity is None or by_key < identity)
-            and (process is None or by_process < process)
-        )
-
-    def _prevails(self, rival: Waiter, home: Waiter, slot: Slot) -> bool:
-        giver = self.slots.levels[slot.process] - self.slots.closing_of(slot.process)
-        return sharing.rival_prevails(
-            rival, home, giver, self.slots.levels[rival.process] + self.slots.closing
-        )
-
-    def _close(self, slot: Slot, reason: CloseReason) -> None:
-        self.slots.move(slot, SlotState.CLOSING)
-        self.tell(slot.process, Close(slot.number, reason))
-
     def _opened(self, slot: Slot) -> None:
         self.slots.move(slot, SlotState.OPEN)
         self.counters["opened"] += 1
@@ -452,11 +437,17 @@ class PoolBooks:
             # The number was granted to somebody else, so this resource is in no books.
             self.tell(process, Close(item.number, "retired"))
             return
-        elif slot.state is not state:
-            self.slots.move(slot, state)
+        else:
+            if slot.state is SlotState.OPENING and state is not SlotState.OPENING:
+                self._opened(slot)  # what said so was lost
+            if slot.state is not state:
+                self.slots.move(slot, state)
+        if state is SlotState.CLOSING:
+            slot.expected_until = now + sharing.ANSWER_S
         slot.opened_before = item.opened_before
-        self.generation = max(self.generation, item.generation)
-        self.counters["opened"] = max(self.counters["opened"], item.opened_before + 1)
+        # What earlier servers saw opened; this one's own count is exact.
+        opened = item.opened_before + (state is not SlotState.OPENING)
+        self.counters["opened"] = max(self.counters["opened"], opened)
 
     def _free(self, slot: Slot) -> None:
         self.slots.remove(slot)
@@ -464,6 +455,10 @@ class PoolBooks:
         if breaker:
             breaker.probe_lost(slot.number)
         self._around.out.append((None, Erase(slot.number)))
+
+    def _was_granted(self, process: ProcessId, ticket: Ticket) -> bool:
+        """Whether this ticket has been granted a slot that is still held."""
+        return any(slot.ticket == ticket and slot.process == process for slot in self.slots)
 
     def _may_open(self, process: ProcessId, key: str, now: float) -> bool:
         return self._has_room(process, key) and self._breaker_permits(key, now)
@@ -498,11 +493,11 @@ class PoolBooks:
         cap = "no cap" if self.max_size is None else f"max_size={self.max_size}"
         return f"{len(self.slots)} resources exist ({cap}) in {len(self.slots.levels)} processes"
 
-    def _changed(self, now: float) -> None:
+    def _announce(self) -> None:
+        """Journal and tell everybody the generation, and whether the pool is closed."""
         self._record()
         for process in self._around.attached:
             self.tell(process, PoolChanged(self.name, self.generation, self.closed))
-        self._settle(now)
 
     def _record(self) -> None:
         record = RecordPool(self.name, self.max_size, self.min_size, self.generation, self.closed)

@@ -24,25 +24,27 @@ class Asked:
     __slots__ = ("until", "wanted")
 
     def __init__(self, until: float) -> None:
-        self.wanted = 1
+        self.wanted = 0
         self.until = until
 
 
 class Reclaimer:
-    """Who is contended, and when to look for surplus again."""
+    """Who is contended, who is left in peace, and when to look for surplus again."""
 
     def __init__(self) -> None:
         self.asked: dict[ProcessId, Asked] = {}
+        # Until when: processes that brought back what helped nobody. Asked again at once, they would
+        # bring the same again, and so on for ever.
+        self._in_peace: dict[ProcessId, float] = {}
         self._look_at = -math.inf
         self._pause = sharing.FIRST_LOOK_S
 
     def plan(self, books: PoolBooks, now: float) -> None:
         """Ask for as many slots as are short, where the policy finds somebody to ask."""
-        short = self._short(books, now)
-        if short <= 0:
-            if not books.waiting and not books.excess():
-                self._calm(books)
+        if not books.waiting and not books.above_cap():
+            self._calm(books)
             return
+        short = self._short(books, now)
         while short > 0 and self._ask_one(books, now):
             short -= 1
         if short > 0:
@@ -50,85 +52,136 @@ class Reclaimer:
 
     def next_deadline(self, books: PoolBooks, now: float) -> float:
         """When `plan` may come to another result although nothing happened; infinity if never."""
-        if not books.waiting:
+        if not books.waiting and not books.above_cap():
             return math.inf
         candidates = [self._look_at]
         candidates += [asked.until for asked in self.asked.values()]
+        candidates += self._in_peace.values()
+        candidates += [slot.expected_until for slot in books.slots.closing.values()]
         candidates += [head.since + sharing.PATIENCE_S for head in books.waiting.heads()]
         return min((at for at in candidates if at > now), default=math.inf)
 
-    def brought_back(self, books: PoolBooks, process: ProcessId, *, given: bool) -> None:
-        """A process brought a slot back; `given`: it was taken from it. One that was not ends the asking."""
+    def brought_back(
+        self, books: PoolBooks, process: ProcessId, now: float, *, given: bool, kept: bool = False
+    ) -> None:
+        """A process brought a slot back.
+
+        given: it was taken from it. One that was not ends the asking.
+        kept: nobody at all had a use for it.
+        """
         asked = self.asked.get(process)
         if asked is None:
             return
         asked.wanted -= 1
         if asked.wanted <= 0 or not given:
-            self.forget(process)
-            books.tell(process, Reclaim(books.name, contended=False, sweep=0, idle_for=0.0))
+            self._let_go(books, process)
+        if kept:
+            self._in_peace[process] = now + sharing.ANSWER_S
 
     def forget(self, process: ProcessId) -> None:
         """The process is dead, or was attached anew and knows nothing of what it was asked."""
         self.asked.pop(process, None)
+        self._in_peace.pop(process, None)
+
+    def _let_go(self, books: PoolBooks, process: ProcessId) -> None:
+        self.asked.pop(process, None)
+        books.tell(process, Reclaim(books.name, contended=False, sweep=0, idle_for=0.0))
 
     def _calm(self, books: PoolBooks) -> None:
         for process in list(self.asked):
-            self.forget(process)
-            books.tell(process, Reclaim(books.name, contended=False, sweep=0, idle_for=0.0))
+            self._let_go(books, process)
+        self._in_peace.clear()
         self._pause = sharing.FIRST_LOOK_S
 
     def _short(self, books: PoolBooks, now: float) -> int:
-        """Waiters for whom nothing is on its way yet."""
-        asked = sum(asked.wanted for asked in self.asked.values() if now < asked.until)
-        return books.waiting_for_slots(now) - books.slots.closing - asked
+        """Waiters, and slots above the cap, for whom nothing is on its way yet."""
+        wanted = books.waiting_for_slots(now) + books.above_cap()
+        return wanted - books.slots.on_the_way(now) - self._asked_for(now)
+
+    def _asked_for(self, now: float) -> int:
+        """Slots that are counted on although nobody has brought them yet."""
+        return sum(asked.wanted for asked in self.asked.values() if now < asked.until)
 
     def _ask_one(self, books: PoolBooks, now: float) -> bool:
-        taker = books.neediest(now)
-        donor = self._donor(books, taker, now)
-        if donor is None:
+        """Ask somebody for one slot more; False if there is nobody to ask."""
+        spare = {
+            process: left
+            for process in books.slots.levels
+            if (left := self._spare(books, process, now)) > 0
+        }
+        if not spare:
             return False
-        asked = self.asked.get(donor)
-        if asked is None:
-            self.asked[donor] = Asked(now + sharing.ANSWER_S)
-        else:
-            asked.wanted += 1
-            asked.until = now + sharing.ANSWER_S
-        books.tell(
-            donor, Reclaim(books.name, contended=True, sweep=self.asked[donor].wanted, idle_for=0.0)
-        )
-        return True
+        if books.excess(now) > self._asked_for(now):
+            # More slots than the cap allows: everybody may be asked.
+            self._ask(books, max(spare, key=lambda process: spare[process]), now, everything=False)
+            return True
+        for taker in self._takers(books, now):
+            donor = self._donor(books, taker, spare, now)
+            if donor is not None:
+                # A sweep knows nothing of keys: where only one key helps, all that is idle is looked at.
+                self._ask(books, donor, now, everything=books.blocked_by_identity(taker))
+                return True
+        return False
 
-    def _donor(self, books: PoolBooks, taker: Waiter | None, now: float) -> ProcessId | None:
-        """The richest process that may fairly be asked for one more slot, or None.
+    def _ask(self, books: PoolBooks, donor: ProcessId, now: float, *, everything: bool) -> None:
+        asked = self.asked.setdefault(donor, Asked(now))
+        asked.wanted += 1
+        asked.until = now + sharing.ANSWER_S
+        sweep = books.slots.levels[donor] if everything else asked.wanted
+        books.tell(donor, Reclaim(books.name, contended=True, sweep=sweep, idle_for=0.0))
 
-        Without a taker there are more slots than the cap allows, and everybody may be asked.
+    def _spare(self, books: PoolBooks, process: ProcessId, now: float) -> int:
+        """How many more slots a process can be asked for at all."""
+        asked = self.asked.get(process)
+        if not books.is_attached(process) or now < self._in_peace.get(process, now):
+            return 0
+        if asked is not None and now >= asked.until:
+            return 0
+        held = books.slots.levels[process] - books.slots.closing_of(process)
+        return held - (asked.wanted if asked else 0)
+
+    def _takers(self, books: PoolBooks, now: float) -> list[Waiter]:
+        """For whom slots may be asked for, the neediest first.
+
+        What cannot be had for a waiter who may take from anybody cannot be had for the next one either,
+        unless it was his own process that had it: so two such processes are enough.
         """
+        takers, unblocked = [], set()
+        for waiter in books.in_line(now):
+            if books.blocked_by_identity(waiter) or books.blocked_by_process(waiter):
+                takers.append(waiter)
+            elif len(unblocked) < 2:
+                unblocked.add(waiter.process)
+                takers.append(waiter)
+        return takers
+
+    def _donor(
+        self, books: PoolBooks, taker: Waiter, spare: dict[ProcessId, int], now: float
+    ) -> ProcessId | None:
+        """The richest process that may fairly be asked for one more slot, or None."""
         best: ProcessId | None = None
-        best_spare = 0
-        for process, held in books.slots.levels.items():
-            asked = self.asked.get(process)
-            if not books.is_attached(process) or (asked is not None and now >= asked.until):
-                continue
-            spare = held - books.slots.closing_of(process) - (asked.wanted if asked else 0)
-            if taker is not None:
-                spare = self._fair_part(books, taker, process, spare, now)
-            if spare > best_spare:
-                best, best_spare = process, spare
+        best_part = 0
+        for process, left in spare.items():
+            part = self._fair_part(books, taker, process, left, now)
+            if part > best_part:
+                best, best_part = process, part
         return best
 
     def _fair_part(
         self, books: PoolBooks, taker: Waiter, process: ProcessId, spare: int, now: float
     ) -> int:
         """How many of the `spare` slots of a process may be taken for this waiter; 0 if none."""
+        slots = books.slots
         if process == taker.process:
             # Its own resources for other keys make room without taking from anybody.
-            return min(
-                spare, books.slots.levels[process] - books.slots.level_of(process, taker.key)
-            )
+            others = slots.levels[process] - slots.level_of(process, taker.key)
+            return 0 if books.blocked_by_identity(taker) else min(spare, others)
         if books.blocked_by_identity(taker):
-            spare = min(spare, books.slots.level_of(process, taker.key))
-        on_the_way = books.slots.closing + sum(asked.wanted for asked in self.asked.values())
-        level = books.slots.levels.get(taker.process, 0) + on_the_way
+            spare = min(spare, slots.level_of(process, taker.key))
+        elif books.blocked_by_process(taker):
+            return 0
+        on_the_way = slots.on_the_way(now) + sum(asked.wanted for asked in self.asked.values())
+        level = slots.levels[taker.process] + on_the_way
         fair = sharing.has_lost_patience(taker, now) or sharing.moving_is_fair(spare, level)
         return spare if fair else 0
 

@@ -29,7 +29,9 @@ LONGEST_LOOK_S = 0.2
 """While somebody waits, surplus is looked for at doubling intervals between these."""
 
 ANSWER_S = 0.1
-"""A process that has not brought back what it was asked for by then is not counted on any longer."""
+"""A process that has not brought back what it was asked for by then is not counted on any longer, nor is a
+resource that has not been closed by then (rule 7). One that brought back what helped nobody is left in
+peace for as long."""
 
 
 def has_lost_patience(waiter: Waiter, now: float) -> bool:
@@ -44,13 +46,18 @@ def first_in_line(
 
     `levels`: slots that each process has.
     """
+    return min(heads, key=lambda waiter: _rank(waiter, levels, now), default=None)
 
-    def rank(waiter: Waiter) -> tuple[int, int, float]:
-        if has_lost_patience(waiter, now):
-            return (0, 0, waiter.since)
-        return (1, levels.get(waiter.process, 0), waiter.since)
 
-    return min(heads, key=rank, default=None)
+def line(heads: Iterable[Waiter], levels: Mapping[ProcessId, int], now: float) -> list[Waiter]:
+    """All of these, in the order in which `first_in_line` would take them."""
+    return sorted(heads, key=lambda waiter: _rank(waiter, levels, now))
+
+
+def _rank(waiter: Waiter, levels: Mapping[ProcessId, int], now: float) -> tuple[int, int, float]:
+    if has_lost_patience(waiter, now):
+        return (0, 0, waiter.since)
+    return (1, levels.get(waiter.process, 0), waiter.since)
 
 
 def moving_is_fair(giver_level: int, taker_level: int) -> bool:

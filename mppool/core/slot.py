@@ -43,9 +43,13 @@ TRANSITIONS: dict[tuple[SlotState, type[Event]], SlotState] = {
 
 
 class Slot:
-    """The right of one process to have one resource open."""
+    """The right of one process to have one resource open.
+
+    expected_until: while CLOSING, how long its end is counted on; a close that hangs keeps the slot.
+    """
 
     __slots__ = (
+        "expected_until",
         "generation",
         "granted_at",
         "key",
@@ -75,6 +79,7 @@ class Slot:
         self.granted_at = granted_at
         self.ticket = ticket
         self.opened_before = opened_before
+        self.expected_until = granted_at
 
     def after(self, event: Event) -> SlotState | None:
         """The state that the event leads to, or None if it is not legal now."""

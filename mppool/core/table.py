@@ -13,14 +13,14 @@ from mppool.ids import GrantNumber, ProcessId
 class SlotTable:
     """All slots in use. The counts change only here, together with the slots.
 
-    levels: slots by process. closing: slots that are on their way back.
+    levels: slots by process. closing: slots whose resources are being closed.
     """
 
     def __init__(self) -> None:
         self._slots: dict[GrantNumber, Slot] = {}
         self.levels: Counter[ProcessId] = Counter()
         self.by_key: Counter[str] = Counter()
-        self.closing = 0
+        self.closing: dict[GrantNumber, Slot] = {}
         self._by_both: Counter[tuple[ProcessId, str]] = Counter()
         self._by_state: Counter[SlotState] = Counter()
         self._open_by_key: Counter[str] = Counter()
@@ -45,8 +45,12 @@ class SlotTable:
         return self._by_both[process, key]
 
     def closing_of(self, process: ProcessId) -> int:
-        """How many slots of a process are on their way back."""
+        """How many resources of a process are being closed."""
         return self._closing_of[process]
+
+    def on_the_way(self, now: float) -> int:
+        """How many slots will be free in a moment: their resources are being closed, and not for too long."""
+        return sum(now < slot.expected_until for slot in self.closing.values())
 
     def in_state(self, state: SlotState) -> int:
         """How many slots are in a state."""
@@ -84,7 +88,7 @@ class SlotTable:
         if slot.state is SlotState.OPEN:
             self._open_by_key[slot.key] += 1
         elif slot.state is SlotState.CLOSING:
-            self.closing += 1
+            self.closing[slot.number] = slot
             self._closing_of[slot.process] += 1
 
     def _uncount_state(self, slot: Slot) -> None:
@@ -92,7 +96,7 @@ class SlotTable:
         if slot.state is SlotState.OPEN:
             _decrement(self._open_by_key, slot.key)
         elif slot.state is SlotState.CLOSING:
-            self.closing -= 1
+            del self.closing[slot.number]
             _decrement(self._closing_of, slot.process)
 
 

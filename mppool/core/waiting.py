@@ -26,6 +26,7 @@ class Waiter:
 
 
 Group = tuple[ProcessId, str]
+_Deadline = tuple[float, int, ProcessId, Ticket]
 Predicate = Callable[[Waiter], bool]
 
 
@@ -38,8 +39,8 @@ class Waiting:
     def __init__(self) -> None:
         self._by_ticket: dict[tuple[ProcessId, Ticket], Waiter] = {}
         self._groups: dict[Group, OrderedDict[Ticket, Waiter]] = {}
-        # Deadlines in order; an entry whose waiter has gone is dropped when it comes up.
-        self._deadlines: list[tuple[float, int, ProcessId, Ticket]] = []
+        # A heap; an entry whose waiter has gone is dropped when it comes up, or when there are too many.
+        self._deadlines: list[_Deadline] = []
         self._serial = 0
 
     def __len__(self) -> int:
@@ -54,6 +55,7 @@ class Waiting:
         group = self._groups.setdefault((waiter.process, waiter.key), OrderedDict())
         group[waiter.ticket] = waiter
         if waiter.deadline != math.inf:
+            self._forget_outdated()
             self._serial += 1
             heapq.heappush(
                 self._deadlines, (waiter.deadline, self._serial, waiter.process, waiter.ticket)
@@ -98,7 +100,7 @@ class Waiting:
 
     def next_deadline(self) -> float:
         """When the next waiter's time is over; infinity if none has a deadline."""
-        while self._deadlines and not self.has(*self._deadlines[0][2:]):
+        while self._deadlines and self._is_outdated(self._deadlines[0]):
             heapq.heappop(self._deadlines)
         return self._deadlines[0][0] if self._deadlines else math.inf
 
@@ -111,3 +113,15 @@ class Waiting:
             if waiter is not None:
                 gone.append(waiter)
         return gone
+
+    def _is_outdated(self, entry: _Deadline) -> bool:
+        """Whether an entry is not of a waiter that is queued now."""
+        deadline, _, process, ticket = entry
+        waiter = self._by_ticket.get((process, ticket))
+        return waiter is None or waiter.deadline != deadline
+
+    def _forget_outdated(self) -> None:
+        """Most waiters are served long before their deadlines; their entries must not pile up."""
+        if len(self._deadlines) > 2 * len(self._by_ticket) + 64:
+            self._deadlines = [e for e in self._deadlines if not self._is_outdated(e)]
+            heapq.heapify(self._deadlines)
