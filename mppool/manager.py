@@ -10,15 +10,17 @@ import time
 import weakref
 from multiprocessing.managers import BaseManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mppool.core.books import Books
-from mppool.core.events import Attach
+from mppool.core.decisions import Draining
+from mppool.core.events import Attach, Drain
 from mppool.errors import ConfigurationError, PoolError, ServerUnavailable
 from mppool.ids import Session, own_process
 from mppool.options import checked_name, checked_options, checked_timeout
 from mppool.recipe import HOOKS, as_recipe
-from mppool.worker.link import ServerLink
+from mppool.wire.messages import Failed
+from mppool.worker.link import CONTROL_DEADLINE_S, ServerLink
 from mppool.worker.local import LocalLink
 from mppool.worker.member import Member
 from mppool.worker.pool import Pool
@@ -37,6 +39,7 @@ T = TypeVar("T")
 DEFAULT_LINGER_S = 30.0
 _SHUTDOWN_PATIENCE_S = 10.0
 _POLL_S = 0.005
+_DRAIN_POLL_S = 0.02
 
 
 def _check_platform() -> None:
@@ -267,6 +270,37 @@ class PoolManager(_Manager, BaseManager):
                 f"manager {self.name!r}: the server with pid {pid} was asked to leave and is still there; "
                 f"its log is {self._meeting.paths().log}"
             )
+
+    def drain(self, pool: str, timeout: float | None = 30.0) -> int:
+        """`Pool.drain` for a pool that this process need not have declared; starts no server.
+
+        timeout: seconds to wait for leases to come back; None: for ever.
+        Returns how many resources that were open before this call are still out.
+        Raises ServerUnavailable where no server runs, PoolError for a pool that no process has declared.
+        """
+        seconds = checked_timeout(pool, timeout)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        generation: int | None = None
+        while True:
+            control_deadline = time.monotonic() + CONTROL_DEADLINE_S
+            answer = self._link.control(Drain(pool, generation), control_deadline)
+            over = deadline is not None and time.monotonic() >= deadline
+            if isinstance(answer, Draining):
+                generation = answer.generation
+                if over or not answer.left:
+                    return answer.left
+            elif generation is None or over:
+                # Later: a server that has just died; its successor goes on with the same generation.
+                self._raise_undrained(answer)
+            threading.Event().wait(_DRAIN_POLL_S)
+
+    def _raise_undrained(self, answer: Any) -> NoReturn:
+        if isinstance(answer, Failed):
+            raise PoolError(f"manager {self.name!r}: {answer.text}")
+        raise ServerUnavailable(
+            f"manager {self.name!r}: no server runs in {self._meeting.paths().runtime_dir}, so nothing is "
+            "known of what could be drained"
+        )
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until there is no server, for at most `timeout` seconds (None: for ever)."""

@@ -133,20 +133,26 @@ def _private_directory(path: Path) -> None:
             f"the runtime directory {path} cannot be used: {error.strerror or error}; choose another with "
             f"runtime_dir= or ${RUNTIME_DIR_VARIABLE}"
         ) from error
+    problem = distrust(path, found)
+    if problem is not None:
+        raise ConfigurationError(
+            f"the runtime directory {path} cannot be trusted: {problem}, or choose another with "
+            f"runtime_dir= or ${RUNTIME_DIR_VARIABLE}"
+        )
+
+
+def distrust(path: Path, found: os.stat_result) -> str | None:
+    """Why a directory with this lstat cannot be trusted, and what to do; None if it can."""
     if stat.S_ISLNK(found.st_mode):
-        problem = "it is a symbolic link; name the directory that it leads to"
-    elif not stat.S_ISDIR(found.st_mode):
-        problem = "it is not a directory; remove it"
-    elif found.st_uid != os.geteuid():
-        problem = f"it belongs to user {found.st_uid}, and this process runs as user {os.geteuid()}"
-    elif found.st_mode & 0o077:
-        problem = f"its mode is {stat.S_IMODE(found.st_mode):04o}, so others can get at it; run: chmod 700 {path}"
-    else:
-        return
-    raise ConfigurationError(
-        f"the runtime directory {path} cannot be trusted: {problem}, or choose another with runtime_dir= or "
-        f"${RUNTIME_DIR_VARIABLE}"
-    )
+        return "it is a symbolic link; name the directory that it leads to"
+    if not stat.S_ISDIR(found.st_mode):
+        return "it is not a directory; remove it"
+    if found.st_uid != os.geteuid():
+        return f"it belongs to user {found.st_uid}, and this process runs as user {os.geteuid()}"
+    if found.st_mode & 0o077:
+        mode = stat.S_IMODE(found.st_mode)
+        return f"its mode is {mode:04o}, so others can get at it; run: chmod 700 {path}"
+    return None
 
 
 class Address(msgspec.Struct, frozen=True):

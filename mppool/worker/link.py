@@ -355,7 +355,7 @@ class ServerLink:
                 else answer
             )
 
-    def control(self, message: Message, deadline: float) -> Any:
+    def control(self, message: Event | Message, deadline: float) -> Any:
         """An exchange with the server, if there is one, without a session. None if there is none."""
         sock = self._server.look()
         if sock is None:
