@@ -78,9 +78,17 @@ class Journal:
     """
 
     def __init__(
-        self, path: Path, *, boot: str | None = None, pid_namespace: int | None = None
+        self,
+        path: Path,
+        *,
+        last_epoch: int = 0,
+        boot: str | None = None,
+        pid_namespace: int | None = None,
     ) -> None:
-        """Continue the journal at `path`, or begin one. OSError if that is impossible."""
+        """Continue the journal at `path`, or begin one. OSError if that is impossible.
+
+        last_epoch: of the last server, as far as it is known from elsewhere.
+        """
         self.path = path
         self.pools: list[RecordPool] = []
         self.slots: list[Remembered] = []
@@ -94,7 +102,9 @@ class Journal:
             path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
         try:
-            self.header = self._continue(boot or boot_id(), pid_namespace or pid_namespace_inode())
+            self.header = self._continue(
+                last_epoch, boot or boot_id(), pid_namespace or pid_namespace_inode()
+            )
         except BaseException:
             os.close(self._descriptor)
             raise
@@ -106,13 +116,13 @@ class Journal:
 
     # --- reading what the last server left ---------------------------------------------------------------
 
-    def _continue(self, boot: str, pid_namespace: int) -> Header:
+    def _continue(self, last_epoch: int, boot: str, pid_namespace: int) -> Header:
         """Read what is there, then write the header of the new epoch."""
         content = self._read_all()
         old = _read_header(content)
-        epoch = max(1, int(time.time()) - _EPOCH_ZERO)
-        if old is not None:
-            epoch = old.epoch + 1
+        # By the clock where nothing is known: also then no earlier server's numbers come again.
+        epoch = (old.epoch if old else last_epoch or max(0, int(time.time()) - _EPOCH_ZERO)) + 1
+        epoch = max(epoch, last_epoch + 1)
         if not self.existed:
             capacity = 0
         elif old is None:

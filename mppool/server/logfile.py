@@ -14,13 +14,13 @@ FORMAT = "%(asctime)s %(levelname)s %(process)d %(name)s: %(message)s"
 class BoundedLog(logging.StreamHandler):  # type: ignore[type-arg]
     """Writes to standard error, which is the log file; what would be too large moves to `log.1`.
 
-    `worrying` tells whether anything was logged that somebody should read.
+    `worrying` tells whether it holds anything that somebody should read, also of earlier servers.
     """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
-        self.worrying = False
+        self.worrying = _says_something(path)
         self.setFormatter(logging.Formatter(FORMAT))
 
     def emit(self, record: logging.LogRecord) -> None:
@@ -60,3 +60,14 @@ class BoundedLog(logging.StreamHandler):  # type: ignore[type-arg]
         """Remove the file, unless it says something that somebody should read."""
         if not self.worrying:
             self.path.unlink(missing_ok=True)
+
+
+def _says_something(path: Path) -> bool:
+    """Whether an earlier server left a warning, an error or a crash in the log."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    return any(
+        word in content for word in (b" WARNING ", b" ERROR ", b"Traceback", b"Fatal Python")
+    )

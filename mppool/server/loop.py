@@ -6,6 +6,7 @@ fails, is dropped; all others are served on.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import random
@@ -65,6 +66,10 @@ class Server:
         self._wake_reading, self._wake_writing = socket.socketpair()
         self._wake_reading.setblocking(False)
         self._wake_writing.setblocking(False)
+        self._open_things = contextlib.ExitStack()  # closed in reverse
+        self._open_things.callback(self._rendezvous.close)
+        for thing in (self._wake_reading, self._wake_writing, self._selector):
+            self._open_things.callback(thing.close)
         self._connections: set[Connection] = set()
         self._attention: list[Connection] = []  # broken, parting, or with something to send
         self._strangers: dict[Connection, None] = {}  # in the order in which they came
@@ -90,25 +95,15 @@ class Server:
         return self._wake_writing.fileno()
 
     def open(self, *, patience_s: float = 2.0) -> None:
-        """Become the server: lock, journal, socket, address. ServerUnavailable if there is one already."""
+        """Become the server: lock, journal, socket, address. ServerUnavailable if there is one already.
+
+        A Server that could not be opened is of no further use.
+        """
         if self._is_open:
             return
-        now = time.monotonic()
-        self._rendezvous.claim(patience_s)
         try:
-            world = f"{boot_id()} {pid_namespace_inode()}"
-            self._journal = Journal(self.paths.journal)
-            self._members = Members(self.paths.members, world)
-            self._dispatcher = Dispatcher(
-                self.paths.name,
-                Books(self._journal.epoch, jitter=random.random),
-                self._journal,
-                self._members,
-                watch=self._watch,
-                unwatch=self._unwatch,
-                leave=self.leave,
-            )
-            self._dispatcher.restore(now)
+            self._rendezvous.claim(patience_s)
+            self._open_books()
             self._rendezvous.listen(self._journal.epoch)
             assert self._rendezvous.listener is not None
             self._register(self._rendezvous.listener, self._accept)
@@ -116,12 +111,30 @@ class Server:
             self._rendezvous.publish()
         except BaseException:
             self._rendezvous.withdraw()
-            self._rendezvous.close()
+            self._release()
             raise
+        now = time.monotonic()
         self._idle_since = now
         self._look_at = now + LOOK_AROUND_S
         self._is_open = True
         log.info("serving manager %r at %s", self.paths.name, self.address)
+
+    def _open_books(self) -> None:
+        """Continue the journal and restore the books from it."""
+        self._journal = Journal(self.paths.journal, last_epoch=self._rendezvous.last_epoch())
+        self._open_things.callback(self._journal.close)
+        self._members = Members(self.paths.members, f"{boot_id()} {pid_namespace_inode()}")
+        self._dispatcher = Dispatcher(
+            self.paths.name,
+            Books(self._journal.epoch, jitter=random.random),
+            self._journal,
+            self._members,
+            watch=self._watch,
+            unwatch=self._unwatch,
+            leave=self.leave,
+        )
+        self._open_things.callback(self._dispatcher.close)
+        self._dispatcher.restore(time.monotonic())
 
     def leave(self) -> None:
         """Ask the loop to leave in order; returns at once. For any thread and any signal handler."""
@@ -394,13 +407,12 @@ class Server:
             self._journal.remove()
             self._members.clear()
         log.info("left in order; %s", f"{held} slots are held on" if held else "nothing is held")
-        self._dispatcher.close()
+        self._release()
+        self._is_open = False
+
+    def _release(self) -> None:
+        """Close all descriptors, the alive lock last: behind it the next server is waiting."""
         for connection in self._connections:
             connection.socket.close()
         self._connections.clear()
-        self._journal.close()
-        self._selector.close()
-        self._wake_reading.close()
-        self._wake_writing.close()
-        self._rendezvous.close()
-        self._is_open = False
+        self._open_things.close()

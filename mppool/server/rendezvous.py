@@ -64,8 +64,21 @@ class Rendezvous:
                 )
             time.sleep(_CLAIM_INTERVAL_S)
 
+    def last_epoch(self) -> int:
+        """Epoch of the last server here; 0 if none is known.
+
+        Kept in the lock file, which outlives journals: numbers of grants must not come again, also not
+        after an orderly leave.
+        """
+        text = os.pread(self._lock, 32, 0).strip()
+        return int(text) if text.isdigit() else 0
+
+    def _remember_epoch(self, epoch: int) -> None:
+        os.pwrite(self._lock, f"{epoch:<31}\n".encode("ascii"), 0)
+
     def listen(self, epoch: int) -> None:
         """Open the socket. Sockets of earlier servers are removed: the lock proves that they are dead."""
+        self._remember_epoch(epoch)
         for stale in self.paths.runtime_dir.glob(f"{self.paths.socket_prefix}*"):
             stale.unlink(missing_ok=True)
         path = self.paths.socket(epoch)
@@ -126,6 +139,8 @@ class Rendezvous:
         log.info("the lock file vanished and is put back")
         os.close(self._lock)
         self._lock = descriptor
+        if self.address is not None:
+            self._remember_epoch(self.address.epoch)
         return True
 
     def withdraw(self) -> None:

@@ -1,0 +1,340 @@
+"""Finding and starting the server: one for all, nobody's child, and clear words where it fails."""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+
+from mppool.errors import ServerUnavailable
+from mppool.ids import own_process
+from mppool.server import launch
+from mppool.server.loop import Server
+from mppool.server.runtime import Address, ManagerPaths, read_address
+from mppool.wire.messages import Done, Leave, Welcome
+from tests.helpers import PATIENCE, ROOT, Fork, is_alive, run_python, wait_until
+from tests.server.clients import Background, Client, Member, in_children, kill_server
+
+
+def soon() -> float:
+    return time.monotonic() + PATIENCE
+
+
+def process_status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+def test_no_server_is_there_at_first(paths: ManagerPaths) -> None:
+    assert launch.connect(paths) is None
+    assert launch.server_pid(paths) is None
+
+
+def test_twelve_unrelated_processes_that_start_at_once_agree_on_one_server(
+    paths: ManagerPaths,
+) -> None:
+    code = f"""
+import sys, time
+from mppool.server import launch
+from mppool.server.runtime import manager_paths
+from tests.server.clients import Client
+sys.stdin.readline()
+client = Client(manager_paths("shop", {str(paths.runtime_dir)!r}), start=True, linger=1.0)
+print(client.hello("control").server.pid, flush=True)
+sys.stdin.readline()
+"""
+    starters = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )
+        for _ in range(12)
+    ]
+    try:
+        for starter in starters:
+            assert starter.stdin is not None
+            starter.stdin.write("\n")
+            starter.stdin.flush()
+        pids = {starter.stdout.readline() for starter in starters if starter.stdout is not None}
+    finally:
+        for starter in starters:
+            starter.communicate("\n")
+    assert pids == {f"{launch.server_pid(paths)}\n"}
+
+
+def test_the_server_is_nobodys_child(paths: ManagerPaths) -> None:
+    listener = socket.socket()
+    listener.bind(("127.0.0.1", 0))
+    listener.set_inheritable(True)  # as web servers do with theirs
+    secret = "MPP_TEST_SECRET"
+    os.environ[secret] = "hunter2"
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM, signal.SIGHUP})
+    try:
+        client = Client(paths, start=True)
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        del os.environ[secret]
+    pid = launch.server_pid(paths)
+    assert pid is not None
+    status = process_status(pid)
+    assert int(status["PPid"]) != os.getpid()
+    assert os.getsid(pid) not in {
+        pid,
+        os.getsid(0),
+    }  # own session, which it does not lead: no terminal
+    assert int(status["SigBlk"], 16) == 0
+    ignored = int(status["SigIgn"], 16)
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        assert ignored & 1 << number - 1
+    open_files = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    inode = f"socket:[{os.fstat(listener.fileno()).st_ino}]"
+    assert inode not in open_files
+    expected = ("/dev/null", str(paths.directory), "socket:", "anon_inode:")
+    assert all(name.startswith(expected) for name in open_files), open_files
+    assert b"hunter2" not in Path(f"/proc/{pid}/environ").read_bytes()
+    assert os.readlink(f"/proc/{pid}/cwd") == "/"
+    limit = Path(f"/proc/{pid}/limits").read_text().split("Max open files")[1].split()
+    assert limit[0] == limit[1]
+    with pytest.raises(ChildProcessError):  # no zombie, no child
+        os.waitpid(-1, os.WNOHANG)
+    listener.close()
+    client.close()
+
+
+def test_a_starter_whose_children_somebody_else_reaps_is_not_disturbed(paths: ManagerPaths) -> None:
+    def starter() -> bool:
+        def reap(*_: object) -> None:
+            try:
+                while os.waitpid(-1, os.WNOHANG)[0]:
+                    pass
+            except ChildProcessError:
+                pass
+
+        signal.signal(signal.SIGCHLD, reap)  # as gunicorn's master does
+        Client(paths, start=True).close()
+        try:
+            os.waitpid(-1, os.WNOHANG)
+        except ChildProcessError:
+            return True
+        return False
+
+    assert Fork(starter).result()
+
+
+def test_it_starts_from_a_process_with_many_threads(paths: ManagerPaths) -> None:
+    pids: list[int] = []
+
+    def use() -> None:
+        client = Client(paths, start=True, linger=1.0)
+        welcome = client.hello("control")
+        assert isinstance(welcome, Welcome)
+        pids.append(welcome.server.pid)
+        client.close()
+
+    threads = [threading.Thread(target=use) for _ in range(16)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(PATIENCE)
+    assert len(pids) == 16
+    assert len(set(pids)) == 1
+
+
+def test_children_forked_while_a_server_is_starting_get_the_same_one(paths: ManagerPaths) -> None:
+    def ask() -> int:
+        client = Client(paths, start=True, linger=1.0)
+        welcome = client.hello("control")
+        assert isinstance(welcome, Welcome)
+        return welcome.server.pid
+
+    stop = threading.Event()
+
+    def start_over_and_over() -> None:
+        while not stop.is_set():
+            ask()
+
+    thread = threading.Thread(target=start_over_and_over)
+    thread.start()
+    try:
+        assert len(set(in_children(6, ask))) == 1
+    finally:
+        stop.set()
+        thread.join()
+
+
+def test_the_address_of_a_dead_server_is_replaced(paths: ManagerPaths) -> None:
+    paths.prepare()
+    paths.address.write_text('{"server": [1, 2], "epoch": 3, "socket": "s-gone", "version": "0"}')
+    assert launch.connect(paths) is None
+    assert launch.server_pid(paths) is None
+    Client(paths, start=True).close()
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"null", b"\xff" * 100, b'{"server": 1}'])
+def test_garbage_in_the_address_file_is_replaced(paths: ManagerPaths, content: bytes) -> None:
+    paths.prepare()
+    paths.address.write_bytes(content)
+    assert read_address(paths) is None
+    Client(paths, start=True).close()
+    assert launch.server_pid(paths) is not None
+
+
+def test_the_pid_of_another_process_is_not_the_servers(paths: ManagerPaths) -> None:
+    paths.prepare()
+    own = own_process()
+    address = {"server": [own.pid, own.birth + 1], "epoch": 3, "socket": "s", "version": "0"}
+    paths.address.write_text(json.dumps(address))
+    assert launch.server_pid(paths) is None
+
+
+def test_a_killed_server_is_replaced_by_the_next_epoch(paths: ManagerPaths) -> None:
+    first = Client(paths, start=True, linger=1.0)
+    one = first.hello("control")
+    pid = kill_server(paths)
+    assert first.is_closed()
+    second = Client(paths, start=True, linger=1.0)
+    two = second.hello("control")
+    assert isinstance(one, Welcome)
+    assert isinstance(two, Welcome)
+    assert two.epoch == one.epoch + 1
+    assert two.server.pid != pid
+    second.close()
+
+
+def test_a_lock_that_nobody_gives_back_delays_but_does_not_stop(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(launch, "LOCK_PATIENCE_S", 0.1)
+    paths.prepare()
+    descriptor = os.open(paths.start_lock, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    Client(paths, start=True).close()
+    os.close(descriptor)
+
+
+def test_whoever_waits_for_the_lock_waits_no_longer_than_its_deadline(paths: ManagerPaths) -> None:
+    paths.prepare()
+    descriptor = os.open(paths.start_lock, os.O_RDWR | os.O_CREAT)
+    fcntl.flock(descriptor, fcntl.LOCK_EX)
+    begin = time.monotonic()
+    with pytest.raises(ServerUnavailable, match="time that was left"):
+        launch.find_or_start(paths, linger=1, deadline=begin + 0.1)
+    assert time.monotonic() - begin < 1.0
+    os.close(descriptor)
+
+
+def test_a_deadline_too_short_for_the_start_does_not_stop_it(paths: ManagerPaths) -> None:
+    with pytest.raises(ServerUnavailable, match="not ready yet"):
+        launch.find_or_start(paths, linger=1.0, deadline=time.monotonic() + 0.005)
+    wait_until(lambda: launch.server_pid(paths), "the server that was started")
+    wait_until(lambda: "mppool-reaper" not in {t.name for t in threading.enumerate()}, "the reaper")
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+def test_why_a_start_failed_is_said(paths: ManagerPaths) -> None:
+    paths.prepare()
+    paths.journal.mkdir()
+    with pytest.raises(ServerUnavailable, match=r"(?s)did not start.*Is a directory"):
+        launch.find_or_start(paths, linger=1, deadline=soon())
+
+
+def test_an_interpreter_that_is_none_is_said(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MPPOOL_PYTHON", "/no/such/python")
+    with pytest.raises(ServerUnavailable, match=r"/no/such/python.*MPPOOL_PYTHON"):
+        launch.find_or_start(paths, linger=1, deadline=soon())
+    monkeypatch.setenv("MPPOOL_PYTHON", "/bin/false")
+    with pytest.raises(ServerUnavailable, match="did not start"):
+        launch.find_or_start(paths, linger=1, deadline=soon())
+
+
+def test_it_starts_where_only_pythonpath_leads_to_mppool(runtime_dir: Path, tmp_path: Path) -> None:
+    (tmp_path / "selectors.py").write_text("raise RuntimeError('shadowed')")
+    code = """
+import time
+from mppool.server import launch
+from mppool.server.runtime import manager_paths
+launch.find_or_start(manager_paths("shop"), linger=0.1, deadline=time.monotonic() + 20).close()
+"""
+    environment = {"PYTHONPATH": str(ROOT), "MPPOOL_RUNTIME_DIR": str(runtime_dir)}
+    run_python(code, environment=environment)
+
+
+def test_a_second_server_for_the_same_paths_refuses_to_start(paths: ManagerPaths) -> None:
+    with Background(paths), pytest.raises(ServerUnavailable, match=f"pid {os.getpid()} already"):
+        Server(paths, linger=1).open(patience_s=0.05)
+
+
+def test_nobody_who_waits_starts_a_second_one_beside_a_server_that_lost_its_address(
+    paths: ManagerPaths,
+) -> None:
+    with Background(paths) as server:
+        paths.address.unlink()
+        connection = launch.find_or_start(paths, linger=1, deadline=soon())
+        connection.close()
+        assert launch.server_pid(paths) == os.getpid()
+        assert server.address == str(paths.runtime_dir / _address(paths).socket)
+
+
+def _address(paths: ManagerPaths) -> Address:
+    address = read_address(paths)
+    assert address is not None
+    return address
+
+
+def test_a_stopped_server_does_not_hold_up_a_connect(paths: ManagerPaths) -> None:
+    Client(paths, start=True, linger=5.0).close()
+    pid = launch.server_pid(paths)
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        connection = launch.connect(paths, time.monotonic() + 1)
+        assert (
+            connection is not None
+        )  # the backlog takes it; the handshake's deadline is the client's
+        connection.close()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+def test_ctrl_c_and_hangup_do_not_end_it_and_term_does(paths: ManagerPaths) -> None:
+    member = Member(paths, linger=60)
+    pid = member.welcome.server.pid
+    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
+        os.kill(pid, number)
+    assert isinstance(Client(paths).hello("control"), Welcome)
+    os.kill(pid, signal.SIGTERM)
+    wait_until(lambda: not is_alive(pid), "the end of the server")
+    member.close()
+    left = {path.name for path in paths.directory.iterdir()}
+    assert left == {"alive.lock", "start.lock", "members"}
+    assert list(paths.runtime_dir.iterdir()) == [paths.directory]
+
+
+def test_the_next_server_starts_while_the_last_one_is_still_leaving(paths: ManagerPaths) -> None:
+    for _ in range(5):
+        client = Client(paths, start=True, linger=30.0)
+        welcome = client.hello("control")
+        assert isinstance(welcome, Welcome)
+        assert client.call(Leave()) == Done()
+        following = Client(paths, start=True, linger=30.0)
+        answer = following.hello("control")
+        # Whoever was quick has reached the old one, which says that it is leaving.
+        assert isinstance(answer, Welcome) or answer.reason == "leaving"  # type: ignore[union-attr]
+        client.close()
+        following.close()

@@ -1,0 +1,659 @@
+"""The server as its clients see it: handshake, routing, bad guests, leaving."""
+
+from __future__ import annotations
+
+import os
+import resource
+import signal
+import socket
+import time
+from pathlib import Path
+
+import pytest
+
+from mppool.core.decisions import Close, Draining, Grant, Keep, PoolChanged, Queued, Reclaim, Refuse
+from mppool.core.events import (
+    Abandoned,
+    Attach,
+    Checkout,
+    Closed,
+    Declaration,
+    Declare,
+    Drain,
+    Opened,
+    Resize,
+    Returned,
+)
+from mppool.ids import GrantNumber, ProcessId, Session, Ticket, own_process
+from mppool.options import PoolOptions
+from mppool.server import journal as journal_module
+from mppool.server import loop
+from mppool.server.runtime import ManagerPaths
+from mppool.server.version import VERSION
+from mppool.wire.framing import encode
+from mppool.wire.messages import (
+    PROTOCOL,
+    Done,
+    Failed,
+    Goodbye,
+    Hello,
+    Leave,
+    PoolReport,
+    Rejected,
+    Report,
+    Stats,
+    WantReport,
+    WantStats,
+    Welcome,
+)
+from tests.helpers import Fork, wait_until
+from tests.server.clients import Background, Client, Holder, Member
+
+
+def reason(message: object) -> str:
+    assert isinstance(message, Rejected), message
+    return message.reason
+
+
+# --- handshake ----------------------------------------------------------------------------------------
+
+
+def test_welcome_says_who_serves(paths: ManagerPaths) -> None:
+    with Background(paths):
+        client = Client(paths)
+        welcome = client.hello("control")
+        assert isinstance(welcome, Welcome)
+        assert welcome.protocol == PROTOCOL
+        assert welcome.server == own_process()
+        assert welcome.version == VERSION
+        client.close()
+
+
+def test_the_version_is_that_of_the_package() -> None:
+    assert f'version = "{VERSION}"' in (Path(__file__).parents[2] / "pyproject.toml").read_text()
+
+
+def test_each_errand_channel_gets_a_session_of_its_own(paths: ManagerPaths) -> None:
+    with Background(paths), Member(paths) as one, Member(paths) as two:
+        assert two.welcome.session > one.welcome.session
+        assert one.errand.is_closed()  # the process has attached anew
+        assert reason(one.checkout()) == "session"
+        assert isinstance(two.checkout(), Grant)
+
+
+def test_bad_hellos_are_told_what_is_wrong(paths: ManagerPaths) -> None:
+    own = own_process()
+    stranger = ProcessId(own.pid + 1, own.birth)
+    changeling = ProcessId(own.pid, own.birth + 1)
+    with Background(paths):
+        cases = [
+            ("protocol", Client(paths).hello("control", protocol=PROTOCOL + 1)),
+            ("protocol", Client(paths).hello("control", protocol=-(2**63))),
+            ("manager", Client(paths).hello("control", manager="other")),
+            ("namespace", Client(paths).hello("errand", process=stranger)),
+            ("namespace", Client(paths).hello("errand", process=changeling)),
+            ("session", Client(paths).hello("call", Session(12345))),
+        ]
+        for expected, message in cases:
+            assert reason(message) == expected
+        assert "1" in cases[0][1].text  # type: ignore[union-attr]
+
+
+def test_a_rejected_connection_is_closed(paths: ManagerPaths) -> None:
+    with Background(paths):
+        client = Client(paths)
+        client.hello("control", manager="other")
+        assert client.is_closed()
+
+
+def test_a_connection_inherited_over_a_fork_is_refused(paths: ManagerPaths) -> None:
+    with Background(paths):
+        client = Client(paths)
+        answer = Fork(lambda: client.hello("errand", process=own_process())).result()
+        assert reason(answer) == "namespace"
+        assert "inherited over a fork" in answer.text
+        client.close()
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_another_user_is_refused(paths: ManagerPaths) -> None:
+    def as_nobody() -> object:
+        # Somebody let him through the directories: the server looks for itself.
+        for directory in (paths.runtime_dir, paths.directory):
+            directory.chmod(0o777)
+        Path(server.address).chmod(0o777)
+        paths.address.chmod(0o644)
+        os.seteuid(65534)
+        client = Client(paths)
+        return client.hear()
+
+    with Background(paths) as server:
+        answer = Fork(as_nobody).result()
+        for directory in (paths.runtime_dir, paths.directory):
+            directory.chmod(0o700)
+    assert reason(answer) == "user"
+    assert "65534" in answer.text  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "first",
+    [Leave(), WantStats(), Checkout("pool", "key", Ticket(1), 1.0)],
+    ids=lambda message: type(message).__name__,
+)
+def test_nobody_says_anything_before_hello(paths: ManagerPaths, first: object) -> None:
+    with Background(paths):
+        client = Client(paths)
+        assert reason(client.call(first)) == "malformed"  # type: ignore[arg-type]
+        assert client.is_closed()
+
+
+def test_what_has_no_place_on_a_connection_ends_only_that_connection(paths: ManagerPaths) -> None:
+    hello = Hello(PROTOCOL, "shop", own_process(), "control", Session(0), 0.1)
+    attach = Attach("x", [], [])
+    checkout = Checkout("pool", "key", Ticket(1), 1.0)
+    bad = Declare(Declaration("a/b", PoolOptions(), 0.0))
+    worse = Declare(Declaration("pool", PoolOptions(max_size=-5), 0.0))
+    with Background(paths), Member(paths) as member:
+        for message in (attach, checkout, hello, Report(0, [])):
+            control = Client(paths)
+            control.hello("control")
+            assert reason(control.call(message)) == "malformed"
+            assert control.is_closed()
+        for message in (attach, hello, Report(0, []), bad, worse):
+            call = Client(paths)
+            call.hello("call", member.welcome.session)
+            assert reason(call.call(message)) == "malformed"
+            assert call.is_closed()
+        assert isinstance(member.checkout(), Grant)
+
+
+# --- routing ------------------------------------------------------------------------------------------
+
+
+def test_a_checkout_is_answered_on_its_connection_and_errands_go_to_the_channel(
+    paths: ManagerPaths,
+) -> None:
+    with Background(paths), Member(paths, max_size=1) as member:
+        grant = member.checkout()
+        assert isinstance(grant, Grant)
+        assert grant.ticket == 1
+        member.errand.send(Opened(grant.number, 0.01))
+        assert member.checkout() == Queued(Ticket(2))
+        wait_until(lambda: member.errand.hear_a(Reclaim).contended, "the pool to be contended")
+        member.errand.send(Returned(grant.number))
+        again = member.errand.hear_a(Grant)
+        assert (again.ticket, again.fresh, again.number) == (2, False, grant.number)
+        member.errand.send(Closed(grant.number, "discarded"))
+        assert isinstance(member.checkout(timeout=0), Grant)
+        assert isinstance(member.checkout(timeout=0), Refuse)
+
+
+def test_a_waiter_is_refused_when_its_time_is_up(paths: ManagerPaths) -> None:
+    with Background(paths), Member(paths, max_size=1) as member:
+        assert isinstance(member.checkout(), Grant)
+        begin = time.monotonic()
+        assert isinstance(member.checkout(timeout=0.05), Queued)
+        refused = member.errand.hear_a(Refuse)
+        assert (refused.ticket, refused.reason) == (2, "timeout")
+        assert 0.04 < time.monotonic() - begin < 1.0
+
+
+def test_other_events_on_a_call_connection_are_done(paths: ManagerPaths) -> None:
+    with Background(paths), Member(paths) as member:
+        grant = member.checkout()
+        assert isinstance(grant, Grant)
+        for event in (
+            Opened(grant.number, 0.1),
+            Closed(grant.number, "discarded"),
+            Abandoned(Ticket(1)),
+        ):
+            assert member.call.call(event) == Done()
+        declare = Declare(Declaration("other", PoolOptions(), 0.0))
+        assert member.call.call(declare) == Done()
+        stats = member.call.call(WantStats())
+        while not isinstance(stats, Stats):
+            stats = member.call.hear()
+        assert set(stats.stats["pools"]) == {"pool", "other"}
+
+
+def test_commands_come_from_anybody_who_may_come_in(paths: ManagerPaths) -> None:
+    with Background(paths), Member(paths, max_size=1) as member:
+        assert isinstance(member.checkout(), Grant)
+        control = Client(paths)
+        control.hello("control")
+        assert control.call(Resize("pool", 2, True, None)) == Done()
+        assert isinstance(member.checkout(), Grant)
+        draining = control.call(Drain("pool", None))
+        assert isinstance(draining, Draining)
+        assert (draining.generation, draining.left) == (1, 2)
+        assert member.errand.hear_a(PoolChanged).generation == 0  # from attaching
+        assert member.errand.hear_a(PoolChanged).generation == 1
+        failed = control.call(Resize("unheard-of", 2, True, None))
+        assert isinstance(failed, Failed)
+        assert "unheard-of" in failed.text
+        control.close()
+
+
+def test_the_end_of_a_call_cancels_its_waiter_and_nothing_else(paths: ManagerPaths) -> None:
+    with Background(paths), Member(paths, max_size=1) as member:
+        grant = member.checkout()
+        assert isinstance(grant, Grant)
+        member.errand.send(Opened(grant.number, 0.01))
+        assert isinstance(member.checkout(), Queued)
+        member.call.close()
+        member.errand.hear_a(Reclaim)
+        wait_until(lambda: not _stats(paths)["pools"]["pool"]["waiting"], "the waiter's end")
+        assert _stats(paths)["pools"]["pool"]["size"] == 1
+        member.errand.send(Returned(grant.number))
+        answer = member.errand.hear()
+        while not isinstance(answer, (Grant, Keep, Close)):
+            answer = member.errand.hear()
+        assert not isinstance(answer, Grant)
+
+
+def _stats(paths: ManagerPaths) -> dict:  # type: ignore[type-arg]
+    client = Client(paths)
+    client.hello("control")
+    stats = client.call(WantStats())
+    assert isinstance(stats, Stats)
+    client.close()
+    return stats.stats
+
+
+def test_a_dead_holder_is_replaced_within_milliseconds(paths: ManagerPaths) -> None:
+    with Background(paths), Holder(paths, 2) as holder, Member(paths) as member:
+        assert isinstance(member.checkout(), Queued)
+        begin = time.monotonic()
+        os.kill(holder.pid, signal.SIGKILL)
+        grant = member.errand.hear_a(Grant)
+        took = time.monotonic() - begin
+        assert grant.ticket == 1
+        assert took < 0.05, took
+        own = {f"{own_process().pid}-{own_process().birth}"}
+        wait_until(lambda: _member_files(paths) == own, "the end of the dead one's file")
+
+
+def test_the_death_of_a_holder_is_seen_though_a_grandchild_has_its_sockets(
+    paths: ManagerPaths,
+) -> None:
+    reading, writing = os.pipe()
+
+    def hold_and_fork() -> None:
+        member = Member(paths)
+        for _ in range(2):
+            assert isinstance(member.checkout(), Grant)
+        grandchild = os.fork()
+        if grandchild == 0:
+            signal.pause()  # holds copies of all sockets
+        os.write(writing, str(grandchild).encode())
+        signal.pause()
+
+    with Background(paths), Member(paths) as member:
+        child = Fork(hold_and_fork)
+        grandchild = int(os.read(reading, 100))
+        try:
+            assert isinstance(member.checkout(), Queued)
+            child.kill()
+            assert member.errand.hear_a(Grant).ticket == 1
+        finally:
+            os.kill(grandchild, signal.SIGKILL)
+            os.close(reading)
+            os.close(writing)
+
+
+def test_the_end_of_an_errand_channel_is_not_the_death_of_its_process(paths: ManagerPaths) -> None:
+    with Background(paths):
+        one = Member(paths)
+        numbers = []
+        for _ in range(2):
+            grant = one.checkout()
+            assert isinstance(grant, Grant)
+            numbers.append(grant.number)
+        one.close()
+        with Holder(paths, 0) as other:
+            wait_until(lambda: len(_stats(paths)["processes"]) == 1, "the end of the channel")
+            assert _stats(paths)["pools"]["pool"]["size"] == 2
+            assert other.pid
+
+
+# --- bad guests ---------------------------------------------------------------------------------------
+
+
+def test_two_hundred_silent_connections_hold_up_nobody(paths: ManagerPaths) -> None:
+    with Background(paths) as server:
+        silent = [Client(paths) for _ in range(200)]
+        with Member(paths, max_size=1000) as member:
+            begin = time.monotonic()
+            for _ in range(100):
+                assert isinstance(member.checkout(), Grant)
+            assert time.monotonic() - begin < 1.0
+            assert all(client.is_closed() for client in silent)
+            assert time.monotonic() - begin < loop.HANDSHAKE_S + 3.0
+        wait_until(lambda: not server._connections, "the end of all connections")
+
+
+@pytest.mark.parametrize(
+    "garbage",
+    [
+        b"GET / HTTP/1.1\r\nHost: localhost\r\n\r\n",
+        b"\x00\x00\x00\x01\xc1",
+        b"\x00\x00\x00\x00",
+        b"\xff" * 1000,
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" + b"\x00" * 300,
+        b"\x00\x00\x00\x05\x94\xa5Hello",
+    ],
+)
+def test_garbage_is_told_so_and_dropped(paths: ManagerPaths, garbage: bytes) -> None:
+    with Background(paths), Member(paths) as member:
+        client = Client(paths)
+        client.socket.sendall(garbage)
+        assert reason(client.hear()) == "malformed"
+        assert client.is_closed()
+        assert isinstance(member.checkout(), Grant)
+
+
+def test_half_a_frame_waits_for_its_other_half(paths: ManagerPaths) -> None:
+    frame = encode(Hello(PROTOCOL, "shop", own_process(), "control", Session(0), 0.1))
+    with Background(paths), Member(paths) as member:
+        client = Client(paths)
+        for byte in frame:
+            client.socket.sendall(bytes([byte]))
+        assert isinstance(client.hear(), Welcome)
+        client.socket.sendall(b"\x00\x00\x01\x00half")
+        client.close()
+        slow = Client(paths)
+        slow.socket.sendall(frame[:-1])
+        assert isinstance(member.checkout(), Grant)
+        assert slow.is_closed()  # after the handshake's deadline
+
+
+def test_a_stranger_cannot_make_the_server_buffer_much(paths: ManagerPaths) -> None:
+    with Background(paths):
+        client = Client(paths)
+        client.socket.sendall((1 << 20).to_bytes(4, "big"))
+        assert reason(client.hear()) == "malformed"
+
+
+def test_a_peer_that_does_not_read_is_dropped(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mppool.server.connection.MAX_UNSENT_BYTES", 10_000)
+    with Background(paths) as server, Member(paths) as member:
+        deaf = Client(paths)
+        deaf.hello("control")
+        deaf.socket.settimeout(0.2)
+        request = bytes(encode(WantStats()))
+        wait_until(lambda: _cannot_send(deaf, request * 10), "the server to drop it")
+        wait_until(lambda: len(server._connections) == 2, "the end of the deaf one")
+        assert isinstance(member.checkout(), Grant)
+
+
+def _cannot_send(client: Client, data: bytes) -> bool:
+    try:
+        client.socket.sendall(data)
+    except TimeoutError:
+        return False
+    except (BrokenPipeError, ConnectionResetError):
+        return True
+    return False
+
+
+def test_running_out_of_descriptors_delays_but_does_not_end(paths: ManagerPaths) -> None:
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with Background(paths) as server:
+        used = len(os.listdir("/proc/self/fd"))
+        resource.setrlimit(resource.RLIMIT_NOFILE, (used + 40, before[1]))
+        silent: list[socket.socket] = []
+        try:
+            # Each takes two, for both ends are ours; the last ones wait in the backlog.
+            while True:
+                try:
+                    end = socket.socket(socket.AF_UNIX)
+                except OSError:
+                    break
+                silent.append(end)
+                end.connect(server.address)
+            assert len(silent) > 15
+            for end in silent[10:]:
+                end.close()
+            del silent[10:]
+            assert isinstance(Client(paths).hello("control"), Welcome)
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, before)
+            for end in silent:
+                end.close()
+
+
+def test_a_failure_of_ours_ends_one_connection(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Background(paths) as server, Member(paths) as member:
+
+        def bug(*_: object) -> None:
+            raise RuntimeError("a bug")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(server._dispatcher.collector, "wanted", bug)
+            client = Client(paths)
+            client.hello("control")
+            client.send(WantStats())
+            assert client.is_closed()
+        assert "a bug" in caplog.text
+        assert isinstance(member.checkout(), Grant)
+
+
+def test_a_grant_that_cannot_be_written_down_is_refused(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object) -> int:
+        raise OSError(28, "No space left on device")
+
+    with Background(paths), Member(paths) as member:
+        with monkeypatch.context() as patch:
+            patch.setattr(journal_module.os, "pwrite", full)
+            refused = member.checkout()
+        assert isinstance(refused, Refuse)
+        assert refused.reason == "journal"
+        assert "No space left" in refused.text
+        assert isinstance(member.checkout(), Grant)
+        assert isinstance(member.checkout(), Grant)
+
+
+# --- statistics ---------------------------------------------------------------------------------------
+
+
+def test_statistics_wait_for_reports_but_not_for_long(paths: ManagerPaths) -> None:
+    report = PoolReport("pool", 1, 2, 3, {"checkouts": 7}, {}, [])
+    with Background(paths), Member(paths, label="web") as member:
+        control = Client(paths)
+        control.hello("control")
+        control.send(WantStats())
+        wanted = member.errand.hear_a(WantReport)
+        member.errand.send(Report(wanted.request, [report]))
+        stats = control.hear_a(Stats).stats
+        pool = stats["pools"]["pool"]
+        assert (pool["in_use"], pool["idle"], pool["counters"]["checkouts"]) == (1, 2, 7)
+        assert pool["processes"][0]["label"] == "web"
+        assert stats["processes"][0]["stale"] is False
+        begin = time.monotonic()
+        stats = control.call(WantStats()).stats  # type: ignore[union-attr]
+        assert 0.15 < time.monotonic() - begin < 1.0
+        assert stats["processes"][0]["stale"] is True
+        assert stats["pools"]["pool"]["in_use"] == 1
+        control.close()
+
+
+def test_the_figures_of_the_dead_stay_in_the_totals(paths: ManagerPaths) -> None:
+    def work() -> None:
+        member = Member(paths)
+        report = PoolReport("pool", 0, 0, 0, {"checkouts": 5}, {"wait": [1] * 15}, [])
+        member.errand.send(Report(0, [report]))
+        assert member.call.call(Abandoned(Ticket(1))) == Done()
+
+    with Background(paths):
+        for _ in range(2):
+            Fork(work).result()
+        wait_until(lambda: not _stats(paths)["processes"], "both deaths")
+        pool = _stats(paths)["pools"]["pool"]
+        assert pool["counters"]["checkouts"] == 10
+        assert pool["histograms"]["wait"]["counts"] == [2] * 15
+
+
+# --- leaving ------------------------------------------------------------------------------------------
+
+
+def test_it_leaves_when_nobody_has_needed_it_for_the_longest_linger(paths: ManagerPaths) -> None:
+    background = Background(paths, linger=0.0)
+    for linger in (0.3, 0.1):
+        client = Client(paths, linger=linger)
+        client.hello("control")
+        client.close()
+    begin = time.monotonic()
+    background.join()
+    assert 0.2 < time.monotonic() - begin < 2.0
+    assert not paths.journal.exists()
+    assert not paths.address.exists()
+
+
+def test_whoever_started_it_has_time_to_connect_whatever_linger_says(paths: ManagerPaths) -> None:
+    background = Background(paths, linger=0.0)
+    client = Client(paths, linger=0.0)
+    assert isinstance(client.hello("control"), Welcome)
+    client.close()
+    background.join()
+
+
+def test_it_does_not_linger_out_while_a_living_process_holds_slots(paths: ManagerPaths) -> None:
+    background = Background(paths, linger=0.0)
+    reading, writing = os.pipe()
+
+    def hold_without_connections() -> None:
+        member = Member(paths, linger=0.0)
+        assert isinstance(member.checkout(), Grant)
+        member.close()
+        os.write(writing, b"x")
+        signal.pause()
+
+    child = Fork(hold_without_connections)
+    os.read(reading, 1)
+    os.close(reading)
+    os.close(writing)
+    wait_until(lambda: not background.server._connections, "the end of its connections")
+    for _ in range(3):  # several lingers pass
+        seen = background.server._idle_since
+        wait_until(lambda seen=seen: background.server._idle_since != seen, "a look at who is left")
+    assert paths.journal.exists()
+    child.kill()
+    background.join()
+    assert not paths.journal.exists()
+
+
+def test_an_orderly_leave_says_goodbye_and_leaves_nothing(paths: ManagerPaths) -> None:
+    background = Background(paths)
+    member = Member(paths)
+    control = Client(paths)
+    control.hello("control")
+    assert control.call(Leave()) == Done()
+    assert isinstance(member.errand.hear_a(Goodbye), Goodbye)
+    background.join()
+    assert member.errand.is_closed()
+    assert {path.name for path in paths.directory.iterdir()} == {"alive.lock", "members"}
+    assert list(paths.members.iterdir()) == []
+    member.close()
+
+
+def test_what_is_closed_at_the_goodbye_is_still_written_down(paths: ManagerPaths) -> None:
+    background = Background(paths)
+    member = Member(paths)
+    grant = member.checkout()
+    assert isinstance(grant, Grant)
+    background.server.leave()
+    member.errand.hear_a(Goodbye)
+    member.errand.send(Closed(grant.number, "drained"))
+    background.join()
+    assert not paths.journal.exists()
+    member.close()
+
+
+def test_calls_at_a_leaving_server_are_sent_to_the_next_one(paths: ManagerPaths) -> None:
+    background = Background(paths)
+    member = Member(paths)
+    assert isinstance(member.checkout(), Grant)
+    background.server.leave()
+    member.errand.hear_a(Goodbye)
+    assert reason(member.checkout()) == "leaving"
+    background.join()
+    member.close()
+
+
+def test_the_journal_stays_while_a_living_process_holds_slots(paths: ManagerPaths) -> None:
+    background = Background(paths)
+    member = Member(paths)
+    grant = member.checkout()
+    assert isinstance(grant, Grant)
+    background.server.leave()
+    background.join()
+    assert paths.journal.exists()
+    assert _member_files(paths) == {f"{own_process().pid}-{own_process().birth}"}
+    member.close()
+
+
+def _member_files(paths: ManagerPaths) -> set[str]:
+    return {path.name for path in paths.members.iterdir()}
+
+
+def test_files_that_vanish_are_put_back(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LOOK_AROUND_S", 0.05)
+    with Background(paths) as server, Member(paths) as member:
+        assert isinstance(member.checkout(), Grant)
+        vanishing = [
+            paths.address, paths.alive_lock, paths.journal, Path(server.address),
+            paths.members / f"{own_process().pid}-{own_process().birth}",
+        ]  # fmt: skip
+        for path in vanishing:
+            path.unlink()
+            wait_until(path.exists, f"{path.name} to come back")
+            assert isinstance(Client(paths).hello("control"), Welcome)
+            assert isinstance(member.checkout(timeout=0), (Grant, Refuse))
+        for path in vanishing:
+            path.unlink()
+        wait_until(lambda: all(path.exists() for path in vanishing), "all of them to come back")
+        assert isinstance(Client(paths).hello("control"), Welcome)
+
+
+def test_where_another_server_took_the_place_the_old_one_leaves(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LOOK_AROUND_S", 0.05)
+    monkeypatch.setattr("mppool.server.rendezvous.Rendezvous.look_after", lambda _self: True)
+    old = Background(paths)
+    member = Member(paths, start=False)
+    aside = paths.directory.with_name("aside")
+    paths.directory.rename(aside)  # somebody cleans up
+    monkeypatch.undo()
+    monkeypatch.setattr(loop, "LOOK_AROUND_S", 0.05)
+    with Background(paths) as new:
+        assert isinstance(member.errand.hear_a(Goodbye), Goodbye)
+        old.join()
+        welcome = Client(paths).hello("control")
+        assert isinstance(welcome, Welcome)
+        assert str(paths.socket(welcome.epoch)) == new.address
+        assert paths.journal.exists()
+    member.close()
+
+
+def test_numbers_and_sessions_are_never_given_twice(paths: ManagerPaths) -> None:
+    seen: set[int] = set()
+    sessions: set[int] = set()
+    for _ in range(3):
+        with Background(paths), Member(paths) as member:
+            grant = member.checkout()
+            assert isinstance(grant, Grant)
+            assert grant.number not in seen
+            assert member.welcome.session not in sessions
+            seen.add(grant.number)
+            sessions.add(member.welcome.session)
+            member.errand.send(Closed(GrantNumber(grant.number), "discarded"))
+            assert member.call.call(Abandoned(Ticket(1))) == Done()
