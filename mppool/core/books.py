@@ -14,6 +14,7 @@ from mppool.core.decisions import Addressed, Ask, Close, Erase, RecordPool, Refu
 from mppool.core.events import (
     Abandoned,
     Attach,
+    BackendFailed,
     CallEnded,
     Checkout,
     Closed,
@@ -26,6 +27,7 @@ from mppool.core.events import (
     Drain,
     Event,
     Held,
+    IdleTooLong,
     JournalFailed,
     NotMine,
     Opened,
@@ -34,14 +36,15 @@ from mppool.core.events import (
     Reset,
     Resize,
     Returned,
+    WantReady,
 )
 from mppool.core.pool import PoolBooks, Surroundings
 from mppool.core.slot import Slot, SlotState
 from mppool.ids import GrantNumber, ProcessId, Session, grant_number
 
-Command = Resize | Reset | Drain | ClosePool
+Command = Resize | Reset | Drain | ClosePool | WantReady
 
-_SlotEvent = (Opened, OpenFailed, Declined, Returned, Closed, NotMine)
+_SlotEvent = (Opened, OpenFailed, Declined, Returned, IdleTooLong, Closed, NotMine)
 
 
 class Books:
@@ -146,6 +149,9 @@ class Books:
                 pool.abandon(process, event.ticket, now)
             if isinstance(event, CallEnded):
                 self._ask_about(process, event, now)
+        elif isinstance(event, BackendFailed):
+            if event.pool in self.pools:
+                self.pools[event.pool].backend_failed(event, now)
         elif isinstance(event, Declare):
             self._declare(event.declaration, process, now)
         elif isinstance(event, Detached):
@@ -179,15 +185,13 @@ class Books:
         self._no_longer_awaited(process, now)
 
     def _declare(self, declaration: Declaration, process: ProcessId, now: float) -> None:
-        pool = self.pools.get(declaration.pool)
-        if pool is None:
+        if declaration.pool not in self.pools:
             self._new_pool(declaration, now)
-        else:
-            pool.declare(declaration, process, now)
+        self.pools[declaration.pool].declare(declaration, process, now)
 
     def _new_pool(self, declaration: Declaration, now: float) -> None:
         name = declaration.pool
-        pool = PoolBooks(name, declaration.options, now - declaration.age, self._around)
+        pool = PoolBooks(declaration, now - declaration.age, self._around)
         self.pools[name] = pool
         record = self._remembered_pools.pop(name, None)
         if record is not None:
@@ -253,6 +257,8 @@ class Books:
             pool.reset(now)
         elif isinstance(event, Drain):
             pool.drain(process, event.generation, now)
+        elif isinstance(event, WantReady):
+            pool.want_ready(process, now)
         else:
             pool.close(now)
 

@@ -18,11 +18,16 @@ class Decision(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Something that a process, or the server itself, must do."""
 
 
+NOBODY = Ticket(0)
+"""The ticket of a grant for which nobody waits."""
+
+
 class Grant(Decision, frozen=True, tag=True):
     """The right to have one resource open.
 
     fresh: the process opens a resource under this number. Otherwise it brought this resource back
         itself and may hand it to the waiter, kept open.
+    ticket: the waiter's; or NOBODY: the resource is opened for the shelf, to keep `min_size` open.
     opened_before: resources that the pool had opened before (what the open hook is told).
     """
 
@@ -91,12 +96,14 @@ class Ask(Decision, frozen=True, tag=True):
 class PoolChanged(Decision, frozen=True, tag=True):
     """State of a pool that all its processes follow.
 
-    Whatever was opened in an older generation is retired; a closed pool retires everything.
+    Whatever was opened in an older generation is retired; a closed pool retires everything. With a key,
+    only resources of this key are meant.
     """
 
     pool: str
     generation: int
     closed: bool
+    key: str | None = None
 
 
 class Draining(Decision, frozen=True, tag=True):
@@ -105,6 +112,15 @@ class Draining(Decision, frozen=True, tag=True):
     pool: str
     generation: int
     left: int
+
+
+class Readiness(Decision, frozen=True, tag=True):
+    """Answer to WantReady: resources that are open, of those that `min_size` wants; the last error."""
+
+    pool: str
+    open: int
+    wanted: int
+    error: str
 
 
 class Notice(Decision, frozen=True, tag=True):
@@ -141,7 +157,17 @@ class RecordPool(Decision, frozen=True, tag=True):
 
 
 ProcessDecision = (
-    Grant | Queued | Refuse | Keep | Close | Reclaim | Ask | PoolChanged | Draining | Notice
+    Grant
+    | Queued
+    | Refuse
+    | Keep
+    | Close
+    | Reclaim
+    | Ask
+    | PoolChanged
+    | Draining
+    | Readiness
+    | Notice
 )
 JournalDecision = Record | Erase | RecordPool
 AnyDecision = ProcessDecision | JournalDecision

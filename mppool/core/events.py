@@ -22,11 +22,13 @@ class Declaration(msgspec.Struct, frozen=True, array_like=True):
     """A pool as a process declares it.
 
     age: seconds since the declaration was made; between processes the newest declaration wins.
+    key: of the recipe's own identity; `min_size` resources are kept open for it.
     """
 
     pool: str
     options: PoolOptions
     age: float
+    key: str = ""
 
 
 HeldState = Literal["opening", "open", "returned", "closing"]
@@ -114,6 +116,12 @@ class Returned(Event, frozen=True, tag=True):
     number: GrantNumber
 
 
+class IdleTooLong(Event, frozen=True, tag=True):
+    """A resource was brought back because it was idle for `max_idle`. Answered by Keep, Grant or Close."""
+
+    number: GrantNumber
+
+
 CloseReason = Literal[
     "moved",
     "retired",
@@ -140,6 +148,24 @@ class NotMine(Event, frozen=True, tag=True):
     """Answer to Ask: this process does not hold the grant and will never use it."""
 
     number: GrantNumber
+
+
+class BackendFailed(Event, frozen=True, tag=True):
+    """A check found that whatever this resource was connected to has gone.
+
+    Everything for the same key that is of the same generation or older is stale: one detection invalidates
+    it in all processes.
+    """
+
+    pool: str
+    key: str
+    generation: int
+
+
+class WantReady(Event, frozen=True, tag=True):
+    """Open `min_size` resources if that has not begun yet. Answered by Readiness."""
+
+    pool: str
 
 
 class Resize(Event, frozen=True, tag=True):
@@ -208,6 +234,9 @@ ProcessEvent = (
     | Returned
     | Closed
     | NotMine
+    | IdleTooLong
+    | BackendFailed
+    | WantReady
     | Resize
     | Reset
     | Drain

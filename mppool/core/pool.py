@@ -30,12 +30,14 @@ from mppool.core.decisions import (
     RefuseReason,
 )
 from mppool.core.events import (
+    BackendFailed,
     Checkout,
     Closed,
     CloseReason,
     Declaration,
     Event,
     Held,
+    IdleTooLong,
     Opened,
     OpenFailed,
     Remembered,
@@ -45,9 +47,9 @@ from mppool.core.reclaim import Reclaimer
 from mppool.core.slot import Slot, SlotState
 from mppool.core.statistics import SERVER_COUNTERS
 from mppool.core.table import SlotTable
+from mppool.core.upkeep import Upkeep
 from mppool.core.waiting import Waiter, Waiting
 from mppool.ids import GrantNumber, ProcessId, Ticket
-from mppool.options import PoolOptions
 
 _STATE_OF_HELD = {
     "opening": SlotState.OPENING,
@@ -73,10 +75,9 @@ class Surroundings:
 class PoolBooks:
     """Slots, waiters and bounds of one pool, over all processes and identities."""
 
-    def __init__(
-        self, name: str, options: PoolOptions, declared_at: float, around: Surroundings
-    ) -> None:
-        self.name = name
+    def __init__(self, declaration: Declaration, declared_at: float, around: Surroundings) -> None:
+        options = declaration.options
+        self.name = declaration.pool
         self.options = options
         self.declared_at = declared_at
         self.max_size = options.max_size
@@ -87,6 +88,7 @@ class PoolBooks:
         self.waiting = Waiting()
         self.breakers: dict[str, Breaker] = {}
         self.reclaimer = Reclaimer()
+        self.upkeep = Upkeep(declaration.key)
         self.counters: Counter[str] = Counter(dict.fromkeys(SERVER_COUNTERS, 0))
         self._around = around
 
@@ -94,7 +96,10 @@ class PoolBooks:
 
     def declare(self, declaration: Declaration, process: ProcessId, now: float) -> None:
         """Another process declares the pool. The newest declaration wins, with one warning."""
+        self.upkeep.declarers.add(process)
         declared_at = now - declaration.age
+        if declared_at > self.declared_at:
+            self.upkeep.key = declaration.key
         if declaration.options == self.options or declared_at <= self.declared_at:
             if declaration.options == self.options:
                 self.declared_at = max(declared_at, self.declared_at)
@@ -110,6 +115,7 @@ class PoolBooks:
 
     def checkout(self, process: ProcessId, event: Checkout, now: float) -> None:
         """A process wants a resource that it does not have. Answered at once."""
+        self.upkeep.wanted = True
         if self.closed:
             self._refuse(process, event.ticket, "closed", f"pool {self.name!r} is closed")
             return
@@ -132,10 +138,10 @@ class PoolBooks:
         limit = self.options.max_waiting
         if event.timeout == 0:
             self.waiting.remove(process, event.ticket)
-            self._refuse(process, event.ticket, "timeout", self._how_full())
+            self._refuse(process, event.ticket, "timeout", self._how_full(event.key))
         elif limit is not None and len(self.waiting) > limit:
             self.waiting.remove(process, event.ticket)
-            text = f"{limit} checkouts wait already (max_waiting); {self._how_full()}"
+            text = f"{limit} checkouts wait already (max_waiting); {self._how_full(event.key)}"
             self._refuse(process, event.ticket, "too_many_waiting", text)
         else:
             self.tell(process, Queued(event.ticket))
@@ -153,6 +159,8 @@ class PoolBooks:
             return
         if isinstance(event, Returned):
             returns.answer(self, slot, now)
+        elif isinstance(event, IdleTooLong):
+            self.upkeep.idle_too_long(self, slot, now)
         elif isinstance(event, Opened):
             self._opened(slot)
         else:
@@ -175,8 +183,7 @@ class PoolBooks:
 
     def died(self, process: ProcessId, now: float) -> None:
         """Everything that the process had is free."""
-        self.waiting.remove_process(process)
-        self.reclaimer.forget(process)
+        self._forget_process(process)
         for slot in self.slots.of(process):
             self.counters["died_with_process"] += 1
             self._free(slot)
@@ -184,26 +191,22 @@ class PoolBooks:
 
     def detached(self, process: ProcessId, now: float) -> None:
         """The process cannot be told anything, but may live: its waiters go, its slots stay."""
-        self.waiting.remove_process(process)
-        self.reclaimer.forget(process)
+        self._forget_process(process)
         self._settle(now)
 
     def attached(self, process: ProcessId, held: list[Held], now: float) -> None:
         """The inventory of a process replaces whatever was believed about it."""
         self.waiting.remove_process(process)
         self.reclaimer.forget(process)
+        self.upkeep.wanted = self.upkeep.wanted or bool(held)
         numbers = {item.number for item in held}
         for slot in self.slots.of(process):
             if slot.number not in numbers:
                 self._free(slot)
         for item in held:
             self._adopt(process, item, now)
-        newest = max((item.generation for item in held), default=0)
-        if newest > self.generation:  # a reset that a torn journal has forgotten
-            self.generation = newest
-            self._announce()
-        else:
-            self.tell(process, PoolChanged(self.name, self.generation, self.closed))
+        self.tell(process, PoolChanged(self.name, self.generation, self.closed))
+        self.upkeep.learn(self, held)
         for item in held:
             returned = self.slots.get(item.number) if item.state == "returned" else None
             if returned is not None and returned.process == process:
@@ -219,7 +222,7 @@ class PoolBooks:
     def tick(self, now: float) -> None:
         """Time has passed."""
         for waiter in self.waiting.expired(now):
-            self._refuse(waiter.process, waiter.ticket, "timeout", self._how_full())
+            self._refuse(waiter.process, waiter.ticket, "timeout", self._how_full(waiter.key))
         self._settle(now)
 
     # --- commands ----------------------------------------------------------------------------------------
@@ -233,7 +236,7 @@ class PoolBooks:
 
     def reset(self, now: float) -> None:
         """A new generation: whatever was opened before goes when it is idle or released."""
-        self.generation += 1
+        self.generation = self.upkeep.next_generation(self)
         self.breakers.clear()
         self._announce()
         self._settle(now)
@@ -245,6 +248,17 @@ class PoolBooks:
             generation = self.generation
         left = sum(slot.generation < generation for slot in self.slots)
         self._around.out.append((process, Draining(self.name, generation, left)))
+
+    def backend_failed(self, event: BackendFailed, now: float) -> None:
+        """A check found the backend gone; what is stale is closed when idle or released."""
+        self.upkeep.backend_failed(self, event)
+        self._settle(now)
+
+    def want_ready(self, process: ProcessId, now: float) -> None:
+        """Fill up to `min_size` from now on, and say how far that has come."""
+        self.upkeep.wanted = True
+        self._settle(now)
+        self._around.out.append((process, self.upkeep.readiness(self)))
 
     def close(self, now: float) -> None:
         """Hand out nothing any more; what is out goes when it is released."""
@@ -322,7 +336,11 @@ class PoolBooks:
 
     def next_deadline(self, now: float) -> float:
         """When `tick` has something to do although nothing happened; infinity if never."""
-        times = [self.waiting.next_deadline(), self.reclaimer.next_deadline(self, now)]
+        times = [
+            self.waiting.next_deadline(),
+            self.reclaimer.next_deadline(self, now),
+            self.upkeep.next_deadline(self, now),
+        ]
         if self.waiting:
             times += [
                 b.retry_at for b in self.breakers.values() if b.state == "open" and b.retry_at > now
@@ -359,7 +377,14 @@ class PoolBooks:
 
     def _settle(self, now: float) -> None:
         self._serve(now)
+        if self.min_size:
+            self.upkeep.fill(self, now)
         self.reclaimer.plan(self, now)
+
+    def _forget_process(self, process: ProcessId) -> None:
+        self.waiting.remove_process(process)
+        self.reclaimer.forget(process)
+        self.upkeep.declarers.discard(process)
 
     def _serve(self, now: float) -> None:
         """Give free slots to those who wait, as far as the bounds allow."""
@@ -367,34 +392,35 @@ class PoolBooks:
             return
         while True:
             heads = (
-                head for head in self.waiting.heads() if self._may_open(head.process, head.key, now)
+                head for head in self.waiting.heads() if self.may_open(head.process, head.key, now)
             )
             waiter = sharing.first_in_line(heads, self.slots.levels, now)
             if waiter is None:
                 return
-            self._grant(waiter, now)
+            self.waiting.remove(waiter.process, waiter.ticket)
+            self.grant(waiter.process, waiter.key, waiter.ticket, now)
 
-    def _grant(self, waiter: Waiter, now: float) -> None:
-        self.waiting.remove(waiter.process, waiter.ticket)
+    def grant(self, process: ProcessId, key: str, ticket: Ticket, now: float) -> None:
+        """Give a process the right to open a resource, for a waiter or (NOBODY) for its shelf."""
         number = self._around.next_number()
+        generation = self.upkeep.generation_of(self, key)
         opened_before = self.counters["opened"] + self.slots.in_state(SlotState.OPENING)
         slot = Slot(
             number,
-            waiter.process,
-            waiter.key,
-            self.generation,
+            process,
+            key,
+            generation,
             SlotState.OPENING,
             now,
-            waiter.ticket,
+            ticket,
             opened_before,
         )
         self.slots.add(slot)
-        breaker = self.breakers.get(waiter.key)
+        breaker = self.breakers.get(key)
         if breaker:
             breaker.granted(number)
-        record = Record(self.name, waiter.key, number, waiter.process, self.generation)
-        self._around.out.append((None, record))
-        self._tell_grant(slot, waiter.ticket, fresh=True)
+        self._around.out.append((None, Record(self.name, key, number, process, generation)))
+        self._tell_grant(slot, ticket, fresh=True)
 
     def _tell_grant(self, slot: Slot, ticket: Ticket, *, fresh: bool) -> None:
         grant = Grant(
@@ -460,8 +486,13 @@ class PoolBooks:
         """Whether this ticket has been granted a slot that is still held."""
         return any(slot.ticket == ticket and slot.process == process for slot in self.slots)
 
-    def _may_open(self, process: ProcessId, key: str, now: float) -> bool:
-        return self._has_room(process, key) and self._breaker_permits(key, now)
+    def may_open(self, process: ProcessId, key: str, now: float) -> bool:
+        """Whether bounds and breaker allow this process one more resource of this key."""
+        return (
+            not self._around.awaited
+            and self._has_room(process, key)
+            and self._breaker_permits(key, now)
+        )
 
     def _has_room(self, process: ProcessId, key: str) -> bool:
         per_identity, per_process = self.options.max_per_identity, self.options.max_per_process
@@ -489,9 +520,11 @@ class PoolBooks:
         self.counters["refused"] += reason == "too_many_waiting"
         self.tell(process, Refuse(ticket, reason, text))
 
-    def _how_full(self) -> str:
+    def _how_full(self, key: str) -> str:
         cap = "no cap" if self.max_size is None else f"max_size={self.max_size}"
-        return f"{len(self.slots)} resources exist ({cap}) in {len(self.slots.levels)} processes"
+        text = f"{len(self.slots)} resources exist ({cap}) in {len(self.slots.levels)} processes"
+        breaker = self.breakers.get(key)
+        return f"{text}; opening failed last with: {breaker.error}" if breaker else text
 
     def _announce(self) -> None:
         """Journal and tell everybody the generation, and whether the pool is closed."""

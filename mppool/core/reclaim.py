@@ -146,7 +146,8 @@ class Reclaimer:
         What cannot be had for a waiter who may take from anybody cannot be had for the next one either,
         unless it was his own process that had it: so two such processes are enough.
         """
-        takers, unblocked = [], set()
+        takers: list[Waiter] = []
+        unblocked: set[ProcessId] = set()
         for waiter in books.in_line(now):
             if books.blocked_by_identity(waiter) or books.blocked_by_process(waiter):
                 takers.append(waiter)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def answer(books: PoolBooks, slot: Slot, now: float) -> None:
     """Decide about an open slot. Exactly one of Close, Grant and Keep goes to its process."""
     process = slot.process
-    if books.closed or slot.generation < books.generation or books.excess(now):
+    if books.closed or books.upkeep.is_stale(books, slot) or books.excess(now):
         books.close_slot(slot, "retired", now)
         books.reclaimer.brought_back(books, process, now, given=True)
         return

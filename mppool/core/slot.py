@@ -17,7 +17,16 @@ from __future__ import annotations
 
 from enum import Enum
 
-from mppool.core.events import Closed, Declined, Event, NotMine, Opened, OpenFailed, Returned
+from mppool.core.events import (
+    Closed,
+    Declined,
+    Event,
+    IdleTooLong,
+    NotMine,
+    Opened,
+    OpenFailed,
+    Returned,
+)
 from mppool.ids import GrantNumber, ProcessId, Ticket
 
 
@@ -37,6 +46,7 @@ TRANSITIONS: dict[tuple[SlotState, type[Event]], SlotState] = {
     (SlotState.OPENING, NotMine): SlotState.FREE,
     (SlotState.OPENING, Closed): SlotState.FREE,
     (SlotState.OPEN, Returned): SlotState.OPEN,
+    (SlotState.OPEN, IdleTooLong): SlotState.OPEN,
     (SlotState.OPEN, Closed): SlotState.FREE,
     (SlotState.CLOSING, Closed): SlotState.FREE,
 }

@@ -58,7 +58,15 @@ class SlotTable:
 
     def has_working(self, key: str) -> bool:
         """Whether some resource of this key is open."""
-        return self._open_by_key[key] > 0
+        return self.open_for(key) > 0
+
+    def open_for(self, key: str) -> int:
+        """How many resources of this key are open."""
+        return self._open_by_key[key]
+
+    def staying_for(self, key: str) -> int:
+        """How many slots of this key are not on their way out."""
+        return self.by_key[key] - sum(slot.key == key for slot in self.closing.values())
 
     def add(self, slot: Slot) -> None:
         """Enter a slot."""

@@ -22,6 +22,7 @@ from mppool.core.decisions import (
     Erase,
     Grant,
     Queued,
+    Readiness,
     Record,
     RecordPool,
     Refuse,
@@ -39,6 +40,7 @@ from mppool.core.events import (
     JournalFailed,
     Reset,
     Resize,
+    WantReady,
 )
 from mppool.errors import ConfigurationError, ProtocolError
 from mppool.ids import GrantNumber, ProcessId, Session, Ticket, own_process
@@ -69,7 +71,7 @@ log = logging.getLogger(__name__)
 
 SESSION_BITS = 32
 _LEAVING = Rejected("leaving", "this server is leaving: start the next one")
-_COMMANDS = (Resize, Reset, Drain, ClosePool)
+_COMMANDS = (Resize, Reset, Drain, ClosePool, WantReady)
 
 
 class Dispatcher:
@@ -251,9 +253,12 @@ class Dispatcher:
         return resident is not None and resident.errand is connection
 
     def _command(
-        self, connection: Connection, event: Resize | Reset | Drain | ClosePool, now: float
+        self,
+        connection: Connection,
+        event: Resize | Reset | Drain | ClosePool | WantReady,
+        now: float,
     ) -> None:
-        """A command from anybody; answered by Done, or Draining, or Failed."""
+        """A command from anybody; answered by Done, Draining, Readiness or Failed."""
         process = connection.process
         assert process is not None
         try:
@@ -262,7 +267,7 @@ class Dispatcher:
             if connection.role != "errand":
                 connection.send(Failed(f"no process has declared a pool {event.pool!r:.100}"))
             return
-        wants_figure = isinstance(event, Drain) and connection.role != "errand"
+        wants_figure = isinstance(event, (Drain, WantReady)) and connection.role != "errand"
         answered = self._carry_out(decisions, now, reply_to=connection if wants_figure else None)
         if not answered and connection.role != "errand":
             connection.send(Done())
@@ -287,6 +292,7 @@ class Dispatcher:
             if not self._carry_out(decisions, now, reply_to=connection, ticket=event.ticket):
                 connection.send(Failed(f"checkout {event.ticket} was answered already"))
             return
+        connection.ticket = None  # whoever goes on talking has read the answer to his checkout
         decisions = self.books.apply(process, connection.session, event, now)  # type: ignore[arg-type]
         if decisions:
             self._carry_out(decisions, now)
@@ -457,9 +463,9 @@ class Dispatcher:
 
 
 def _is_answer(decision: Decision, ticket: Ticket | None) -> bool:
-    """Whether this is the direct answer to the checkout with this ticket, or else to Drain."""
+    """Whether this is the direct answer to the checkout with this ticket, or else to Drain or WantReady."""
     if ticket is None:
-        return type(decision) is Draining
+        return isinstance(decision, (Draining, Readiness))
     return isinstance(decision, (Grant, Queued, Refuse)) and decision.ticket == ticket
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,14 +22,22 @@ from mppool.errors import (
 )
 from mppool.recipe import Opening
 from mppool.worker.calls import SessionLost
-from mppool.worker.entry import Entry
+from mppool.worker.entry import NEVER, Entry
 from mppool.worker.face import Face, identity_of
+from mppool.worker.housekeeping import due_when_idle
 from mppool.worker.waiter import LocalWaiter
 
 if TYPE_CHECKING:
     from mppool.worker.holdings import Holdings
 
 log = logging.getLogger("mppool")
+
+
+ASK_GRACE_S = 0.25
+"""How long the books may take to answer although the timeout is shorter."""
+
+LIFETIME_JITTER = 0.1
+"""The part of `max_lifetime` by which a resource may die earlier."""
 
 
 class Retry:
@@ -45,6 +54,9 @@ class ColdCheckout:
         self._timeout = timeout
         self._started = monotonic()
         self._deadline = None if timeout is None else self._started + timeout
+        # Asking is not waiting: the books may take a moment to answer, also with a timeout of 0.
+        self._ask_until = None if timeout is None else self._started + max(timeout, ASK_GRACE_S)
+        self._last_error: OpenFailedError | None = None
 
     def run(self) -> Entry:
         """A resource that is ready for the caller.
@@ -92,7 +104,7 @@ class ColdCheckout:
             return entry
         event = Checkout(self._face.name, self._key, waiter.ticket, self._left())
         try:
-            answer = self._member.call(event, self._deadline)
+            answer = self._member.call(event, self._ask_until)
         except SessionLost:
             return Retry
         except TimeoutError:
@@ -118,7 +130,13 @@ class ColdCheckout:
             entry = holdings.table.get(answer.number)
             if entry is None:
                 return None  # the session was lost, and the grant with it
-            open_resource(entry, answer, self._left())
+            try:
+                open_resource(entry, answer, self._left())
+            except OpenFailedError as error:
+                if face.options.fail_fast or self._left() == 0:
+                    raise
+                self._last_error = error
+                return None
             face.lend(entry, monotonic())
             return entry
         if isinstance(answer, Refuse):
@@ -140,7 +158,7 @@ class ColdCheckout:
                 f"pool {face.name!r}: nothing could be had within {self._timeout:g} s"
                 f"{': ' + refuse.text if refuse.text else ''}; release leases sooner, raise max_size or "
                 "wait longer"
-            )
+            ) from self._last_error
         if refuse.reason == "too_many_waiting":
             raise TooManyWaiting(f"pool {face.name!r}: {refuse.text}; refused at once")
         if refuse.reason == "open_failed":
@@ -183,9 +201,28 @@ def open_resource(entry: Entry, grant: Grant, left: float | None) -> None:
     face.observe("open", seconds)
     with entry.holdings.lock:
         entry.state = "open"
-        entry.opened_at = entry.released_at = started + seconds
+        entry.opened_at = entry.released_at = entry.checked_at = started + seconds
+        lifetime = face.options.max_lifetime
+        if lifetime is not None and entry.retire_at == NEVER:
+            # Each draws its own instant, so that a fleet opened together does not die together.
+            entry.retire_at = entry.opened_at + lifetime * (1 - LIFETIME_JITTER * random.random())
+            entry.retire_reason = "expired_lifetime"
         entry.holdings.outbox.append(Opened(entry.number, seconds))
     member.flush()
+    member.housekeeper.expects(due_when_idle(face, entry))
+
+
+def open_for_shelf(face: Face, grant: Grant) -> None:
+    """Use a grant for which nobody waits: `min_size` resources are kept open."""
+    entry = face.holdings.table.get(grant.number)
+    if entry is None:
+        return
+    try:
+        open_resource(entry, grant, None)
+    except OpenFailedError as error:
+        log.warning("%s; it is tried again later (min_size)", error)
+    else:
+        face.shelve(entry)
 
 
 def _configure(face: Face, entry: Entry) -> None:

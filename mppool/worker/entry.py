@@ -28,9 +28,11 @@ class Entry:
 
     __slots__ = (
         "brief_uses",
+        "checked_at",
         "face",
         "generation",
         "holdings",
+        "kept_until",
         "key",
         "killed",
         "lent_at",
@@ -46,6 +48,7 @@ class Entry:
         "state",
         "thread",
         "uses",
+        "warned",
     )
 
     def __init__(
@@ -73,6 +76,9 @@ class Entry:
         self.retire_reason: Any = "retired"
         self.uses = 0
         self.brief_uses = 0
+        self.checked_at = 0.0
+        self.kept_until = 0.0
         self.killed = False
+        self.warned = False
         self.thread = ""
         self.stack = ""

@@ -7,6 +7,7 @@ never wakes up.
 from __future__ import annotations
 
 import logging
+import math
 import os
 import select
 import threading
@@ -111,10 +112,10 @@ class Errands:
         poller.register(
             channel.sock.fileno(), select.POLLIN | (select.POLLOUT if channel.unsent else 0)
         )
-        ready = dict(poller.poll())
+        ready = dict(poller.poll(self._milliseconds(None)))
         if self._wake_up.fd in ready:
             self._wake_up.clear()
-        self._member.collect_leaked()
+        self._look_around()
         events = ready.get(channel.sock.fileno(), 0)
         if events & select.POLLOUT:
             self._link.push_more(channel)
@@ -153,8 +154,7 @@ class Errands:
 
     def _without_channel(self) -> None:
         """Attach to the next server, and start it if the last one did not leave in order."""
-        assert self._wake_up is not None
-        self._member.collect_leaked()
+        self._look_around()
         if not self._member.needs_books():
             self._pause = 0.0
             self._sleep(None)
@@ -186,5 +186,15 @@ class Errands:
         assert self._wake_up is not None
         poller = select.poll()
         poller.register(self._wake_up.fd, select.POLLIN)
-        if poller.poll(None if seconds is None else seconds * 1000):
+        if poller.poll(self._milliseconds(seconds)):
             self._wake_up.clear()
+
+    def _milliseconds(self, seconds: float | None) -> float | None:
+        """How long to sleep: so many seconds (None: no limit), but not beyond what the housekeeper plans."""
+        left = self._member.housekeeper.seconds_left(monotonic())
+        limits = [limit for limit in (seconds, left) if limit is not None]
+        return math.ceil(min(limits) * 1000) if limits else None
+
+    def _look_around(self) -> None:
+        self._member.collect_leaked()
+        self._member.housekeeper.run(monotonic())

@@ -10,7 +10,14 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from mppool.core.events import Closed, CloseReason, Declaration, Returned
+from mppool.core.events import (
+    BackendFailed,
+    Closed,
+    CloseReason,
+    Declaration,
+    IdleTooLong,
+    Returned,
+)
 from mppool.core.statistics import BOUNDS, HISTOGRAMS, WORKER_COUNTERS
 from mppool.recipe import Recipe, overrides
 from mppool.worker.entry import AT_ONCE, Entry
@@ -40,7 +47,7 @@ class Face:
     """One pool as one process sees it. It survives a fork: `renew` gives the child empty hands.
 
     The shelves and the queues of waiters are deques, whose single operations are atomic; they need no lock.
-    `contended`, `attention` and `generation` are guarded by the holdings' lock, and read without it: a
+    `contended` and `attention` are guarded by the holdings' lock, and read without it: a
     release appends first and reads `attention` then; whoever sets it sweeps the shelf afterwards. So one
     of the two sees the other, and nothing is left lying while somebody waits (rule 6).
     """
@@ -62,16 +69,16 @@ class Face:
         self.trust_s = math.inf
         if self.check is not None and options.check_idle_for is not None:
             self.trust_s = options.check_idle_for
-        if self.on_checkout is not None or options.track_leaks or self._leases_are_watched():
+        limits = [
+            limit for limit in (options.max_lease_warn, options.max_lease_kill) if limit is not None
+        ]
+        self.watched = bool(limits)
+        self.first_lease_limit_s = min(limits, default=math.inf)
+        if self.on_checkout is not None or options.track_leaks or self.watched:
             self.trust_s = -1.0
         # Whether a release is nothing but an append.
-        self.plain = (
-            self.reset is None and options.max_uses is None and not self._leases_are_watched()
-        )
+        self.plain = self.reset is None and options.max_uses is None and not self.watched
         self.renew(member.holdings)
-
-    def _leases_are_watched(self) -> bool:
-        return self.options.max_lease_warn is not None or self.options.max_lease_kill is not None
 
     def renew(self, holdings: Holdings) -> None:
         """Start with nothing: at the declaration, and in a forked child."""
@@ -80,7 +87,6 @@ class Face:
         self.waiters: dict[str, deque[LocalWaiter]] = {}
         self.contended = False
         self.attention = False
-        self.generation = 0
         self.closed = False
         self.counters: Counter[str] = Counter(dict.fromkeys(WORKER_COUNTERS, 0))
         self.histograms = {name: [0] * (len(BOUNDS) + 1) for name in HISTOGRAMS}
@@ -106,7 +112,9 @@ class Face:
 
     def declaration(self) -> Declaration:
         """This pool as the books are told of it."""
-        return Declaration(self.name, self.options, monotonic() - self.declared_at)
+        return Declaration(
+            self.name, self.options, monotonic() - self.declared_at, self.default_key
+        )
 
     # --- checkout ----------------------------------------------------------------------------------------
 
@@ -131,15 +139,26 @@ class Face:
         """The resource goes to a caller: count it, and tell the hook."""
         entry.uses += 1
         entry.lent_at = now
+        if self.watched:
+            entry.warned = False
+            self.member.housekeeper.expects(now + self.first_lease_limit_s)
         if self.on_checkout is not None:
             self.run_hook("on_checkout", self.on_checkout, entry)
 
     def is_healthy(self, entry: Entry) -> bool:
-        """Run the check; a resource that fails it, or whose check raises, is closed."""
+        """Run the check; a resource that fails it, or whose check raises, is closed.
+
+        A check that raises ConnectionError says more: the backend is gone, and with it everything as old.
+        """
         assert self.check is not None
         self.count("checks")
+        entry.checked_at = monotonic()
         try:
             healthy = bool(self.check(entry.resource))
+        except ConnectionError as error:
+            log.warning("pool %r: a check found the backend gone: %s", self.name, error)
+            self.member.tell(BackendFailed(self.name, entry.key, entry.generation))
+            healthy = False
         except Exception:
             self.count("check_errors")
             log.warning(
@@ -180,14 +199,14 @@ class Face:
 
     def throw_away(self, entry: Entry, taken_at: float, now: float) -> None:
         """A lease was discarded."""
-        if not entry.holdings.forked and not entry.killed:
+        if not entry.holdings.forked and self._take_from_lease(entry):
             self.observe("use", now - taken_at)
             self.close(entry, "discarded")
 
     def _put_back_slowly(self, entry: Entry, now: float) -> None:
         if entry.holdings.forked:
             return
-        if entry.killed:
+        if self.watched and not self._take_from_lease(entry):
             log.warning("pool %r: a lease was released after it had been killed", self.name)
             return
         limit = self.options.max_uses
@@ -199,8 +218,21 @@ class Face:
             self.close(entry, "discarded")
         else:
             entry.released_at = monotonic()
-            entry.lent_at = 0.0
             self.shelve(entry)
+
+    def _take_from_lease(self, entry: Entry) -> bool:
+        """End the lease; False if it was killed before. Either this happens, or `kill`."""
+        with entry.holdings.lock:
+            entry.lent_at = 0.0
+            return not entry.killed
+
+    def kill(self, entry: Entry) -> bool:
+        """End an overdue lease; False if it was released before. The caller owns the resource then."""
+        with entry.holdings.lock:
+            if not entry.lent_at or entry.killed or entry.state != "open":
+                return False
+            entry.killed = True
+            return True
 
     def _was_reset(self, entry: Entry) -> bool:
         assert self.reset is not None
@@ -266,13 +298,19 @@ class Face:
             self.attend(key)  # a release may have passed by while an entry was in our hand
         return brought
 
-    def bring_back(self, entry: Entry) -> None:
+    def shelve_oldest(self, entry: Entry) -> None:
+        """Put a resource back that was borrowed for a moment, to where it lay: with those idle for longest."""
+        entry.shelf.appendleft(entry)
+        if self.attention or self.closed:
+            self.attend(entry.key)
+
+    def bring_back(self, entry: Entry, event: Returned | IdleTooLong | None = None) -> None:
         """Lay a resource aside until the books say what becomes of it."""
         holdings = entry.holdings
         with holdings.lock:
             entry.state = "returned"
             holdings.side[entry.number] = entry
-            holdings.outbox.append(Returned(entry.number))
+            holdings.outbox.append(event or Returned(entry.number))
         self.member.flush()
 
     # --- waiting -----------------------------------------------------------------------------------------
@@ -335,13 +373,17 @@ class Face:
             holdings.outbox.append(Closed(entry.number, reason))
         self.member.flush()
 
-    def retire_older_than(self, generation: int) -> list[Entry]:
-        """Let everything of an older generation end: what is idle is returned, to be closed by the caller."""
+    def retire_older_than(self, generation: int, key: str | None) -> list[Entry]:
+        """Let everything of an older generation end: what is idle is returned, to be closed by the caller.
+
+        key: only resources of this key are meant; None: all.
+        """
         with self.holdings.lock:
-            self.generation = max(self.generation, generation)
             for entry in self.holdings.table.values():
-                if entry.face is self and (self.closed or entry.generation < self.generation):
+                meant = entry.face is self and key in (None, entry.key)
+                if meant and (self.closed or entry.generation < generation):
                     entry.retire_at = AT_ONCE
+                    entry.retire_reason = "retired"
         return self.take_idle(lambda entry: entry.retire_at == AT_ONCE)
 
     def take_idle(self, wanted: Callable[[Entry], bool]) -> list[Entry]:

@@ -9,7 +9,7 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mppool.core.decisions import Draining, Grant
+from mppool.core.decisions import Grant
 from mppool.core.events import Event
 from mppool.errors import PoolError
 from mppool.ids import Session, own_process
@@ -347,13 +347,7 @@ class ServerLink:
                 continue
             if isinstance(answer, Failed):
                 raise PoolError(answer.text)
-            return (
-                answer
-                if isinstance(answer, Draining)
-                else None
-                if isinstance(answer, Done)
-                else answer
-            )
+            return None if isinstance(answer, Done) else answer
 
     def control(self, message: Event | Message, deadline: float) -> Any:
         """An exchange with the server, if there is one, without a session. None if there is none."""

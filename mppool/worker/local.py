@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import threading
 from collections import deque
@@ -9,8 +10,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool.core.books import Books
-from mppool.core.decisions import Addressed, Draining, Grant, Queued, Refuse
-from mppool.core.events import Attach, Checkout, ClosePool, Drain, Event, Reset, Resize
+from mppool.core.decisions import Addressed, Draining, Grant, Queued, Readiness, Refuse
+from mppool.core.events import Attach, Checkout, ClosePool, Drain, Event, Reset, Resize, WantReady
 from mppool.errors import PoolError
 from mppool.ids import ProcessId, Session, own_process
 from mppool.worker.calls import SessionLost
@@ -142,8 +143,8 @@ class LocalLink:
 
     def command(self, event: Event) -> Any:
         """See Link."""
-        assert isinstance(event, (Resize, Reset, Drain, ClosePool))
-        draining = None
+        assert isinstance(event, (Resize, Reset, Drain, ClosePool, WantReady))
+        answer = None
         with self._lock:
             books = self._ready_books()
             try:
@@ -153,11 +154,11 @@ class LocalLink:
                     f"manager {self._member.name!r} has no pool {event.pool!r}"
                 ) from None
             for _, decision in decisions:
-                if isinstance(decision, Draining):
-                    draining = decision
-            self._take_in([item for item in decisions if item[1] is not draining], None)
+                if isinstance(decision, (Draining, Readiness)):
+                    answer = decision
+            self._take_in([item for item in decisions if item[1] is not answer], None)
         self._deliver()
-        return draining
+        return answer
 
     def stats(self) -> dict[str, Any]:
         """See Link."""
@@ -180,10 +181,15 @@ class LocalLink:
             with self._lock:
                 assert self._books is not None
                 at = self._books.next_deadline(monotonic())
-            milliseconds = None if at is None else max(0.0, at - monotonic()) * 1000 + 1
-            if poller.poll(milliseconds):
+            now = monotonic()
+            left = self._member.housekeeper.seconds_left(now)
+            limits = [
+                limit for limit in (None if at is None else at - now, left) if limit is not None
+            ]
+            if poller.poll(max(0, math.ceil(min(limits) * 1000)) if limits else None):
                 wake_up.clear()
             self._member.collect_leaked()
+            self._member.housekeeper.run(monotonic())
             with self._lock:
                 self._take_in(self._books.tick(monotonic()), None)
             self._deliver()

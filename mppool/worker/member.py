@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import itertools
 import logging
+import os
 from time import monotonic
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from mppool.core.decisions import (
+    NOBODY,
     Ask,
     Close,
     Grant,
@@ -17,17 +19,27 @@ from mppool.core.decisions import (
     Reclaim,
     Refuse,
 )
-from mppool.core.events import Attach, Declaration, Declare, Declined, Event, Held, NotMine
+from mppool.core.events import (
+    Attach,
+    CloseReason,
+    Declaration,
+    Declare,
+    Declined,
+    Event,
+    Held,
+    NotMine,
+)
 from mppool.errors import ConfigurationMismatch
 from mppool.ids import GrantNumber, Session, Ticket
 from mppool.recipe import Recipe
 from mppool.worker import report
 from mppool.worker.chores import Chores
-from mppool.worker.cold import Retry
+from mppool.worker.cold import Retry, open_for_shelf
 from mppool.worker.entry import Entry
 from mppool.worker.face import Face
 from mppool.worker.fork import bury, renew_in_children
 from mppool.worker.holdings import Holdings
+from mppool.worker.housekeeping import Housekeeper
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -52,6 +64,7 @@ class Member:
         self.faces: dict[str, Face] = {}
         self.holdings = Holdings()
         self.chores = Chores(name)
+        self.housekeeper = Housekeeper(self)
         self._tickets = itertools.count(1)
         self.link = make_link(self)
         renew_in_children(self)
@@ -63,6 +76,7 @@ class Member:
         bury(parents)
         self.holdings = Holdings()
         self.chores = Chores(self.name)
+        self.housekeeper = Housekeeper(self)
         self.link.after_fork_in_child()
         for face in self.faces.values():
             face.renew(self.holdings)
@@ -176,18 +190,27 @@ class Member:
             entry = self._take_aside(grant.number)
             if entry is not None and not face.give_to(grant.key, grant.ticket, entry):
                 face.shelve(entry)
-        elif self.register(grant, session) and not face.give_to(grant.key, grant.ticket, grant):
+        elif not self.register(grant, session) or face.give_to(grant.key, grant.ticket, grant):
+            return
+        elif grant.ticket == NOBODY:
+            self.chores.add(lambda: open_for_shelf(face, grant))
+        else:
             self.decline(grant, self.holdings)
 
     def _on_keep(self, keep: Keep, session: Session) -> None:
         entry = self._take_aside(keep.number)
         if entry is not None:
-            entry.face.shelve(entry)
+            now, max_idle = monotonic(), entry.face.options.max_idle
+            if max_idle is not None and entry.kept_until <= now:
+                # It was offered because it was idle for long, and is wanted all the same (min_size).
+                entry.kept_until = now + max_idle
+                self.housekeeper.expects(entry.kept_until)
+            entry.face.shelve_oldest(entry)
 
     def _on_close(self, close: Close, session: Session) -> None:
         entry = self._take_aside(close.number)
         if entry is not None:
-            self.chores.add(lambda: entry.face.close(entry, close.reason))
+            self.close_soon(entry, close.reason)
 
     def _take_aside(self, number: GrantNumber) -> Entry | None:
         """A resource that was brought back is in our hands again."""
@@ -224,11 +247,12 @@ class Member:
         if face is None:
             return
         face.closed = face.closed or changed.closed
-        for entry in face.retire_older_than(changed.generation):
-            self._close_soon(entry)
+        for entry in face.retire_older_than(changed.generation, changed.key):
+            self.close_soon(entry, entry.retire_reason)
 
-    def _close_soon(self, entry: Entry) -> None:
-        self.chores.add(lambda: entry.face.close(entry, entry.retire_reason))
+    def close_soon(self, entry: Entry, reason: CloseReason) -> None:
+        """Close a resource that the caller owns, in another thread."""
+        self.chores.add(lambda: entry.face.close(entry, reason))
 
     def _on_notice(self, notice: Notice, session: Session) -> None:
         log.warning("pool %r: %s", notice.pool, notice.text)
@@ -255,7 +279,7 @@ class Member:
         """The server says goodbye: close what is idle (rule 8)."""
         for face in list(self.faces.values()):
             for entry in face.take_idle(lambda entry: True):
-                self._close_soon(entry)
+                self.close_soon(entry, "retired")
 
     def needs_books(self) -> bool:
         """Whether anything is held, or anybody waits."""
@@ -278,7 +302,11 @@ class Member:
                     entry.face.name,
                     f"; taken {age:.1f} s ago at\n{entry.stack}" if entry.stack else "",
                 )
-                self.chores.add(lambda entry=entry: entry.face.close(entry, "leaked"))  # type: ignore[misc]
+                self.close_soon(entry, "leaked")
+
+    def pid(self) -> int:
+        """Of this process."""
+        return os.getpid()
 
     def report(self, request: int) -> Report:
         """The figures of this process."""

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 import threading
 import traceback
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from mppool.core.events import ClosePool, Drain, Reset, Resize
-from mppool.errors import ConfigurationError
+from mppool.core.events import ClosePool, Drain, Reset, Resize, WantReady
+from mppool.errors import CheckoutTimeout, ConfigurationError
 from mppool.options import PoolOptions, checked_options, checked_timeout
 from mppool.worker.cold import ColdCheckout
 from mppool.worker.face import key_of
@@ -18,12 +17,13 @@ from mppool.worker.lease import Lease
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mppool.worker.aio import AsyncCheckout
     from mppool.worker.entry import Entry
     from mppool.worker.face import Face
 
 T = TypeVar("T")
 
-_DRAIN_POLL_S = 0.02
+_POLL_S = 0.02
 
 
 class _Default:
@@ -79,13 +79,15 @@ class Pool(Generic[T]):
             try:
                 entry = face.pop()
             except IndexError:
-                return self._checkout_cold(face, face.default_key, timeout)
-            now = monotonic()
-            if now < entry.retire_at and now - entry.released_at < face.trust_s:
-                entry.uses += 1
-                return Lease(entry, self.name, now)
-            if face.prepare(entry, now):
-                return self._lease(entry)
+                pass  # nothing on the shelf; not handled here, so that errors do not name this one too
+            else:
+                now = monotonic()
+                if now < entry.retire_at and now - entry.released_at < face.trust_s:
+                    entry.uses += 1
+                    entry.lent_at = now
+                    return Lease(entry, self.name, now)
+                if face.prepare(entry, now):
+                    return self._lease(entry)
             return self._checkout_cold(face, face.default_key, timeout)
         return self._checkout_cold(face, self._key(identity, credential), timeout)
 
@@ -114,27 +116,22 @@ class Pool(Generic[T]):
             )
         return key_of(self._face.fingerprint, identity)
 
-    async def acheckout(
+    def acheckout(
         self,
         timeout: float | None = _DEFAULT,
         *,
         identity: str | None = None,
         credential: Any = None,
-    ) -> AsyncLease[T]:
-        """Like `checkout`, for asyncio: the event loop goes on while this waits.
+    ) -> AsyncCheckout:
+        """Like `checkout`, for asyncio: the event loop goes on while a thread of its executor waits.
 
-        Give the lease back with `async with`, or with `release()` where blocking is no matter.
+        `async with pool.acheckout() as resource`, or `lease = await pool.acheckout()`.
         """
-        loop = asyncio.get_running_loop()
-        future = loop.run_in_executor(
-            None, lambda: self.checkout(timeout, identity=identity, credential=credential)
+        from mppool.worker.aio import AsyncCheckout
+
+        return AsyncCheckout(
+            lambda: self.checkout(timeout, identity=identity, credential=credential)
         )
-        try:
-            return AsyncLease(await asyncio.shield(future))
-        except asyncio.CancelledError:
-            # The thread cannot be stopped; whatever it gets is given back.
-            future.add_done_callback(_release_result)
-            raise
 
     # --- control -----------------------------------------------------------------------------------------
 
@@ -183,7 +180,26 @@ class Pool(Generic[T]):
             generation = answer.generation
             if not answer.left or (deadline is not None and monotonic() >= deadline):
                 return int(answer.left)
-            threading.Event().wait(_DRAIN_POLL_S)
+            threading.Event().wait(_POLL_S)
+
+    def wait_ready(self, timeout: float | None = 30.0) -> bool:
+        """Have `min_size` resources opened, spread over the processes, and wait until they are.
+
+        Returns True. Raises CheckoutTimeout, with the last error, if they are not open after `timeout`
+        seconds (None: for ever); opening goes on in the background all the same.
+        """
+        seconds = checked_timeout(self.name, timeout)
+        deadline = None if seconds is None else monotonic() + seconds
+        while True:
+            answer = self._face.member.link.command(WantReady(self.name))
+            if answer.open >= answer.wanted:
+                return True
+            if deadline is not None and monotonic() >= deadline:
+                raise CheckoutTimeout(
+                    f"pool {self.name!r}: {answer.open} of {answer.wanted} resources (min_size) are open "
+                    f"after {seconds:g} s{'; the last error was: ' + answer.error if answer.error else ''}"
+                )
+            threading.Event().wait(_POLL_S)
 
     def close(self) -> None:
         """Hand out nothing any more, in no process: checkouts raise PoolClosed.
@@ -197,25 +213,3 @@ class Pool(Generic[T]):
 
     def __repr__(self) -> str:
         return f"<Pool {self.name!r} of manager {self._face.member.name!r}>"
-
-
-class AsyncLease(Lease[T]):
-    """A lease for `async with`: giving back runs in a thread where it may take long."""
-
-    __slots__ = ()
-
-    def __init__(self, lease: Lease[T]) -> None:
-        entry = lease._entry
-        del lease._entry
-        super().__init__(entry, lease._name, lease._taken_at)
-
-    async def __aenter__(self) -> T:
-        return self.resource
-
-    async def __aexit__(self, *_: object) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, self.release)
-
-
-def _release_result(future: asyncio.Future[Lease[Any]]) -> None:
-    if not future.cancelled() and future.exception() is None:
-        future.result().release()

@@ -1,0 +1,104 @@
+"""What keeps a pool in shape although nobody waits: `min_size`, what is idle too long, what is stale."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from mppool.core import returns
+from mppool.core.decisions import NOBODY, PoolChanged, Readiness
+from mppool.core.events import BackendFailed
+from mppool.core.slot import Slot
+from mppool.ids import ProcessId
+
+if TYPE_CHECKING:
+    from mppool.core.pool import PoolBooks
+
+
+class Upkeep:
+    """State beside that of `PoolBooks`.
+
+    key: of the recipe's own identity; `min_size` belongs to it, and holds no other identity alive.
+    wanted: whether anybody has ever wanted a resource; nothing is opened before.
+    declarers: the processes that know how to open one.
+    """
+
+    def __init__(self, key: str) -> None:
+        self.key = key
+        self.wanted = False
+        self.declarers: set[ProcessId] = set()
+        self._stale_before: dict[str, int] = {}
+
+    def fill(self, books: PoolBooks, now: float) -> None:
+        """Have resources opened until there are `min_size`, spread over the processes."""
+        while self._lacking(books) > 0 and not books.closed and self.wanted:
+            able = [process for process in self.declarers if books.may_open(process, self.key, now)]
+            if not able:
+                return
+            poorest = min(able, key=lambda process: (books.slots.levels[process], process))
+            books.grant(poorest, self.key, NOBODY, now)
+
+    def next_deadline(self, books: PoolBooks, now: float) -> float:
+        """When opening may be tried again for `min_size`; infinity if nothing is lacking."""
+        breaker = books.breakers.get(self.key)
+        if (
+            breaker is None
+            or breaker.retry_at <= now
+            or not self.wanted
+            or self._lacking(books) <= 0
+        ):
+            return math.inf
+        return breaker.retry_at
+
+    def idle_too_long(self, books: PoolBooks, slot: Slot, now: float) -> None:
+        """A resource was brought back because it was idle for `max_idle`: it goes, but for `min_size`."""
+        if slot.key != self.key or self._lacking(books) < 0:
+            books.close_slot(slot, "expired_idle", now)
+        else:
+            returns.answer(books, slot, now)
+
+    def is_stale(self, books: PoolBooks, slot: Slot) -> bool:
+        """Whether the slot was granted before the last reset, or before its backend was found gone."""
+        return slot.generation < self.generation_of(books, slot.key)
+
+    def backend_failed(self, books: PoolBooks, event: BackendFailed) -> None:
+        """One process found the backend gone: whatever is as old is stale in all of them.
+
+        Many find it at once; a detection by a resource that is stale already says nothing new.
+        """
+        if event.generation < self.generation_of(books, event.key):
+            return
+        self._begin(books, event.key, self.next_generation(books))
+
+    def learn(self, books: PoolBooks, held: list[Held]) -> None:
+        """An inventory may know of newer generations than the journal does: what is older is stale."""
+        newest: dict[str, int] = {}
+        for item in held:
+            newest[item.key] = max(newest.get(item.key, 0), item.generation)
+        for key, generation in newest.items():
+            if generation > self.generation_of(books, key):
+                self._begin(books, key, generation)
+
+    def next_generation(self, books: PoolBooks) -> int:
+        """Greater than any that was ever begun, for the pool or for one of its keys."""
+        return max(books.generation, *self._stale_before.values(), 0) + 1
+
+    def _begin(self, books: PoolBooks, key: str, generation: int) -> None:
+        self._stale_before[key] = generation
+        for process in self.declarers:
+            books.tell(process, PoolChanged(books.name, generation, books.closed, key))
+
+    def generation_of(self, books: PoolBooks, key: str) -> int:
+        """The generation of what is opened for this key now; what is older is stale."""
+        return max(books.generation, self._stale_before.get(key, 0))
+
+    def readiness(self, books: PoolBooks) -> Readiness:
+        """How much of `min_size` is open."""
+        breaker = books.breakers.get(self.key)
+        wanted = books.min_size if books.max_size is None else min(books.min_size, books.max_size)
+        error = breaker.error if breaker else ""
+        return Readiness(books.name, books.slots.open_for(self.key), wanted, error)
+
+    def _lacking(self, books: PoolBooks) -> int:
+        """How many resources are missing to `min_size`; below 0: how many more there are."""
+        return books.min_size - books.slots.staying_for(self.key)
