@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from mppool.core import returns
 from mppool.core.decisions import NOBODY, PoolChanged, Readiness
-from mppool.core.events import BackendFailed
+from mppool.core.events import BackendFailed, Held
 from mppool.core.slot import Slot
 from mppool.ids import ProcessId
 
