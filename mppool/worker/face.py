@@ -285,18 +285,29 @@ class Face:
         """Bring back up to `most` idle resources of a key, those idle for longest first; how many."""
         shelf, brought = self.shelf_of(key), 0
         while brought < most:
-            try:
-                entry = shelf.popleft()
-            except IndexError:
-                break
-            if idle_for and monotonic() - entry.released_at < idle_for:
-                shelf.appendleft(entry)
+            entry = self._take_oldest(shelf, idle_for)
+            if entry is None:
                 break
             self.bring_back(entry)
             brought += 1
-        if idle_for and self.waiters.get(key) and not self.contended:
-            self.attend(key)  # a release may have passed by while an entry was in our hand
         return brought
+
+    def _take_oldest(self, shelf: deque[Entry], idle_for: float) -> Entry | None:
+        """What has been idle for longest, if that is at least so many seconds.
+
+        It stays on the shelf until it is taken, so that no checkout finds the shelf empty meanwhile.
+        """
+        while True:
+            try:
+                entry = shelf[0]
+                if idle_for and monotonic() - entry.released_at < idle_for:
+                    return None
+                shelf.remove(entry)
+            except IndexError:
+                return None
+            except ValueError:
+                continue  # a checkout was quicker
+            return entry
 
     def shelve_oldest(self, entry: Entry) -> None:
         """Put a resource back that was borrowed for a moment, to where it lay: with those idle for longest."""
@@ -390,18 +401,13 @@ class Face:
         """Take from the shelves whatever is wanted; each is owned by the caller then."""
         taken = []
         for shelf in list(self.shelves.values()):
-            for _ in range(len(shelf)):
-                try:
-                    entry = shelf.popleft()
-                except IndexError:
-                    break
+            for entry in list(shelf):
                 if wanted(entry):
+                    try:
+                        shelf.remove(entry)
+                    except ValueError:
+                        continue  # a checkout was quicker
                     taken.append(entry)
-                else:
-                    shelf.append(entry)  # a full turn keeps the order
-        if self.attention:
-            for key in list(self.waiters):
-                self.attend(key)
         return taken
 
     # --- figures -----------------------------------------------------------------------------------------
