@@ -23,7 +23,7 @@ FAILED = b"F"
 log = logging.getLogger("mppool.server")
 
 
-class Readiness:
+class StartPipe:
     """The pipe to whoever started us, who waits for one byte. It is used once."""
 
     def __init__(self, descriptor: int) -> None:
@@ -44,22 +44,22 @@ class Readiness:
 
 def main(arguments: list[str]) -> None:
     """Serve in this process, which is detached already, and leave with exit status 0."""
-    readiness = Readiness(int(arguments[0]))
+    pipe = StartPipe(int(arguments[0]))
     runtime_dir, name, linger = Path(arguments[1]), arguments[2], float(arguments[3])
     try:
         _settle_in()
-        _serve(readiness, runtime_dir, name, linger)
+        _serve(pipe, runtime_dir, name, linger)
     except Exception:
         log.exception("the server failed")
     finally:
-        readiness.tell(FAILED)
+        pipe.tell(FAILED)
         logging.shutdown()
         # 0 whatever happened: as process 1 of a container gunicorn adopts orphans, and takes an exit
         # status of 3 for that of a worker of its own.
         os._exit(0)
 
 
-def _serve(readiness: Readiness, runtime_dir: Path, name: str, linger: float) -> None:
+def _serve(pipe: StartPipe, runtime_dir: Path, name: str, linger: float) -> None:
     # Imported late: by now the signals that could end us are taken care of.
     from mppool.errors import ServerUnavailable
     from mppool.server.logfile import BoundedLog
@@ -74,11 +74,11 @@ def _serve(readiness: Readiness, runtime_dir: Path, name: str, linger: float) ->
         server.open()
     except ServerUnavailable as error:
         log.info("%s", error)
-        readiness.tell(ANOTHER)
+        pipe.tell(ANOTHER)
         return
     signal.set_wakeup_fd(server.wake_up_descriptor, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, lambda _number, _frame: server.leave())
-    readiness.tell(READY)
+    pipe.tell(READY)
     server.serve_forever()
     handler.tidy()
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 
 import msgspec
 
+from mppool import __version__
 from mppool.core.books import Books
 from mppool.core.decisions import (
     Addressed,
@@ -51,7 +52,6 @@ from mppool.server.connection import Connection
 from mppool.server.journal import Journal
 from mppool.server.members import Members
 from mppool.server.residents import Resident
-from mppool.server.version import VERSION
 from mppool.wire.messages import (
     PROTOCOL,
     Attached,
@@ -141,6 +141,7 @@ class Dispatcher:
 
     def said(self, connection: Connection, message: ToServer, now: float) -> None:
         """Take in one message. ProtocolError for what has no place here."""
+        connection.ticket = None  # whoever goes on talking has read the answer to his last checkout
         if connection.role is None:
             self._introduced(connection, message)
         elif isinstance(message, Hello):
@@ -182,7 +183,7 @@ class Dispatcher:
         session = self._new_session() if hello.role == "errand" else hello.session
         connection.welcomed(hello.role, hello.process, session)
         self.longest_linger = max(self.longest_linger, hello.linger)
-        connection.send(Welcome(PROTOCOL, self.books.epoch, session, self._own, VERSION))
+        connection.send(Welcome(PROTOCOL, self.books.epoch, session, self._own, __version__))
 
     def _session_refusal(self, process: ProcessId, session: Session) -> Rejected | None:
         if self.books.session_of(process) == session:
@@ -292,7 +293,6 @@ class Dispatcher:
             if not self._carry_out(decisions, now, reply_to=connection, ticket=event.ticket):
                 connection.send(Failed(f"checkout {event.ticket} was answered already"))
             return
-        connection.ticket = None  # whoever goes on talking has read the answer to his checkout
         decisions = self.books.apply(process, connection.session, event, now)  # type: ignore[arg-type]
         if decisions:
             self._carry_out(decisions, now)

@@ -27,7 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mppool.errors import ServerUnavailable
-from mppool.ids import birth_of
+from mppool.server import liveness
 from mppool.server.__main__ import ANOTHER, READY
 from mppool.server.runtime import ManagerPaths, read_address
 
@@ -125,7 +125,8 @@ def find_or_start(paths: ManagerPaths, *, linger: float, deadline: float) -> soc
 def server_pid(paths: ManagerPaths) -> int | None:
     """Pid of the server that the address file names, if it lives."""
     address = read_address(paths)
-    if address is None or birth_of(address.server.pid) != address.server.birth:
+    # A zombie is dead: where process 1 reaps late or never, it keeps its pid and its birth.
+    if address is None or not liveness.lives(address.server):
         return None
     return address.server.pid
 

@@ -161,8 +161,7 @@ class Server:
 
     def _turn(self) -> None:
         timeout = self._next_deadline() - time.monotonic()
-        for key, mask in self._selector.select(max(0.0, timeout)):
-            key.data(mask)
+        self._serve_ready(self._selector.select(max(0.0, timeout)))
         now = time.monotonic()
         self._guarded(self._dispatcher.tick, now)
         self._attend(now)
@@ -176,6 +175,23 @@ class Server:
             self._say_goodbye()
         else:
             self._linger_out(now)
+
+    def _serve_ready(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
+        """Calls come last: what a process said on its errand channel before it called is taken in first.
+
+        Else a process that gives something back and asks anew could be refused what is free.
+        """
+        calls = []
+        for key, mask in ready:
+            data = key.data
+            if not isinstance(data, Connection):
+                data(mask)
+            elif data.role == "call":
+                calls.append((data, mask))
+            else:
+                self._ready(data, mask)
+        for connection, mask in calls:
+            self._ready(connection, mask)
 
     def _next_deadline(self) -> float:
         now = time.monotonic()
@@ -228,9 +244,7 @@ class Server:
         self._connections.add(connection)
         self._strangers[connection] = None
         connection.registered = selectors.EVENT_READ
-        self._selector.register(
-            accepted, selectors.EVENT_READ, lambda mask: self._ready(connection, mask)
-        )
+        self._selector.register(accepted, selectors.EVENT_READ, connection)
 
     def _pause_accepting(self, error: OSError, listener: socket.socket) -> None:
         """Out of descriptors: those who wait stay in the backlog; the silent are dropped early."""
@@ -289,8 +303,7 @@ class Server:
             wanted |= selectors.EVENT_WRITE if connection.unsent else 0
             if wanted != connection.registered:
                 connection.registered = wanted
-                data = self._selector.get_key(connection.socket).data
-                self._selector.modify(connection.socket, wanted, data)
+                self._selector.modify(connection.socket, wanted, connection)
 
     def _drop(self, connection: Connection, now: float) -> None:
         log.debug("%s is closed: %s", connection, connection.broken or "said goodbye")

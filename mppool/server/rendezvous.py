@@ -15,10 +15,10 @@ from pathlib import Path
 
 import msgspec
 
+from mppool import __version__
 from mppool.errors import ConfigurationError, ServerUnavailable
 from mppool.ids import own_process
 from mppool.server.runtime import Address, ManagerPaths, read_address
-from mppool.server.version import VERSION
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +93,7 @@ class Rendezvous:
             listener.close()
             raise
         self.listener = listener  # the one before, if any, is the caller's to empty and close
-        self.address = Address(own_process(), epoch, path.name, VERSION)
+        self.address = Address(own_process(), epoch, path.name, __version__)
 
     def publish(self) -> None:
         """Write the address file, in one step, after the socket listens."""

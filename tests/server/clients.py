@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import signal
 import socket
@@ -25,6 +26,7 @@ from tests.helpers import PATIENCE, Fork, wait_until
 
 M = TypeVar("M")
 NO_SESSION = Session(0)
+_tickets = itertools.count(1)  # never used again within a process, not even after attaching anew
 
 
 _all_clients: list[Client] = []
@@ -136,11 +138,11 @@ class Member:
         self.errand.hear_a(Attached)
         self.call = Client(paths, linger=linger)
         assert isinstance(self.call.hello("call", welcome.session), Welcome)
-        self._ticket = 0
+        self.ticket = Ticket(0)
 
     def checkout(self, timeout: float | None = PATIENCE, key: str = "key") -> ToProcess:
-        self._ticket += 1
-        return self.call.call(Checkout("pool", key, Ticket(self._ticket), timeout))
+        self.ticket = Ticket(next(_tickets))
+        return self.call.call(Checkout("pool", key, self.ticket, timeout))
 
     def close(self) -> None:
         self.errand.close()
