@@ -116,11 +116,11 @@ class PoolBooks:
     def checkout(self, process: ProcessId, event: Checkout, now: float) -> None:
         """A process wants a resource that it does not have. Answered at once."""
         self.upkeep.wanted = True
+        if self.waiting.has(process, event.ticket) or self._was_granted(process, event.ticket):
+            return  # a duplicate of a checkout that is answered already
         if self.closed:
             self._refuse(process, event.ticket, "closed", f"pool {self.name!r} is closed")
             return
-        if self.waiting.has(process, event.ticket) or self._was_granted(process, event.ticket):
-            return  # a duplicate of a checkout that is answered already
         breaker = self.breakers.get(event.key)
         if (
             breaker

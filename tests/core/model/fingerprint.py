@@ -1,0 +1,43 @@
+"""The state of books, of a model worker, of a whole world, as a value that can be compared and hashed."""
+
+from __future__ import annotations
+
+from collections import Counter, OrderedDict, deque
+from typing import Any
+
+import msgspec
+
+_PLAIN = (int, str, float, bool, type(None))
+
+# Statistics, what is shared with others, and what only ever grows.
+_SKIPPED = {"counters", "_around", "jitter", "_jitter", "_labels", "rules", "options", "_serial"}
+
+_attributes: dict[type, tuple[str, ...]] = {}
+
+
+def fingerprint(value: Any) -> Any:
+    """Equal for equal states. Order counts, where the thing has one."""
+    kind = type(value)
+    if kind in _PLAIN:
+        return value
+    if kind in (tuple, list, deque):
+        return tuple([fingerprint(item) for item in value])
+    if kind in (dict, OrderedDict, Counter):
+        return tuple([(fingerprint(k), fingerprint(v)) for k, v in value.items()])
+    if kind in (set, frozenset):
+        return frozenset([fingerprint(item) for item in value])
+    if callable(value):
+        return None
+    return (kind.__name__, *[fingerprint(getattr(value, name)) for name in _names(value)])
+
+
+def _names(value: Any) -> tuple[str, ...]:
+    names = _attributes.get(type(value))
+    if names is None:
+        if isinstance(value, msgspec.Struct):
+            names = value.__struct_fields__
+        else:
+            slots = getattr(type(value), "__slots__", None)
+            names = tuple(n for n in (slots or vars(value)) if n not in _SKIPPED)
+        _attributes[type(value)] = names
+    return names

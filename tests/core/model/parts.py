@@ -1,0 +1,95 @@
+"""What model workers and model servers share."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mppool.core.events import Declaration, HeldState
+from mppool.ids import GrantNumber, ProcessId, Session, Ticket
+from mppool.options import PoolOptions
+
+POOL = "pool"
+
+
+def declaration(options: PoolOptions, age: float = 0.0, pool: str = POOL) -> Declaration:
+    """A declaration of the pool. (`key` is a field of a later step of the protocol.)"""
+    fields: dict[str, Any] = {"pool": pool, "options": options, "key": "k", "age": age}
+    return Declaration(**{name: fields[name] for name in Declaration.__struct_fields__})
+
+
+class Rules:
+    """The rules of the protocol that the model keeps. A test switches one off and expects a violation."""
+
+    def __init__(self, **switched_off: bool) -> None:
+        # Rule 1: the end of a call connection frees nothing; the process is asked.
+        self.end_of_call_asks = True
+        # Rule 1: "not mine" voids that grant for ever, also if it is read later.
+        self.not_mine_voids = True
+        # Rule 1: the process answers about the grant that was asked for, not about having any.
+        self.asks_by_number = True
+        # Rule 2: a grant of another session than the attached one is discarded unopened.
+        self.old_grants_are_discarded = True
+        # Rule 2: inventories include what is opening.
+        self.inventory_has_opening = True
+        # Rule 3: a new server continues the journal.
+        self.journal_is_continued = True
+        # Rule 3: a grant is written down before it is sent.
+        self.journal_is_written_first = True
+        # Rule 3: after a torn journal everybody is heard before anything is granted.
+        self.torn_journal_awaits = True
+        # Rule 6: a release looks at the contended flag after it has put the resource on the shelf.
+        self.release_looks_after_append = True
+        # Rule 6: the flag is set before the shelf is swept.
+        self.flag_before_sweep = True
+        # Rule 6: a local waiter looks at the shelf again after it has enqueued itself.
+        self.waiter_looks_again = True
+        # Rule 6: contended is state of a session; a lost session loses it.
+        self.contended_ends_with_session = True
+        # Rule 6: what was brought back is out of everybody's reach until the server has answered.
+        self.returned_lies_aside = True
+        # Rule 6: a grant that comes too late is declined.
+        self.late_grants_are_declined = True
+        for name, keeps in switched_off.items():
+            assert hasattr(self, name), name
+            setattr(self, name, keeps)
+
+
+class Entry:
+    """One resource of a process. `state` is what an inventory says."""
+
+    def __init__(self, number: GrantNumber, key: str, generation: int, opened_before: int) -> None:
+        self.number = number
+        self.key = key
+        self.generation = generation
+        self.opened_before = opened_before
+        self.state: HeldState = "opening"
+        self.idle_since = 0.0
+        self.reason: Any = "discarded"
+        # The server knows that this one is idle: it answered Keep, or wanted fewer than there were.
+        self.spared = False
+
+
+class Channel:
+    """A socket: two queues. Severed: nothing is sent any more, what is in the queues can still be read."""
+
+    def __init__(self, process: ProcessId, session: Session, thread: int | None) -> None:
+        self.process = process
+        self.session = session
+        self.thread = thread
+        self.to_server: list[Any] = []
+        self.to_process: list[Any] = []
+        self.severed = False
+        # The server remembers the last checkout that came on a call connection.
+        self.ticket: Ticket | None = None
+
+    def send_to_server(self, message: Any) -> None:
+        if not self.severed:
+            self.to_server.append(message)
+
+    def send_to_process(self, message: Any) -> None:
+        if not self.severed:
+            self.to_process.append(message)
+
+
+class Violation(AssertionError):
+    """Something happened that must never happen."""

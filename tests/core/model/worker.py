@@ -1,0 +1,444 @@
+"""One process of the model: what its threads and its errand thread do, one atomic step per method."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mppool.core.decisions import (
+    Ask,
+    Close,
+    Grant,
+    Keep,
+    PoolChanged,
+    Queued,
+    Reclaim,
+    Refuse,
+)
+from mppool.core.events import (
+    Abandoned,
+    Attach,
+    Checkout,
+    Closed,
+    CloseReason,
+    Declined,
+    Held,
+    NotMine,
+    Opened,
+    OpenFailed,
+    Returned,
+)
+from mppool.ids import GrantNumber, ProcessId, Session, Ticket
+from mppool.options import PoolOptions
+from tests.core.model.parts import POOL, Channel, Entry, Rules, Violation, declaration
+
+ATTACHED = "Attached"
+"""The server's word that an inventory was taken over."""
+
+
+class Thread:
+    """One thread of a process. `phase` says what it does next.
+
+    idle -> missed -> enqueued -> asked -> have -> opening -> using -> appended -> idle
+                                       \\-> queued ----^
+    """
+
+    def __init__(self, name: int) -> None:
+        self.name = name
+        self.phase = "idle"
+        self.key = ""
+        self.timeout: float | None = None
+        self.ticket = Ticket(0)
+        self.call: Channel | None = None
+        self.grant: Grant | None = None
+        self.entry: GrantNumber | None = None
+        # What somebody gave while the call was still out.
+        self.given: GrantNumber | None = None
+        self.refused: Refuse | None = None
+        self.last: Any = None
+        self.checkouts_left = 1_000_000
+        self.flag_seen = False
+
+
+class Worker:
+    """A process. Mutable state: the table, the shelf, the side table, the session, its threads."""
+
+    def __init__(
+        self,
+        process: ProcessId,
+        threads: int,
+        options: PoolOptions,
+        rules: Rules,
+        declared_age: float = 0.0,
+    ) -> None:
+        self.process = process
+        self.options = options
+        self.rules = rules
+        self.declared_age = declared_age
+        self.threads = [Thread(name) for name in range(threads)]
+        self.table: dict[GrantNumber, Entry] = {}
+        self.shelf: list[GrantNumber] = []
+        self.side: list[GrantNumber] = []
+        self.waiters: list[int] = []
+        self.voided: set[GrantNumber] = set()
+        self.contended = False
+        self.generation = 0
+        self.closed = False
+        self.session: Session | None = None
+        self.attached = False
+        self.errand: Channel | None = None
+        self.sweeping: Reclaim | None = None
+        self.tickets = 0
+        self.alive = True
+        self.stopped = False
+
+    # --- a thread checks out -------------------------------------------------------------------------------
+
+    def look_at_shelf(self, thread: Thread, key: str, timeout: float | None) -> None:
+        thread.key, thread.timeout = key, timeout
+        thread.checkouts_left -= 1
+        if not self._take(thread):
+            thread.phase = "missed"
+
+    def enqueue(self, thread: Thread) -> None:
+        self.tickets += 1
+        thread.ticket = Ticket(self.tickets)
+        thread.given = thread.refused = None
+        self.waiters.append(thread.name)
+        thread.phase = "enqueued"
+
+    def look_again_and_ask(self, thread: Thread) -> None:
+        if self.rules.waiter_looks_again and self._take(thread):
+            self.waiters.remove(thread.name)
+            return
+        assert self.session is not None
+        thread.call = Channel(self.process, self.session, thread.name)
+        thread.call.send_to_server(Checkout(POOL, thread.key, thread.ticket, thread.timeout))
+        thread.phase = "asked"
+
+    def read_reply(self, thread: Thread) -> None:
+        assert thread.call is not None
+        reply = thread.call.to_process.pop(0)
+        if isinstance(reply, Queued):
+            thread.phase = "queued"
+            if thread.given is not None:
+                self._use_given(thread)
+            elif thread.call.session != self.session:
+                self.call_fails(
+                    thread
+                )  # the session was lost meanwhile, and the place in the queue
+            elif thread.refused is not None:
+                self.waiters.remove(thread.name)
+                self._answered(thread, thread.refused)
+            return
+        self.waiters.remove(thread.name)
+        if thread.given is not None:
+            self._hand_on(thread)
+        if isinstance(reply, Grant):
+            thread.grant, thread.phase = reply, "have"
+        else:
+            self._answered(thread, reply)
+
+    def call_fails(self, thread: Thread) -> None:
+        """The connection ended without a reply: ask again, with a new ticket."""
+        self._stop_waiting(thread)
+        thread.phase = "missed"
+
+    def register(self, thread: Thread) -> None:
+        """Under the lock that also guards the inventory (rule 2)."""
+        assert thread.grant is not None
+        assert thread.call is not None
+        grant, thread.grant = thread.grant, None
+        old = thread.call.session != self.session and self.rules.old_grants_are_discarded
+        if old or (grant.number in self.voided and self.rules.not_mine_voids):
+            thread.phase = "missed"
+            return
+        self._enter(grant)
+        thread.entry, thread.phase = grant.number, "opening"
+
+    def open_succeeds(self, thread: Thread) -> None:
+        entry = self._entry_of(thread)
+        entry.state = "open"
+        thread.phase = "using"
+        self.tell(Opened(entry.number, 0.01))
+
+    def open_fails(self, thread: Thread) -> None:
+        entry = self._entry_of(thread)
+        del self.table[entry.number]
+        thread.entry = None
+        self.tell(OpenFailed(entry.number, "no route to database"))
+        self._answered(thread, "failed")
+
+    def give_up(self, thread: Thread) -> None:
+        """Time-out or interruption. During a call its connection is dropped."""
+        if thread.phase == "queued":
+            self.tell(Abandoned(thread.ticket))
+        elif thread.phase == "asked":
+            assert thread.call is not None
+            thread.call.severed = True
+        elif thread.phase == "have":
+            assert thread.call is not None
+            thread.grant = None
+            thread.call.severed = True
+        self._stop_waiting(thread)
+        self._answered(thread, "gave up")
+
+    # --- a thread gives back -------------------------------------------------------------------------------
+
+    def append_to_shelf(self, thread: Thread) -> None:
+        if not self.rules.release_looks_after_append:
+            thread.flag_seen = self.contended
+        assert thread.entry is not None
+        self._shelve(thread.entry)
+        thread.phase = "appended"
+
+    def look_who_waits(self, thread: Thread) -> None:
+        thread.entry = None
+        thread.phase = "idle"
+        flag = self.contended if self.rules.release_looks_after_append else thread.flag_seen
+        self.attend(thread.key, flag)
+
+    def discard(self, thread: Thread) -> None:
+        entry = self._entry_of(thread)
+        thread.entry = None
+        thread.phase = "idle"
+        self._begin_close(entry, "discarded")
+
+    def attend(self, key: str, contended: bool) -> None:
+        """What lies on the shelf goes to whoever waits: the server, or the oldest waiter here."""
+        for number in [n for n in self.shelf if self.table[n].key == key]:
+            if contended:
+                self._bring_back(number)
+                continue
+            waiter = self._oldest_waiter(key)
+            if waiter is None:
+                return
+            self.shelf.remove(number)
+            self._give(waiter, number)
+
+    def expire_idle(self, number: GrantNumber) -> None:
+        self.shelf.remove(number)
+        self._begin_close(self.table[number], "expired_idle")
+
+    def finish_close(self, number: GrantNumber) -> None:
+        entry = self.table.pop(number)
+        self.tell(Closed(number, entry.reason))
+
+    # --- the errand thread ---------------------------------------------------------------------------------
+
+    def attach(self, session: Session) -> Channel:
+        """Under the lock that also guards registering (rule 2): new session and inventory at once."""
+        self.session = session
+        self.attached = False
+        self.voided.clear()
+        self.sweeping = None
+        held = [
+            Held(POOL, e.key, e.number, e.state, e.generation, e.opened_before)
+            for e in self.table.values()
+            if e.state != "opening" or self.rules.inventory_has_opening
+        ]
+        self.errand = Channel(self.process, session, None)
+        declared = declaration(self.options, self.declared_age)
+        self.errand.send_to_server(Attach("worker", [declared], held))
+        return self.errand
+
+    def lose_session(self) -> None:
+        """Nobody can be told anything: those who wait ask again under the next session."""
+        self.session = None
+        self.attached = False
+        self.errand = None
+        self.sweeping = None
+        if self.rules.contended_ends_with_session:
+            self.contended = False
+        for thread in self.threads:
+            if thread.phase == "queued":
+                self._stop_waiting(thread)
+                thread.phase = "missed"
+
+    def tell(self, event: Any) -> None:
+        if self.errand is not None:
+            self.errand.send_to_server(event)
+
+    def read_errand(self, now: float) -> None:
+        assert self.errand is not None
+        decision = self.errand.to_process.pop(0)
+        if decision == ATTACHED:
+            self.attached = True
+        elif isinstance(decision, Grant):
+            self._errand_grant(decision)
+        elif isinstance(decision, Refuse):
+            for thread in self.threads:
+                if thread.ticket != decision.ticket or thread.given is not None:
+                    continue
+                if thread.phase == "queued":
+                    self.waiters.remove(thread.name)
+                    self._answered(thread, decision)
+                elif thread.phase == "asked":  # it came before the word that the ticket is queued
+                    thread.refused = decision
+        elif isinstance(decision, Keep):
+            if self._take_aside(decision.number):
+                self._shelve(decision.number)
+                self.table[decision.number].spared = True
+                self.attend(self.table[decision.number].key, self.contended)
+        elif isinstance(decision, Close):
+            if self._take_aside(decision.number):
+                self._begin_close(self.table[decision.number], decision.reason)
+        elif isinstance(decision, Reclaim):
+            self.sweeping = decision
+            if self.rules.flag_before_sweep:
+                self.contended = decision.contended
+        elif isinstance(decision, Ask):
+            self._asked(decision.number)
+        elif isinstance(decision, PoolChanged):
+            self._pool_changed(decision)
+
+    def sweep(self, now: float) -> None:
+        """The second half of a Reclaim: the flag was set before."""
+        assert self.sweeping is not None
+        reclaim, self.sweeping = self.sweeping, None
+        oldest_first = sorted(self.shelf, key=lambda number: self.table[number].idle_since)
+        ready = [n for n in oldest_first if now - self.table[n].idle_since >= reclaim.idle_for]
+        for number in ready[: reclaim.sweep]:
+            self._bring_back(number)
+        for number in self.shelf:
+            self.table[number].spared = True
+        self.contended = reclaim.contended
+
+    def _errand_grant(self, grant: Grant) -> None:
+        if not grant.fresh:
+            if not self._take_aside(grant.number):
+                return
+            if self.table[grant.number].key != grant.key:
+                raise Violation(
+                    f"{grant} hands out a resource of key {self.table[grant.number].key!r}"
+                )
+        elif grant.number not in self.voided:
+            self._enter(grant)
+        else:
+            return
+        waiter = self._waiter_for(grant)
+        if waiter is not None:
+            self._give(waiter, grant.number)
+        elif grant.fresh and self.rules.late_grants_are_declined:
+            del self.table[grant.number]
+            self.tell(Declined(grant.number))
+        elif grant.fresh:
+            del self.table[grant.number]  # forgotten without a word
+        else:
+            self._shelve(grant.number)
+            self.attend(grant.key, self.contended)
+
+    def _asked(self, number: GrantNumber) -> None:
+        mine = number in self.table if self.rules.asks_by_number else bool(self.table)
+        if not mine:
+            self.voided.add(number)
+            self.tell(NotMine(number))
+
+    def _pool_changed(self, changed: PoolChanged) -> None:
+        self.generation = max(self.generation, changed.generation)
+        self.closed = self.closed or changed.closed
+        for number in list(self.shelf):
+            entry = self.table[number]
+            if self.closed or entry.generation < self.generation:
+                self.shelf.remove(number)
+                self._begin_close(entry, "retired")
+
+    # --- helpers ---------------------------------------------------------------------------------------------
+
+    def is_retired(self, number: GrantNumber) -> bool:
+        return self.closed or self.table[number].generation < self.generation
+
+    def _take(self, thread: Thread) -> bool:
+        for number in reversed(self.shelf):
+            if self.table[number].key == thread.key and not self.is_retired(number):
+                self.shelf.remove(number)
+                self.table[number].spared = False
+                thread.entry, thread.phase = number, "using"
+                return True
+        return False
+
+    def _entry_of(self, thread: Thread) -> Entry:
+        assert thread.entry is not None
+        return self.table[thread.entry]
+
+    def _enter(self, grant: Grant) -> None:
+        if grant.number in self.table:
+            raise Violation(f"#{grant.number} was granted twice")
+        self.table[grant.number] = Entry(
+            grant.number, grant.key, grant.generation, grant.opened_before
+        )
+
+    def _shelve(self, number: GrantNumber) -> None:
+        """On the shelf, or away with it if it belongs to an older generation or a closed pool."""
+        if self.is_retired(number):
+            self._begin_close(self.table[number], "retired")
+        else:
+            self.shelf.append(number)
+
+    def _bring_back(self, number: GrantNumber) -> None:
+        if self.rules.returned_lies_aside:
+            self.shelf.remove(number)
+        self.side.append(number)
+        self.table[number].state = "returned"
+        self.tell(Returned(number))
+
+    def _take_aside(self, number: GrantNumber) -> bool:
+        if number not in self.side:
+            return False
+        self.side.remove(number)
+        if number not in self.table:
+            return False
+        if number in self.shelf:
+            self.shelf.remove(number)
+        self.table[number].state = "open"
+        return True
+
+    def _begin_close(self, entry: Entry, reason: CloseReason) -> None:
+        entry.state, entry.reason = "closing", reason
+
+    def _oldest_waiter(self, key: str) -> Thread | None:
+        for name in self.waiters:
+            if self.threads[name].key == key and self.threads[name].given is None:
+                return self.threads[name]
+        return None
+
+    def _waiter_for(self, grant: Grant) -> Thread | None:
+        for name in self.waiters:
+            thread = self.threads[name]
+            if thread.ticket == grant.ticket and thread.given is None:
+                return thread
+        return self._oldest_waiter(grant.key)
+
+    def _give(self, thread: Thread, number: GrantNumber) -> None:
+        thread.given = number
+        if thread.phase != "asked":  # else it is noticed when the reply has been read
+            self._use_given(thread)
+
+    def _use_given(self, thread: Thread) -> None:
+        assert thread.given is not None
+        number, thread.given = thread.given, None
+        if thread.phase == "queued":
+            self.tell(Abandoned(thread.ticket))  # answered already, or served by somebody else
+        self.waiters.remove(thread.name)
+        thread.entry = number
+        thread.phase = "opening" if self.table[number].state == "opening" else "using"
+
+    def _hand_on(self, thread: Thread) -> None:
+        assert thread.given is not None
+        number, thread.given = thread.given, None
+        entry = self.table[number]
+        if entry.state == "opening":
+            del self.table[number]
+            self.tell(Declined(number))
+        else:
+            self._shelve(number)
+            self.attend(entry.key, self.contended)
+
+    def _stop_waiting(self, thread: Thread) -> None:
+        if thread.name in self.waiters:
+            self.waiters.remove(thread.name)
+        if thread.given is not None:
+            self._hand_on(thread)
+
+    def _answered(self, thread: Thread, answer: Any) -> None:
+        thread.last = answer
+        thread.phase = "idle"
