@@ -222,6 +222,13 @@ class PoolManager(_Manager, BaseManager):
         return None if found is None else os.fspath(paths.runtime_dir / found.socket)
 
     @property
+    def directory(self) -> Path:
+        """Where the files of this manager lie; made if it is missing, owned by the user, mode 0700."""
+        paths = self._meeting.paths()
+        paths.prepare()
+        return paths.directory
+
+    @property
     def server_pid(self) -> int | None:
         """Pid of the server: None if there is none."""
         from mppool.server.launch import server_pid

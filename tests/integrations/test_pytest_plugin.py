@@ -1,0 +1,129 @@
+"""The pytest plugin, run as users run it: a pytest of its own, with and without xdist."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SUITE = """
+import os
+import pytest
+
+BUSY = os.environ["BUSY_DIRECTORY"]
+
+@pytest.fixture(scope="session")
+def databases(mppool_one_of):
+    return mppool_one_of("databases", ["first", "second"])
+
+@pytest.mark.parametrize("number", range(24))
+def test_a_database_is_lent_once_at_a_time(databases, number):
+    with databases.checkout(timeout=30) as name:
+        path = os.path.join(BUSY, name)
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL))  # fails if somebody else has it
+        with open(os.path.join(BUSY, "seen"), "a") as seen:
+            seen.write(f"{os.getpid()}\\n")
+        os.unlink(path)
+"""
+
+CRASH = """
+def test_that_crashes_its_worker_while_it_holds_one(databases):
+    lease = databases.checkout(timeout=30)
+    os._exit(3)
+"""
+
+
+def run_pytest(directory: Path, suite: str, *arguments: str, **environment: str) -> tuple[int, str]:
+    (directory / "test_suite.py").write_text(suite)
+    busy = directory / "busy"
+    busy.mkdir(exist_ok=True)
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    done = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+        cwd=directory,
+        env={**kept, "BUSY_DIRECTORY": str(busy), **environment},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    return done.returncode, done.stdout + done.stderr
+
+
+def left_behind() -> set[str]:
+    return {path.name for path in Path("/tmp").glob(f"mppool-pytest-{os.geteuid()}-*")}
+
+
+def test_xdist_workers_of_a_run_share_and_leave_nothing(tmp_path: Path) -> None:
+    status, output = run_pytest(tmp_path, SUITE, "-n", "3")
+    assert status == 0, output
+    assert "24 passed" in output
+    pids = {line.split()[0] for line in (tmp_path / "busy" / "seen").read_text().splitlines()}
+    assert len(pids) > 1, "only one worker ran tests, so nothing was shared"
+
+
+def test_without_xdist_it_works_too(tmp_path: Path) -> None:
+    before = left_behind()
+    status, output = run_pytest(tmp_path, SUITE, "-p", "no:xdist")
+    assert status == 0, output
+    assert not left_behind() - before
+
+
+def test_a_crashed_worker_gives_back_what_it_held(tmp_path: Path) -> None:
+    status, output = run_pytest(
+        tmp_path, SUITE + CRASH + CRASH.replace("_one(", "_one_too("), "-n", "2"
+    )
+    assert status == 1
+    assert "24 passed" in output, output
+    assert output.count("crashed while running") >= 2, output
+
+
+def test_runs_that_name_one_manager_share_it(tmp_path: Path, runtime_dir: Path) -> None:
+    busy = tmp_path / "busy"
+    busy.mkdir()
+    children = []
+    for number in range(2):
+        directory = tmp_path / f"run{number}"
+        directory.mkdir()
+        (directory / "test_suite.py").write_text(SUITE)
+        environment = {**os.environ, "BUSY_DIRECTORY": str(busy), "MPPOOL_PYTEST_NAME": "shared"}
+        children.append(
+            subprocess.Popen(
+                [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"],
+                cwd=directory,
+                env={
+                    name: value for name, value in environment.items() if name != "PYTEST_ADDOPTS"
+                },
+                stdout=subprocess.PIPE,
+                stderr=subprocess.STDOUT,
+                text=True,
+            )
+        )
+    outputs = [child.communicate(timeout=50)[0] for child in children]
+    assert [child.returncode for child in children] == [0, 0], outputs
+    assert (runtime_dir / "shared").is_dir()
+
+
+def test_the_plugin_imports_nothing_unless_it_is_used() -> None:
+    code = (
+        "import sys, mppool.integrations.pytest_plugin; "
+        "print(sorted(name for name in sys.modules if name.startswith('mppool')))"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=30
+    ).stdout
+    assert (
+        output.strip() == "['mppool', 'mppool.integrations', 'mppool.integrations.pytest_plugin']"
+    )
+
+
+@pytest.mark.parametrize("items", [[], ["same", "same"]])
+def test_items_must_be_told_apart(items: list[str], tmp_path: Path) -> None:
+    from mppool import ConfigurationError
+    from mppool.integrations.one_of import OneOf
+
+    with pytest.raises(ConfigurationError, match="OneOf"):
+        OneOf(items, tmp_path)
