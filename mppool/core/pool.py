@@ -91,6 +91,7 @@ class PoolBooks:
         self.upkeep = Upkeep(declaration.key)
         self.counters: Counter[str] = Counter(dict.fromkeys(SERVER_COUNTERS, 0))
         self._around = around
+        self._settled_at = -math.inf
 
     # --- what happened -----------------------------------------------------------------------------------
 
@@ -335,16 +336,19 @@ class PoolBooks:
         self._tell_grant(slot, waiter.ticket, fresh=False)
 
     def next_deadline(self, now: float) -> float:
-        """When `tick` has something to do although nothing happened; infinity if never."""
+        """When `tick` has something to do although nothing happened; infinity if never.
+
+        What has become due since all was settled last counts too: it is the next tick that does it.
+        """
+        since = min(now, self._settled_at)
         times = [
             self.waiting.next_deadline(),
-            self.reclaimer.next_deadline(self, now),
-            self.upkeep.next_deadline(self, now),
+            self.reclaimer.next_deadline(self, since),
+            self.upkeep.next_deadline(self, since),
         ]
         if self.waiting:
-            times += [
-                b.retry_at for b in self.breakers.values() if b.state == "open" and b.retry_at > now
-            ]
+            breakers = self.breakers.values()
+            times += [b.retry_at for b in breakers if b.state == "open" and b.retry_at > since]
         return min(times)
 
     def snapshot(self) -> dict[str, Any]:
@@ -380,6 +384,7 @@ class PoolBooks:
         if self.min_size:
             self.upkeep.fill(self, now)
         self.reclaimer.plan(self, now)
+        self._settled_at = now
 
     def _forget_process(self, process: ProcessId) -> None:
         self.waiting.remove_process(process)

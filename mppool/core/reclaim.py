@@ -50,8 +50,8 @@ class Reclaimer:
         if short > 0:
             self._look_for_surplus(books, now, short)
 
-    def next_deadline(self, books: PoolBooks, now: float) -> float:
-        """When `plan` may come to another result although nothing happened; infinity if never."""
+    def next_deadline(self, books: PoolBooks, since: float) -> float:
+        """When, after `since`, `plan` may come to another result although nothing happened."""
         if not books.waiting and not books.above_cap():
             return math.inf
         candidates = [self._look_at]
@@ -59,7 +59,7 @@ class Reclaimer:
         candidates += self._in_peace.values()
         candidates += [slot.expected_until for slot in books.slots.closing.values()]
         candidates += [head.since + sharing.PATIENCE_S for head in books.waiting.heads()]
-        return min((at for at in candidates if at > now), default=math.inf)
+        return min((at for at in candidates if at > since), default=math.inf)
 
     def brought_back(
         self, books: PoolBooks, process: ProcessId, now: float, *, given: bool, kept: bool = False

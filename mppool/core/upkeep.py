@@ -38,12 +38,12 @@ class Upkeep:
             poorest = min(able, key=lambda process: (books.slots.levels[process], process))
             books.grant(poorest, self.key, NOBODY, now)
 
-    def next_deadline(self, books: PoolBooks, now: float) -> float:
-        """When opening may be tried again for `min_size`; infinity if nothing is lacking."""
+    def next_deadline(self, books: PoolBooks, since: float) -> float:
+        """When, after `since`, opening may be tried again for `min_size`; infinity if nothing is lacking."""
         breaker = books.breakers.get(self.key)
         if (
             breaker is None
-            or breaker.retry_at <= now
+            or breaker.retry_at <= since
             or not self.wanted
             or self._lacking(books) <= 0
         ):
