@@ -150,6 +150,11 @@ _members: weakref.WeakValueDictionary[tuple[str, str | None], Member] = (
 )
 
 
+def members() -> list[Member]:
+    """This process as a member of each PoolManager that it has made."""
+    return list(_members.values())
+
+
 class PoolManager(_Manager, BaseManager):
     """The pools that all processes of one application share.
 

@@ -34,7 +34,7 @@ from mppool.ids import GrantNumber, Session, Ticket
 from mppool.recipe import Recipe
 from mppool.worker import report
 from mppool.worker.chores import Chores
-from mppool.worker.cold import Retry, open_for_shelf
+from mppool.worker.cold import ColdCheckout, Retry, open_for_shelf
 from mppool.worker.entry import Entry
 from mppool.worker.face import Face
 from mppool.worker.fork import bury, renew_in_children
@@ -49,6 +49,15 @@ if TYPE_CHECKING:
     from mppool.worker.link import Link
 
 log = logging.getLogger("mppool")
+
+
+_process_name = ""
+
+
+def name_process(name: str) -> None:
+    """The label of this process in the statistics of all managers, from its next attachment on."""
+    global _process_name
+    _process_name = name
 
 
 class Member:
@@ -150,7 +159,7 @@ class Member:
         """The first word of a new session; what the outbox says is in it. Caller holds the holdings' lock."""
         self.holdings.outbox.clear()
         self.holdings.voided.clear()
-        return Attach(self.label, self.declarations(), self.inventory())
+        return Attach(self.label or _process_name, self.declarations(), self.inventory())
 
     def register(self, grant: Grant, session: Session) -> bool:
         """Enter a fresh grant into the table; False if it belongs to another session, or was voided (rule 2)."""
@@ -281,6 +290,20 @@ class Member:
             for entry in face.take_idle(lambda entry: True):
                 self.close_soon(entry, "retired")
 
+    def warm_up(self, pool: str) -> None:
+        """Have a resource of a pool open on the shelf, if one can be had without waiting. Raises PoolError."""
+        face = self.faces[pool]
+        if not any(face.shelves.values()):
+            entry = ColdCheckout(face, face.default_key, 0.0).run()
+            now = monotonic()
+            face.put_back(entry, now, now)
+
+    def close_idle(self) -> None:
+        """Close what lies idle, in this thread: the process is about to leave."""
+        for face in list(self.faces.values()):
+            for entry in face.take_idle(lambda entry: True):
+                face.close(entry, "drained")
+
     def needs_books(self) -> bool:
         """Whether anything is held, or anybody waits."""
         return bool(self.holdings.table) or any(
@@ -296,6 +319,7 @@ class Member:
             entry = leaked.popleft()
             if entry.state != "closing":
                 age = monotonic() - (entry.lent_at or entry.opened_at)
+                entry.face.observe("use", age)
                 log.warning(
                     "pool %r: a lease was garbage-collected without being released; its resource is "
                     "closed. Keep the lease, not only its resource, and use `with`%s",
