@@ -1,0 +1,123 @@
+"""The command line, as argparse understands it."""
+
+from __future__ import annotations
+
+import argparse
+import math
+from typing import TYPE_CHECKING
+
+from mppool import __version__
+from mppool.cli import commanding, demo, doctor, looking
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+
+DEFAULT_DRAIN_S = 30.0
+DEFAULT_INTERVAL_S = 1.0
+
+
+def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    """The options; `options.run` is the function that carries them out. SystemExit(2) for bad usage."""
+    parser = argparse.ArgumentParser(
+        prog="mppool",
+        description="One pool for all the processes of an application: look at it, command it.",
+    )
+    parser.add_argument("--version", action="version", version=f"mppool {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> _Command:
+        return _Command(commands, name, run, help_text)
+
+    command("list", looking.list_managers, "managers, their servers and pools").plain()
+    command("stats", looking.stats, "figures of a manager").manager().json().plain()
+    command("top", looking.top, "the same, live, until Ctrl-C").manager().repeated().plain()
+    command("doctor", doctor.doctor, "whether mppool can work here, and what is wrong").plain()
+    command("drain", commanding.drain, "close what is idle, wait for leases").manager().drained()
+    command("shutdown", commanding.shutdown, "end a manager's server in order").manager()
+    demo.add_options(
+        command("demo", demo.run, "gunicorn workers share connections while processes are killed")
+        .plain()
+        .parser
+    )
+    return parser.parse_args(arguments)
+
+
+class _Command:
+    """One command and its options; each method adds some and returns the command."""
+
+    def __init__(
+        self,
+        commands: argparse._SubParsersAction[argparse.ArgumentParser],
+        name: str,
+        run: Callable[[argparse.Namespace], int],
+        help_text: str,
+    ) -> None:
+        self.parser = commands.add_parser(name, help=help_text, description=help_text)
+        self.parser.set_defaults(run=run)
+        self.parser.add_argument(
+            "--runtime-dir",
+            metavar="DIRECTORY",
+            help="where the processes of a manager meet; else $MPPOOL_RUNTIME_DIR, else /tmp/mppool-UID",
+        )
+
+    def plain(self) -> _Command:
+        self.parser.add_argument(
+            "--plain", action="store_true", help="plain text, as where rich is not installed"
+        )
+        return self
+
+    def manager(self) -> _Command:
+        self.parser.add_argument("name", metavar="NAME", help="name of the manager")
+        return self
+
+    def json(self) -> _Command:
+        self.parser.add_argument("--json", action="store_true", help="everything, as JSON")
+        return self
+
+    def repeated(self) -> _Command:
+        self.parser.add_argument(
+            "--interval",
+            type=positive_seconds,
+            default=DEFAULT_INTERVAL_S,
+            metavar="SECONDS",
+            help="between two looks (default: %(default)g)",
+        )
+        self.parser.add_argument(
+            "--count", type=positive_number, metavar="N", help="end after N looks"
+        )
+        return self
+
+    def drained(self) -> _Command:
+        self.parser.add_argument("pool", metavar="POOL", help="name of the pool")
+        self.parser.add_argument(
+            "--timeout",
+            type=seconds,
+            default=DEFAULT_DRAIN_S,
+            metavar="SECONDS",
+            help="how long to wait for leases to come back (default: %(default)g)",
+        )
+        return self
+
+
+def seconds(text: str) -> float:
+    """A type for argparse: a finite number of seconds, 0 or more."""
+    value = float(text)  # argparse reports a ValueError
+    if not math.isfinite(value) or value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is no number of seconds, 0 or more")
+    return value
+
+
+def positive_seconds(text: str) -> float:
+    """A type for argparse: a finite number of seconds above 0."""
+    value = seconds(text)
+    if not value:
+        raise argparse.ArgumentTypeError("give more than 0 seconds")
+    return value
+
+
+def positive_number(text: str) -> int:
+    """A type for argparse: a whole number, 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value

@@ -1,0 +1,250 @@
+"""`mppool doctor`: whether mppool can work here, and what is wrong. It changes nothing."""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import importlib.metadata
+import importlib.util
+import os
+import platform
+import socket
+import sys
+from typing import TYPE_CHECKING, Literal, NamedTuple
+
+from mppool import __version__
+from mppool.cli import output
+from mppool.cli.failing import FAULT, OK
+from mppool.cli.finding import managers_in, runtime_directory, stats_of
+from mppool.errors import ConfigurationError, PoolError
+from mppool.ids import ProcessId, birth_of, own_process
+from mppool.server.launch import server_pid
+from mppool.server.liveness import SO_PEERPIDFD
+from mppool.server.runtime import distrust, read_address
+
+if TYPE_CHECKING:
+    import argparse
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from mppool.server.runtime import ManagerPaths
+
+Level = Literal["ok", "note", "FAULT"]
+
+
+class Finding(NamedTuple):
+    """What one look found. Only a FAULT makes the exit status 1."""
+
+    level: Level
+    subject: str
+    text: str
+
+
+def doctor(options: argparse.Namespace) -> int:
+    """`mppool doctor`."""
+    findings = list(examine(options.runtime_dir))
+    table = output.Table(f"mppool {__version__}", ("", "what", "found"))
+    for finding in findings:
+        table.add(*finding)
+    output.show([table], rich=output.is_rich(options.plain))
+    faults = sum(finding.level == "FAULT" for finding in findings)
+    print(
+        "\nno fault found" if not faults else f"\n{faults} fault{'s' if faults > 1 else ''} found"
+    )
+    return FAULT if faults else OK
+
+
+def examine(runtime_dir: str | None) -> Iterator[Finding]:
+    """All findings, in the order in which people ask."""
+    yield from _platform()
+    if sys.platform == "linux":
+        yield from _kernel()
+    yield from _odbc()
+    yield from _extras()
+    try:
+        directory = runtime_directory(runtime_dir)
+    except ConfigurationError as error:
+        yield Finding("FAULT", "runtime directory", str(error))
+        return
+    finding = _directory(directory)
+    yield finding
+    if finding.level == "ok":
+        for paths in managers_in(directory):
+            yield from _manager(paths)
+        yield from _stray_sockets(directory)
+
+
+def _platform() -> Iterator[Finding]:
+    text = f"Python {platform.python_version()}, {platform.system()} {platform.release()}"
+    right = sys.platform == "linux" and sys.version_info >= (3, 10)
+    yield Finding(
+        "ok" if right else "FAULT",
+        "platform",
+        text if right else f"{text}: mppool needs Linux and Python 3.10 or newer",
+    )
+
+
+def _kernel() -> Iterator[Finding]:
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError) as error:
+        yield Finding(
+            "FAULT", "pidfd", f"processes cannot be watched ({error}): Linux 5.3 or newer"
+        )
+    else:
+        yield Finding("ok", "pidfd", "processes can be watched")
+    left, right = socket.socketpair()
+    try:
+        os.close(left.getsockopt(socket.SOL_SOCKET, SO_PEERPIDFD))
+    except OSError as error:
+        if error.errno != errno.ENOPROTOOPT:
+            yield Finding("FAULT", "SO_PEERPIDFD", f"{error}")
+        else:
+            text = "not here (Linux 6.5 and later); pidfd and the time of birth are used instead"
+            yield Finding("note", "SO_PEERPIDFD", text)
+    else:
+        yield Finding("ok", "SO_PEERPIDFD", "the peer of a connection is known for certain")
+    finally:
+        left.close()
+        right.close()
+    try:
+        yield Finding("ok", "/proc", f"this process is {own_process()}")
+    except ConfigurationError as error:
+        yield Finding("FAULT", "/proc", str(error))
+
+
+def _odbc() -> Iterator[Finding]:
+    from mppool.odbc import driver_manager
+
+    try:
+        module = driver_manager.load()
+        drivers = sorted(module.drivers())
+    except ConfigurationError as error:
+        yield Finding("note", "ODBC", f"not to be had: {error}")
+        return
+    yield Finding("ok", "ODBC", f"pyodbc {module.version}, driver-manager pooling is off")
+    if drivers:
+        yield Finding("ok", "ODBC drivers", ", ".join(drivers))
+    else:
+        text = "none is installed (SQLite's, on Debian and Ubuntu: apt-get install libsqliteodbc)"
+        yield Finding("note", "ODBC drivers", text)
+
+
+def _extras() -> Iterator[Finding]:
+    for package, use in (("rich", "tables and live displays"), ("gunicorn", "mppool demo")):
+        if importlib.util.find_spec(package) is None:
+            extra = "cli" if package == "rich" else "demo"
+            text = f"not installed; for {use}: pip install 'mppool[{extra}]'"
+            yield Finding("note", package, text)
+        else:
+            yield Finding("ok", package, importlib.metadata.version(package))
+
+
+def _directory(directory: Path) -> Finding:
+    try:
+        found = directory.lstat()
+    except FileNotFoundError:
+        return Finding("note", "runtime directory", f"{directory}: made by the first checkout")
+    except OSError as error:
+        return Finding("FAULT", "runtime directory", f"{directory}: {error.strerror}")
+    problem = distrust(directory, found)
+    if problem is not None:
+        return Finding("FAULT", "runtime directory", f"{directory} cannot be trusted: {problem}")
+    return Finding("ok", "runtime directory", str(directory))
+
+
+# --- managers ------------------------------------------------------------------------------------------------
+
+
+def _manager(paths: ManagerPaths) -> Iterator[Finding]:
+    subject = f"manager {paths.name}"
+    pid = server_pid(paths)
+    if pid is not None:
+        yield _server(paths, subject, pid)
+    elif _is_locked(paths.alive_lock):
+        yield Finding(
+            "FAULT",
+            subject,
+            f"some process holds {paths.alive_lock}, but no living server has published its address; "
+            f"what its log says: {paths.log}",
+        )
+    else:
+        yield _no_server(paths, subject)
+    dead = [name for name in _members(paths) if not _lives(name)]
+    if dead and pid is None:
+        text = f"{len(dead)} files of dead processes; the next server removes them"
+        yield Finding("note", subject, text)
+
+
+def _server(paths: ManagerPaths, subject: str, pid: int) -> Finding:
+    from mppool.manager import PoolManager
+
+    try:
+        stats = stats_of(PoolManager(paths.name, runtime_dir=paths.runtime_dir))
+    except (PoolError, TimeoutError) as error:
+        return Finding("FAULT", subject, f"server {pid} does not answer: {error}; see {paths.log}")
+    if stats is None:
+        return _no_server(paths, subject)
+    processes, pools = stats["processes"], stats["pools"]
+    assert isinstance(processes, list)
+    assert isinstance(pools, dict)
+    text = f"server {pid} serves {len(processes)} processes and {len(pools)} pools"
+    silent = [str(one["pid"]) for one in processes if one["stale"]]
+    if silent:
+        text += f"; without an answer from {', '.join(silent)} (stopped?)"
+    broken = [name for name, pool in pools.items() if pool["breaker"] != "closed"]
+    if broken:
+        text += f"; opening fails at present in {', '.join(broken)}"
+    return Finding("note" if silent or broken else "ok", subject, text)
+
+
+def _no_server(paths: ManagerPaths, subject: str) -> Finding:
+    address = read_address(paths)
+    if address is None:
+        return Finding("ok", subject, "no server, nobody uses it")
+    living = [name for name in _members(paths) if _lives(name)]
+    text = f"server {address.server.pid} died without leaving; the next checkout starts another"
+    if living:
+        text += f", which goes on with what {len(living)} living processes hold"
+    return Finding("note", subject, text)
+
+
+def _members(paths: ManagerPaths) -> list[str]:
+    try:
+        return os.listdir(paths.members)
+    except FileNotFoundError:
+        return []
+
+
+def _lives(member: str) -> bool:
+    pid, _, birth = member.partition("-")
+    if not (pid.isdecimal() and birth.isdecimal()):
+        return False
+    process = ProcessId(int(pid), int(birth))
+    return birth_of(process.pid) == process.birth
+
+
+def _is_locked(path: Path) -> bool:
+    """Whether somebody holds the lock. It is taken, shared and for an instant, to see that."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def _stray_sockets(directory: Path) -> Iterator[Finding]:
+    used = {
+        address.socket
+        for paths in managers_in(directory)
+        if (address := read_address(paths)) is not None
+    }
+    prefixes = {paths.socket_prefix for paths in managers_in(directory)}
+    for name in sorted(os.listdir(directory)):
+        if name.startswith("s-") and name not in used:
+            known = any(name.startswith(prefix) for prefix in prefixes)
+            text = "the next server of its manager removes it" if known else "it can be removed"
+            yield Finding("note", "socket without server", f"{directory / name}: {text}")

@@ -1,0 +1,71 @@
+"""Which managers there are. Only looks: no server is started, no directory made."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from mppool.cli.failing import NOT_FOUND, CommandFailed
+from mppool.errors import ConfigurationError
+from mppool.options import checked_name
+from mppool.server.launch import server_pid
+from mppool.server.runtime import ManagerPaths, manager_paths
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mppool.manager import PoolManager
+
+
+def runtime_directory(given: str | None) -> Path:
+    """The runtime directory that is meant, whether it exists or not."""
+    return manager_paths("any", given).runtime_dir
+
+
+def managers_in(directory: Path) -> list[ManagerPaths]:
+    """Every manager that ever had a server here, by name."""
+    try:
+        names = sorted(os.listdir(directory))
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise CommandFailed(
+            f"the runtime directory {directory} cannot be read: {error.strerror}", NOT_FOUND
+        ) from error
+    return [paths for name in names if (paths := _paths_of(directory, name)) is not None]
+
+
+def _paths_of(directory: Path, name: str) -> ManagerPaths | None:
+    try:
+        paths = ManagerPaths(directory, checked_name("manager", name))
+    except ConfigurationError:
+        return None  # something else that lies in the directory
+    return paths if paths.alive_lock.exists() else None
+
+
+def running_manager(name: str, runtime_dir: str | None) -> PoolManager:
+    """The manager of that name, whose server runs. CommandFailed, which says what there is, otherwise."""
+    from mppool.manager import PoolManager
+
+    paths = manager_paths(name, runtime_dir)
+    if server_pid(paths) is None:
+        directory = paths.runtime_dir
+        names = [one.name for one in managers_in(directory)]
+        if name in names:
+            raise CommandFailed(
+                f"manager {name!r}: no server runs in {directory}: nobody uses the manager now; the next "
+                "checkout starts one",
+                NOT_FOUND,
+            )
+        known = f"there are: {', '.join(names)}" if names else "there are none"
+        raise CommandFailed(
+            f"there is no manager {name!r} in {directory}; {known}. Another directory: --runtime-dir",
+            NOT_FOUND,
+        )
+    return PoolManager(name, runtime_dir=runtime_dir)
+
+
+def stats_of(manager: PoolManager) -> dict[str, object] | None:
+    """The figures of a manager, or None if its server has just gone."""
+    stats = manager.stats()
+    return None if stats["server_pid"] is None else stats
