@@ -33,18 +33,20 @@ def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
 
 def _end_servers(directory: Path) -> list[str]:
     problems: list[str] = []
-    servers: set[int] = set()
-    deadline = time.monotonic() + 5.0
+    asked: set[int] = set()
+    began = time.monotonic()
     while users := processes_using(directory):
+        waited = time.monotonic() - began
         for pid, command in users.items():
-            if "mppool.server" not in command and "mppool.hosting" not in command:
+            if "mppool.server" in command or "mppool.hosting" in command:
+                if pid not in asked:
+                    asked.add(pid)
+                    _kill(pid, signal.SIGTERM)
+                elif waited > 5.0:
+                    problems.append(f"server {pid} did not leave within 5 s of SIGTERM: {command}")
+                    _kill(pid, signal.SIGKILL)
+            elif waited > 1.0:  # before, it may just be ending
                 problems.append(f"process {pid} still used the runtime directory: {command}")
-                _kill(pid, signal.SIGKILL)
-            elif pid not in servers:
-                servers.add(pid)
-                _kill(pid, signal.SIGTERM)
-            elif time.monotonic() > deadline:
-                problems.append(f"server {pid} did not leave within 5 s of SIGTERM: {command}")
                 _kill(pid, signal.SIGKILL)
         time.sleep(0.01)
     return problems
