@@ -20,6 +20,9 @@ BOUNDS: tuple[float, ...] = (
 )
 """Upper bounds of the histogram buckets, in seconds; one more bucket holds whatever is longer."""
 
+BRIEF_S = BOUNDS[0]
+"""Uses and waits shorter than this are not entered one by one: they are what is missing to the checkouts."""
+
 HISTOGRAMS = ("wait", "use", "open")
 
 SERVER_COUNTERS = (

@@ -21,13 +21,12 @@ class Entry:
     """A resource and what is known of it.
 
     Whoever took it from a shelf owns it until he puts it back, so most fields need no lock: `uses`,
-    `brief_uses`, `released_at`, `lent_at` belong to the owner. `state` is guarded by the holdings' lock.
+    `released_at`, `lent_at` belong to the owner. `state` is guarded by the holdings' lock.
     `retire_at` may be lowered by anybody at any time (a single store): from then on the resource is
     closed instead of being handed out.
     """
 
     __slots__ = (
-        "brief_uses",
         "checked_at",
         "face",
         "generation",
@@ -75,7 +74,6 @@ class Entry:
         self.retire_at = NEVER
         self.retire_reason: Any = "retired"
         self.uses = 0
-        self.brief_uses = 0
         self.checked_at = 0.0
         self.kept_until = 0.0
         self.killed = False

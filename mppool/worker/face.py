@@ -30,8 +30,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mppool")
 
-BRIEF_S = BOUNDS[0]
-
 
 def key_of(fingerprint: str, identity: str | None) -> str:
     """The key of a resource: what is opened, and for whom. Only equal keys are interchangeable."""
@@ -91,7 +89,6 @@ class Face:
         self.counters: Counter[str] = Counter(dict.fromkeys(WORKER_COUNTERS, 0))
         self.histograms = {name: [0] * (len(BOUNDS) + 1) for name in HISTOGRAMS}
         self.past_uses = 0
-        self.past_brief_uses = 0
         shelf = self.shelf_of(self.default_key)
         self.pop: Callable[[], Entry] = self._popper(shelf)
 
@@ -181,29 +178,15 @@ class Face:
 
     # --- release -----------------------------------------------------------------------------------------
 
-    def put_back(self, entry: Entry, taken_at: float, now: float) -> None:
-        """A lease was released."""
-        held = now - taken_at
-        if held < BRIEF_S:
-            entry.brief_uses += 1
-        else:
-            self.observe("use", held)
-        if self.plain and now < entry.retire_at:
-            entry.released_at = now
-            # The shelf of the entry's own era: in a forked child this is the parent's, which nobody reads.
-            entry.shelf.append(entry)
-            if self.attention:
-                self.attend(entry.key)
-        else:
-            self._put_back_slowly(entry, now)
-
-    def throw_away(self, entry: Entry, taken_at: float, now: float) -> None:
+    def throw_away(self, entry: Entry, now: float) -> None:
         """A lease was discarded."""
+        held = now - entry.lent_at
         if not entry.holdings.forked and self._take_from_lease(entry):
-            self.observe("use", now - taken_at)
+            self.observe("use", held)
             self.close(entry, "discarded")
 
-    def _put_back_slowly(self, entry: Entry, now: float) -> None:
+    def put_back_slowly(self, entry: Entry, now: float) -> None:
+        """A lease was released, and there is more to do than an append (see Lease.release)."""
         if entry.holdings.forked:
             return
         if self.watched and not self._take_from_lease(entry):
@@ -380,7 +363,6 @@ class Face:
             holdings.table.pop(entry.number, None)
             holdings.side.pop(entry.number, None)
             self.past_uses += entry.uses
-            self.past_brief_uses += entry.brief_uses
             holdings.outbox.append(Closed(entry.number, reason))
         self.member.flush()
 

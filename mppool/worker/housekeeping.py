@@ -99,6 +99,7 @@ class Housekeeper:
                 " (taken in thread %r of process %d)%s",
                 face.name, age, kill, entry.thread, self._member.pid(), _stack(entry),
             )  # fmt: skip
+            face.observe("use", age)
             self._member.close_soon(entry, "killed")
         elif warn is not None and age >= warn and not entry.warned:
             entry.warned = True

@@ -6,6 +6,7 @@ import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
+from mppool.core.statistics import BRIEF_S
 from mppool.errors import ForkedLease, LeaseReleased, PoolError, StaleLease
 
 if TYPE_CHECKING:
@@ -25,15 +26,16 @@ class Lease(Generic[T]):
     released, its resource is closed, never handed out again.
 
     The entry is kept in a slot that is *deleted* by the first release. Deletion is atomic, so of two
-    threads that release at once exactly one gives the resource back.
+    threads that release at once exactly one gives the resource back. `_over` is only a hint, for the
+    finalizer: to find out that a slot is empty costs as much as all the rest of a warm checkout.
     """
 
-    __slots__ = ("__weakref__", "_entry", "_name", "_taken_at")
+    __slots__ = ("__weakref__", "_entry", "_name", "_over")
 
-    def __init__(self, entry: Entry, name: str, taken_at: float) -> None:
+    def __init__(self, entry: Entry, name: str) -> None:
         self._entry = entry
         self._name = name
-        self._taken_at = taken_at
+        self._over = False
 
     @property
     def resource(self) -> T:
@@ -68,13 +70,27 @@ class Lease(Generic[T]):
 
     def release(self) -> None:
         """Give the resource back. A second release is refused, harmless, counted and logged."""
+        now = monotonic()
         try:
             entry = self._entry
             del self._entry
         except AttributeError:
             self._refuse_second()
             return
-        entry.face.put_back(entry, self._taken_at, monotonic())
+        # From here to the append nothing is called: no signal handler can come between.
+        self._over = True
+        face = entry.face
+        held = now - entry.lent_at
+        if face.plain and now < entry.retire_at:
+            entry.released_at = now
+            # The shelf of the entry's own era: in a forked child this is the parent's, which nobody reads.
+            entry.shelf.append(entry)
+            if face.attention:
+                face.attend(entry.key)
+        else:
+            face.put_back_slowly(entry, now)
+        if held >= BRIEF_S and not entry.killed:
+            face.observe("use", held)
 
     def discard(self) -> None:
         """Close the resource instead of giving it back, for one that is known to be broken."""
@@ -84,10 +100,13 @@ class Lease(Generic[T]):
         except AttributeError:
             self._refuse_second()
             return
-        entry.face.throw_away(entry, self._taken_at, monotonic())
+        self._over = True
+        entry.face.throw_away(entry, monotonic())
 
     def __del__(self) -> None:
         # Runs in any thread at any instruction, whatever locks are held: only note it (hazard 15).
+        if self._over:
+            return
         try:
             entry = self._entry
         except AttributeError:

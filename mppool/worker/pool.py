@@ -85,7 +85,7 @@ class Pool(Generic[T]):
                 if now < entry.retire_at and now - entry.released_at < face.trust_s:
                     entry.uses += 1
                     entry.lent_at = now
-                    return Lease(entry, self.name, now)
+                    return Lease(entry, self.name)
                 if face.prepare(entry, now):
                     return self._lease(entry)
             return self._checkout_cold(face, face.default_key, timeout)
@@ -101,7 +101,7 @@ class Pool(Generic[T]):
         if self._face.options.track_leaks:
             entry.stack = "".join(traceback.format_stack()[:-2])
             entry.thread = threading.current_thread().name
-        return Lease(entry, self.name, monotonic())
+        return Lease(entry, self.name)
 
     def _key(self, identity: str | None, credential: Any) -> str:
         if credential is not None:

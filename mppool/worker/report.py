@@ -27,18 +27,18 @@ def _of_pool(face: Face) -> PoolReport:
     holdings = face.holdings
     with holdings.lock:
         entries = [entry for entry in holdings.table.values() if entry.face is face]
-        past, past_brief = face.past_uses, face.past_brief_uses
+        past = face.past_uses
         counters = dict(face.counters)
     idle = {entry.number for shelf in list(face.shelves.values()) for entry in list(shelf)}
     uses = past + sum(entry.uses for entry in entries)
-    brief = past_brief + sum(entry.brief_uses for entry in entries)
     counters["checkouts"] = uses
     resources = [_of_entry(face, entry, entry.number in idle, now) for entry in entries]
     histograms = {name: list(counts) for name, counts in face.histograms.items()}
-    # Uses and waits that were too short to be entered one by one fill the first bucket.
-    histograms["use"][0] += brief
-    histograms["wait"][0] += max(0, uses - sum(histograms["wait"]))
     states = [resource.state for resource in resources]
+    # Uses and waits that were too short to be entered one by one fill the first bucket.
+    over = uses - sum(entry.lent_at > entry.released_at for entry in entries)
+    histograms["use"][0] += max(0, over - sum(histograms["use"]))
+    histograms["wait"][0] += max(0, uses - sum(histograms["wait"]))
     return PoolReport(
         pool=face.name,
         in_use=states.count("in_use"),
