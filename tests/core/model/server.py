@@ -173,9 +173,9 @@ class Server:
                 self.errands[process].send_to_process(decision)
 
     def _count_answer(self, process: ProcessId, decision: Grant | Refuse) -> None:
-        if isinstance(decision, Grant) and decision.number not in self.journal.slots:
-            if self.rules.journal_is_written_first:
-                raise Violation(f"{decision} was sent before it was written down")
+        unwritten = isinstance(decision, Grant) and decision.number not in self.journal.slots
+        if unwritten and self.rules.journal_is_written_first:
+            raise Violation(f"{decision} was sent before it was written down")
         self.answers[process, decision.ticket] += 1
         if self.answers[process, decision.ticket] > 1:
             raise Violation(f"ticket {decision.ticket} of {process} is answered twice: {decision}")
@@ -193,7 +193,7 @@ class Server:
         """What rule 1 forbids: the end of a connection taken as proof."""
         slots = [slot for pool in self.books.pools.values() for slot in pool.slots]
         for slot in slots:
-            if slot.process == channel.process and slot.ticket == channel.ticket:
-                if slot.state is SlotState.OPENING:
-                    event = NotMine(slot.number)
-                    self.carry_out(self.books.apply(channel.process, channel.session, event, now))
+            mine = slot.process == channel.process and slot.ticket == channel.ticket
+            if mine and slot.state is SlotState.OPENING:
+                event = NotMine(slot.number)
+                self.carry_out(self.books.apply(channel.process, channel.session, event, now))
