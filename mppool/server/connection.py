@@ -25,7 +25,7 @@ class Connection:
     ticket: of the last checkout that was made here; what an interrupted call leaves behind.
     broken: why it must be dropped, or None. Nothing is dropped where that is found, which may be deep in
         serving somebody else, but by the loop, which finds it in `attention`.
-    parting: it is closed as soon as everything is sent.
+    parting: a last word was sent, and it is closed; whoever does not read may miss the word.
     registered: the selector's events that it is registered for.
     """
 
@@ -84,7 +84,7 @@ class Connection:
             self.attention.append(self)
 
     def part(self) -> None:
-        """It is closed once everything is sent; nothing more is read."""
+        """The last word was sent: close it."""
         self.parting = True
         self.attention.append(self)
 

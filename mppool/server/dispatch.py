@@ -8,6 +8,7 @@ the statistics that are being collected.
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -39,6 +40,7 @@ from mppool.core.events import (
     Died,
     Drain,
     JournalFailed,
+    Opened,
     Reset,
     Resize,
     WantReady,
@@ -167,6 +169,7 @@ class Dispatcher:
     def _introduced(self, connection: Connection, hello: ToServer) -> None:
         if not isinstance(hello, Hello):
             raise ProtocolError(f"a {type(hello).__name__} before Hello")
+        _check_seconds(hello.linger)
         peer = liveness.peer_of(connection.socket)
         rejected = handshake.refusal(hello, peer, self.manager)
         if rejected is None and hello.role == "call":
@@ -279,6 +282,8 @@ class Dispatcher:
         assert isinstance(event, msgspec.Struct)
         if isinstance(event, Declare):
             _check_declaration(event.declaration)
+        elif isinstance(event, Opened):
+            _check_seconds(event.seconds)
         on_call = connection.role == "call"
         if on_call:
             stale = self._session_refusal(process, connection.session)
@@ -288,6 +293,7 @@ class Dispatcher:
         if isinstance(event, Checkout):
             if not on_call:
                 raise ProtocolError("a Checkout on an errand channel")
+            _check_seconds(event.timeout)
             connection.ticket = event.ticket
             decisions = self.books.apply(process, connection.session, event, now)
             if not self._carry_out(decisions, now, reply_to=connection, ticket=event.ticket):
@@ -342,12 +348,10 @@ class Dispatcher:
 
     def next_deadline(self, now: float) -> float | None:
         """When `tick` is wanted next."""
-        due = [
-            at
-            for at in (self.books.next_deadline(now), self.collector.deadline())
-            if at is not None
-        ]
-        return min(due, default=None)
+        of_books, of_collector = self.books.next_deadline(now), self.collector.deadline()
+        if of_books is None or of_collector is None:
+            return of_collector if of_books is None else of_books
+        return min(of_books, of_collector)
 
     def look_around(self) -> None:
         """Every few seconds: member files that vanished, and what could not be written at the time."""
@@ -473,8 +477,15 @@ def _debt(decision: Record | RecordPool | Erase) -> GrantNumber | str:
     return decision.pool if isinstance(decision, RecordPool) else decision.number
 
 
+def _check_seconds(seconds: float | None) -> None:
+    """Refuse what is no duration. What is not a number would upset every later comparison of times."""
+    if seconds is not None and not 0.0 <= seconds < math.inf:
+        raise ProtocolError(f"{seconds} is no number of seconds")
+
+
 def _check_declaration(declaration: Declaration) -> None:
     """Refuse what no mppool declares: the books take options at their word."""
+    _check_seconds(declaration.age)
     try:
         checked_name("pool", declaration.pool)
         checked_options(declaration.pool, msgspec.structs.asdict(declaration.options))

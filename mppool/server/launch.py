@@ -26,10 +26,10 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-from mppool.errors import ServerUnavailable
+from mppool.errors import ConfigurationError, ServerUnavailable
 from mppool.server import liveness
 from mppool.server.__main__ import ANOTHER, READY
-from mppool.server.runtime import ManagerPaths, read_address
+from mppool.server.runtime import RUNTIME_DIR_VARIABLE, ManagerPaths, read_address
 
 log = logging.getLogger(__name__)
 
@@ -63,6 +63,7 @@ try:
 except BaseException:
     import traceback
     traceback.print_exc()
+    os.write(3, b"F")
 finally:
     sys.stderr.flush()
     os._exit(0)
@@ -89,6 +90,7 @@ def connect(paths: ManagerPaths, deadline: float | None = None) -> socket.socket
             except BlockingIOError:
                 _wait_or_give_up(paths, deadline)
         connection.setblocking(True)
+        _check_owner(connection, paths)
     except (FileNotFoundError, ConnectionRefusedError, NotADirectoryError):
         connection.close()
         return None
@@ -129,6 +131,17 @@ def server_pid(paths: ManagerPaths) -> int | None:
     if address is None or not liveness.lives(address.server):
         return None
     return address.server.pid
+
+
+def _check_owner(connection: socket.socket, paths: ManagerPaths) -> None:
+    """Refuse a server of another user: a directory in a place for everybody may be anybody's trap."""
+    user = liveness.peer_of(connection).uid
+    if os.geteuid() not in {user, 0}:
+        raise ConfigurationError(
+            f"the server in the runtime directory {paths.runtime_dir} belongs to user {user}, and this "
+            f"process runs as user {os.geteuid()}; choose another directory with runtime_dir= or "
+            f"${RUNTIME_DIR_VARIABLE}"
+        )
 
 
 def _wait_or_give_up(paths: ManagerPaths, deadline: float | None) -> None:
@@ -187,9 +200,12 @@ def _start(paths: ManagerPaths, linger: float, deadline: float) -> bool:
             ) from error
         finally:
             os.close(writing)
-        until = min(deadline, time.monotonic() + START_PATIENCE_S)
-        answer = _read_answer(reading, until)
-        _reap(child, patient=answer is not None)
+        answer: bytes | None = None
+        try:
+            until = min(deadline, time.monotonic() + START_PATIENCE_S)
+            answer = _read_answer(reading, until)
+        finally:  # also when interrupted: no zombie stays behind
+            _reap(child, patient=answer is not None)
     finally:
         os.close(reading)
     if answer == READY:
@@ -223,7 +239,7 @@ def _spawn(paths: ManagerPaths, linger: float, writing: int) -> int:
         str(_READINESS_DESCRIPTOR), os.fspath(paths.runtime_dir), paths.name, repr(float(linger)),
     ]  # fmt: skip
     try:
-        return os.posix_spawn(
+        return os.posix_spawnp(
             python,
             arguments,
             _environment(),

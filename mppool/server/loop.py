@@ -7,7 +7,6 @@ fails, is dropped; all others are served on.
 from __future__ import annotations
 
 import contextlib
-import errno
 import logging
 import random
 import selectors
@@ -43,7 +42,6 @@ LEAST_LINGER_S = 0.05
 ACCEPT_PAUSE_S = 0.1
 """After running out of descriptors, how long no one is accepted."""
 ACCEPTS_AT_ONCE = 64
-_LONG_S = 3600.0
 
 
 class Server:
@@ -78,6 +76,7 @@ class Server:
         self._idle_since: float | None = None
         self._look_at = 0.0
         self._accept_at: float | None = None
+        self._is_short = False  # of descriptors
         self._farewell_until: float | None = None
         self._asked_to_leave = False
         self._is_open = False
@@ -145,35 +144,48 @@ class Server:
             pass  # full: it is awake; closed: it has left
 
     def serve_forever(self) -> None:
-        """Serve until asked to leave, or until nobody has needed the server for `linger`."""
+        """Serve until asked to leave, or until nobody has needed the server for `linger`.
+
+        In the foreground Ctrl-C ends it, too.
+        """
         self.open()
+        orderly = False
         try:
             while not self._has_left():
                 self._turn()
-        except BaseException:
-            # A bug beyond one connection, or KeyboardInterrupt in the foreground: leave what can be left.
-            self._say_goodbye()
-            raise
+            orderly = True
+        except KeyboardInterrupt:
+            log.info("interrupted")
         finally:
-            self._close()
+            self._say_goodbye()
+            # What was interrupted in the middle may not be what the journal says: it decides, not we.
+            self._close(keep_journal=not orderly)
 
     # --- one turn -----------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        timeout = self._next_deadline() - time.monotonic()
-        self._serve_ready(self._selector.select(max(0.0, timeout)))
         now = time.monotonic()
+        deadline = self._next_deadline(now)
+        self._serve_ready(self._selector.select(max(0.0, deadline - now)))
+        now = time.monotonic()
+        if self._attention:
+            self._attend(now)
+        if now >= deadline:
+            self._keep_deadlines(now)
+            self._attend(now)
+        if self._asked_to_leave:
+            self._say_goodbye()
+
+    def _keep_deadlines(self, now: float) -> None:
+        """Whatever is due: of the books, of silent strangers, of our own files, of idleness."""
         self._guarded(self._dispatcher.tick, now)
-        self._attend(now)
         self._drop_silent(now)
         if self._accept_at is not None and now >= self._accept_at:
             self._accept_again()
         if now >= self._look_at:
             self._look_at = now + LOOK_AROUND_S
             self._guarded(self._look_around)
-        if self._asked_to_leave:
-            self._say_goodbye()
-        else:
+        if not self._asked_to_leave:
             self._linger_out(now)
 
     def _serve_ready(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
@@ -185,7 +197,7 @@ class Server:
         for key, mask in ready:
             data = key.data
             if not isinstance(data, Connection):
-                data(mask)
+                self._guarded(data, mask)
             elif data.role == "call":
                 calls.append((data, mask))
             else:
@@ -193,16 +205,16 @@ class Server:
         for connection, mask in calls:
             self._ready(connection, mask)
 
-    def _next_deadline(self) -> float:
-        now = time.monotonic()
-        due = [now + _LONG_S, self._look_at]
+    def _next_deadline(self, now: float) -> float:
+        due = self._look_at
         if self._strangers:
-            due.append(next(iter(self._strangers)).accepted_at + HANDSHAKE_S)
-        others = (self._accept_at, self._farewell_until, self._dispatcher.next_deadline(now))
-        due.extend(at for at in others if at is not None)
+            due = min(due, next(iter(self._strangers)).accepted_at + HANDSHAKE_S)
+        for at in (self._accept_at, self._farewell_until, self._dispatcher.next_deadline(now)):
+            if at is not None and at < due:
+                due = at
         if self._idle_since is not None:
-            due.append(self._idle_since + self._patience())
-        return min(due)
+            due = min(due, self._idle_since + self._patience())
+        return due
 
     def _guarded(self, function: Callable[..., None], *arguments: object) -> None:
         """Run it; a failure of ours is logged and does not end the server."""
@@ -223,11 +235,10 @@ class Server:
                 accepted, _ = listener.accept()
             except (BlockingIOError, InterruptedError, ConnectionAbortedError):
                 return
-            except OSError as error:
-                if error.errno not in {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM}:
-                    raise
+            except OSError as error:  # EMFILE, mostly
                 self._pause_accepting(error, listener)
                 return
+            self._is_short = False
             self._guarded(self._begin, accepted)
 
     def _begin(self, accepted: socket.socket) -> None:
@@ -248,9 +259,9 @@ class Server:
 
     def _pause_accepting(self, error: OSError, listener: socket.socket) -> None:
         """Out of descriptors: those who wait stay in the backlog; the silent are dropped early."""
-        log.warning(
-            "no descriptors left (%s): nobody is accepted for %s s", error.strerror, ACCEPT_PAUSE_S
-        )
+        if not self._is_short:
+            self._is_short = True
+            log.warning("nobody new is accepted until this is over: %s", error.strerror)
         now = time.monotonic()
         if self._accept_at is None:
             self._selector.unregister(listener)
@@ -266,13 +277,13 @@ class Server:
 
     def _ready(self, connection: Connection, mask: int) -> None:
         """A connection can be read or written."""
-        if connection.is_done() and not connection.unsent:
+        if connection.is_done():
             return
         now = time.monotonic()
         try:
             if mask & selectors.EVENT_WRITE and connection.unsent:
                 connection.flush()
-            if mask & selectors.EVENT_READ and not connection.parting:
+            if mask & selectors.EVENT_READ:
                 for message in connection.receive():
                     self._dispatcher.said(connection, message, now)
                     if connection.role is not None and connection in self._strangers:
@@ -296,11 +307,10 @@ class Server:
             connection = self._attention.pop()
             if connection not in self._connections:
                 continue
-            if connection.broken is not None or (connection.parting and not connection.unsent):
+            if connection.is_done():
                 self._drop(connection, now)
                 continue
-            wanted = 0 if connection.parting else selectors.EVENT_READ
-            wanted |= selectors.EVENT_WRITE if connection.unsent else 0
+            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.unsent else 0)
             if wanted != connection.registered:
                 connection.registered = wanted
                 self._selector.modify(connection.socket, wanted, connection)
@@ -413,10 +423,10 @@ class Server:
         attached = any(connection.role == "errand" for connection in self._connections)
         return not attached or not self._dispatcher.books.slots_held()
 
-    def _close(self) -> None:
-        """Close everything. The journal stays while living processes hold slots."""
+    def _close(self, *, keep_journal: bool) -> None:
+        """Close everything. The journal stays in any case while living processes hold slots."""
         held = self._dispatcher.books.slots_held()
-        if not held and not self._superseded:
+        if not held and not keep_journal and not self._superseded:
             self._journal.remove()
             self._members.clear()
         log.info("left in order; %s", f"{held} slots are held on" if held else "nothing is held")

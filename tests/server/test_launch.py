@@ -15,11 +15,11 @@ from pathlib import Path
 
 import pytest
 
-from mppool.errors import ServerUnavailable
+from mppool.errors import ConfigurationError, ServerUnavailable
 from mppool.ids import own_process
 from mppool.server import launch
 from mppool.server.loop import Server
-from mppool.server.runtime import Address, ManagerPaths, read_address
+from mppool.server.runtime import Address, ManagerPaths, manager_paths, read_address
 from mppool.wire.messages import Done, Leave, Welcome
 from tests.helpers import PATIENCE, ROOT, Fork, is_alive, run_python, wait_until
 from tests.server.clients import Background, Client, Member, in_children, kill_server
@@ -32,6 +32,10 @@ def soon() -> float:
 def process_status(pid: int) -> dict[str, str]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return dict(line.split(":\t", 1) for line in lines if ":\t" in line)
+
+
+def open_files_of(pid: int) -> set[str]:
+    return {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
 
 
 def test_no_server_is_there_at_first(paths: ManagerPaths) -> None:
@@ -99,7 +103,8 @@ def test_the_server_is_nobodys_child(paths: ManagerPaths) -> None:
     ignored = int(status["SigIgn"], 16)
     for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
         assert ignored & 1 << number - 1
-    open_files = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    assert wait_until(lambda: "pipe:" not in " ".join(open_files_of(pid)), "the pipe to be closed")
+    open_files = open_files_of(pid)
     inode = f"socket:[{os.fstat(listener.fileno()).st_ino}]"
     assert inode not in open_files
     expected = ("/dev/null", str(paths.directory), "socket:", "anon_inode:")
@@ -338,3 +343,62 @@ def test_the_next_server_starts_while_the_last_one_is_still_leaving(paths: Manag
         assert isinstance(answer, Welcome) or answer.reason == "leaving"  # type: ignore[union-attr]
         client.close()
         following.close()
+
+
+def test_an_interrupted_start_leaves_no_zombie(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object) -> bytes:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(launch, "_read_answer", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            launch.find_or_start(paths, linger=1.0, deadline=soon())
+    Client(
+        paths, start=True
+    ).close()  # the start lock was given back, and the server goes on starting
+    wait_until(lambda: "mppool-reaper" not in {t.name for t in threading.enumerate()}, "the reaper")
+    with pytest.raises(ChildProcessError):
+        os.waitpid(-1, os.WNOHANG)
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
+def test_a_server_of_another_user_is_not_trusted(runtime_dir: Path) -> None:
+    def as_nobody() -> str:
+        os.seteuid(65534)
+        with pytest.raises(ConfigurationError) as caught:
+            launch.connect(paths)
+        return str(caught.value)
+
+    paths = manager_paths("shop", runtime_dir)
+    with Background(paths) as server:
+        for directory in (paths.runtime_dir, paths.directory, Path(server.address)):
+            directory.chmod(0o777)  # a trap
+        paths.address.chmod(0o644)
+        assert "belongs to user 0" in Fork(as_nobody).result()
+        for directory in (paths.runtime_dir, paths.directory):
+            directory.chmod(0o700)
+
+
+def test_a_client_in_another_pid_namespace_is_told_so(paths: ManagerPaths) -> None:
+    code = f"""
+from mppool.server.runtime import manager_paths
+from tests.server.clients import Client
+answer = Client(manager_paths("shop", {str(paths.runtime_dir)!r})).hello("errand")
+print(answer.reason, answer.text)
+"""
+    with Background(paths):
+        done = subprocess.run(
+            ["unshare", "--pid", "--fork", "--mount-proc", sys.executable, "-c", code],
+            cwd=ROOT,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE,
+            check=False,
+        )
+    if "unshare" in done.stderr:
+        pytest.skip(f"no pid namespace can be made here: {done.stderr.strip()}")
+    assert done.stdout.startswith("namespace you say that you are pid"), done.stderr
+    assert "MPPOOL_RUNTIME_DIR" in done.stdout

@@ -29,8 +29,9 @@ from mppool.ids import GrantNumber, ProcessId, Session, Ticket, own_process
 from mppool.options import PoolOptions
 from mppool.server import journal as journal_module
 from mppool.server import loop
+from mppool.server.loop import Server
 from mppool.server.runtime import ManagerPaths
-from mppool.wire.framing import encode
+from mppool.wire.framing import encode, process_side_reader
 from mppool.wire.messages import (
     PROTOCOL,
     Done,
@@ -126,8 +127,9 @@ def test_another_user_is_refused(paths: ManagerPaths) -> None:
         Path(server.address).chmod(0o777)
         paths.address.chmod(0o644)
         os.seteuid(65534)
-        client = Client(paths)
-        return client.hear()
+        client = socket.socket(socket.AF_UNIX)
+        client.connect(server.address)
+        return process_side_reader().feed(client.recv(65536))[0]
 
     with Background(paths) as server:
         answer = Fork(as_nobody).result()
@@ -667,3 +669,17 @@ def test_numbers_and_sessions_are_never_given_twice(paths: ManagerPaths) -> None
             sessions.add(member.welcome.session)
             member.errand.send(Closed(GrantNumber(grant.number), "discarded"))
             assert member.call.call(Abandoned(Ticket(1))) == Done()
+
+
+def test_ctrl_c_ends_a_server_in_the_foreground(paths: ManagerPaths) -> None:
+    def in_the_foreground() -> list[str]:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        Server(paths, linger=60).serve_forever()
+        return sorted(path.name for path in paths.directory.iterdir())
+
+    child = Fork(in_the_foreground)
+    client = Client(paths)
+    assert isinstance(client.hello("control"), Welcome)
+    os.kill(child.pid, signal.SIGINT)
+    assert child.result() == ["alive.lock", "journal", "members"]
+    assert client.is_closed()
