@@ -131,7 +131,7 @@ class ColdCheckout:
             if entry is None:
                 return None  # the session was lost, and the grant with it
             try:
-                open_resource(entry, answer, self._left())
+                open_resource(entry, answer, self._left() or None)
             except OpenFailedError as error:
                 if face.options.fail_fast or self._left() == 0:
                     raise

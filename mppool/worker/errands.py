@@ -35,6 +35,10 @@ class WakeUp:
     def __init__(self) -> None:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
+    def __del__(self) -> None:
+        # Not earlier: whoever holds this object may be writing, and the number would be somebody else's.
+        os.close(self.fd)
+
     def set(self) -> None:
         """Make the next poll() return at once."""
         try:

@@ -185,8 +185,11 @@ class Face:
             self.observe("use", held)
             self.close(entry, "discarded")
 
-    def put_back_slowly(self, entry: Entry, now: float) -> None:
-        """A lease was released, and there is more to do than an append (see Lease.release)."""
+    def put_back_slowly(self, entry: Entry, now: float, *, suspect: bool = False) -> None:
+        """A lease was released, and there is more to do than an append (see Lease.release).
+
+        suspect: an exception ended its use, so whether it still works is checked before anybody gets it.
+        """
         if entry.holdings.forked:
             return
         if self.watched and not self._take_from_lease(entry):
@@ -199,7 +202,7 @@ class Face:
             self.close(entry, "worn_out")
         elif self.reset is not None and not self._was_reset(entry):
             self.close(entry, "discarded")
-        else:
+        elif not suspect or self.check is None or self.is_healthy(entry):
             entry.released_at = monotonic()
             self.shelve(entry)
 

@@ -66,7 +66,25 @@ class Lease(Generic[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.release()
+        if error is not None and self._face_checks():
+            self._release_suspect()
+        else:
+            self.release()
+
+    def _face_checks(self) -> bool:
+        entry = getattr(self, "_entry", None)
+        return entry is not None and entry.face.check is not None
+
+    def _release_suspect(self) -> None:
+        """An exception ended the use; it may have been the resource that failed."""
+        try:
+            entry = self._entry
+            del self._entry
+        except AttributeError:
+            self._refuse_second()
+            return
+        self._over = True
+        entry.face.put_back_slowly(entry, monotonic(), suspect=True)
 
     def release(self) -> None:
         """Give the resource back. A second release is refused, harmless, counted and logged."""

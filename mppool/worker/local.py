@@ -177,10 +177,12 @@ class LocalLink:
         wake_up = self._wake_up
         poller = select.poll()
         poller.register(wake_up.fd, select.POLLIN)
+        books = self._books
         while True:
             with self._lock:
-                assert self._books is not None
-                at = self._books.next_deadline(monotonic())
+                if self._books is not books or books is None:
+                    return  # stopped; what comes next has a thread of its own
+                at = books.next_deadline(monotonic())
             now = monotonic()
             left = self._member.housekeeper.seconds_left(now)
             limits = [
@@ -191,5 +193,14 @@ class LocalLink:
             self._member.collect_leaked()
             self._member.housekeeper.run(monotonic())
             with self._lock:
-                self._take_in(self._books.tick(monotonic()), None)
+                if self._books is books:
+                    self._take_in(books.tick(monotonic()), None)
             self._deliver()
+
+    def stop(self) -> None:
+        """End the thread, if nothing is held. The next use starts afresh."""
+        with self._lock:
+            if self._member.holdings.table:
+                return
+            self._books = None
+        self.wake()

@@ -295,8 +295,7 @@ class Member:
         face = self.faces[pool]
         if not any(face.shelves.values()):
             entry = ColdCheckout(face, face.default_key, 0.0).run()
-            now = monotonic()
-            face.put_back(entry, now, now)
+            face.put_back_slowly(entry, monotonic())
 
     def close_idle(self) -> None:
         """Close what lies idle, in this thread: the process is about to leave."""
