@@ -1,0 +1,199 @@
+"""When opening fails: back-off together, one probe, one success ends it."""
+
+from __future__ import annotations
+
+import pytest
+
+from mppool.core.decisions import Grant, Queued, Refuse
+from mppool.core.events import Closed, Declined, Opened, OpenFailed, Reset
+from mppool.ids import GrantNumber
+from tests.core.desk import Desk, P, Q, held
+from tests.core.model.parts import POOL
+
+
+def fail(desk: Desk, process: object = P, key: str = "k") -> GrantNumber:
+    number = desk.granted(process, key)  # type: ignore[arg-type]
+    desk.say(process, OpenFailed(number, "no route"))  # type: ignore[arg-type]
+    return number
+
+
+def breaker(desk: Desk, key: str = "k") -> object:
+    return desk.pool.breakers[key]
+
+
+def test_with_nothing_working_the_first_failure_opens_the_breaker() -> None:
+    desk = Desk(P, Q)
+    fail(desk)
+    refused = desk.ask(Q)
+    assert isinstance(refused, Refuse)
+    assert (refused.reason, refused.text) == ("open_failed", "no route")
+    assert desk.pool.snapshot()["breaker"] == "open"
+
+
+def test_with_something_working_only_the_third_in_a_row_does() -> None:
+    desk = Desk(P)
+    desk.opened(P)
+    fail(desk)
+    fail(desk)
+    assert desk.pool.snapshot()["breaker"] == "closed"
+    fail(desk)
+    assert desk.pool.snapshot()["breaker"] == "open"
+
+
+def test_a_success_between_failures_starts_the_count_anew() -> None:
+    desk = Desk(P)
+    desk.opened(P)
+    fail(desk)
+    fail(desk)
+    desk.opened(P)
+    fail(desk)
+    fail(desk)
+    assert desk.pool.snapshot()["breaker"] == "closed"
+
+
+@pytest.mark.parametrize(("jitter", "part"), [(0.0, 1.0), (0.5, 0.75), (0.999999, 0.5)])
+def test_the_back_off_doubles_from_a_tenth_to_ten_seconds_less_jitter(
+    jitter: float, part: float
+) -> None:
+    desk = Desk(P, jitter=jitter)
+    fail(desk)
+    for pause in (0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 10.0, 10.0):
+        desk.wait(pause * part - 0.001)
+        assert isinstance(desk.ask(P), Refuse)
+        desk.wait(0.002)
+        fail(desk)
+
+
+def test_when_the_back_off_is_over_exactly_one_may_try() -> None:
+    desk = Desk(P, Q)
+    fail(desk)
+    desk.wait(0.1)
+    probe = desk.granted(P)
+    assert desk.pool.snapshot()["breaker"] == "probing"
+    assert isinstance(desk.ask(Q), Refuse)
+    desk.say(P, Opened(probe, 0.1))
+    assert isinstance(desk.ask(Q), Grant)
+    assert desk.pool.snapshot()["breaker"] == "closed"
+
+
+def test_one_success_forgets_the_back_off() -> None:
+    desk = Desk(P)
+    fail(desk)
+    desk.wait(0.1)
+    fail(desk)
+    desk.wait(0.2)
+    number = desk.opened(P)
+    desk.say(P, Closed(number, "discarded"))
+    fail(desk)
+    desk.wait(0.1)
+    assert isinstance(desk.ask(P), Grant)
+
+
+def test_openings_that_were_granted_together_and_fail_together_are_one_step() -> None:
+    desk = Desk(P, max_size=None)
+    numbers = [desk.granted(P) for _ in range(8)]
+    for number in numbers:
+        desk.say(P, OpenFailed(number, "no route"))
+    desk.wait(0.1)
+    assert isinstance(desk.ask(P), Grant)
+
+
+def test_a_late_failure_from_before_the_last_step_says_nothing_new() -> None:
+    desk = Desk(P, max_size=None)
+    first, late = desk.granted(P), desk.granted(P)
+    desk.say(P, OpenFailed(first, "no route"))
+    desk.wait(0.05)
+    desk.say(P, OpenFailed(late, "no route either"))
+    desk.wait(0.051)
+    assert isinstance(desk.ask(P), Grant)
+
+
+def test_a_failure_that_says_nothing_about_the_database_is_not_counted() -> None:
+    desk = Desk(P)
+    desk.say(P, OpenFailed(desk.granted(P), "KeyboardInterrupt", counted=False))
+    assert isinstance(desk.ask(P), Grant)
+    assert desk.pool.counters["open_failed"] == 0
+
+
+@pytest.mark.parametrize("end", [Declined, lambda n: OpenFailed(n, "interrupted", counted=False)])
+def test_a_probe_without_a_result_lets_the_next_one_try_at_once(end: object) -> None:
+    desk = Desk(P, Q)
+    fail(desk)
+    desk.wait(0.1)
+    probe = desk.granted(P)
+    desk.say(P, end(probe))  # type: ignore[operator]
+    assert isinstance(desk.ask(Q), Grant)
+
+
+def test_a_probe_that_dies_with_its_process_lets_the_next_one_try() -> None:
+    desk = Desk(P, Q)
+    fail(desk)
+    desk.wait(0.1)
+    desk.granted(P)
+    desk.dies(P)
+    assert isinstance(desk.ask(Q), Grant)
+
+
+def test_a_probe_whose_success_only_an_inventory_tells_closes_the_breaker() -> None:
+    desk = Desk(P, Q)
+    fail(desk)
+    desk.wait(0.1)
+    probe = desk.granted(P)
+    desk.attach(P, [held(probe, "open")])
+    assert desk.pool.snapshot()["breaker"] == "closed"
+    assert isinstance(desk.ask(Q), Grant)
+
+
+def test_one_identity_that_fails_blocks_no_other() -> None:
+    desk = Desk(P)
+    fail(desk, P, "alice")
+    assert isinstance(desk.ask(P, "alice"), Refuse)
+    assert isinstance(desk.ask(P, "bob"), Grant)
+
+
+def test_fail_fast_refuses_those_who_wait() -> None:
+    desk = Desk(P, Q, max_size=1)
+    number = desk.granted(P)
+    ticket = desk.queue(Q)
+    other = desk.queue(Q, "other")
+    desk.say(P, OpenFailed(number, "no route"))
+    assert [r.ticket for r in desk.hears(Q, Refuse)] == [ticket]
+    assert desk.size() == 1  # the other identity is served
+    assert other
+
+
+def test_fail_fast_lets_those_wait_who_need_no_new_resource() -> None:
+    desk = Desk(P, Q, max_size=2)
+    desk.opened(P)
+    for _ in range(3):
+        fail(desk)
+    desk.opened(P, "other")
+    assert isinstance(desk.ask(Q), Queued)
+
+
+def test_without_fail_fast_everybody_waits_and_is_served_when_it_works_again() -> None:
+    desk = Desk(P, Q, fail_fast=False)
+    fail(desk)
+    first = desk.queue(P)
+    second = desk.queue(Q)
+    desk.wait(0.1)
+    (probe,) = desk.hears(P, Grant)
+    assert probe.ticket == first
+    assert not desk.hears(Q, Grant)
+    desk.say(P, Opened(probe.number, 0.1))
+    assert [g.ticket for g in desk.hears(Q, Grant)] == [second]
+
+
+def test_without_fail_fast_a_waiter_keeps_to_its_timeout() -> None:
+    desk = Desk(P, fail_fast=False)
+    fail(desk)
+    desk.queue(P, timeout=0.05)
+    desk.wait(0.06)
+    assert [r.reason for r in desk.hears(P, Refuse)] == ["timeout"]
+
+
+def test_a_reset_forgets_the_back_off() -> None:
+    desk = Desk(P)
+    fail(desk)
+    desk.command(Reset(POOL))
+    assert isinstance(desk.ask(P), Grant)

@@ -1,0 +1,130 @@
+"""Reset, drain, close, resize; declarations, and which of them wins."""
+
+from __future__ import annotations
+
+import pytest
+
+from mppool.core.decisions import Close, Draining, Grant, Keep, Notice, PoolChanged, RecordPool
+from mppool.core.events import Closed, ClosePool, Declare, Drain, Opened, Reset, Resize
+from mppool.options import PoolOptions
+from tests.core.desk import Desk, P, Q, R, declared
+from tests.core.model.parts import POOL
+
+
+def test_a_reset_is_journalled_and_told_to_everybody() -> None:
+    desk = Desk(P, Q, max_size=2)
+    desk.forget()
+    desk.command(Reset(POOL))
+    for process in (P, Q):
+        assert [c.generation for c in desk.hears(process, PoolChanged)] == [1]
+    assert desk.journal == [RecordPool(POOL, 2, 0, 1, False)]
+
+
+def test_what_was_granted_before_a_reset_is_retired_when_it_comes_back() -> None:
+    desk = Desk(P, max_size=3)
+    before, opening = desk.opened(P), desk.granted(P)
+    desk.command(Reset(POOL))
+    desk.say(P, Opened(opening, 0.1))
+    after = desk.opened(P)
+    assert desk.brings_back(P, before) == Close(before, "retired")
+    assert desk.brings_back(P, opening) == Close(opening, "retired")
+    assert desk.brings_back(P, after) == Keep(after)
+
+
+def test_a_drain_says_how_much_is_left() -> None:
+    desk = Desk(P, max_size=2)
+    number = desk.opened(P)
+    desk.granted(P)
+    assert Draining(POOL, 1, 2) in desk.command(Drain(POOL, None))
+    desk.say(P, Closed(number, "drained"))
+    assert desk.command(Drain(POOL, 1)) == [Draining(POOL, 1, 1)]
+    assert desk.command(Drain(POOL, 1), R) == [Draining(POOL, 1, 1)]
+
+
+def test_a_closed_pool_retires_what_comes_back_and_stays_closed() -> None:
+    desk = Desk(P, max_size=2)
+    number = desk.opened(P)
+    desk.forget()
+    desk.command(ClosePool(POOL))
+    assert [c.closed for c in desk.hears(P, PoolChanged)] == [True]
+    assert desk.journal == [RecordPool(POOL, 2, 0, 0, True)]
+    assert desk.brings_back(P, number) == Close(number, "retired")
+    desk.say(P, Closed(number, "retired"))
+    desk.command(Resize(POOL, 5, True, None))
+    assert desk.ask(P).reason == "closed"
+
+
+def test_a_resize_is_journalled() -> None:
+    desk = Desk(P, max_size=2)
+    desk.forget()
+    desk.command(Resize(POOL, 5, True, 3))
+    desk.command(Resize(POOL, None, False, 1))
+    desk.command(Resize(POOL, None, True, None))
+    assert desk.journal[-3:][0] == RecordPool(POOL, 5, 3, 0, False)
+    bounds = [(d.max_size, d.min_size) for d in desk.journal if isinstance(d, RecordPool)]
+    assert bounds == [(5, 3), (5, 1), (None, 1)]
+
+
+def test_after_a_resize_down_nothing_new_is_granted_until_it_fits() -> None:
+    desk = Desk(P, Q, max_size=3)
+    numbers = [desk.opened(P) for _ in range(3)]
+    desk.command(Resize(POOL, 2, True, None))
+    desk.queue(Q)
+    desk.say(P, Closed(numbers[0], "discarded"))
+    assert not desk.hears(Q, Grant)
+    desk.say(P, Closed(numbers[1], "discarded"))
+    assert len(desk.hears(Q, Grant)) == 1
+    assert desk.size() == 2
+
+
+def test_a_command_about_a_pool_that_nobody_declared() -> None:
+    desk = Desk(P)
+    with pytest.raises(KeyError):
+        desk.books.command(P, Reset("nowhere"), desk.clock())
+
+
+# --- declarations --------------------------------------------------------------------------------------------------
+
+
+def test_the_newest_declaration_wins_with_one_warning_that_names_both() -> None:
+    desk = Desk(P, max_size=2)
+    desk.forget()
+    desk.clock.advance(10.0)
+    desk.attach(Q, options=PoolOptions(max_size=5), age=1.0)
+    (notice,) = desk.hears(Q, Notice)
+    assert "max_size=2" in notice.text
+    assert "5" in notice.text
+    assert desk.pool.max_size == 5
+    assert not desk.hears(P, Notice)
+
+
+def test_an_older_declaration_changes_nothing() -> None:
+    desk = Desk(P, max_size=2)
+    desk.attach(Q, options=PoolOptions(max_size=5), age=100.0)
+    assert desk.pool.max_size == 2
+    assert not desk.hears(Q, Notice)
+
+
+def test_the_newest_wins_in_whatever_order_they_are_heard() -> None:
+    new, old = PoolOptions(max_size=2), PoolOptions(max_size=5)
+    desk = Desk(max_size=2)
+    desk.clock.advance(100.0)
+    desk.attach(P, options=new, age=90.0)
+    desk.attach(Q, options=new, age=10.0)  # the same options once more, and newer
+    desk.attach(R, options=old, age=50.0)
+    assert desk.pool.max_size == 2
+
+
+def test_a_pool_may_be_declared_after_attaching() -> None:
+    desk = Desk(P)
+    desk.say(P, Declare(declared(PoolOptions(max_size=1), pool="second")))
+    assert desk.books.pools["second"].max_size == 1
+
+
+def test_an_attach_tells_the_state_of_every_pool() -> None:
+    desk = Desk(P)
+    desk.command(Reset(POOL))
+    desk.command(ClosePool(POOL))
+    desk.attach(Q)
+    (changed,) = desk.hears(Q, PoolChanged)
+    assert (changed.generation, changed.closed) == (1, True)
