@@ -53,8 +53,7 @@ def running_manager(name: str, runtime_dir: str | None) -> PoolManager:
         names = [one.name for one in managers_in(directory)]
         if name in names:
             raise CommandFailed(
-                f"manager {name!r}: no server runs in {directory}: nobody uses the manager now; the next "
-                "checkout starts one",
+                f"manager {name!r}: no server runs in {directory}; the next checkout starts one",
                 NOT_FOUND,
             )
         known = f"there are: {', '.join(names)}" if names else "there are none"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 import sys
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -10,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Sequence
+
+_NUMBER = re.compile(r"-|\d[\d.]*( \w+)?")
 
 
 @dataclass
@@ -25,9 +28,8 @@ class Table:
         self.rows.append([str(cell) for cell in cells])
 
     def numeric(self, column: int) -> bool:
-        """Whether a column stands on the right: all its texts begin like numbers, or say nothing."""
-        cells = [row[column] for row in self.rows]
-        return bool(cells) and all(not cell.strip("-") or cell[0].isdigit() for cell in cells)
+        """Whether a column stands on the right: all its texts are numbers, perhaps with a unit, or dashes."""
+        return all(_NUMBER.fullmatch(row[column]) for row in self.rows)
 
 
 def is_rich(plain: bool) -> bool:

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mppool.cli.demo.result import Result
     from mppool.cli.demo.screen import Screen
     from mppool.cli.demo.web_server import WebServer
-    from mppool.cli.demo.witness import Testimony, Witness
+    from mppool.cli.demo.witness import Seen, Witness
     from mppool.manager import PoolManager
 
 _PATIENCE_S = 15.0
@@ -43,7 +43,7 @@ def kill_worker(
 ) -> Death | None:
     """SIGKILL for the worker that has the most connections open."""
     workers = web.workers()
-    held = witness.testimony().by_pid
+    held = witness.seen().by_pid
     victim = max(workers, key=lambda pid: held.get(pid, 0))
     result.killed_held = held.get(victim, 0)
     screen.tell(f"SIGKILL for worker {victim}, which has {result.killed_held} connections open")
@@ -57,9 +57,7 @@ def kill_worker(
         screen.tell(f"its slots are free after {duration(result.free_after_s)}")
     until = time.monotonic() + _REUSE_PATIENCE_S
     while result.reused_after_s is None and time.monotonic() < until:
-        result.reused_after_s = _reused_after(
-            witness.testimony(), victim, killed_at, result.killed_held
-        )
+        result.reused_after_s = _reused_after(witness.seen(), victim, killed_at, result.killed_held)
         time.sleep(_POLL_S)
     return Death(killed_at, gone_at)
 
@@ -69,7 +67,7 @@ def _has_no_slots(manager: PoolManager, pid: int, result: Result) -> bool:
     return pool is not None and all(one["pid"] != pid for one in pool["resources"])
 
 
-def _reused_after(seen: Testimony, dead: int, killed_at: float, held: int) -> float | None:
+def _reused_after(seen: Seen, dead: int, killed_at: float, held: int) -> float | None:
     """When the other processes had opened as many more connections as the dead one had had."""
     events = [(at, 1) for at, pid in seen.opened if pid != dead and at >= killed_at]
     events += [(at, -1) for at, pid in seen.ended if pid != dead and at >= killed_at]

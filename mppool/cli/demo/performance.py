@@ -104,7 +104,7 @@ class Performance:
         self._load.stop()
         self._count()
         self._result.capacity = self._take_everything()
-        self._result.witness = self._witness.testimony()
+        self._result.witness = self._witness.seen()
 
     # --- before --------------------------------------------------------------------------------------------
 
@@ -212,7 +212,7 @@ class Performance:
                 rate=self._load.rate(),
                 answered=self._load.answered,
                 failures=len(failures),
-                open_now=self._witness.testimony().now,
+                open_now=self._witness.seen().now,
                 cap=self._options.cap,
                 pool=acts.pool_figures(self._stage.manager, self._result),
                 workers={pid: by_worker[pid] for pid in self._web.workers()},

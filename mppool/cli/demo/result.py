@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
     from mppool.cli.demo.load import Failure
     from mppool.cli.demo.observers import Observer
-    from mppool.cli.demo.witness import Testimony
+    from mppool.cli.demo.witness import Seen
 
 _SHOWN_FAILURES = 5
 
@@ -28,7 +28,7 @@ class Result:
     longest_s: float = 0.0
     failures: Sequence[Failure] = ()
     inside_killed: Sequence[Failure] = ()
-    witness: Testimony | None = None
+    witness: Seen | None = None
     observers: list[Observer] = field(default_factory=list)
     killed_held: int = 0
     free_after_s: float | None = None

@@ -69,7 +69,7 @@ class Session:
         self._socket.close()
 
 
-class Testimony(msgspec.Struct, frozen=True):
+class Seen(msgspec.Struct, frozen=True):
     """What the witness has seen. Times are those of the monotonic clock, which all processes share.
 
     now, by_pid: sessions at this moment, and whose they are. peak: most at one time. total: ever opened.
@@ -104,11 +104,11 @@ class Witness:
             self.stop()
             raise ConnectionError("the witness did not start")
 
-    def testimony(self) -> Testimony:
+    def seen(self) -> Seen:
         """What it has seen until now."""
         with _connect(self.address) as connection:
             connection.send(_ASK)
-            return msgspec.json.decode(connection.recv(_LONGEST), type=Testimony)
+            return msgspec.json.decode(connection.recv(_LONGEST), type=Seen)
 
     def stop(self) -> None:
         """End it, and wait until it has ended."""
@@ -153,13 +153,11 @@ class _Book:
         _, pid = self.sessions.pop(descriptor)
         self.ended.append((time.monotonic(), pid))
 
-    def testimony(self) -> bytes:
+    def seen(self) -> bytes:
         self.drop_ended()
         by_pid = Counter(pid for _, pid in self.sessions.values())
         return msgspec.json.encode(
-            Testimony(
-                len(self.sessions), self.peak, self.total, by_pid, [*self.opened], [*self.ended]
-            )
+            Seen(len(self.sessions), self.peak, self.total, by_pid, [*self.opened], [*self.ended])
         )
 
 
@@ -197,7 +195,7 @@ def _hear(connection: socket.socket, book: _Book) -> bool:
             book.open(connection, _UCRED.unpack(credentials)[0])
             connection.send(_SEEN)
         elif message == _ASK:
-            connection.send(book.testimony())
+            connection.send(book.seen())
     except OSError:
         message = b""  # its process died in this very moment
     if not message and connection.fileno() in book.sessions:

@@ -1,0 +1,195 @@
+"""The commands against a real server, run as users run them."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from mppool import PoolManager
+from mppool.cli.output import Table, as_text
+from mppool.worker.pool import Pool
+from tests.helpers import is_alive, wait_until
+
+
+class Thing:
+    def close(self) -> None:
+        pass
+
+
+@pytest.fixture
+def manager(runtime_dir: Path) -> Iterator[PoolManager]:
+    manager = PoolManager("shop", runtime_dir=runtime_dir)
+    yield manager
+    manager.shutdown()
+
+
+@pytest.fixture
+def orders(manager: PoolManager) -> Pool[Thing]:
+    pool = manager.pool("orders", Thing, max_size=3)
+    with pool.checkout(timeout=20):
+        pass
+    return pool
+
+
+def mppool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "mppool.cli", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=40,
+        check=False,
+    )
+
+
+def test_list_names_managers_that_run_and_such_as_do_not(
+    manager: PoolManager, orders: Pool[Thing], runtime_dir: Path
+) -> None:
+    done = mppool("list", "--runtime-dir", runtime_dir)
+    assert done.returncode == 0
+    assert re.search(rf"shop +{manager.server_pid} .* 1 +orders", done.stdout)
+    manager.shutdown()
+    done = mppool("list")  # by $MPPOOL_RUNTIME_DIR
+    assert done.returncode == 0
+    assert re.search(r"shop +not running", done.stdout)
+
+
+def test_looking_starts_no_server_and_makes_no_directory(runtime_dir: Path) -> None:
+    place = runtime_dir / "none"
+    assert mppool("list", "--runtime-dir", place).returncode == 0
+    assert mppool("doctor", "--runtime-dir", place).returncode == 0
+    for command in (
+        ["stats", "shop"],
+        ["top", "shop"],
+        ["drain", "shop", "p"],
+        ["shutdown", "shop"],
+    ):
+        done = mppool(*command, "--runtime-dir", place)
+        assert done.returncode == 3
+        assert "there is no manager 'shop'" in done.stderr
+        assert "Traceback" not in done.stderr
+    assert not place.exists()
+
+
+def test_stats_as_tables_and_as_json(orders: Pool[Thing]) -> None:
+    with orders.checkout():
+        done = mppool("stats", "shop", "--json")
+        assert done.returncode == 0
+        pool = json.loads(done.stdout)["pools"]["orders"]
+        assert (pool["max_size"], pool["in_use"], pool["idle"]) == (3, 1, 0)
+        plain = mppool("stats", "shop")
+    assert plain.returncode == 0
+    assert re.search(r"orders +3 +1 +1 +0", plain.stdout)
+    assert str(os.getpid()) in plain.stdout
+
+
+def test_top_shows_one_table_after_another_and_ends_with_ctrl_c(orders: Pool[Thing]) -> None:
+    done = mppool("top", "shop", "--count", "2", "--interval", "0.05")
+    assert done.returncode == 0
+    assert done.stdout.count("manager shop") == 2
+    command = [sys.executable, "-m", "mppool.cli", "top", "shop", "--interval", "0.05"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as top:
+        assert top.stdout is not None
+        assert top.stderr is not None
+        assert top.stdout.readline()
+        top.send_signal(signal.SIGINT)
+        top.stdout.read()
+        assert top.stderr.read() == b""
+        assert top.wait(20) == 0
+
+
+def test_drain_closes_idle_resources_and_tells_what_is_out(orders: Pool[Thing]) -> None:
+    lease = orders.checkout()
+    done = mppool("drain", "shop", "orders", "--timeout", "0.1")
+    assert (done.returncode, "1 still out" in done.stdout) == (1, True)
+    lease.release()
+    done = mppool("drain", "shop", "orders", "--timeout", "20")
+    assert (done.returncode, done.stderr) == (0, "")
+    wait_until(lambda: orders.stats()["size"] == 0, "an empty pool")
+
+
+def test_an_unknown_pool_is_named_beside_those_that_there_are(orders: Pool[Thing]) -> None:
+    done = mppool("drain", "shop", "order")
+    assert done.returncode == 3
+    assert "no pool 'order'; there are: orders" in done.stderr
+
+
+def test_shutdown_ends_the_server(manager: PoolManager, orders: Pool[Thing]) -> None:
+    pid = manager.server_pid
+    assert pid is not None
+    assert mppool("shutdown", "shop").returncode == 0
+    wait_until(lambda: not is_alive(pid), "the end of the server")
+    assert mppool("shutdown", "shop").returncode == 3
+
+
+def test_doctor_finds_nothing_wrong_beside_a_server(orders: Pool[Thing]) -> None:
+    done = mppool("doctor")
+    assert (done.returncode, "no fault found" in done.stdout) == (0, True)
+    assert "serves 1 processes and 1 pools" in done.stdout
+
+
+def test_doctor_finds_a_directory_that_others_can_enter(runtime_dir: Path) -> None:
+    runtime_dir.chmod(0o755)
+    done = mppool("doctor")
+    assert done.returncode == 1
+    assert "chmod 700" in done.stdout
+
+
+def test_doctor_finds_a_server_that_was_killed(manager: PoolManager, orders: Pool[Thing]) -> None:
+    pid = manager.server_pid
+    assert pid is not None
+    orders.close()
+    os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(pid), "the end of the server")
+    done = mppool("doctor")
+    assert done.returncode == 0
+    assert f"server {pid} died" in done.stdout or "serves" in done.stdout
+
+
+def test_doctor_finds_a_server_that_does_not_answer(
+    manager: PoolManager, orders: Pool[Thing]
+) -> None:
+    pid = manager.server_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        started = time.monotonic()
+        done = mppool("doctor")
+        assert time.monotonic() - started < 30
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert done.returncode == 1
+    assert f"server {pid} does not answer" in done.stdout
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["nonsense"], ["stats"], ["stats", "a/b"], ["top", "x", "--interval", "0"], ["demo", "--cap", "0"]],
+)  # fmt: skip
+def test_what_cannot_be_understood(runtime_dir: Path, arguments: list[str]) -> None:
+    done = mppool(*arguments)
+    assert done.returncode == 2
+    assert done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_a_reader_that_has_seen_enough_is_no_error(orders: Pool[Thing]) -> None:
+    command = f"{sys.executable} -m mppool.cli stats shop --json | head -c 1"
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=40)
+    assert done.stdout == "{"
+    assert done.stderr == ""
+
+
+def test_columns_of_numbers_stand_on_the_right() -> None:
+    table = Table("title", ("name", "n"))
+    table.add("a", 1)
+    table.add("b", 100)
+    assert as_text(table) == "title\n  name    n\n  a       1\n  b     100"
