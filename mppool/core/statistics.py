@@ -46,6 +46,7 @@ WORKER_COUNTERS = (
     "checkouts",
     "timeouts",
     "double_releases",
+    "recovered",
     "checks",
     "check_errors",
     "hook_errors",

@@ -21,7 +21,7 @@ class AsyncLease(Lease[T]):
     def __init__(self, lease: Lease[T]) -> None:
         entry = lease._entry
         del lease._entry
-        super().__init__(entry, lease._name)
+        super().__init__(entry, lease._face)
 
     async def __aenter__(self) -> T:
         return self.resource

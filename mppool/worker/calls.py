@@ -7,12 +7,13 @@ ever read by the wrong call.
 from __future__ import annotations
 
 import socket
+from collections import deque
 from time import monotonic
 from typing import Any
 
 from mppool.core.events import Event
 from mppool.errors import ProtocolError
-from mppool.ids import Session
+from mppool.ids import Session, Ticket
 from mppool.wire.framing import FrameReader, encode, process_side_reader
 from mppool.wire.messages import Hello, Message, Rejected, Welcome
 
@@ -24,14 +25,43 @@ class SessionLost(Exception):
 
 
 class Connection:
-    """A connection of one thread at a time. Not shared: whoever took it owns it until he gives it back."""
+    """A connection of one thread at a time. Not shared: whoever took it owns it until he gives it back.
 
-    __slots__ = ("_reader", "session", "sock")
+    ticket: of the last checkout that was made here. Its answer may have been Queued, and its thread may
+        still wait; but the server cancels it when this connection ends, whoever was using it by then.
+        So that thread must ask again: see `orphans`.
+    orphans: where the ticket is left when the connection ends, also when its owner was interrupted and
+        forgot it (a finalizer may only append to a deque).
+    """
 
-    def __init__(self, sock: socket.socket, session: Session) -> None:
+    __slots__ = ("__weakref__", "_orphans", "_reader", "session", "sock", "ticket")
+
+    def __init__(
+        self, sock: socket.socket, session: Session, orphans: deque[Ticket] | None = None
+    ) -> None:
+        self.ticket: Ticket | None = None
+        self._orphans = orphans
         self.sock = sock
         self.session = session
         self._reader: FrameReader[Any] = process_side_reader()
+
+    def close(self) -> None:
+        """End it for good: a forked child may hold a copy of the descriptor, so it is shut down first."""
+        try:
+            self.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            pass  # the server was faster
+        self.sock.close()
+        self._leave_ticket()
+
+    def __del__(self) -> None:
+        if self.sock.fileno() >= 0:
+            self.close()
+
+    def _leave_ticket(self) -> None:
+        if self.ticket is not None and self._orphans is not None:
+            self._orphans.append(self.ticket)
+        self.ticket = None
 
     def exchange(self, message: Event | Message, deadline: float | None) -> Any:
         """Send a message and return the next one that comes.
@@ -43,13 +73,13 @@ class Connection:
             self.send(message, deadline)
             return self.receive(deadline)
         except TimeoutError:
-            self.sock.close()
+            self.close()
             raise
         except OSError as error:
-            self.sock.close()
+            self.close()
             raise SessionLost(str(error)) from error
         except BaseException:
-            self.sock.close()
+            self.close()
             raise
 
     def send(self, message: Event | Message, deadline: float | None) -> None:
@@ -87,7 +117,7 @@ def introduce(connection: Connection, hello: Hello, deadline: float | None) -> W
     answer = connection.exchange(hello, deadline)
     if isinstance(answer, Welcome):
         return answer
-    connection.sock.close()
+    connection.close()
     if isinstance(answer, Rejected) and answer.reason in ("session", "leaving"):
         raise SessionLost(answer.text)
     text = answer.text if isinstance(answer, Rejected) else f"it answered {type(answer).__name__}"

@@ -1,4 +1,4 @@
-"""Hooks that may take long, or hang, are kept away from the errand thread."""
+"""Hooks that may take long, or hang, are kept away from the errand thread, and from each other."""
 
 from __future__ import annotations
 
@@ -7,45 +7,70 @@ import threading
 from collections import deque
 from collections.abc import Callable
 
+from mppool.worker.audit import release_own
+
 log = logging.getLogger("mppool")
 
 IDLE_S = 0.5
-"""The thread ends after so long without anything to do."""
+"""A thread ends after so long without anything to do."""
+
+MOST_THREADS = 64
+"""So many chores may hang before others have to wait for them."""
 
 
 class Chores:
-    """A queue, and a thread that exists while there is something in it.
+    """A queue, and threads that exist while there is something in it.
 
-    _lock: guards `_queue` together with `_running`; never held while a chore runs.
+    A chore never waits behind another one: a close that hangs must not keep the other slots. So there are
+    as many threads as chores at one time, and mostly none.
+
+    _lock: guards `_queue` together with the counts of threads; never held while a chore runs.
     """
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._lock = threading.Condition(threading.Lock())
+        self._lock = threading.Condition()
         self._queue: deque[Callable[[], None]] = deque()
-        self._running = False
+        self._threads = 0
+        self._idle = 0
 
     def add(self, chore: Callable[[], None]) -> None:
         """Have `chore` done soon, in another thread. Its exceptions are logged."""
         with self._lock:
             self._queue.append(chore)
-            if self._running:
+            if self._idle >= len(self._queue) or self._threads >= MOST_THREADS:
                 self._lock.notify()
                 return
-            self._running = True
-        thread = threading.Thread(target=self._run, name=f"mppool-chores-{self._name}", daemon=True)
-        thread.start()
+            self._threads += 1
+        try:
+            threading.Thread(
+                target=self._run, name=f"mppool-chores-{self._name}", daemon=True
+            ).start()
+        except RuntimeError:  # no more threads can be had now: whoever adds next tries again
+            with self._lock:
+                self._threads -= 1
+            log.warning("manager %r: no thread can be started for a chore", self._name)
+
+    def interrupted(self) -> None:
+        """The calling thread was interrupted somewhere in here, and has left."""
+        release_own(self._lock)
 
     def _run(self) -> None:
-        while True:
-            with self._lock:
-                if not self._queue:
-                    self._lock.wait(IDLE_S)
-                if not self._queue:
-                    self._running = False
-                    return
-                chore = self._queue.popleft()
+        while (chore := self._next()) is not None:
             try:
                 chore()
             except Exception:
                 log.exception("a chore of manager %r failed", self._name)
+            del chore  # it may be the last to refer to a resource
+
+    def _next(self) -> Callable[[], None] | None:
+        """The next chore; None: there is none, and this thread is not counted any more."""
+        with self._lock:
+            if not self._queue:
+                self._idle += 1
+                self._lock.wait_for(lambda: bool(self._queue), IDLE_S)
+                self._idle -= 1
+            if self._queue:
+                return self._queue.popleft()
+            self._threads -= 1
+            return None

@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mppool.core.decisions import Grant, Queued, Refuse
-from mppool.core.events import Abandoned, Checkout, Opened, OpenFailed
+from mppool.core.events import Abandoned, Checkout, Opened
 from mppool.errors import (
     CheckoutTimeout,
     ForkedLease,
@@ -21,6 +21,7 @@ from mppool.errors import (
     OpenFailed as OpenFailedError,
 )
 from mppool.recipe import Opening
+from mppool.worker.audit import give_up_opening
 from mppool.worker.calls import SessionLost
 from mppool.worker.entry import NEVER, Entry
 from mppool.worker.face import Face, identity_of
@@ -57,12 +58,21 @@ class ColdCheckout:
         # Asking is not waiting: the books may take a moment to answer, also with a timeout of 0.
         self._ask_until = None if timeout is None else self._started + max(timeout, ASK_GRACE_S)
         self._last_error: OpenFailedError | None = None
+        self._waiter: LocalWaiter | None = None
+        self._holdings = face.holdings
 
     def run(self) -> Entry:
         """A resource that is ready for the caller.
 
         Raises CheckoutTimeout, TooManyWaiting, OpenFailed, PoolClosed or ServerUnavailable.
         """
+        try:
+            return self._run()
+        except BaseException:
+            self._stop_waiting(None)  # again: an interrupt may have struck within the first time
+            raise
+
+    def _run(self) -> Entry:
         while True:
             entry = self._from_shelf() or self._from_books()
             if entry is None:
@@ -83,19 +93,26 @@ class ColdCheckout:
         face = self._face
         if face.closed:
             raise PoolClosed(f"pool {face.name!r} is closed; it hands out nothing any more")
-        holdings = face.holdings
-        waiter = LocalWaiter(self._member.next_ticket(), self._key)
-        face.enqueue(waiter)
+        self._holdings = face.holdings
+        self._waiter = waiter = LocalWaiter(self._member.next_ticket(), self._key)
         answer = None
         try:
+            face.enqueue(waiter)
             answer = self._ask(waiter)
         finally:
-            # Whatever ended the wait: nobody gives to this waiter any more, and what came first is kept.
-            given = waiter.withdraw()
-            face.dequeue(waiter)
-            if given is not None and given is not answer:
-                self._hand_on(given, holdings)
-        return self._use(answer, holdings)
+            self._stop_waiting(answer)
+        return self._use(answer, self._holdings)
+
+    def _stop_waiting(self, answer: Any) -> None:
+        """Nobody gives to our waiter any more, and what came before is kept. Any number of times."""
+        waiter = self._waiter
+        if waiter is None:
+            return
+        given = waiter.withdraw()
+        if given is not None and given is not answer:
+            self._hand_on(given, self._holdings)
+        self._face.dequeue(waiter)
+        self._waiter = None
 
     def _ask(self, waiter: LocalWaiter) -> Any:
         """Entry, Grant, Refuse or Retry."""
@@ -111,6 +128,7 @@ class ColdCheckout:
             return Refuse(waiter.ticket, "timeout", "the server did not answer in time")
         if not isinstance(answer, Queued):
             return answer
+        self._member.audit.want_again()
         answer = None
         try:
             answer = waiter.wait(self._left())
@@ -179,28 +197,33 @@ def open_resource(entry: Entry, grant: Grant, left: float | None) -> None:
     opening = Opening(grant.opened_before, identity_of(entry.key), None, left)
     started = monotonic()
     try:
-        resource = face.recipe.open(opening)
-        entry.resource = resource
+        # In one call of C: no interrupt can strike between the hook's return and the storing, which would
+        # leave an open resource to which nothing refers.
+        entry.opened.extend(map(face.recipe.open, (opening,)))
+        if entry.holdings.forked:
+            raise ForkedLease(
+                f"pool {face.name!r}: this process was forked inside the open hook; the resource belongs "
+                "to its parent; check out again"
+            )
+        if not entry.opened:
+            raise RuntimeError("the open hook raised StopIteration")
+        entry.resource = entry.opened[0]
         _configure(face, entry)
     except Exception as error:
-        _give_up(entry, f"{type(error).__name__}: {error}", counted=True)
-        if isinstance(error, OpenFailedError):
+        give_up_opening(entry, f"{type(error).__name__}: {error}", counted=True)
+        if isinstance(error, OpenFailedError) or entry.holdings.forked:
             raise
         raise OpenFailedError(
             f"pool {face.name!r}: opening a resource failed: {type(error).__name__}: {error}"
         ) from error
     except BaseException as error:
-        _give_up(entry, type(error).__name__, counted=False)
+        give_up_opening(entry, type(error).__name__)
         raise
-    if entry.holdings.forked:
-        raise ForkedLease(
-            f"pool {face.name!r}: this process was forked inside the open hook; the resource belongs to "
-            "its parent; check out again"
-        )
     seconds = monotonic() - started
     face.observe("open", seconds)
     with entry.holdings.lock:
         entry.state = "open"
+        entry.grant = None
         entry.opened_at = entry.released_at = entry.checked_at = started + seconds
         lifetime = face.options.max_lifetime
         if lifetime is not None and entry.retire_at == NEVER:
@@ -208,6 +231,7 @@ def open_resource(entry: Entry, grant: Grant, left: float | None) -> None:
             entry.retire_at = entry.opened_at + lifetime * (1 - LIFETIME_JITTER * random.random())
             entry.retire_reason = "expired_lifetime"
         entry.holdings.outbox.append(Opened(entry.number, seconds))
+        entry.opened = []
     member.flush()
     member.housekeeper.expects(due_when_idle(face, entry))
 
@@ -230,23 +254,4 @@ def _configure(face: Face, entry: Entry) -> None:
         face.recipe.configure(entry.resource)
     except BaseException:
         face.count("hook_errors")
-        resource, entry.resource = entry.resource, None
-        try:
-            face.recipe.close(resource)
-        except Exception:
-            log.warning(
-                "pool %r: closing a resource that could not be configured raised",
-                face.name,
-                exc_info=True,
-            )
         raise
-
-
-def _give_up(entry: Entry, error: str, *, counted: bool) -> None:
-    holdings = entry.holdings
-    if holdings.forked:
-        return
-    with holdings.lock:
-        holdings.table.pop(entry.number, None)
-        holdings.outbox.append(OpenFailed(entry.number, error, counted))
-    entry.face.member.flush()

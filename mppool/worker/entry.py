@@ -30,12 +30,14 @@ class Entry:
         "checked_at",
         "face",
         "generation",
+        "grant",
         "holdings",
         "kept_until",
         "key",
         "killed",
         "lent_at",
         "number",
+        "opened",
         "opened_at",
         "opened_before",
         "released_at",
@@ -67,6 +69,10 @@ class Entry:
         self.generation = generation
         self.opened_before = opened_before
         self.resource: Any = None
+        # While it is being opened: the grant, which its owner holds too, and the resource as soon as the
+        # open hook has returned it. Both are for whoever cleans up after an interrupt (audit.py).
+        self.grant: Any = None
+        self.opened: list[Any] = []
         self.state: EntryState = "opening"
         self.opened_at = 0.0
         self.lent_at = 0.0

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from mppool.errors import PoolError, ProtocolError
 from mppool.wire.messages import Goodbye, WantReport
 from mppool.worker import report
+from mppool.worker.audit import release_own
 
 if TYPE_CHECKING:
     from mppool.worker.link import ErrandChannel, ServerLink
@@ -63,7 +64,8 @@ class Errands:
     def __init__(self, member: Member, link: ServerLink) -> None:
         self._member = member
         self._link = link
-        self._starting = threading.Lock()
+        self._starting = threading.RLock()
+        self._running = threading.Lock()  # of the thread, for its life
         self._wake_up: WakeUp | None = None
         self._thread: threading.Thread | None = None
         self._attach_at = 0.0
@@ -85,6 +87,10 @@ class Errands:
                 self._thread.start()
         self.wake()
 
+    def interrupted(self) -> None:
+        """The calling thread was interrupted somewhere in here, and has left."""
+        release_own(self._starting)
+
     def wake(self) -> None:
         """Have the thread look around."""
         wake_up = self._wake_up
@@ -92,6 +98,8 @@ class Errands:
             wake_up.set()
 
     def _run(self) -> None:
+        if not self._running.acquire(blocking=False):
+            return  # there is one; whoever started this one was interrupted and did not know
         while True:
             try:
                 self._turn()

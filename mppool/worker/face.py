@@ -86,6 +86,7 @@ class Face:
         self.contended = False
         self.attention = False
         self.closed = False
+        self._retired: dict[str | None, int] = {}
         self.counters: Counter[str] = Counter(dict.fromkeys(WORKER_COUNTERS, 0))
         self.histograms = {name: [0] * (len(BOUNDS) + 1) for name in HISTOGRAMS}
         self.past_uses = 0
@@ -240,7 +241,7 @@ class Face:
             self.sweep(key, math.inf, 0.0)
             return
         shelf, queue = self.shelf_of(key), self.waiters.get(key)
-        while queue:
+        while queue and any(waiter.is_open for waiter in list(queue)):
             try:
                 entry = shelf.popleft()
             except IndexError:
@@ -249,13 +250,9 @@ class Face:
                 shelf.append(entry)
 
     def _give_to_oldest(self, queue: deque[LocalWaiter], answer: Any) -> bool:
-        while True:
-            try:
-                waiter = queue.popleft()
-            except IndexError:
-                return False
-            if waiter.give(answer):
-                return True
+        # Waiters leave the queue by themselves: one that was taken out before it is given anything could be
+        # forgotten, if this thread is interrupted between the two.
+        return any(waiter.give(answer) for waiter in list(queue))
 
     def give_to(self, key: str, ticket: int, answer: Any) -> bool:
         """Give to the waiter with this ticket, else to the oldest of this key; False if nobody waits."""
@@ -305,9 +302,11 @@ class Face:
         """Lay a resource aside until the books say what becomes of it."""
         holdings = entry.holdings
         with holdings.lock:
+            # Told first: should this thread be interrupted in here, the books' answer finds nothing in the
+            # side table, and the entry is found by the audit.
+            holdings.outbox.append(event or Returned(entry.number))
             entry.state = "returned"
             holdings.side[entry.number] = entry
-            holdings.outbox.append(event or Returned(entry.number))
         self.member.flush()
 
     # --- waiting -----------------------------------------------------------------------------------------
@@ -323,7 +322,7 @@ class Face:
         with self.holdings.lock:
             queue = self.waiters.get(waiter.key)
             if queue is not None and waiter in queue:
-                queue.remove(waiter)
+                queue.remove(waiter)  # only here, under the lock
             self._look_whether_attention()
 
     def _look_whether_attention(self) -> None:
@@ -363,10 +362,11 @@ class Face:
         holdings = entry.holdings
         entry.resource = None
         with holdings.lock:
-            holdings.table.pop(entry.number, None)
-            holdings.side.pop(entry.number, None)
-            self.past_uses += entry.uses
+            # Told first: what is interrupted in between stays in the table, where the audit finds it.
             holdings.outbox.append(Closed(entry.number, reason))
+            holdings.side.pop(entry.number, None)
+            if holdings.table.pop(entry.number, None) is not None:
+                self.past_uses += entry.uses
         self.member.flush()
 
     def retire_older_than(self, generation: int, key: str | None) -> list[Entry]:
@@ -375,12 +375,25 @@ class Face:
         key: only resources of this key are meant; None: all.
         """
         with self.holdings.lock:
+            self._retired[key] = generation
             for entry in self.holdings.table.values():
                 meant = entry.face is self and key in (None, entry.key)
                 if meant and (self.closed or entry.generation < generation):
                     entry.retire_at = AT_ONCE
                     entry.retire_reason = "retired"
         return self.take_idle(lambda entry: entry.retire_at == AT_ONCE)
+
+    def is_retired(self, key: str, generation: int) -> bool:
+        """Whether what was granted in this generation must end. Caller holds the holdings' lock.
+
+        A grant comes on another connection than the word that its generation is over.
+        """
+        newest = max(self._retired.get(None, 0), self._retired.get(key, 0))
+        return self.closed or generation < newest
+
+    def forget_retired(self) -> None:
+        """Another server counts generations anew, and says at which it is. Caller holds the lock."""
+        self._retired.clear()
 
     def take_idle(self, wanted: Callable[[Entry], bool]) -> list[Entry]:
         """Take from the shelves whatever is wanted; each is owned by the caller then."""

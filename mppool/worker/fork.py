@@ -21,6 +21,9 @@ class Forkable(Protocol):
         """Start afresh. No I/O, no logging, no lock of the parent."""
 
 
+# Looked up now: in a forked child as little as possible should happen for the first time.
+_inc_ref = ctypes.pythonapi.Py_IncRef
+
 _forkables: weakref.WeakSet[Forkable] = weakref.WeakSet()
 
 
@@ -35,7 +38,7 @@ def bury(thing: Any) -> None:
     Closing or merely finalizing an inherited connection would end the parent's session, and the
     interpreter finalizes module globals at exit. A reference that nobody owns is never given back.
     """
-    ctypes.pythonapi.Py_IncRef(ctypes.py_object(thing))
+    _inc_ref(ctypes.py_object(thing))
 
 
 def close_quietly(descriptors: list[int]) -> None:

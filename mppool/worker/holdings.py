@@ -21,11 +21,13 @@ class Holdings:
     side: resources that were brought back; only the server's Grant, Keep or Close takes them out (rule 6).
     outbox: events not sent yet. Appended to and popped from without the lock (atomic operations).
     leaked: entries whose lease was collected. Finalizers append; the errand thread empties.
+        Reentrant, so that a thread that was interrupted can free what it still owns (see audit.py), and a
+        finalizer of the application that releases a lease in the middle of a locked region gets through.
     forked: set once, in a child, by the fork hook.
     """
 
     def __init__(self) -> None:
-        self.lock = threading.Lock()
+        self.lock = threading.RLock()
         self.table: dict[GrantNumber, Entry] = {}
         self.side: dict[GrantNumber, Entry] = {}
         self.voided: set[GrantNumber] = set()
@@ -33,4 +35,3 @@ class Holdings:
         self.outbox: deque[Event] = deque()
         self.leaked: deque[Entry] = deque()
         self.forked = False
-        self.audit_wanted = False

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mppool.worker.entry import Entry
+    from mppool.worker.face import Face
 
 T = TypeVar("T")
 
@@ -30,11 +31,11 @@ class Lease(Generic[T]):
     finalizer: to find out that a slot is empty costs as much as all the rest of a warm checkout.
     """
 
-    __slots__ = ("__weakref__", "_entry", "_name", "_over")
+    __slots__ = ("__weakref__", "_entry", "_face", "_over")
 
-    def __init__(self, entry: Entry, name: str) -> None:
+    def __init__(self, entry: Entry, face: Face) -> None:
         self._entry = entry
-        self._name = name
+        self._face = face
         self._over = False
 
     @property
@@ -78,48 +79,62 @@ class Lease(Generic[T]):
     def _release_suspect(self) -> None:
         """An exception ended the use; it may have been the resource that failed."""
         try:
-            entry = self._entry
-            del self._entry
-        except AttributeError:
-            self._refuse_second()
-            return
-        self._over = True
-        entry.face.put_back_slowly(entry, monotonic(), suspect=True)
+            try:
+                entry = self._entry
+                del self._entry
+            except AttributeError:
+                self._refuse_second()
+                return
+            self._over = True
+            entry.face.put_back_slowly(entry, monotonic(), suspect=True)
+        except BaseException as error:
+            entry = None
+            self._face.member.interrupted(error)
+            raise
 
     def release(self) -> None:
         """Give the resource back. A second release is refused, harmless, counted and logged."""
-        now = monotonic()
         try:
-            entry = self._entry
-            del self._entry
-        except AttributeError:
-            self._refuse_second()
-            return
-        # From here to the append nothing is called: no signal handler can come between.
-        self._over = True
-        face = entry.face
-        held = now - entry.lent_at
-        if face.plain and now < entry.retire_at:
-            entry.released_at = now
-            # The shelf of the entry's own era: in a forked child this is the parent's, which nobody reads.
-            entry.shelf.append(entry)
-            if face.attention:
-                face.attend(entry.key)
-        else:
-            face.put_back_slowly(entry, now)
-        if held >= BRIEF_S and not entry.killed:
-            face.observe("use", held)
+            now = monotonic()
+            try:
+                entry = self._entry
+                del self._entry
+            except AttributeError:
+                self._refuse_second()
+                return
+            self._over = True
+            face = entry.face
+            held = now - entry.lent_at
+            if face.plain and now < entry.retire_at:
+                entry.released_at = now
+                # The shelf of the entry's own era: in a forked child this is the parent's, which nobody reads.
+                entry.shelf.append(entry)
+                if face.attention:
+                    face.attend(entry.key)
+            else:
+                face.put_back_slowly(entry, now)
+            if held >= BRIEF_S and not entry.killed:
+                face.observe("use", held)
+        except BaseException as error:
+            entry = None  # the traceback keeps this frame, and must not keep it
+            self._face.member.interrupted(error)
+            raise
 
     def discard(self) -> None:
         """Close the resource instead of giving it back, for one that is known to be broken."""
         try:
-            entry = self._entry
-            del self._entry
-        except AttributeError:
-            self._refuse_second()
-            return
-        self._over = True
-        entry.face.throw_away(entry, monotonic())
+            try:
+                entry = self._entry
+                del self._entry
+            except AttributeError:
+                self._refuse_second()
+                return
+            self._over = True
+            entry.face.throw_away(entry, monotonic())
+        except BaseException as error:
+            entry = None
+            self._face.member.interrupted(error)
+            raise
 
     def __del__(self) -> None:
         # Runs in any thread at any instruction, whatever locks are held: only note it (hazard 15).
@@ -136,31 +151,33 @@ class Lease(Generic[T]):
 
     def __reduce__(self) -> NoReturn:
         raise PoolError(
-            f"a lease of pool {self._name!r} cannot be pickled: its resource belongs to this process; "
+            f"a lease of pool {self._face.name!r} cannot be pickled: its resource belongs to this process; "
             "send the Pool instead and check out there"
         )
 
     def __repr__(self) -> str:
         state = "released" if self.released else "in use"
-        return f"<Lease of pool {self._name!r}, {state}>"
+        return f"<Lease of pool {self._face.name!r}, {state}>"
 
     def _raise_released(self) -> NoReturn:
         raise LeaseReleased(
-            f"pool {self._name!r}: this lease was given back already; check out again to go on"
+            f"pool {self._face.name!r}: this lease was given back already; check out again to go on"
         )
 
     def _raise_unusable(self, entry: Entry) -> NoReturn:
         if entry.holdings.forked:
             raise ForkedLease(
-                f"pool {self._name!r}: this lease was taken by the parent of this process, and its "
+                f"pool {self._face.name!r}: this lease was taken by the parent of this process, and its "
                 "resource belongs to the parent; check out in this process instead"
             )
         raise StaleLease(
-            f"pool {self._name!r}: this lease was held for longer than max_lease_kill="
+            f"pool {self._face.name!r}: this lease was held for longer than max_lease_kill="
             f"{entry.face.options.max_lease_kill:g} s, so its resource was closed; check out again"
         )
 
     def _refuse_second(self) -> None:
+        self._face.count("double_releases")
         log.warning(
-            "pool %r: a lease was released a second time; refused, nothing was changed", self._name
+            "pool %r: a lease was released a second time; refused, nothing was changed",
+            self._face.name,
         )

@@ -5,14 +5,15 @@ from __future__ import annotations
 import logging
 import socket
 import threading
+import weakref
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mppool.core.decisions import Grant
-from mppool.core.events import Event
+from mppool.core.events import Checkout, Event
 from mppool.errors import PoolError
-from mppool.ids import Session, own_process
+from mppool.ids import Session, Ticket, own_process
 from mppool.wire.framing import FrameReader, encode, process_side_reader
 from mppool.wire.messages import (
     PROTOCOL,
@@ -23,6 +24,7 @@ from mppool.wire.messages import (
     Message,
     Role,
 )
+from mppool.worker.audit import release_own
 from mppool.worker.calls import Connection, SessionLost, introduce
 from mppool.worker.errands import Errands
 from mppool.worker.fork import bury, close_quietly
@@ -30,6 +32,7 @@ from mppool.worker.fork import bury, close_quietly
 if TYPE_CHECKING:
     from mppool.worker.holdings import Holdings
     from mppool.worker.member import Member
+    from mppool.worker.protocols import Server
 
 log = logging.getLogger("mppool")
 
@@ -39,27 +42,8 @@ CONTROL_DEADLINE_S = 5.0
 START_GRACE_S = 1.0
 """A first checkout with a very short timeout may still start the server: that is work, not waiting."""
 
-
-class Link(Protocol):
-    """How a member reaches its books."""
-
-    def call(self, event: Event, deadline: float | None) -> Any:
-        """The books' answer. A Grant is registered with the member already."""
-
-    def flush(self, deadline: float | None = None) -> None:
-        """Pass on the member's outbox, without waiting for anybody."""
-
-    def wake(self) -> None:
-        """Have the background thread look around; safe in a finalizer."""
-
-    def command(self, event: Event) -> Any:
-        """Carry out a command; what the books answered."""
-
-    def stats(self) -> dict[str, Any]:
-        """The statistics of everything."""
-
-    def after_fork_in_child(self) -> None:
-        """Forget everything of the parent, without a byte being sent."""
+ANSWER_GRACE_S = 0.1
+"""A server that lives answers at once; whoever has just attached to it may ask, whatever time it took."""
 
 
 class ErrandChannel:
@@ -69,6 +53,7 @@ class ErrandChannel:
     """
 
     def __init__(self, connection: Connection) -> None:
+        self.connection = connection
         self.sock = connection.sock
         self.session = connection.session
         self.reader: FrameReader[Any] = process_side_reader()
@@ -76,48 +61,43 @@ class ErrandChannel:
         self.unsent = bytearray()
 
 
-class Server(Protocol):
-    """What a link must know of the server; given by floor 4, which knows both wings."""
-
-    name: str
-    linger: float
-
-    def connect(self, deadline: float) -> socket.socket:
-        """A connection to the server, which is started if there is none. Raises ServerUnavailable."""
-
-    def look(self) -> socket.socket | None:
-        """A connection to the server, if there is one."""
-
-
 class ServerLink:
     """Over a server.
 
     _attaching: held while a session is made, which is I/O, bounded by each caller's deadline. It guards
-        nothing else, and whoever holds it may take the holdings' lock.
-    _sending: guards the outgoing side of the errand channel; held during sends that cannot block.
+        nothing else, and whoever holds it may take the others.
+    _sending: guards `channel` and its outgoing side; held during sends that cannot block. Whoever holds it
+        may take the holdings' lock.
     _idle: call connections that nobody uses (atomic operations).
+    _connections: all that are open, for a forked child to close.
+    _orphans: tickets of checkouts that the server may have cancelled because their connection ended.
+
+    The locks are reentrant so that `interrupted` can free those that its thread still owns.
     """
 
     def __init__(self, member: Member, server: Server) -> None:
         self._member = member
         self._server = server
+        self._was_attached = False
         self._start()
 
     def _start(self) -> None:
-        self._attaching = threading.Lock()
-        self._sending = threading.Lock()
+        self._attaching = threading.RLock()
+        self._sending = threading.RLock()
         self._idle: deque[Connection] = deque()
+        self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
+        self._orphans: deque[Ticket] = deque()
         self.channel: ErrandChannel | None = None
         self.farewell = False
         self.errands = Errands(self._member, self)
 
     def after_fork_in_child(self) -> None:
         """See Link."""
-        inherited = [connection.sock.fileno() for connection in self._idle]
-        if self.channel is not None:
-            inherited.append(self.channel.sock.fileno())
+        # Also those that other threads were using: their frames do not exist here, their descriptors do.
+        connections = list(self._connections)
+        inherited = [connection.sock.fileno() for connection in connections]
         inherited += self.errands.descriptors()
-        bury((self._idle, self.channel, self.errands, self._attaching, self._sending))
+        bury((connections, self.channel, self.errands, self._attaching, self._sending))
         close_quietly([descriptor for descriptor in inherited if descriptor >= 0])
         self._start()
 
@@ -131,12 +111,18 @@ class ServerLink:
         if self._member.holdings.session is not None:
             return True
         wait = -1.0 if deadline is None else max(0.0, deadline - monotonic())
-        if not self._attaching.acquire(timeout=wait):
+        if deadline is not None and self.channel is None and not self._was_attached:
+            wait = max(wait, START_GRACE_S)
+        attaching = self._attaching  # in a child forked from here, the attribute names another lock
+        if not attaching.acquire(timeout=wait):
             raise TimeoutError("another thread is still looking for the server")
         try:
             return self._member.holdings.session is not None or self._attach(deadline, start)
+        except BaseException:
+            self._revive()  # it may have been interrupted with the session just made
+            raise
         finally:
-            self._attaching.release()
+            attaching.release()
 
     def _attach(self, deadline: float | None, start: bool) -> bool:
         pause = 0.002
@@ -150,7 +136,7 @@ class ServerLink:
             if sock is None:
                 return False
             try:
-                self._make_session(Connection(sock, Session(0)), deadline)
+                self._make_session(self._connection(sock, Session(0)), deadline)
             except SessionLost:  # it left, or died, in this very moment
                 if not start:
                     return False
@@ -167,31 +153,38 @@ class ServerLink:
             if deadline is None
             else max(deadline, monotonic() + 0.05)
         )
-        welcome = introduce(connection, self._hello("errand", Session(0)), patience)
         holdings = self._member.holdings
-        with holdings.lock:
-            attach = self._member.attachment()
-        channel = ErrandChannel(connection)
-        channel.session = welcome.session
         try:
+            welcome = introduce(connection, self._hello("errand", Session(0)), patience)
+            with holdings.lock:
+                attach = self._member.attachment()
+            channel = ErrandChannel(connection)
+            channel.session = welcome.session
             connection.send(attach, patience)
             while not self._is_attached(channel, patience):
                 continue
+            channel.sock.setblocking(False)
         except OSError as error:
-            connection.sock.close()
-            if isinstance(error, TimeoutError):
+            connection.close()
+            if isinstance(error, TimeoutError) and deadline is not None:
                 raise
             raise SessionLost(str(error)) from error
         except BaseException:
-            connection.sock.close()
+            connection.close()
             raise
-        channel.sock.setblocking(False)
         self.farewell = False
-        with holdings.lock:
+        # `_sending`: nobody who is just sending takes an event of the new session for the old channel.
+        with self._sending, holdings.lock:
             self.channel = channel
             holdings.session = channel.session
+        self._was_attached = True
         self.errands.ensure_running()
         self.flush()
+
+    def _connection(self, sock: socket.socket, session: Session) -> Connection:
+        connection = Connection(sock, session, self._orphans)
+        self._connections.add(connection)
+        return connection
 
     def _is_attached(self, channel: ErrandChannel, deadline: float) -> bool:
         left = deadline - monotonic()
@@ -215,36 +208,46 @@ class ServerLink:
     def lost(self, channel: ErrandChannel) -> None:
         """The errand channel ended. Called by the errand thread."""
         holdings = self._member.holdings
-        with holdings.lock:
+        with self._sending, holdings.lock:
             if self.channel is not channel:
                 return
             self.channel = None
             holdings.session = None
-        channel.sock.close()
+        channel.connection.close()
         while self._idle:
-            self._idle.pop().sock.close()
+            self._idle.pop().close()
         self._member.session_lost()
 
     # --- talking -----------------------------------------------------------------------------------------
 
     def call(self, event: Event, deadline: float | None) -> Any:
         """See Link. Raises SessionLost, TimeoutError, ServerUnavailable."""
-        answer, session = self._exchange(event, deadline)
-        if isinstance(answer, Grant) and not self._member.register(answer, session):
+        answer, connection = self._exchange(event, deadline)
+        if isinstance(answer, Grant) and not self._member.register(answer, connection.session):
             raise SessionLost("the session ended while the grant was on its way")
+        # Not earlier: if this thread is interrupted before the grant is registered, the connection ends
+        # with it, and that is why the server asks what became of the grant.
+        self._idle.append(connection)
         return answer
 
-    def _exchange(self, message: Event | Message, deadline: float | None) -> tuple[Any, Session]:
-        self.ensure_session(deadline)
+    def _exchange(self, message: Event | Message, deadline: float | None) -> tuple[Any, Connection]:
+        """The answer, and the connection on which it came; the caller puts that back."""
         holdings = self._member.holdings
+        if holdings.session is None:
+            self.ensure_session(deadline)
+            if deadline is not None:
+                # Starting a server was no waiting either: there must be time to ask it.
+                deadline = max(deadline, monotonic() + ANSWER_GRACE_S)
         self.flush(deadline)
         session = holdings.session
         if session is None:
             raise SessionLost("the server has just gone")
         connection = self._take_connection(session, deadline)
+        self.retry_orphans()
+        ticket = message.ticket if isinstance(message, Checkout) else connection.ticket
         answer = connection.exchange(message, deadline)
-        self._idle.append(connection)
-        return answer, session
+        connection.ticket = ticket
+        return answer, connection
 
     def _take_connection(self, session: Session, deadline: float | None) -> Connection:
         while True:
@@ -254,13 +257,13 @@ class ServerLink:
                 return self._new_connection(session, deadline)
             if connection.session == session:
                 return connection
-            connection.sock.close()
+            connection.close()
 
     def _new_connection(self, session: Session, deadline: float | None) -> Connection:
         sock = self._server.look()
         if sock is None:
             raise SessionLost("the server has just gone")
-        connection = Connection(sock, session)
+        connection = self._connection(sock, session)
         introduce(connection, self._hello("call", session), deadline)
         return connection
 
@@ -271,16 +274,17 @@ class ServerLink:
         nothing is left lying.
         """
         holdings = self._member.holdings
+        sending = self._sending
         while holdings.outbox and holdings.session is not None:
             if deadline is None:
-                if not self._sending.acquire(blocking=False):
+                if not sending.acquire(blocking=False):
                     return
-            elif not self._sending.acquire(timeout=max(0.0, deadline - monotonic())):
+            elif not sending.acquire(timeout=max(0.0, deadline - monotonic())):
                 raise TimeoutError("another thread is still sending to the server")
             try:
                 self._send_outbox(holdings)
             finally:
-                self._sending.release()
+                sending.release()
 
     def _send_outbox(self, holdings: Holdings) -> None:
         """Caller holds `_sending`."""
@@ -333,6 +337,29 @@ class ServerLink:
         """See Link."""
         self.errands.wake()
 
+    def tidy(self) -> None:
+        """See Link."""
+        self.retry_orphans()
+        self.flush()
+
+    def retry_orphans(self) -> None:
+        """Threads whose place in the queue ended with a connection that somebody else broke ask again."""
+        while self._orphans:
+            try:
+                self._member.retry(self._orphans.popleft())
+            except IndexError:
+                return
+
+    def interrupted(self) -> None:
+        """See Link."""
+        release_own(self._attaching, self._sending)
+        self.errands.interrupted()
+        self._revive()
+
+    def _revive(self) -> None:
+        if self._member.holdings.session is not None:
+            self.errands.ensure_running()
+
     # --- commands ----------------------------------------------------------------------------------------
 
     def command(self, event: Event) -> Any:
@@ -340,7 +367,8 @@ class ServerLink:
         deadline = monotonic() + CONTROL_DEADLINE_S
         while True:
             try:
-                answer, _ = self._exchange(event, deadline)
+                answer, connection = self._exchange(event, deadline)
+                self._idle.append(connection)
             except SessionLost:
                 if monotonic() >= deadline:
                     raise TimeoutError("the server went away again and again") from None
@@ -354,14 +382,14 @@ class ServerLink:
         sock = self._server.look()
         if sock is None:
             return None
-        connection = Connection(sock, Session(0))
+        connection = self._connection(sock, Session(0))
         try:
             introduce(connection, self._hello("control", Session(0)), deadline)
             return connection.exchange(message, deadline)
         except SessionLost:
             return None
         finally:
-            connection.sock.close()
+            connection.close()
 
     def stats(self) -> dict[str, Any]:
         """See Link. An empty dict where there is no server."""

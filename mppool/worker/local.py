@@ -10,13 +10,22 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool.core.books import Books
-from mppool.core.decisions import Addressed, Draining, Grant, Queued, Readiness, Refuse
-from mppool.core.events import Attach, Checkout, ClosePool, Drain, Event, Reset, Resize, WantReady
+from mppool.core.decisions import (
+    Addressed,
+    Draining,
+    Grant,
+    Queued,
+    Readiness,
+    RecordPool,
+    Refuse,
+)
+from mppool.core.events import Checkout, ClosePool, Drain, Event, Reset, Resize, WantReady
 from mppool.errors import PoolError
 from mppool.ids import ProcessId, Session, own_process
+from mppool.worker.audit import release_own
 from mppool.worker.calls import SessionLost
 from mppool.worker.errands import WakeUp
-from mppool.worker.fork import bury
+from mppool.worker.fork import bury, close_quietly
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,14 +33,20 @@ if TYPE_CHECKING:
     from mppool.wire.messages import Report
     from mppool.worker.member import Member
 
-_SESSION = Session(1)
+_FIRST_SESSION = Session(1)
 
 
 class LocalLink:
     """Books of our own, under a lock.
 
-    _lock: guards `_books` and the order of `_decided`; nothing else happens while it is held.
+    _lock: guards `_books`, `_session` and the order of `_decided`; whoever holds it may take the holdings'
+        lock, and nothing else happens while it is held.
     _delivering: held by the one thread that carries out decisions, so that they are carried out in order.
+    _whole: False while the books are being changed, so that it stays False where that was interrupted.
+    _suspect: set when a thread was interrupted between a decision and its carrying out. Whoever finds the
+        books in either state writes them anew, from what is really held: the cure for a server's death.
+
+    The locks are reentrant so that `interrupted` can free those that its thread still owns.
     """
 
     def __init__(
@@ -42,9 +57,13 @@ class LocalLink:
         self._start()
 
     def _start(self) -> None:
-        self._lock = threading.Lock()
-        self._delivering = threading.Lock()
-        self._decided: deque[Any] = deque()
+        self._lock = threading.RLock()
+        self._delivering = threading.RLock()
+        self._decided: deque[tuple[Session, Any]] = deque()
+        self._session = _FIRST_SESSION
+        self._whole = True
+        self._suspect = False
+        self._running = threading.Lock()  # of the background thread, for its life
         self._books: Books | None = None
         self._process = ProcessId(0, 0)
         self._started_at = monotonic()
@@ -53,6 +72,8 @@ class LocalLink:
 
     def after_fork_in_child(self) -> None:
         """See Link."""
+        if self._wake_up is not None:
+            close_quietly([self._wake_up.fd])
         bury((self._lock, self._delivering, self._thread, self._wake_up))
         self._start()
 
@@ -61,19 +82,26 @@ class LocalLink:
     def call(self, event: Event, deadline: float | None) -> Any:
         """See Link."""
         self.flush()
-        answer = self._apply(event)
-        if isinstance(answer, Grant) and not self._member.register(answer, _SESSION):
-            raise SessionLost("the session ended")
+        ticket = event.ticket if isinstance(event, Checkout) else None
+        try:
+            with self._lock:
+                books = self._ready_books()
+                session = self._session
+                self._whole = False
+                decisions = books.apply(self._process, session, event, monotonic())
+                answer = self._take_in(decisions, ticket)
+                self._whole = True
+            if isinstance(answer, Grant) and not self._member.register(answer, session):
+                raise SessionLost("the books were written anew")
+        except SessionLost:
+            raise
+        except BaseException:
+            self._suspect = True
+            raise
         self._deliver()
         if isinstance(answer, Queued):
             self.wake()  # the books may want a tick earlier than the thread believes
         return answer
-
-    def _apply(self, event: Event) -> Any:
-        ticket = event.ticket if isinstance(event, Checkout) else None
-        with self._lock:
-            books = self._ready_books()
-            return self._take_in(books.apply(self._process, _SESSION, event, monotonic()), ticket)
 
     def _take_in(self, decisions: list[Addressed], ticket: int | None) -> Any:
         """Queue decisions for delivery; the answer to a checkout is returned. Caller holds `_lock`."""
@@ -84,60 +112,120 @@ class LocalLink:
             if isinstance(decision, (Grant, Queued, Refuse)) and decision.ticket == ticket:
                 answer = decision
             else:
-                self._decided.append(decision)
+                self._decided.append((self._session, decision))
         return answer
 
     def _ready_books(self) -> Books:
         """Caller holds `_lock`."""
+        if not self._whole or self._suspect:
+            self._write_anew()
         if self._books is None:
             self._process = own_process()
-            self._books = Books(1, jitter=random.random)
-            self._member.holdings.session = _SESSION
-            self._take_in(
-                self._books.apply(
-                    self._process,
-                    _SESSION,
-                    Attach("", self._member.declarations(), []),
-                    monotonic(),
-                ),
-                None,
-            )
-            self._wake_up = WakeUp()
+            self._begin(Books(1, jitter=random.random))
+        if self._thread is None:
+            if self._wake_up is None:
+                self._wake_up = WakeUp()
             self._thread = threading.Thread(
                 target=self._run, name=f"mppool-timers-{self._member.name}", daemon=True
             )
             self._thread.start()
+        assert self._books is not None
         return self._books
+
+    def _begin(self, books: Books) -> None:
+        """A session with these books, which starts with an inventory. Caller holds `_lock`."""
+        holdings = self._member.holdings
+        with holdings.lock:
+            attach = self._member.attachment()
+            holdings.session = self._session
+        self._decided.clear()
+        self._take_in(books.apply(self._process, self._session, attach, monotonic()), None)
+        self._books = books
+        self._whole, self._suspect = True, False
+
+    def _write_anew(self) -> None:
+        """The books cannot be trusted, or not all of their decisions arrived. Caller holds `_lock`."""
+        before = self._books
+        if before is None:
+            self._whole, self._suspect = True, False
+            return
+        books = Books(before.epoch + 1, jitter=random.random)
+        kept = [
+            RecordPool(name, pool.max_size, pool.min_size, pool.generation, pool.closed)
+            for name, pool in before.pools.items()
+        ]
+        books.restore(kept, [], set(), monotonic())
+        self._session = Session(self._session + 1)
+        self._begin(books)
+        for name, pool in before.pools.items():
+            if name in books.pools:
+                figures = books.pools[name].counters
+                for counter, count in pool.counters.items():
+                    figures[counter] = max(count, figures[counter])
+        self._member.session_lost()
 
     def flush(self, deadline: float | None = None) -> None:
         """See Link."""
         outbox = self._member.holdings.outbox
         while outbox:
             with self._lock:
-                # Taken under the lock, so that two threads cannot swap the order of two events.
-                try:
-                    event = outbox.popleft()
-                except IndexError:
-                    break
                 books = self._ready_books()
-                self._take_in(books.apply(self._process, _SESSION, event, monotonic()), None)
+                # Taken under the lock, so that two threads cannot swap the order of two events.
+                self._whole = False
+                if outbox:
+                    event = outbox.popleft()
+                    decisions = books.apply(self._process, self._session, event, monotonic())
+                    self._take_in(decisions, None)
+                self._whole = True
         self._deliver()
 
     def _deliver(self) -> None:
+        delivering = self._delivering
         while self._decided:
-            if not self._delivering.acquire(blocking=False):
+            if not delivering.acquire(blocking=False):
                 return  # whoever delivers looks again
             try:
-                while self._decided:
-                    self._member.deliver(self._decided.popleft(), _SESSION)
+                self._deliver_all()
             finally:
-                self._delivering.release()
+                delivering.release()
+
+    def _deliver_all(self) -> None:
+        """Caller holds `_delivering`."""
+        while True:
+            try:
+                session, decision = self._decided.popleft()
+            except IndexError:
+                return  # the books were written anew
+            except BaseException:
+                self._suspect = True
+                raise
+            try:
+                self._member.deliver(decision, session)
+            except BaseException:
+                self._suspect = True
+                raise
 
     def wake(self) -> None:
         """See Link."""
         wake_up = self._wake_up
         if wake_up is not None:
             wake_up.set()
+
+    def tidy(self) -> None:
+        """See Link."""
+        if self._books is not None:
+            self.flush()
+            if not self._whole or self._suspect:
+                with self._lock:
+                    self._ready_books()
+                self._deliver()
+
+    def interrupted(self) -> None:
+        """See Link."""
+        release_own(self._lock, self._delivering)
+        thread = self._thread
+        if thread is not None and not thread.is_alive():
+            self._thread = None  # it was interrupted while it started this thread
 
     # --- commands ----------------------------------------------------------------------------------------
 
@@ -147,9 +235,11 @@ class LocalLink:
         answer = None
         with self._lock:
             books = self._ready_books()
+            self._whole = False
             try:
                 decisions = books.command(self._process, event, monotonic())
             except KeyError:
+                self._whole = True
                 raise PoolError(
                     f"manager {self._member.name!r} has no pool {event.pool!r}"
                 ) from None
@@ -157,6 +247,7 @@ class LocalLink:
                 if isinstance(decision, (Draining, Readiness)):
                     answer = decision
             self._take_in([item for item in decisions if item[1] is not answer], None)
+            self._whole = True
         self._deliver()
         return answer
 
@@ -173,16 +264,17 @@ class LocalLink:
         """Ticks when the books want one, and collects what leaked; sleeps otherwise."""
         import select
 
+        if not self._running.acquire(blocking=False):
+            return  # there is one; whoever started this one was interrupted and did not know
         assert self._wake_up is not None
         wake_up = self._wake_up
         poller = select.poll()
         poller.register(wake_up.fd, select.POLLIN)
-        books = self._books
         while True:
             with self._lock:
-                if self._books is not books or books is None:
+                if self._wake_up is not wake_up:
                     return  # stopped; what comes next has a thread of its own
-                at = books.next_deadline(monotonic())
+                at = self._ready_books().next_deadline(monotonic())
             now = monotonic()
             left = self._member.housekeeper.seconds_left(now)
             limits = [
@@ -193,8 +285,8 @@ class LocalLink:
             self._member.collect_leaked()
             self._member.housekeeper.run(monotonic())
             with self._lock:
-                if self._books is books:
-                    self._take_in(books.tick(monotonic()), None)
+                if self._wake_up is wake_up:
+                    self._take_in(self._ready_books().tick(monotonic()), None)
             self._deliver()
 
     def stop(self) -> None:
@@ -202,5 +294,6 @@ class LocalLink:
         with self._lock:
             if self._member.holdings.table:
                 return
-            self._books = None
-        self.wake()
+            self.wake()
+            self._books = self._thread = self._wake_up = None
+            self._running = threading.Lock()

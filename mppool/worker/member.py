@@ -29,13 +29,14 @@ from mppool.core.events import (
     Held,
     NotMine,
 )
-from mppool.errors import ConfigurationMismatch
+from mppool.errors import ConfigurationMismatch, PoolError
 from mppool.ids import GrantNumber, Session, Ticket
 from mppool.recipe import Recipe
 from mppool.worker import report
+from mppool.worker.audit import Audit, forget_frames, release_own
 from mppool.worker.chores import Chores
 from mppool.worker.cold import ColdCheckout, Retry, open_for_shelf
-from mppool.worker.entry import Entry
+from mppool.worker.entry import AT_ONCE, Entry
 from mppool.worker.face import Face
 from mppool.worker.fork import bury, renew_in_children
 from mppool.worker.holdings import Holdings
@@ -46,7 +47,7 @@ if TYPE_CHECKING:
 
     from mppool.options import PoolOptions
     from mppool.wire.messages import Report
-    from mppool.worker.link import Link
+    from mppool.worker.protocols import Link
 
 log = logging.getLogger("mppool")
 
@@ -74,6 +75,7 @@ class Member:
         self.holdings = Holdings()
         self.chores = Chores(name)
         self.housekeeper = Housekeeper(self)
+        self.audit = Audit(self)
         self._tickets = itertools.count(1)
         self.link = make_link(self)
         renew_in_children(self)
@@ -86,6 +88,7 @@ class Member:
         self.holdings = Holdings()
         self.chores = Chores(self.name)
         self.housekeeper = Housekeeper(self)
+        self.audit = Audit(self)
         self.link.after_fork_in_child()
         for face in self.faces.values():
             face.renew(self.holdings)
@@ -159,6 +162,8 @@ class Member:
         """The first word of a new session; what the outbox says is in it. Caller holds the holdings' lock."""
         self.holdings.outbox.clear()
         self.holdings.voided.clear()
+        for face in self.faces.values():
+            face.forget_retired()
         return Attach(self.label or _process_name, self.declarations(), self.inventory())
 
     def register(self, grant: Grant, session: Session) -> bool:
@@ -171,20 +176,50 @@ class Member:
         with holdings.lock:
             if holdings.session != session or grant.number in holdings.voided:
                 return False
+            entry.grant = grant
+            if face.is_retired(grant.key, grant.generation):
+                entry.retire_at = AT_ONCE
             holdings.table[grant.number] = entry
         return True
 
     def decline(self, grant: Grant, holdings: Holdings) -> None:
         """A registered grant is not needed any more."""
         with holdings.lock:
-            if holdings.table.pop(grant.number, None) is not None:
+            if grant.number in holdings.table:
                 holdings.outbox.append(Declined(grant.number))
+                del holdings.table[grant.number]
         self.flush()
+
+    def retry(self, ticket: Ticket) -> None:
+        """The thread that waits with this ticket must ask again: its place in the queue is gone."""
+        self._answer(ticket, Retry)
+
+    def _answer(self, ticket: Ticket, answer: Any) -> None:
+        for face in list(self.faces.values()):
+            for waiter in face.all_waiters():
+                if waiter.ticket == ticket:
+                    waiter.give(answer)
+
+    def interrupted(self, error: BaseException) -> None:
+        """A checkout or a release was left by an exception that is none of ours.
+
+        It may have struck between any two instructions. Whatever the thread has left behind is put in
+        order here, where that is one step, or found by the audit.
+        """
+        if isinstance(error, PoolError):
+            return
+        release_own(self.holdings.lock)
+        self.chores.interrupted()
+        self.link.interrupted()
+        forget_frames(error)
+        self.audit.want()
 
     # --- from the books ----------------------------------------------------------------------------------
 
     def deliver(self, decision: Any, session: Session) -> None:
         """Do what the books decided. Called in the order of the decisions, by one thread at a time."""
+        if session != self.holdings.session:
+            return  # said by a server, or in a session, that is over; the inventory has decided since
         handler = self._handlers.get(type(decision))
         if handler is None:
             log.error(
@@ -197,7 +232,11 @@ class Member:
         face = self.faces[grant.pool]
         if not grant.fresh:
             entry = self._take_aside(grant.number)
-            if entry is not None and not face.give_to(grant.key, grant.ticket, entry):
+            if entry is None:
+                self.retry(
+                    grant.ticket
+                )  # it was lost on the way; who waits for it must not wait for ever
+            elif not face.give_to(grant.key, grant.ticket, entry):
                 face.shelve(entry)
         elif not self.register(grant, session) or face.give_to(grant.key, grant.ticket, grant):
             return
@@ -230,13 +269,12 @@ class Member:
         return entry
 
     def _on_refuse(self, refuse: Refuse, session: Session) -> None:
-        for face in list(self.faces.values()):
-            for waiter in face.all_waiters():
-                if waiter.ticket == refuse.ticket:
-                    waiter.give(refuse)
+        self._answer(refuse.ticket, refuse)
 
     def _on_reclaim(self, reclaim: Reclaim, session: Session) -> None:
         face = self.faces[reclaim.pool]
+        if reclaim.contended:
+            self.audit.want_again()
         face.set_contended(reclaim.contended)
         left = reclaim.sweep
         for key in list(face.shelves):
@@ -313,6 +351,8 @@ class Member:
 
     def collect_leaked(self) -> None:
         """Close the resources of leases that were garbage-collected (rule 4: never hand them out again)."""
+        self.link.tidy()
+        self.audit.run(monotonic())
         leaked = self.holdings.leaked
         while leaked:
             entry = leaked.popleft()

@@ -75,21 +75,26 @@ class Pool(Generic[T]):
         PoolClosed, ServerUnavailable. A BaseException in a hook passes through as it is.
         """
         face = self._face
-        if identity is None and credential is None:
-            try:
-                entry = face.pop()
-            except IndexError:
-                pass  # nothing on the shelf; not handled here, so that errors do not name this one too
-            else:
-                now = monotonic()
-                if now < entry.retire_at and now - entry.released_at < face.trust_s:
-                    entry.uses += 1
-                    entry.lent_at = now
-                    return Lease(entry, self.name)
-                if face.prepare(entry, now):
-                    return self._lease(entry)
-            return self._checkout_cold(face, face.default_key, timeout)
-        return self._checkout_cold(face, self._key(identity, credential), timeout)
+        try:
+            if identity is None and credential is None:
+                try:
+                    entry = face.pop()
+                except IndexError:
+                    pass  # nothing on the shelf; not handled here, so that errors do not name this one too
+                else:
+                    now = monotonic()
+                    if now < entry.retire_at and now - entry.released_at < face.trust_s:
+                        entry.uses += 1
+                        entry.lent_at = now
+                        return Lease(entry, face)
+                    if face.prepare(entry, now):
+                        return self._lease(entry)
+                return self._checkout_cold(face, face.default_key, timeout)
+            return self._checkout_cold(face, self._key(identity, credential), timeout)
+        except BaseException as error:
+            entry = None  # the traceback keeps this frame, and must not keep it
+            face.member.interrupted(error)
+            raise
 
     def _checkout_cold(self, face: Face, key: str, timeout: float | None) -> Lease[T]:
         seconds = (
@@ -101,7 +106,7 @@ class Pool(Generic[T]):
         if self._face.options.track_leaks:
             entry.stack = "".join(traceback.format_stack()[:-2])
             entry.thread = threading.current_thread().name
-        return Lease(entry, self.name)
+        return Lease(entry, self._face)
 
     def _key(self, identity: str | None, credential: Any) -> str:
         if credential is not None:

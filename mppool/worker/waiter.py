@@ -3,52 +3,61 @@
 from __future__ import annotations
 
 import threading
+from time import monotonic
 from typing import Any
 
 from mppool.ids import Ticket
+
+_LOOK_S = 5.0
+"""So often a waiter looks for an answer whose giver was interrupted before he could wake it."""
 
 
 class LocalWaiter:
     """Answered at most once; whoever gives learns whether the answer was taken.
 
-    `_claim` decides between the giver and the timeout: its first holder has won, and it is never released.
-    `_gate` is opened by the giver to wake the waiter, and stays open.
+    `_settled` decides between the giver and the timeout: its one entry is made by `setdefault`, which is
+    atomic, so there is no instant in which an interrupt could leave it undecided. `_gate` is opened by the
+    giver to wake the waiter.
     """
 
-    __slots__ = ("_answer", "_claim", "_gate", "_withdrawn", "key", "ticket")
+    __slots__ = ("_gate", "_settled", "key", "ticket")
 
     def __init__(self, ticket: Ticket, key: str) -> None:
         self.ticket = ticket
         self.key = key
-        self._answer: Any = None
-        self._withdrawn = False
-        self._claim = threading.Lock()
+        self._settled: dict[str, list[Any]] = {}
         self._gate = threading.Lock()
         self._gate.acquire()
 
+    @property
+    def is_open(self) -> bool:
+        """Whether it still waits for an answer."""
+        return not self._settled
+
     def give(self, answer: Any) -> bool:
         """Answer the waiter. False: it waits no longer, and the giver keeps what he has."""
-        if not self._claim.acquire(blocking=False):
+        mine = [answer]
+        if self._settled.setdefault("answer", mine) is not mine:
             return False
-        self._answer = answer
         self._gate.release()
         return True
 
     def withdraw(self) -> Any:
         """Wait no longer: None, and nobody can give any more; or the answer that came first.
 
-        Called by the waiting thread alone, any number of times.
+        Called by the waiting thread alone, any number of times; the answer is returned once.
         """
-        if self._withdrawn or self._claim.acquire(blocking=False):
-            self._withdrawn = True
+        settled = self._settled.setdefault("answer", [])
+        try:
+            return settled.pop()
+        except IndexError:
             return None
-        with self._gate:  # the giver is between its claim and its answer
-            return self._answer
 
     def wait(self, seconds: float | None) -> Any:
         """The answer, or None after so many seconds (None: for ever)."""
-        timeout = -1 if seconds is None else min(max(0.0, seconds), threading.TIMEOUT_MAX)
-        if not self._gate.acquire(timeout=timeout):
-            return self.withdraw()
-        self._gate.release()
-        return self._answer
+        until = None if seconds is None else monotonic() + seconds
+        while True:
+            left = _LOOK_S if until is None else min(_LOOK_S, until - monotonic())
+            given = self._gate.acquire(timeout=max(0.0, left))
+            if given or self._settled or (until is not None and monotonic() >= until):
+                return self.withdraw()

@@ -1,0 +1,207 @@
+"""Finds resources that nobody holds any more because a thread was interrupted with them in its hands.
+
+A KeyboardInterrupt, a worker's SystemExit or a gevent Timeout can be raised between any two instructions:
+also after a resource was popped from its shelf, and before any variable or lease refers to it. No
+`finally` can give back what was never stored. But the table of the holdings refers to every resource
+from before its opening until after its closing (rule 5). So a resource to which nothing but the table
+refers is in nobody's hands and on no shelf: it is lost, and it is closed. Reference counts tell exactly
+that, for a frame's value stack holds references too: what is in the hands of a thread, between whatever
+two instructions, is never taken for lost. The other way round a left-over reference (a traceback that
+somebody keeps) only delays the cure; therefore our own frames are cleared from the traceback, and the
+audit is repeated for a while.
+
+On free-threaded builds reference counts are spread over threads and say nothing; there nothing is done.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+import sysconfig
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mppool.core.events import Declined, OpenFailed
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+    from mppool.worker.entry import Entry
+    from mppool.worker.holdings import Holdings
+    from mppool.worker.member import Member
+
+log = logging.getLogger("mppool")
+
+COUNTS_ARE_EXACT = not sysconfig.get_config_var("Py_GIL_DISABLED")
+
+FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 1.0
+"""The audit is repeated at doubling intervals between these, until the next would be longer."""
+
+
+class _Probe:
+    grant: Any = None
+
+
+def _references(table: dict[Any, Any], number: Any) -> int:
+    """References to an entry of the table, as seen from here."""
+    return sys.getrefcount(table[number])
+
+
+def _grant_references(entry: Any) -> int:
+    return sys.getrefcount(entry.grant)
+
+
+def _measured() -> tuple[int, int]:
+    """What the two functions above say of an entry, and of a grant, to which nothing else refers."""
+    probe = _Probe()
+    probe.grant = [1]
+    table = {1: probe}
+    of_grant = _grant_references(probe)
+    del probe
+    return _references(table, 1), of_grant
+
+
+_ENTRY_ALONE, _GRANT_ALONE = _measured()
+
+
+class Audit:
+    """When to look, and what is found.
+
+    `_wanted` is set by whoever was interrupted; everything else belongs to the background thread.
+    """
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        self._wanted = False
+        self._was_wanted = False
+        self._pause = 0.0
+        self._at = 0.0
+
+    def want(self) -> None:
+        """Something may be lost: look soon."""
+        self._wanted = self._was_wanted = True
+        self._member.housekeeper.expects(monotonic())
+
+    def want_again(self) -> None:
+        """Somebody waits: look again, if there was ever a reason to."""
+        if self._was_wanted:
+            self.want()
+
+    def run(self, now: float) -> None:
+        """Look, if it is time. Called by the background thread."""
+        if self._wanted:
+            self._wanted, self._pause, self._at = False, FIRST_PAUSE_S, now
+        if not self._pause or not COUNTS_ARE_EXACT:
+            return
+        if now >= self._at:
+            close_lost(self._member, self._member.holdings)
+            self._at, self._pause = now + self._pause, self._pause * 2
+            if self._pause > LONGEST_PAUSE_S:
+                self._pause = 0.0
+                return
+        self._member.housekeeper.expects(self._at)
+
+
+def close_lost(member: Member, holdings: Holdings) -> int:
+    """Close, or decline, what nobody holds; how many there were."""
+    lost = 0
+    for number in list(holdings.table):
+        with holdings.lock:
+            if number not in holdings.table or not _is_lost(holdings, number):
+                continue
+            entry = holdings.table[number]
+            if entry.state == "closing":
+                entry.state = "open"  # its close was interrupted; close it again
+        lost += 1
+        entry.face.count("recovered")
+        log.warning(
+            "pool %r: a resource was lost by a thread that was interrupted; it is closed",
+            entry.face.name,
+        )
+        if entry.state == "opening":
+            member.chores.add(lambda entry=entry: give_up_opening(entry))  # type: ignore[misc]
+        else:
+            member.close_soon(entry, "discarded")
+    return lost
+
+
+def _is_lost(holdings: Holdings, number: Any) -> bool:
+    """Caller holds the holdings' lock."""
+    if _references(holdings.table, number) != _ENTRY_ALONE:
+        return False
+    entry = holdings.table[number]
+    # A grant that was not used yet is in its owner's hands, and the entry only in the table.
+    return entry.grant is None or _grant_references(entry) == _GRANT_ALONE
+
+
+def give_up_opening(entry: Entry, error: str | None = None, *, counted: bool = False) -> None:
+    """An opening that is not completed: close what was opened, and give the grant back."""
+    holdings, face = entry.holdings, entry.face
+    if holdings.forked:
+        return
+    if entry.opened:
+        resource = entry.opened.pop()
+        try:
+            face.recipe.close(resource)
+        except Exception:
+            face.count("hook_errors")
+            log.warning(
+                "pool %r: closing a resource that was not ready yet raised",
+                face.name,
+                exc_info=True,
+            )
+        finally:
+            if not holdings.forked:
+                _tell_given_up(entry, error, counted)
+        return
+    _tell_given_up(entry, error, counted)
+
+
+def _tell_given_up(entry: Entry, error: str | None, counted: bool) -> None:
+    holdings, number = entry.holdings, entry.number
+    event = Declined(number) if error is None else OpenFailed(number, error, counted)
+    with holdings.lock:
+        # Told first: an interrupt between the two leaves it in the table, where the audit finds it.
+        holdings.outbox.append(event)
+        holdings.table.pop(number, None)
+    entry.face.member.flush()
+
+
+class Releasable(Protocol):
+    """A reentrant lock, or a condition that has one."""
+
+    def release(self) -> None:
+        """Raises RuntimeError if the calling thread does not own it."""
+
+
+def release_own(*locks: Releasable) -> None:
+    """Release whatever of these the calling thread still owns.
+
+    An interrupt can strike after the last instruction of a `with` block and before the release.
+    """
+    for lock in locks:
+        while True:
+            try:
+                lock.release()
+            except RuntimeError:  # not ours, or not any more
+                break
+
+
+def forget_frames(error: BaseException) -> None:
+    """Clear the local variables of our own frames in the traceback, which refer to resources."""
+    seen: set[int] = set()
+    pending: list[BaseException | None] = [error]
+    while pending:
+        current = pending.pop()
+        if current is None or id(current) in seen:
+            continue
+        seen.add(id(current))
+        pending += [current.__cause__, current.__context__]
+        trace: TracebackType | None = current.__traceback__
+        while trace is not None:
+            if trace.tb_frame.f_globals.get("__package__") == __package__:
+                try:
+                    trace.tb_frame.clear()
+                except RuntimeError:
+                    pass  # it is still running
+            trace = trace.tb_next

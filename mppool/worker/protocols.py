@@ -1,0 +1,51 @@
+"""What the worker's parts must know of each other's neighbours: the way to the books, and the server."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    import socket
+
+    from mppool.core.events import Event
+
+
+class Link(Protocol):
+    """How a member reaches its books."""
+
+    def call(self, event: Event, deadline: float | None) -> Any:
+        """The books' answer. A Grant is registered with the member already."""
+
+    def flush(self, deadline: float | None = None) -> None:
+        """Pass on the member's outbox, without waiting for anybody."""
+
+    def wake(self) -> None:
+        """Have the background thread look around; safe in a finalizer."""
+
+    def tidy(self) -> None:
+        """Finish what an interrupted thread has left half done. Called by the background thread."""
+
+    def interrupted(self) -> None:
+        """The calling thread was interrupted somewhere in here, and has left."""
+
+    def command(self, event: Event) -> Any:
+        """Carry out a command; what the books answered."""
+
+    def stats(self) -> dict[str, Any]:
+        """The statistics of everything."""
+
+    def after_fork_in_child(self) -> None:
+        """Forget everything of the parent, without a byte being sent."""
+
+
+class Server(Protocol):
+    """What a link must know of the server; given by floor 4, which knows both wings."""
+
+    name: str
+    linger: float
+
+    def connect(self, deadline: float) -> socket.socket:
+        """A connection to the server, which is started if there is none. Raises ServerUnavailable."""
+
+    def look(self) -> socket.socket | None:
+        """A connection to the server, if there is one."""
