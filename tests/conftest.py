@@ -11,8 +11,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
 
 from tests.helpers import is_alive, processes_using
+
+# Examples are bounded in number; how long one takes says more about the machine than about the code.
+settings.register_profile("mppool", deadline=None)
+settings.load_profile("mppool")
 
 
 @pytest.fixture
