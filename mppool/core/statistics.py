@@ -50,6 +50,7 @@ WORKER_COUNTERS = (
     "checks",
     "check_errors",
     "hook_errors",
+    "long_closes",
     "reopened",
 )
 """Counted by each process and reported when asked."""

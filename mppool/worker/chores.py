@@ -59,7 +59,7 @@ class Chores:
         while (chore := self._next()) is not None:
             try:
                 chore()
-            except Exception:
+            except BaseException:  # also SystemExit: a hook ends nothing but itself
                 log.exception("a chore of manager %r failed", self._name)
             del chore  # it may be the last to refer to a resource
 

@@ -7,7 +7,7 @@ import random
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mppool.core.decisions import Grant, Queued, Refuse
+from mppool.core.decisions import NOBODY, Grant, Queued, Refuse
 from mppool.core.events import Abandoned, Checkout, Opened
 from mppool.errors import (
     CheckoutTimeout,
@@ -36,6 +36,8 @@ log = logging.getLogger("mppool")
 
 ASK_GRACE_S = 0.25
 """How long the books may take to answer although the timeout is shorter."""
+
+_LONGEST_TEXT = 2000
 
 LIFETIME_JITTER = 0.1
 """The part of `max_lifetime` by which a resource may die earlier."""
@@ -210,14 +212,14 @@ def open_resource(entry: Entry, grant: Grant, left: float | None) -> None:
         entry.resource = entry.opened[0]
         _configure(face, entry)
     except Exception as error:
-        give_up_opening(entry, f"{type(error).__name__}: {error}", counted=True)
+        text = _text_of(error)
+        give_up_opening(entry, text, counted=True)
         if isinstance(error, OpenFailedError) or entry.holdings.forked:
             raise
-        raise OpenFailedError(
-            f"pool {face.name!r}: opening a resource failed: {type(error).__name__}: {error}"
-        ) from error
+        raise OpenFailedError(f"pool {face.name!r}: opening a resource failed: {text}") from error
     except BaseException as error:
-        give_up_opening(entry, type(error).__name__)
+        # Where nobody waits nobody was interrupted: the hook itself wants to end the process.
+        give_up_opening(entry, type(error).__name__, counted=grant.ticket == NOBODY)
         raise
     seconds = monotonic() - started
     face.observe("open", seconds)
@@ -245,8 +247,20 @@ def open_for_shelf(face: Face, grant: Grant) -> None:
         open_resource(entry, grant, None)
     except OpenFailedError as error:
         log.warning("%s; it is tried again later (min_size)", error)
+    except BaseException:
+        log.exception("pool %r: opening failed; it is tried again later (min_size)", face.name)
     else:
         face.shelve(entry)
+
+
+def _text_of(error: BaseException) -> str:
+    """Class and message, whatever the recipe put into them: it travels, and is shown to others."""
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:
+        log.warning("a hook raised an error that has no text", exc_info=True)
+        text = type(error).__name__
+    return text[:_LONGEST_TEXT].encode("utf-8", "backslashreplace").decode()
 
 
 def _configure(face: Face, entry: Entry) -> None:

@@ -16,6 +16,9 @@ EntryState = Literal["opening", "open", "returned", "closing"]
 NEVER = math.inf
 AT_ONCE = -math.inf
 
+LONG_CLOSE_S = 2.0
+"""A close that takes longer is warned of: until it returns, the slot is not free."""
+
 
 class Entry:
     """A resource and what is known of it.
@@ -28,6 +31,7 @@ class Entry:
 
     __slots__ = (
         "checked_at",
+        "closing_at",
         "face",
         "generation",
         "grant",
@@ -81,6 +85,7 @@ class Entry:
         self.retire_reason: Any = "retired"
         self.uses = 0
         self.checked_at = 0.0
+        self.closing_at = 0.0
         self.kept_until = 0.0
         self.killed = False
         self.warned = False

@@ -70,6 +70,8 @@ class Errands:
         self._thread: threading.Thread | None = None
         self._attach_at = 0.0
         self._pause = 0.0
+        self._report_wanted: int | None = None
+        self._reporting = False
 
     def descriptors(self) -> list[int]:
         """What a forked child must close."""
@@ -153,9 +155,10 @@ class Errands:
         if isinstance(message, WantReport):
             request = message.request
             if report.has_hooks(self._member):
-                self._member.chores.add(
-                    lambda: self._link.send_message(self._member.report(request))
-                )
+                self._report_wanted = request
+                if not self._reporting:
+                    self._reporting = True
+                    self._member.chores.add(self._report)
             else:
                 self._link.send_message(self._member.report(request))
         elif isinstance(message, Goodbye):
@@ -163,6 +166,17 @@ class Errands:
             self._member.server_leaves()
         else:
             self._member.deliver(message, channel.session)
+
+    def _report(self) -> None:
+        """A chore: hooks are called, and may hang, so there is only ever one of them."""
+        try:
+            while (request := self._report_wanted) is not None:
+                self._report_wanted = None
+                self._link.send_message(self._member.report(request))
+        finally:
+            self._reporting = False
+        if self._report_wanted is not None:  # it came in this very moment
+            self._member.chores.add(self._report)
 
     def _without_channel(self) -> None:
         """Attach to the next server, and start it if the last one did not leave in order."""

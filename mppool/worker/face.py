@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import threading
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from mppool.core.events import (
 )
 from mppool.core.statistics import BOUNDS, HISTOGRAMS, WORKER_COUNTERS
 from mppool.recipe import Recipe, overrides
-from mppool.worker.entry import AT_ONCE, Entry
+from mppool.worker.entry import AT_ONCE, LONG_CLOSE_S, Entry
 from mppool.worker.waiter import LocalWaiter
 
 if TYPE_CHECKING:
@@ -90,6 +91,9 @@ class Face:
         self.counters: Counter[str] = Counter(dict.fromkeys(WORKER_COUNTERS, 0))
         self.histograms = {name: [0] * (len(BOUNDS) + 1) for name in HISTOGRAMS}
         self.past_uses = 0
+        # Whether a background check is going on or about to, and of which resource.
+        self.checking = False
+        self.borrowed: Entry | None = None
         shelf = self.shelf_of(self.default_key)
         self.pop: Callable[[], Entry] = self._popper(shelf)
 
@@ -125,7 +129,6 @@ class Face:
         if (
             self.check is not None
             and idle_for is not None
-            and entry.uses
             and now - entry.released_at >= idle_for
             and not self.is_healthy(entry)
         ):
@@ -139,33 +142,48 @@ class Face:
         entry.lent_at = now
         if self.watched:
             entry.warned = False
+            entry.thread = threading.current_thread().name
             self.member.housekeeper.expects(now + self.first_lease_limit_s)
         if self.on_checkout is not None:
-            self.run_hook("on_checkout", self.on_checkout, entry)
+            try:
+                self.run_hook("on_checkout", self.on_checkout, entry)
+            except BaseException:  # interrupted: the caller gets no lease
+                self.close(entry, "discarded")
+                raise
 
     def is_healthy(self, entry: Entry) -> bool:
         """Run the check; a resource that fails it, or whose check raises, is closed.
 
-        A check that raises ConnectionError says more: the backend is gone, and with it everything as old.
+        A check that raises is counted apart. One that raises ConnectionError says no, and more: the backend
+        is gone, and with it everything as old, in all processes.
         """
         assert self.check is not None
         self.count("checks")
         entry.checked_at = monotonic()
         try:
-            healthy = bool(self.check(entry.resource))
+            if self.check(entry.resource):
+                return True
         except ConnectionError as error:
             log.warning("pool %r: a check found the backend gone: %s", self.name, error)
-            self.member.tell(BackendFailed(self.name, entry.key, entry.generation))
-            healthy = False
+            self._backend_failed(entry)
         except Exception:
             self.count("check_errors")
             log.warning(
                 "pool %r: a check raised; the resource is replaced", self.name, exc_info=True
             )
-            healthy = False
-        if not healthy:
-            self.close(entry, "unhealthy")
-        return healthy
+            self.close(entry, "discarded")
+            return False
+        except BaseException:  # interrupted: nobody knows in which state it is
+            self.close(entry, "discarded")
+            raise
+        self.close(entry, "unhealthy")
+        return False
+
+    def _backend_failed(self, entry: Entry) -> None:
+        """Here at once, so that the next checkout does not find the same out again; elsewhere by the books."""
+        self.member.tell(BackendFailed(self.name, entry.key, entry.generation))
+        for other in self.retire_older_than(entry.generation + 1, entry.key):
+            self.member.close_soon(other, "retired")
 
     def run_hook(self, hook: str, call: Callable[[Any], Any], entry: Entry) -> bool:
         """Run a hook; False, logged and counted, if it raised."""
@@ -185,6 +203,8 @@ class Face:
         if not entry.holdings.forked and self._take_from_lease(entry):
             self.observe("use", held)
             self.close(entry, "discarded")
+        elif entry.killed:
+            log.warning("pool %r: a lease was discarded after it had been killed", self.name)
 
     def put_back_slowly(self, entry: Entry, now: float, *, suspect: bool = False) -> None:
         """A lease was released, and there is more to do than an append (see Lease.release).
@@ -213,10 +233,10 @@ class Face:
             entry.lent_at = 0.0
             return not entry.killed
 
-    def kill(self, entry: Entry) -> bool:
-        """End an overdue lease; False if it was released before. The caller owns the resource then."""
+    def kill(self, entry: Entry, lent_at: float) -> bool:
+        """End the lease that began then; False if it was released before. The caller owns the resource then."""
         with entry.holdings.lock:
-            if not entry.lent_at or entry.killed or entry.state != "open":
+            if entry.lent_at != lent_at or entry.killed or entry.state != "open":
                 return False
             entry.killed = True
             return True
@@ -292,9 +312,26 @@ class Face:
                 continue  # a checkout was quicker
             return entry
 
-    def shelve_oldest(self, entry: Entry) -> None:
-        """Put a resource back that was borrowed for a moment, to where it lay: with those idle for longest."""
-        entry.shelf.appendleft(entry)
+    def borrow(self, wanted: Callable[[Entry], bool]) -> Entry | None:
+        """Take one idle resource that is wanted, for a moment; None if there is none, or somebody waits."""
+        for shelf in list(self.shelves.values()):
+            for entry in list(shelf):
+                if self.attention or self.closed:
+                    return None
+                if wanted(entry):
+                    self.borrowed = entry
+                    try:
+                        shelf.remove(entry)
+                    except ValueError:
+                        self.borrowed = None
+                        continue  # a checkout was quicker
+                    return entry
+        return None
+
+    def shelve_where_it_lay(self, entry: Entry) -> None:
+        """Put a resource back that was borrowed for a moment: the shelf is in the order of last uses."""
+        before = sum(other.released_at < entry.released_at for other in list(entry.shelf))
+        entry.shelf.insert(before, entry)
         if self.attention or self.closed:
             self.attend(entry.key)
 
@@ -344,18 +381,29 @@ class Face:
 
     def close(self, entry: Entry, reason: CloseReason) -> None:
         """Close a resource that the caller owns. Its slot is free when its close has returned."""
-        holdings = entry.holdings
-        with holdings.lock:
-            if entry.state == "closing" or holdings.forked:
-                return  # a hook that closes its own resource, or two threads that both want to
+        if self.begin_close(entry):
+            self.finish_close(entry, reason)
+
+    def begin_close(self, entry: Entry) -> bool:
+        """From now on nobody else closes it, or counts it as idle or in use. False if somebody does already."""
+        with entry.holdings.lock:
+            if entry.state == "closing" or entry.holdings.forked:
+                return False  # a hook that closes its own resource; two threads that both want to
             entry.state = "closing"
+            entry.warned = False
+            entry.closing_at = monotonic()
+        return True
+
+    def finish_close(self, entry: Entry, reason: CloseReason) -> None:
+        """Run the hook, and tell the books when it has returned."""
+        self.member.housekeeper.expects(entry.closing_at + LONG_CLOSE_S)
         try:
             self.recipe.close(entry.resource)
         except Exception:
             self.count("hook_errors")
             log.warning("pool %r: closing a resource raised; it is gone", self.name, exc_info=True)
         finally:
-            if not holdings.forked:
+            if not entry.holdings.forked:
                 self._forget(entry, reason)
 
     def _forget(self, entry: Entry, reason: CloseReason) -> None:

@@ -1,8 +1,8 @@
 """What has to be done with resources when time has passed. Runs in the member's background thread.
 
-There is no fixed interval: `next_due` says when the first resource of this process can possibly be due,
-and the thread sleeps until then. A use only ever moves that instant into the future, so nothing needs to
-wake the thread earlier, but for what is newly watched: see `Housekeeper.expects`.
+There is no fixed interval: the thread sleeps until the first resource of this process can possibly be due.
+A use only ever moves that instant into the future, so nothing needs to wake the thread earlier, but for
+what is newly watched: see `Housekeeper.expects`.
 
 Hooks do not run here, they are handed to the chores: one that hangs must not delay errands.
 """
@@ -10,10 +10,12 @@ Hooks do not run here, they are handed to the chores: one that hangs must not de
 from __future__ import annotations
 
 import logging
+from collections import deque
+from time import monotonic
 from typing import TYPE_CHECKING
 
-from mppool.core.events import BackendFailed, IdleTooLong
-from mppool.worker.entry import AT_ONCE, NEVER
+from mppool.core.events import IdleTooLong
+from mppool.worker.entry import AT_ONCE, LONG_CLOSE_S, NEVER
 
 if TYPE_CHECKING:
     from mppool.worker.entry import Entry
@@ -26,33 +28,40 @@ log = logging.getLogger("mppool")
 class Housekeeper:
     """Recycling, background checks and overdue leases of one process.
 
-    `_planned` is when the thread will look next. It is written by that thread, and read without a lock by
-    those who want it to look earlier; a stale value costs one superfluous wake-up at most.
+    `_planned` is when the thread will look next; only that thread writes it. Others read it and append to
+    `_expected` (atomic operations): a stale value costs one superfluous wake-up at most.
     """
 
     def __init__(self, member: Member) -> None:
         self._member = member
         self._planned = NEVER
+        self._expected: deque[float] = deque()
 
     def expects(self, due: float) -> None:
         """Something is due at this instant, of which the thread may not know yet."""
         if due < self._planned:
-            self._planned = due
+            self._expected.append(due)
             self._member.wake()
 
     def seconds_left(self, now: float) -> float | None:
         """How long the thread may sleep; None: until somebody wakes it."""
+        self._take_in()
         return None if self._planned == NEVER else max(0.0, self._planned - now)
+
+    def _take_in(self) -> None:
+        while self._expected:
+            self._planned = min(self._planned, self._expected.popleft())
 
     def run(self, now: float) -> None:
         """Do what is due, if anything is, and plan the next look."""
+        self._take_in()
         if now < self._planned:
             return
-        self._planned = NEVER  # before looking: what is expected meanwhile lowers it again
+        self._planned = NEVER  # before looking: what is expected meanwhile is noted again
         due = NEVER
         for face in list(self._member.faces.values()):
             due = min(due, self._look_after(face, now))
-        self._planned = min(self._planned, due)
+        self._planned = due
 
     def _look_after(self, face: Face, now: float) -> float:
         with face.holdings.lock:
@@ -60,83 +69,119 @@ class Housekeeper:
         if not entries:
             return NEVER
         for entry in entries:
-            if entry.lent_at and face.watched:
+            if entry.state == "closing":
+                _watch_close(face, entry, now)
+            elif entry.lent_at and face.watched:
                 self._watch_lease(face, entry, now)
-        for entry in face.take_idle(lambda entry: due_when_idle(face, entry) <= now):
+        for entry in face.take_idle(lambda entry: _recycling_due(face, entry) <= now):
             self._recycle(face, entry, now)
-        idle = {entry.number for shelf in list(face.shelves.values()) for entry in list(shelf)}
-        return min(self._due(face, entry, entry.number in idle, now) for entry in entries)
+        idle = [entry for shelf in list(face.shelves.values()) for entry in list(shelf)]
+        if not face.checking and any(_check_due(face, entry) <= now for entry in idle):
+            face.checking = True
+            self._member.chores.add(lambda: check_idle(face))
+        numbers = {entry.number for entry in idle}
+        return min(self._due(face, entry, entry.number in numbers, now) for entry in entries)
 
     def _due(self, face: Face, entry: Entry, idle: bool, now: float) -> float:
         """When something can be due next; for what is in use: as if it were released now."""
+        if entry.state == "closing":
+            return NEVER if entry.warned else entry.closing_at + LONG_CLOSE_S
         if entry.state != "open":
             return NEVER
         if idle:
-            return due_when_idle(face, entry)
-        lease = NEVER
+            return _recycling_due(face, entry) if face.checking else due_when_idle(face, entry)
+        due = NEVER
         if face.watched and entry.lent_at and not entry.killed:
-            lease = entry.lent_at + (
+            due = entry.lent_at + (
                 face.options.max_lease_kill or NEVER if entry.warned else face.first_lease_limit_s
             )
+        if entry.retire_at > now:  # else its release closes it
+            due = min(due, entry.retire_at)
         soonest = min(face.options.max_idle or NEVER, face.options.check_interval or NEVER)
-        return min(lease, now + soonest)
+        return min(due, now + soonest)
 
     def _recycle(self, face: Face, entry: Entry, now: float) -> None:
         """The entry was taken from its shelf, so it is ours."""
         if now >= entry.retire_at or face.closed:
             self._member.close_soon(entry, entry.retire_reason)
-        elif face.options.max_idle is not None and now >= entry.kept_until:
-            face.bring_back(entry, IdleTooLong(entry.number))
         else:
-            self._member.chores.add(lambda: check_idle(face, entry))
+            face.bring_back(entry, IdleTooLong(entry.number))
 
     def _watch_lease(self, face: Face, entry: Entry, now: float) -> None:
-        age = now - entry.lent_at
+        lent_at = entry.lent_at
+        if not lent_at:
+            return
+        age = now - lent_at
         warn, kill = face.options.max_lease_warn, face.options.max_lease_kill
-        if kill is not None and age >= kill and face.kill(entry):
-            log.warning(
-                "pool %r: a lease is %.1f s old, longer than max_lease_kill=%g s; its resource is closed"
-                " (taken in thread %r of process %d)%s",
-                face.name, age, kill, entry.thread, self._member.pid(), _stack(entry),
-            )  # fmt: skip
-            face.observe("use", age)
-            self._member.close_soon(entry, "killed")
+        if kill is not None and age >= kill:
+            if face.kill(entry, lent_at):
+                _complain(face, entry, age, f"max_lease_kill={kill:g} s; its resource is closed")
+                face.observe("use", age)
+                self._member.close_soon(entry, "killed")
         elif warn is not None and age >= warn and not entry.warned:
             entry.warned = True
-            log.warning(
-                "pool %r: a lease is %.1f s old, longer than max_lease_warn=%g s"
-                " (taken in thread %r of process %d)%s",
-                face.name, age, warn, entry.thread, self._member.pid(), _stack(entry),
-            )  # fmt: skip
+            _complain(face, entry, age, f"max_lease_warn={warn:g} s")
+
+
+def _complain(face: Face, entry: Entry, age: float, limit: str) -> None:
+    log.warning(
+        "pool %r: a lease is %.1f s old, longer than %s (taken in thread %r of process %d)%s",
+        face.name,
+        age,
+        limit,
+        entry.thread,
+        face.member.pid(),
+        f" at\n{entry.stack}" if entry.stack else "; track_leaks=True would tell where",
+    )
+
+
+def _watch_close(face: Face, entry: Entry, now: float) -> None:
+    if not entry.warned and now >= entry.closing_at + LONG_CLOSE_S:
+        entry.warned = True
+        face.count("long_closes")
+        log.warning(
+            "pool %r: closing a resource has been taking %.1f s in process %d; its slot is not free before "
+            "the close hook returns",
+            face.name,
+            now - entry.closing_at,
+            face.member.pid(),
+        )
+
+
+def _recycling_due(face: Face, entry: Entry) -> float:
+    """When a resource that lies idle is retired or given up."""
+    due = entry.retire_at
+    if face.closed:
+        due = AT_ONCE
+    max_idle = face.options.max_idle
+    if max_idle is not None:
+        entry.kept_until = max(entry.kept_until, entry.released_at + max_idle)
+        due = min(due, entry.kept_until)
+    return due
+
+
+def _check_due(face: Face, entry: Entry) -> float:
+    interval = face.options.check_interval
+    return NEVER if interval is None or face.check is None else entry.checked_at + interval
 
 
 def due_when_idle(face: Face, entry: Entry) -> float:
     """When a resource that lies idle has to be looked after: retired, given up, or checked."""
-    due = entry.retire_at
-    if face.closed:
-        due = AT_ONCE
-    options = face.options
-    if options.max_idle is not None:
-        entry.kept_until = max(entry.kept_until, entry.released_at + options.max_idle)
-        due = min(due, entry.kept_until)
-    if options.check_interval is not None and face.check is not None:
-        due = min(due, entry.checked_at + options.check_interval)
-    return due
+    return min(_recycling_due(face, entry), _check_due(face, entry))
 
 
-def check_idle(face: Face, entry: Entry) -> None:
-    """Check a resource that was taken from its shelf; a healthy one goes back where it lay.
+def check_idle(face: Face) -> None:
+    """Check what lies idle and is due, one resource after the other, while nobody wants one.
 
-    Neither its uses nor its last use change, so checks keep nothing alive.
+    Never more than one is off its shelf, so users hardly ever find it missing. A healthy one goes back to
+    where it lay: neither its uses nor its last use change, so checks keep nothing alive.
     """
-    if face.is_healthy(entry):
-        face.shelve_oldest(entry)
-
-
-def report_backend_failure(face: Face, entry: Entry) -> None:
-    """A check found the backend gone: what is as old as this resource is stale in all processes."""
-    face.member.tell(BackendFailed(face.name, entry.key, entry.generation))
-
-
-def _stack(entry: Entry) -> str:
-    return f"\n{entry.stack}" if entry.stack else "; track_leaks=True would tell where"
+    try:
+        while entry := face.borrow(lambda entry: _check_due(face, entry) <= monotonic()):
+            if face.is_healthy(entry):
+                face.shelve_where_it_lay(entry)
+            face.borrowed = None
+    finally:
+        face.borrowed = None
+        face.checking = False
+        face.member.housekeeper.expects(monotonic())

@@ -253,7 +253,7 @@ class Member:
                 # It was offered because it was idle for long, and is wanted all the same (min_size).
                 entry.kept_until = now + max_idle
                 self.housekeeper.expects(entry.kept_until)
-            entry.face.shelve_oldest(entry)
+            entry.face.shelve_where_it_lay(entry)
 
     def _on_close(self, close: Close, session: Session) -> None:
         entry = self._take_aside(close.number)
@@ -299,7 +299,8 @@ class Member:
 
     def close_soon(self, entry: Entry, reason: CloseReason) -> None:
         """Close a resource that the caller owns, in another thread."""
-        self.chores.add(lambda: entry.face.close(entry, reason))
+        if entry.face.begin_close(entry):
+            self.chores.add(lambda: entry.face.finish_close(entry, reason))
 
     def _on_notice(self, notice: Notice, session: Session) -> None:
         log.warning("pool %r: %s", notice.pool, notice.text)

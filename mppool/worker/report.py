@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import logging
+import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any
+
+import msgspec
 
 from mppool.recipe import overrides
 from mppool.wire.messages import PoolReport, Report, ResourceReport
@@ -15,6 +18,8 @@ if TYPE_CHECKING:
     from mppool.worker.member import Member
 
 log = logging.getLogger("mppool")
+
+_asking = threading.local()
 
 
 def build(member: Member, request: int) -> Report:
@@ -30,6 +35,8 @@ def _of_pool(face: Face) -> PoolReport:
         past = face.past_uses
         counters = dict(face.counters)
     idle = {entry.number for shelf in list(face.shelves.values()) for entry in list(shelf)}
+    if (borrowed := face.borrowed) is not None:  # a background check is no use
+        idle.add(borrowed.number)
     uses = past + sum(entry.uses for entry in entries)
     counters["checkouts"] = uses
     resources = [_of_entry(face, entry, entry.number in idle, now) for entry in entries]
@@ -65,8 +72,8 @@ def _of_entry(face: Face, entry: Entry, idle: bool, now: float) -> ResourceRepor
         age=now - entry.opened_at if entry.opened_at else 0.0,
         idle_for=now - entry.released_at if state == "idle" else None,
         held_for=now - max(entry.lent_at, entry.opened_at) if state == "in_use" else None,
-        description=_ask(face, "describe", entry) or "" if looked_at else "",
-        extra=_ask(face, "stats", entry) or {} if looked_at else {},
+        description=_ask(face, "describe", entry, str) if looked_at else "",
+        extra=_ask(face, "stats", entry, dict[str, Any]) if looked_at else {},
     )
 
 
@@ -79,11 +86,28 @@ def has_hooks(member: Member) -> bool:
     )
 
 
-def _ask(face: Face, hook: str, entry: Entry) -> Any:
-    """What `stats` or `describe` says. The resource may be in use meanwhile: these hooks only look."""
+def _ask(face: Face, hook: str, entry: Entry, kind: Any) -> Any:
+    """What `stats` or `describe` says, of that kind and JSON-compatible whatever it says.
+
+    The resource may be in use meanwhile: these hooks only look. One that wants statistics itself gets them
+    without what the hooks say.
+    """
+    nothing = kind()
+    if getattr(_asking, "hook", None) is not None:
+        return nothing
+    _asking.hook = hook
     try:
-        return getattr(face.recipe, hook)(entry.resource)
+        said = getattr(face.recipe, hook)(entry.resource)
+        # Through JSON and back: it must travel, and be a text for whoever reads the statistics.
+        return msgspec.json.decode(msgspec.json.encode(said), type=kind)
     except Exception:
         face.count("hook_errors")
-        log.warning("pool %r: the hook %s raised", face.name, hook, exc_info=True)
-        return None
+        log.warning(
+            "pool %r: the hook %s raised, or gave what is not JSON-compatible",
+            face.name,
+            hook,
+            exc_info=True,
+        )
+        return nothing
+    finally:
+        _asking.hook = None
