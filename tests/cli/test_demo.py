@@ -75,6 +75,40 @@ def test_a_database_that_cannot_be_opened(runtime_dir: Path) -> None:
     assert "Traceback" not in done.stderr
 
 
+def test_without_an_odbc_driver_it_says_so_and_uses_sqlite3(
+    runtime_dir: Path, tmp_path: Path
+) -> None:
+    done = subprocess.run(
+        [*DEMO, "--seconds", "3", "--workers", "2"],
+        env={**os.environ, "ODBCSYSINI": str(tmp_path), "HOME": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        timeout=55,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Using Python's own sqlite3" in done.stdout
+    assert "libsqliteodbc" in done.stdout
+
+
+_PLANTED = """
+from mppool.cli import main
+from mppool.cli.demo import setting
+
+honest = setting.environment
+setting.environment = lambda **given: honest(**{**given, "cap": 8})
+raise SystemExit(main(["demo", "--plain", "--seconds", "3"]))
+"""
+
+
+def test_a_pool_that_opens_too_many_is_found_out(runtime_dir: Path) -> None:
+    done = subprocess.run(
+        [sys.executable, "-c", _PLANTED], capture_output=True, text=True, timeout=55, check=False
+    )
+    assert done.returncode == 1
+    assert re.search(r"by the witness +[678] +<= 5 +BROKEN", done.stdout)
+
+
 # --- the witness ------------------------------------------------------------------------------------------
 
 
