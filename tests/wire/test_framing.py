@@ -48,6 +48,7 @@ MESSAGES = [
 ]
 
 
+@settings(deadline=None)
 @given(st.lists(st.sampled_from(MESSAGES)), st.data())
 def test_pieces_do_not_matter(messages: list[msgspec.Struct], data: st.DataObject) -> None:
     stream = b"".join(encode(message) for message in messages)
@@ -81,7 +82,7 @@ def test_a_message_larger_than_a_frame_is_refused_where_it_is_sent(
         encode(Stats({"x": "y" * 1000}))
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(st.binary(max_size=200))
 def test_garbage_is_refused_or_waited_for_and_nothing_else(garbage: bytes) -> None:
     for reader in (server_side_reader(), process_side_reader()):
@@ -89,7 +90,7 @@ def test_garbage_is_refused_or_waited_for_and_nothing_else(garbage: bytes) -> No
             reader.feed(garbage)
 
 
-@settings(max_examples=500)
+@settings(max_examples=500, deadline=None)
 @given(st.sampled_from([*MESSAGES, Done()]), st.data())
 def test_a_mutated_frame_is_a_message_or_refused(
     message: msgspec.Struct, data: st.DataObject
