@@ -30,12 +30,17 @@ _tickets = itertools.count(1)  # never used again within a process, not even aft
 
 
 _all_clients: list[Client] = []
+_all_backgrounds: list[Background] = []
 
 
 def close_all() -> None:
-    """Close all connections that this process has made, whatever tests have left open."""
+    """End all connections and servers of this process, whatever failing tests have left."""
     while _all_clients:
         _all_clients.pop().close()
+    while _all_backgrounds:
+        background = _all_backgrounds.pop()
+        background.server.leave()
+        background.join()
 
 
 class Client:
@@ -164,6 +169,7 @@ class Background:
         self._failure: BaseException | None = None
         self._thread = threading.Thread(target=self._serve, name="server")
         self._thread.start()
+        _all_backgrounds.append(self)
 
     def _serve(self) -> None:
         try:
