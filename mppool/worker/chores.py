@@ -5,7 +5,8 @@ from __future__ import annotations
 import logging
 import threading
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 from mppool.worker.audit import release_own
 
@@ -25,6 +26,7 @@ class Chores:
     as many threads as chores at one time, and mostly none.
 
     _lock: guards `_queue` together with the counts of threads; never held while a chore runs.
+    _here: the queue of a thread that does its own chores (see `done_here`).
     """
 
     def __init__(self, name: str) -> None:
@@ -33,9 +35,30 @@ class Chores:
         self._queue: deque[Callable[[], None]] = deque()
         self._threads = 0
         self._idle = 0
+        self._here = threading.local()
+
+    @contextmanager
+    def done_here(self) -> Iterator[None]:
+        """Chores that this thread adds within the block are done by this thread, when the block ends."""
+        mine: deque[Callable[[], None]] = deque()
+        self._here.queue = mine
+        try:
+            yield
+        finally:
+            del self._here.queue
+            try:
+                while mine:
+                    self._do(mine.popleft())
+            finally:
+                while mine:  # interrupted: the others must be done all the same
+                    self.add(mine.popleft())
 
     def add(self, chore: Callable[[], None]) -> None:
         """Have `chore` done soon, in another thread. Its exceptions are logged."""
+        mine: deque[Callable[[], None]] | None = getattr(self._here, "queue", None)
+        if mine is not None:
+            mine.append(chore)
+            return
         with self._lock:
             self._queue.append(chore)
             if self._idle >= len(self._queue) or self._threads >= MOST_THREADS:
@@ -58,10 +81,16 @@ class Chores:
     def _run(self) -> None:
         while (chore := self._next()) is not None:
             try:
-                chore()
+                self._do(chore)
             except BaseException:  # also SystemExit: a hook ends nothing but itself
-                log.exception("a chore of manager %r failed", self._name)
+                log.exception("a chore of manager %r was ended", self._name)
             del chore  # it may be the last to refer to a resource
+
+    def _do(self, chore: Callable[[], None]) -> None:
+        try:
+            chore()
+        except Exception:
+            log.exception("a chore of manager %r failed", self._name)
 
     def _next(self) -> Callable[[], None] | None:
         """The next chore; None: there is none, and this thread is not counted any more."""

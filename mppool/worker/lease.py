@@ -149,6 +149,9 @@ class Lease(Generic[T]):
             holdings.leaked.append(entry)
             entry.face.member.wake()
 
+    # For whoever keeps a lease on behalf of somebody else, and learns in a finalizer that he is gone.
+    abandon = __del__
+
     def __reduce__(self) -> NoReturn:
         raise PoolError(
             f"a lease of pool {self._face.name!r} cannot be pickled: its resource belongs to this process; "

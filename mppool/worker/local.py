@@ -46,8 +46,13 @@ class LocalLink:
     _suspect: set when a thread was interrupted between a decision and its carrying out. Whoever finds the
         books in either state writes them anew, from what is really held: the cure for a server's death.
 
+    _looking: held by the one thread that looks after what time brings.
+    by_hand: somebody else calls `look_around` now and then; there is no thread before a checkout has to wait.
+
     The locks are reentrant so that `interrupted` can free those that its thread still owns.
     """
+
+    by_hand = False
 
     def __init__(
         self, member: Member, merge: Callable[[dict[str, Any], Report, float], dict[str, Any]]
@@ -59,6 +64,7 @@ class LocalLink:
     def _start(self) -> None:
         self._lock = threading.RLock()
         self._delivering = threading.RLock()
+        self._looking = threading.RLock()
         self._decided: deque[tuple[Session, Any]] = deque()
         self._session = _FIRST_SESSION
         self._whole = True
@@ -74,7 +80,7 @@ class LocalLink:
         """See Link."""
         if self._wake_up is not None:
             close_quietly([self._wake_up.fd])
-        bury((self._lock, self._delivering, self._thread, self._wake_up))
+        bury((self._lock, self._delivering, self._looking, self._thread, self._wake_up))
         self._start()
 
     # --- talking -----------------------------------------------------------------------------------------
@@ -100,6 +106,8 @@ class LocalLink:
             raise
         self._deliver()
         if isinstance(answer, Queued):
+            with self._lock:
+                self._ensure_thread()
             self.wake()  # the books may want a tick earlier than the thread believes
         return answer
 
@@ -122,15 +130,20 @@ class LocalLink:
         if self._books is None:
             self._process = own_process()
             self._begin(Books(1, jitter=random.random))
-        if self._thread is None:
+        if not self.by_hand:
+            self._ensure_thread()
+        assert self._books is not None
+        return self._books
+
+    def _ensure_thread(self) -> None:
+        """Caller holds `_lock`."""
+        if self._thread is None and self._books is not None:
             if self._wake_up is None:
                 self._wake_up = WakeUp()
             self._thread = threading.Thread(
                 target=self._run, name=f"mppool-timers-{self._member.name}", daemon=True
             )
             self._thread.start()
-        assert self._books is not None
-        return self._books
 
     def _begin(self, books: Books) -> None:
         """A session with these books, which starts with an inventory. Caller holds `_lock`."""
@@ -222,7 +235,7 @@ class LocalLink:
 
     def interrupted(self) -> None:
         """See Link."""
-        release_own(self._lock, self._delivering)
+        release_own(self._lock, self._delivering, self._looking)
         thread = self._thread
         if thread is not None and not thread.is_alive():
             self._thread = None  # it was interrupted while it started this thread
@@ -250,6 +263,12 @@ class LocalLink:
             self._whole = True
         self._deliver()
         return answer
+
+    def forgive(self, pool: str) -> None:
+        """Forget that openings failed: whoever wants a resource next may try at once."""
+        with self._lock:
+            if self._books is not None and pool in self._books.pools:
+                self._books.pools[pool].breakers.clear()
 
     def stats(self) -> dict[str, Any]:
         """See Link."""
@@ -282,12 +301,17 @@ class LocalLink:
             ]
             if poller.poll(max(0, math.ceil(min(limits) * 1000)) if limits else None):
                 wake_up.clear()
+            self.look_around()
+
+    def look_around(self) -> None:
+        """Collect what leaked, do what is due, and tick. Does nothing where nothing was ever used."""
+        with self._looking:
             self._member.collect_leaked()
             self._member.housekeeper.run(monotonic())
             with self._lock:
-                if self._wake_up is wake_up:
+                if self._books is not None:
                     self._take_in(self._ready_books().tick(monotonic()), None)
-            self._deliver()
+        self._deliver()
 
     def stop(self) -> None:
         """End the thread, if nothing is held. The next use starts afresh."""
