@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 from mppool.core.decisions import Addressed, Ask, Close, Erase, RecordPool, Refuse
 from mppool.core.events import (
@@ -40,11 +40,20 @@ from mppool.core.events import (
 )
 from mppool.core.pool import PoolBooks, Surroundings
 from mppool.core.slot import Slot, SlotState
+from mppool.core.tokens import TokenBooks, TokenFailed, TokenFetched, WantToken
 from mppool.ids import GrantNumber, ProcessId, Session, grant_number
 
 Command = Resize | Reset | Drain | ClosePool | WantReady
 
-_SlotEvent = (Opened, OpenFailed, Declined, Returned, IdleTooLong, Closed, NotMine)
+_SLOT_EVENTS: tuple[type[Event], ...] = (
+    Opened,
+    OpenFailed,
+    Declined,
+    Returned,
+    IdleTooLong,
+    Closed,
+    NotMine,
+)
 
 
 class Books:
@@ -61,6 +70,7 @@ class Books:
         self._labels: dict[ProcessId, str] = {}
         self._sequence = 0
         self._around = Surroundings(self._next_number, jitter)
+        self.tokens = TokenBooks(self._around)
         # What the journal said of pools that nobody has declared yet.
         self._remembered_pools: dict[str, RecordPool] = {}
         self._remembered_slots: dict[str, list[Remembered]] = {}
@@ -86,11 +96,13 @@ class Books:
         """Carry out whatever has become due."""
         for pool in self.pools.values():
             pool.tick(now)
+        self.tokens.tick(now)
         return self._take_out()
 
     def next_deadline(self, now: float) -> float | None:
         """When `tick` is wanted next, or None if only an event can change anything."""
         at = min((pool.next_deadline(now) for pool in self.pools.values()), default=math.inf)
+        at = min(at, self.tokens.next_deadline())
         return None if at == math.inf else at
 
     def command(self, process: ProcessId, event: Command, now: float) -> list[Addressed]:
@@ -135,29 +147,50 @@ class Books:
         }
 
     def _apply_current(self, process: ProcessId, event: Event, now: float) -> None:
-        if isinstance(event, Checkout):
-            pool = self.pools.get(event.pool)
-            if pool is None:
-                text = f"no attached process has declared a pool {event.pool!r}"
-                self._around.out.append((process, Refuse(event.ticket, "unknown_pool", text)))
-            else:
-                pool.checkout(process, event, now)
-        elif isinstance(event, _SlotEvent):
-            self._slot_event(process, event, now)
-        elif isinstance(event, (Abandoned, CallEnded)):
-            for pool in self.pools.values():
-                pool.abandon(process, event.ticket, now)
-            if isinstance(event, CallEnded):
-                self._ask_about(process, event, now)
-        elif isinstance(event, BackendFailed):
-            if event.pool in self.pools:
-                self.pools[event.pool].backend_failed(event, now)
-        elif isinstance(event, Declare):
-            self._declare(event.declaration, process, now)
-        elif isinstance(event, Detached):
-            self._detach(process)
-            for pool in self.pools.values():
-                pool.detached(process, now)
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            handler(self, process, event, now)
+
+    def _checkout(self, process: ProcessId, event: Checkout, now: float) -> None:
+        pool = self.pools.get(event.pool)
+        if pool is None:
+            text = f"no attached process has declared a pool {event.pool!r}"
+            self._around.out.append((process, Refuse(event.ticket, "unknown_pool", text)))
+        else:
+            pool.checkout(process, event, now)
+
+    def _abandoned(self, process: ProcessId, event: Abandoned, now: float) -> None:
+        for pool in self.pools.values():
+            pool.abandon(process, event.ticket, now)
+        self.tokens.abandon(process, event.ticket)
+
+    def _call_ended(self, process: ProcessId, event: CallEnded, now: float) -> None:
+        for pool in self.pools.values():
+            pool.abandon(process, event.ticket, now)
+        self.tokens.call_ended(process, event.ticket, now)
+        self._ask_about(process, event, now)
+
+    def _backend_failed(self, process: ProcessId, event: BackendFailed, now: float) -> None:
+        if event.pool in self.pools:
+            self.pools[event.pool].backend_failed(event, now)
+
+    def _declared(self, process: ProcessId, event: Declare, now: float) -> None:
+        self._declare(event.declaration, process, now)
+
+    def _detached(self, process: ProcessId, event: Detached, now: float) -> None:
+        self._detach(process)
+        self.tokens.gone(process, now)
+        for pool in self.pools.values():
+            pool.detached(process, now)
+
+    def _want_token(self, process: ProcessId, event: WantToken, now: float) -> None:
+        self.tokens.want(process, event, now)
+
+    def _token_fetched(self, process: ProcessId, event: TokenFetched, now: float) -> None:
+        self.tokens.fetched(event, now)
+
+    def _token_failed(self, process: ProcessId, event: TokenFailed, now: float) -> None:
+        self.tokens.failed(event, now)
 
     def _slot_event(self, process: ProcessId, event: Any, now: float) -> None:
         for pool in self.pools.values():
@@ -202,6 +235,7 @@ class Books:
 
     def _died(self, process: ProcessId, now: float) -> None:
         self._detach(process)
+        self.tokens.gone(process, now)
         self._labels.pop(process, None)
         self._forget_remembered(process)
         for pool in self.pools.values():
@@ -270,3 +304,16 @@ class Books:
         out = self._around.out
         self._around.out = []
         return out
+
+    _handlers: ClassVar[dict[type[Event], Callable[[Books, ProcessId, Any, float], None]]] = {
+        Checkout: _checkout,
+        **dict.fromkeys(_SLOT_EVENTS, _slot_event),
+        Abandoned: _abandoned,
+        CallEnded: _call_ended,
+        BackendFailed: _backend_failed,
+        Declare: _declared,
+        Detached: _detached,
+        WantToken: _want_token,
+        TokenFetched: _token_fetched,
+        TokenFailed: _token_failed,
+    }

@@ -106,8 +106,10 @@ class Collector:
             self._answer(wanted, now)
 
     def _answer(self, wanted: _Wanted, now: float) -> None:
+        snapshot = self._books.snapshot()
+        snapshot["tokens"] = self._books.tokens.snapshot(now)
         stats = merged(
-            self._books.snapshot(),
+            snapshot,
             [resident.figures() for resident in self._residents.values()],
             self._totals,
             name=self._manager,

@@ -23,11 +23,9 @@ from mppool.core.decisions import (
     Draining,
     Erase,
     Grant,
-    Queued,
     Readiness,
     Record,
     RecordPool,
-    Refuse,
 )
 from mppool.core.events import (
     Attach,
@@ -45,6 +43,7 @@ from mppool.core.events import (
     Resize,
     WantReady,
 )
+from mppool.core.tokens import ANSWERS, WantToken
 from mppool.errors import ConfigurationError, ProtocolError
 from mppool.ids import GrantNumber, ProcessId, Session, Ticket, own_process
 from mppool.options import checked_name, checked_options
@@ -290,14 +289,14 @@ class Dispatcher:
             if stale is not None:
                 self._reject(connection, stale)
                 return
-        if isinstance(event, Checkout):
+        if isinstance(event, (Checkout, WantToken)):
             if not on_call:
-                raise ProtocolError("a Checkout on an errand channel")
+                raise ProtocolError(f"a {type(event).__name__} on an errand channel")
             _check_seconds(event.timeout)
             connection.ticket = event.ticket
             decisions = self.books.apply(process, connection.session, event, now)
             if not self._carry_out(decisions, now, reply_to=connection, ticket=event.ticket):
-                connection.send(Failed(f"checkout {event.ticket} was answered already"))
+                connection.send(Failed(f"ticket {event.ticket} was answered already"))
             return
         decisions = self.books.apply(process, connection.session, event, now)  # type: ignore[arg-type]
         if decisions:
@@ -470,7 +469,7 @@ def _is_answer(decision: Decision, ticket: Ticket | None) -> bool:
     """Whether this is the direct answer to the checkout with this ticket, or else to Drain or WantReady."""
     if ticket is None:
         return isinstance(decision, (Draining, Readiness))
-    return isinstance(decision, (Grant, Queued, Refuse)) and decision.ticket == ticket
+    return isinstance(decision, ANSWERS) and decision.ticket == ticket
 
 
 def _debt(decision: Record | RecordPool | Erase) -> GrantNumber | str:

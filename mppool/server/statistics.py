@@ -67,7 +67,7 @@ def merged(
             pool: _pool_entry(entry, list(known.values()), totals)
             for pool, entry in snapshot["pools"].items()
         },
-        "tokens": [],
+        "tokens": snapshot.get("tokens", []),
     }
 
 
@@ -106,10 +106,14 @@ def _pool_entry(
         if key not in {"counters", "slots"}
         and isinstance(value, (str, int, float, bool, type(None)))
     }
+    # Processes report one after the other while slots move on: a slot may be reported twice, or by nobody.
+    # The books have each once; one that is not in use, opening or closing is idle.
+    settled = sum(slot["state"] == "open" for slot in entry["slots"])
+    in_use = min(settled, sum(report.in_use for _, report in reporting))
     return {
         **gauges,
-        "in_use": sum(report.in_use for _, report in reporting),
-        "idle": sum(report.idle for _, report in reporting),
+        "in_use": in_use,
+        "idle": settled - in_use,
         "waiting": max(entry["waiting"], sum(report.waiting for _, report in reporting)),
         "counters": counters,
         "histograms": {

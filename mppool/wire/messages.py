@@ -8,6 +8,7 @@ import msgspec
 
 from mppool.core.decisions import ProcessDecision
 from mppool.core.events import ProcessEvent
+from mppool.core.tokens import TokenDecision, TokenEvent
 from mppool.ids import ProcessId, Session
 
 PROTOCOL = 1
@@ -37,7 +38,10 @@ class Hello(Message, frozen=True, tag=True):
 
 
 class Welcome(Message, frozen=True, tag=True):
-    """The handshake succeeded. `session` is new on an errand channel, else the one that was named."""
+    """The handshake succeeded. `session` is new on an errand channel, else the one that was named.
+
+    protocol: the newest that the server speaks; the conversation goes on in the one that Hello named.
+    """
 
     protocol: int
     epoch: int
@@ -47,10 +51,15 @@ class Welcome(Message, frozen=True, tag=True):
 
 
 class Rejected(Message, frozen=True, tag=True):
-    """The peer is not served; the connection is closed behind this message."""
+    """The peer is not served; the connection is closed behind this message.
+
+    newest_protocol: with the reason "protocol", the newest that the server speaks, so that a newer client
+        can ask it, in its own words, to leave.
+    """
 
     reason: Literal["protocol", "manager", "namespace", "session", "malformed", "user", "leaving"]
     text: str
+    newest_protocol: int | None = None
 
 
 class Attached(Message, frozen=True, tag=True):
@@ -126,7 +135,16 @@ class Stats(Message, frozen=True, tag=True):
     stats: dict[str, Any]
 
 
-ToServer = Hello | ProcessEvent | Leave | Report | WantStats
+ToServer = Hello | ProcessEvent | TokenEvent | Leave | Report | WantStats
 ToProcess = (
-    Welcome | Rejected | Attached | Done | Failed | Goodbye | WantReport | Stats | ProcessDecision
+    Welcome
+    | Rejected
+    | Attached
+    | Done
+    | Failed
+    | Goodbye
+    | WantReport
+    | Stats
+    | ProcessDecision
+    | TokenDecision
 )

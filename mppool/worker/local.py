@@ -17,9 +17,9 @@ from mppool.core.decisions import (
     Queued,
     Readiness,
     RecordPool,
-    Refuse,
 )
 from mppool.core.events import Checkout, ClosePool, Drain, Event, Reset, Resize, WantReady
+from mppool.core.tokens import ANSWERS, WantToken
 from mppool.errors import PoolError
 from mppool.ids import ProcessId, Session, own_process
 from mppool.worker.audit import release_own
@@ -88,7 +88,7 @@ class LocalLink:
     def call(self, event: Event, deadline: float | None) -> Any:
         """See Link."""
         self.flush()
-        ticket = event.ticket if isinstance(event, Checkout) else None
+        ticket = event.ticket if isinstance(event, (Checkout, WantToken)) else None
         try:
             with self._lock:
                 books = self._ready_books()
@@ -105,7 +105,7 @@ class LocalLink:
             self._suspect = True
             raise
         self._deliver()
-        if isinstance(answer, Queued):
+        if isinstance(answer, (Queued, TokenQueued)):
             with self._lock:
                 self._ensure_thread()
             self.wake()  # the books may want a tick earlier than the thread believes
@@ -117,7 +117,7 @@ class LocalLink:
         for process, decision in decisions:
             if process is None:
                 continue
-            if isinstance(decision, (Grant, Queued, Refuse)) and decision.ticket == ticket:
+            if isinstance(decision, ANSWERS) and decision.ticket == ticket:
                 answer = decision
             else:
                 self._decided.append((self._session, decision))
@@ -274,7 +274,9 @@ class LocalLink:
         """See Link."""
         self.flush()
         with self._lock:
-            snapshot = self._ready_books().snapshot()
+            books = self._ready_books()
+            snapshot = books.snapshot()
+            snapshot["tokens"] = books.tokens.snapshot(monotonic())
         return self._merge(snapshot, self._member.report(0), monotonic() - self._started_at)
 
     # --- time --------------------------------------------------------------------------------------------

@@ -82,7 +82,12 @@ def test_figures_of_all_processes_living_and_dead_are_added_up() -> None:
     pool = statistics(figures, totals)["pools"]["pool"]
     assert pool["counters"]["checkouts"] == 20
     assert pool["histograms"]["wait"]["counts"] == [4] * (len(BOUNDS) + 1)
-    assert (pool["in_use"], pool["idle"]) == (2, 4)  # the dead use nothing
+
+
+def test_gauges_that_were_reported_at_different_moments_never_exceed_the_books() -> None:
+    figures = [ProcessFigures(process, "", {"pool": report()}, False) for process in (ONE, TWO)]
+    pool = statistics(figures)["pools"]["pool"]
+    assert pool["in_use"] + pool["idle"] + pool["opening"] <= pool["size"] == 1
 
 
 def test_a_histogram_with_other_bounds_is_left_out() -> None:
