@@ -81,6 +81,10 @@ class _Manager:
         if not stats:
             stats = self._merge(self._unattached_snapshot(), self._member.report(0))
             stats["processes"], stats["server_pid"], stats["epoch"] = [], None, None
+        unknown = [name for name in self._member.faces if name not in stats["pools"]]
+        if unknown:  # the server runs, but this process has not attached to it yet
+            own = self._merge(self._unattached_snapshot(), self._member.report(0))
+            stats["pools"].update({name: own["pools"][name] for name in unknown})
         return stats
 
     def _unattached_snapshot(self) -> dict[str, Any]:

@@ -44,8 +44,8 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     check_interval: time between background checks of idle resources; None: none.
     check_idle_for: a resource idle for longer is checked at checkout; None: never.
     order: "lifo" hands out the most recently used resource, "fifo" the one idle for longest.
-    placement: "worker" opens resources in the process that uses them.
-    hosts: host processes where placement is "host".
+    placement: "worker" opens resources in the process that uses them; nothing else in this version.
+    hosts: for host processes, which this version does not have; leave it at 1.
     fail_fast: while the circuit breaker is open, raise the last error at once instead of waiting.
     track_leaks: remember the stack of every checkout, for warnings and leak reports (slow).
     """
@@ -172,6 +172,20 @@ def _one_of(*allowed: str) -> Callable[[object], str]:
     return rule
 
 
+def _placement(value: object) -> str:
+    if value == "host":
+        raise ConfigurationError(
+            "this version opens resources in the processes that use them only; give 'worker'"
+        )
+    return _one_of("worker")(value)
+
+
+def _hosts(value: object) -> int:
+    if _whole(value, 1) != 1:
+        raise ConfigurationError("this version has no host processes; leave hosts out")
+    return 1
+
+
 _RULES: dict[str, Callable[[object], Any]] = {
     "max_size": _optional_whole(1),
     "min_size": lambda value: _whole(value, 0),
@@ -187,8 +201,8 @@ _RULES: dict[str, Callable[[object], Any]] = {
     "check_interval": _positive_seconds,
     "check_idle_for": _seconds,
     "order": _one_of("lifo", "fifo"),
-    "placement": _one_of("worker", "host"),
-    "hosts": lambda value: _whole(value, 1),
+    "placement": _placement,
+    "hosts": _hosts,
     "fail_fast": _flag,
     "track_leaks": _flag,
 }

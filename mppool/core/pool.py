@@ -207,7 +207,7 @@ class PoolBooks:
         for item in held:
             self._adopt(process, item, now)
         self.tell(process, PoolChanged(self.name, self.generation, self.closed))
-        self.upkeep.learn(self, held)
+        self.upkeep.learn(self, process, held)
         for item in held:
             returned = self.slots.get(item.number) if item.state == "returned" else None
             if returned is not None and returned.process == process:

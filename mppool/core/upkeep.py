@@ -70,8 +70,14 @@ class Upkeep:
             return
         self._begin(books, event.key, self.next_generation(books))
 
-    def learn(self, books: PoolBooks, held: list[Held]) -> None:
-        """An inventory may know of newer generations than the journal does: what is older is stale."""
+    def learn(self, books: PoolBooks, process: ProcessId, held: list[Held]) -> None:
+        """An inventory may know of newer generations than the journal does: what is older is stale.
+
+        And the process may not know yet what went stale while it was not attached.
+        """
+        for key, generation in self._stale_before.items():
+            if generation > books.generation:
+                books.tell(process, PoolChanged(books.name, generation, books.closed, key))
         newest: dict[str, int] = {}
         for item in held:
             newest[item.key] = max(newest.get(item.key, 0), item.generation)

@@ -72,6 +72,13 @@ class Face:
             limit for limit in (options.max_lease_warn, options.max_lease_kill) if limit is not None
         ]
         self.watched = bool(limits)
+        if len(limits) == 2 and limits[0] > limits[1]:
+            log.warning(
+                "pool %r: max_lease_warn=%g is later than max_lease_kill=%g: leases are killed without a "
+                "warning before",
+                name,
+                *limits,
+            )
         self.first_lease_limit_s = min(limits, default=math.inf)
         if self.on_checkout is not None or options.track_leaks or self.watched:
             self.trust_s = -1.0
@@ -430,6 +437,20 @@ class Face:
                     entry.retire_at = AT_ONCE
                     entry.retire_reason = "retired"
         return self.take_idle(lambda entry: entry.retire_at == AT_ONCE)
+
+    def entries(self) -> list[Entry]:
+        """Everything that this process has of the pool."""
+        with self.holdings.lock:
+            return [entry for entry in self.holdings.table.values() if entry.face is self]
+
+    def retire(self, entries: list[Entry]) -> None:
+        """Let these end: those that lie idle soon, the others when they are released."""
+        with self.holdings.lock:
+            for entry in entries:
+                entry.retire_reason = "retired"
+                entry.retire_at = AT_ONCE
+        for entry in self.take_idle(lambda entry: entry.retire_at == AT_ONCE):
+            self.member.close_soon(entry, entry.retire_reason)
 
     def is_retired(self, key: str, generation: int) -> bool:
         """Whether what was granted in this generation must end. Caller holds the holdings' lock.

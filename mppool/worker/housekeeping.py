@@ -64,8 +64,7 @@ class Housekeeper:
         self._planned = due
 
     def _look_after(self, face: Face, now: float) -> float:
-        with face.holdings.lock:
-            entries = [entry for entry in face.holdings.table.values() if entry.face is face]
+        entries = face.entries()
         if not entries:
             return NEVER
         for entry in entries:

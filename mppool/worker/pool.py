@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mppool.core.events import ClosePool, Drain, Reset, Resize, WantReady
-from mppool.errors import CheckoutTimeout, ConfigurationError
+from mppool.errors import CheckoutTimeout, ConfigurationError, PoolClosed
 from mppool.options import PoolOptions, checked_options, checked_timeout
 from mppool.worker.cold import ColdCheckout
 from mppool.worker.face import key_of
@@ -148,17 +148,16 @@ class Pool(Generic[T]):
     def resize(self, *, max_size: int | None = _DEFAULT, min_size: int = _DEFAULT) -> None:
         """New bounds, for all processes at once. Beyond a lowered cap, what is idle or released is closed.
 
-        Raises ConfigurationError for bounds that are not allowed.
+        A bound that is not given stays as it is. Of a `min_size` above the cap only as many are kept open as
+        the cap allows. Raises ConfigurationError for bounds that are not allowed.
         """
         given = {
             name: value
             for name, value in (("max_size", max_size), ("min_size", min_size))
             if value is not _DEFAULT
         }
-        bounds = {"max_size": self.options.max_size, "min_size": self.options.min_size, **given}
-        if "min_size" not in given and bounds["max_size"] is not None:
-            bounds["min_size"] = min(self.options.min_size, bounds["max_size"])
-        checked = checked_options(self.name, bounds)
+        # What is not given is not compared with: another process may have changed it since.
+        checked = checked_options(self.name, {"max_size": None, **given})
         event = Resize(
             self.name,
             checked.max_size,
@@ -169,7 +168,11 @@ class Pool(Generic[T]):
 
     def reset(self) -> None:
         """A new generation: everything opened before now is closed when idle or released, everywhere."""
-        self._face.member.link.command(Reset(self.name))
+        face = self._face
+        before = face.entries()
+        face.member.link.command(Reset(self.name))
+        # The word goes round on another connection; in this process nothing old is handed out from now on.
+        face.retire(before)
 
     def drain(self, timeout: float = 30.0) -> int:
         """Close what is idle, everywhere, and wait up to `timeout` seconds for leases to come back.
@@ -191,12 +194,14 @@ class Pool(Generic[T]):
         """Have `min_size` resources opened, spread over the processes, and wait until they are.
 
         Returns True. Raises CheckoutTimeout, with the last error, if they are not open after `timeout`
-        seconds (None: for ever); opening goes on in the background all the same.
+        seconds (None: for ever); opening goes on in the background all the same. Raises PoolClosed.
         """
         seconds = checked_timeout(self.name, timeout)
         deadline = None if seconds is None else monotonic() + seconds
         while True:
             answer = self._face.member.link.command(WantReady(self.name))
+            if self._face.closed:
+                raise PoolClosed(f"pool {self.name!r} is closed; nothing is opened any more")
             if answer.open >= answer.wanted:
                 return True
             if deadline is not None and monotonic() >= deadline:
@@ -211,7 +216,10 @@ class Pool(Generic[T]):
 
         Leases that are out keep working; their resources are closed when they are released.
         """
-        self._face.member.link.command(ClosePool(self.name))
+        face = self._face
+        face.member.link.command(ClosePool(self.name))
+        face.closed = True
+        face.retire(face.entries())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._rebuild

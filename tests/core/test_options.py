@@ -34,8 +34,8 @@ TABLE: dict[str, tuple[list[Any], list[Any]]] = {
     "check_interval": ([*SECONDS, None], [*NO_SECONDS, 0]),
     "check_idle_for": ([*SECONDS, 0, None], NO_SECONDS),
     "order": (["lifo", "fifo"], [*TEXT, "random"]),
-    "placement": (["worker", "host"], [*TEXT, "server"]),
-    "hosts": ([1, 4], [*NO_COUNT, None]),
+    "placement": (["worker"], [*TEXT, "server", "host"]),
+    "hosts": ([1], [*NO_COUNT, None, 4]),
     "fail_fast": ([True, False], [None, 0, 1, "yes"]),
     "track_leaks": ([True, False], [None, 0, 1, "yes"]),
 }
