@@ -1,0 +1,1 @@
+"""Real processes: fork, spawn, SIGKILL, SIGSTOP, interrupts; judged by a witness of its own."""
