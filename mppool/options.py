@@ -182,7 +182,7 @@ def _placement(value: object) -> str:
 
 def _hosts(value: object) -> int:
     if _whole(value, 1) != 1:
-        raise ConfigurationError("this version has no host processes; leave hosts out")
+        raise ConfigurationError("this version has no host processes; give 1, or leave hosts out")
     return 1
 
 
