@@ -19,7 +19,7 @@ from mppool.core.decisions import (
     RecordPool,
 )
 from mppool.core.events import Checkout, ClosePool, Drain, Event, Reset, Resize, WantReady
-from mppool.core.tokens import ANSWERS, WantToken
+from mppool.core.tokens import ANSWERS, TokenQueued, WantToken
 from mppool.errors import PoolError
 from mppool.ids import ProcessId, Session, own_process
 from mppool.worker.audit import release_own

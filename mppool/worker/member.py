@@ -29,6 +29,7 @@ from mppool.core.events import (
     Held,
     NotMine,
 )
+from mppool.core.tokens import FetchToken, TokenDecision, TokenGiven, TokenRefused
 from mppool.errors import ConfigurationMismatch, PoolError
 from mppool.ids import GrantNumber, Session, Ticket
 from mppool.recipe import Recipe
@@ -41,6 +42,7 @@ from mppool.worker.face import Face
 from mppool.worker.fork import bury, renew_in_children
 from mppool.worker.holdings import Holdings
 from mppool.worker.housekeeping import Housekeeper
+from mppool.worker.tokens import TokenShare
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -76,6 +78,7 @@ class Member:
         self.chores = Chores(name)
         self.housekeeper = Housekeeper(self)
         self.audit = Audit(self)
+        self.tokens = TokenShare(self)
         self._tickets = itertools.count(1)
         self.link = make_link(self)
         renew_in_children(self)
@@ -89,6 +92,7 @@ class Member:
         self.chores = Chores(self.name)
         self.housekeeper = Housekeeper(self)
         self.audit = Audit(self)
+        self.tokens.forget_waiters()
         self.link.after_fork_in_child()
         for face in self.faces.values():
             face.renew(self.holdings)
@@ -302,6 +306,9 @@ class Member:
         if entry.face.begin_close(entry):
             self.chores.add(lambda: entry.face.finish_close(entry, reason))
 
+    def _on_token(self, answer: TokenDecision, session: Session) -> None:
+        self.tokens.answered(answer)
+
     def _on_notice(self, notice: Notice, session: Session) -> None:
         log.warning("pool %r: %s", notice.pool, notice.text)
 
@@ -314,6 +321,7 @@ class Member:
         Ask: _on_ask,
         PoolChanged: _on_pool_changed,
         Notice: _on_notice,
+        **dict.fromkeys((TokenGiven, FetchToken, TokenRefused), _on_token),
     }
 
     def session_lost(self) -> None:
@@ -322,6 +330,7 @@ class Member:
             face.set_contended(False)
             for waiter in face.all_waiters():
                 waiter.give(Retry)
+        self.tokens.session_lost(Retry)
 
     def server_leaves(self) -> None:
         """The server says goodbye: close what is idle (rule 8)."""
