@@ -1,0 +1,1 @@
+"""Interfaces of other pools, over the core of this one."""
