@@ -36,7 +36,11 @@ class ProxyScope(Enum):
 
 def _local_of(module: str, name: str) -> Callable[[], Any]:
     """Makes storages of a library that need not be installed before its scope is used."""
-    return lambda: getattr(import_module(module), name)()
+
+    def make() -> Any:
+        return getattr(import_module(module), name)()
+
+    return make
 
 
 _LOCALS: dict[ProxyScope, Callable[[], Any]] = {
