@@ -146,6 +146,12 @@ class _Meeting:
 
         return connect(self.paths())
 
+    def replace(self, ask_to_leave: Callable[[], None], deadline: float) -> None:
+        """Have the server that is there leave, and start one of this release in its place."""
+        from mppool.server.launch import replace
+
+        replace(self.paths(), ask_to_leave, linger=self.linger, deadline=deadline)
+
 
 # Managers of one name and directory share what a process holds, so that `PoolManager("shop")` in two modules
 # is one manager. Values live as long as some manager uses them.

@@ -31,6 +31,7 @@ def refusal(hello: Hello, peer: liveness.Peer, manager: str) -> Rejected | None:
             "protocol",
             f"this server speaks protocol {spoken}, you speak {hello.protocol}: two releases of mppool "
             "share one runtime directory; ask this server to leave, or upgrade the older side",
+            max(SPOKEN),
         )
     if hello.manager != manager:
         return Rejected(

@@ -38,6 +38,7 @@ START_PATIENCE_S = 10.0
 """How long a start may take, on a machine that is very busy, before it counts as failed."""
 LOCK_PATIENCE_S = 5.0
 """How long the start lock may be in other hands while no server appears."""
+_LEAVING_PATIENCE_S = 0.5
 _FIRST_LOOK_S, _LONGEST_LOOK_S = 0.002, 0.025
 _LOG_TAIL_BYTES = 2000
 _READINESS_DESCRIPTOR = 3
@@ -124,6 +125,16 @@ def find_or_start(paths: ManagerPaths, *, linger: float, deadline: float) -> soc
         pause = min(pause * 2, _LONGEST_LOOK_S)
 
 
+def replace(
+    paths: ManagerPaths, ask_to_leave: Callable[[], None], *, linger: float, deadline: float
+) -> None:
+    """Have a server of an older release leave, and start ours before an older client starts another.
+
+    Where somebody else is starting or replacing it, nothing is done: look again.
+    """
+    _start_locked(paths, linger, deadline, whatever=False, beforehand=ask_to_leave)
+
+
 def server_pid(paths: ManagerPaths) -> int | None:
     """Pid of the server that the address file names, if it lives."""
     address = read_address(paths)
@@ -152,11 +163,18 @@ def _wait_or_give_up(paths: ManagerPaths, deadline: float | None) -> None:
     time.sleep(_FIRST_LOOK_S)
 
 
-def _start_locked(paths: ManagerPaths, linger: float, deadline: float, *, whatever: bool) -> bool:
+def _start_locked(
+    paths: ManagerPaths,
+    linger: float,
+    deadline: float,
+    *,
+    whatever: bool,
+    beforehand: Callable[[], None] | None = None,
+) -> bool:
     """Start a server under the start lock. True if one is there now, ours or another.
 
     False if somebody else has the lock, or the alive lock is still held by a server that cannot be
-    reached. whatever: start without the lock.
+    reached. whatever: start without the lock. beforehand: done under the lock.
     """
     import filelock
 
@@ -169,12 +187,21 @@ def _start_locked(paths: ManagerPaths, linger: float, deadline: float, *, whatev
         if not whatever:
             return False
     try:
+        if beforehand is not None:
+            beforehand()
+            _wait_until_gone(paths, min(deadline, time.monotonic() + _LEAVING_PATIENCE_S))
         if server_is_there(paths):
             return True
         return _start(paths, linger, deadline)
     finally:
         if lock.is_locked:
             lock.release()
+
+
+def _wait_until_gone(paths: ManagerPaths, until: float) -> None:
+    """A server that was asked to leave withdraws its address at once, or was not asked after all."""
+    while server_is_there(paths) and time.monotonic() < until:
+        time.sleep(_FIRST_LOOK_S)
 
 
 def server_is_there(paths: ManagerPaths) -> bool:

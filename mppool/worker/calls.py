@@ -24,6 +24,15 @@ class SessionLost(Exception):
     """The server is gone, or does not know this session any more: attach again and ask again."""
 
 
+class OlderServer(Exception):
+    """The server is of an older release and does not speak our protocol: ask it to leave (rule 11)."""
+
+    def __init__(self, protocol: int) -> None:
+        """protocol: the newest that it speaks."""
+        super().__init__(f"the server speaks protocol {protocol} at most")
+        self.protocol = protocol
+
+
 class Connection:
     """A connection of one thread at a time. Not shared: whoever took it owns it until he gives it back.
 
@@ -113,13 +122,20 @@ class Connection:
 
 
 def introduce(connection: Connection, hello: Hello, deadline: float | None) -> Welcome:
-    """The handshake. Raises SessionLost if the server is leaving, ProtocolError if it refuses."""
+    """The handshake.
+
+    Raises SessionLost if the server is leaving, OlderServer if it is of an older release that does not
+    speak our protocol, ProtocolError if it refuses otherwise.
+    """
     answer = connection.exchange(hello, deadline)
     if isinstance(answer, Welcome):
         return answer
     connection.close()
     if isinstance(answer, Rejected) and answer.reason in ("session", "leaving"):
         raise SessionLost(answer.text)
+    if isinstance(answer, Rejected) and (answer.newest_protocol or hello.protocol) < hello.protocol:
+        assert answer.newest_protocol is not None
+        raise OlderServer(answer.newest_protocol)
     text = answer.text if isinstance(answer, Rejected) else f"it answered {type(answer).__name__}"
     raise ProtocolError(
         f"manager {hello.manager!r}: the server does not serve this process: {text}"

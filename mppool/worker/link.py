@@ -21,11 +21,12 @@ from mppool.wire.messages import (
     Done,
     Failed,
     Hello,
+    Leave,
     Message,
     Role,
 )
 from mppool.worker.audit import release_own
-from mppool.worker.calls import Connection, SessionLost, introduce
+from mppool.worker.calls import Connection, OlderServer, SessionLost, introduce
 from mppool.worker.errands import Errands
 from mppool.worker.fork import bury, close_quietly
 
@@ -81,8 +82,15 @@ class ServerLink:
         self._was_attached = False
         self._start()
 
+    @property
+    def _attaching(self) -> Any:
+        """Made at its first use: gevent patches threading in a worker after the fork, and a lock from before
+        would not keep its greenlets apart. (Nobody switches to another one while he holds the other locks.)
+        """
+        return self.__dict__.setdefault("attaching", threading.RLock())
+
     def _start(self) -> None:
-        self._attaching = threading.RLock()
+        self.__dict__.pop("attaching", None)
         self._sending = threading.RLock()
         self._idle: deque[Connection] = deque()
         self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
@@ -140,12 +148,27 @@ class ServerLink:
             except SessionLost:  # it left, or died, in this very moment
                 if not start:
                     return False
+            except OlderServer as older:
+                self._replace(older.protocol, patience)
             else:
                 return True
             if deadline is not None and monotonic() >= deadline:
                 raise TimeoutError("no server stayed long enough to attach to")
             threading.Event().wait(pause)
             pause = min(pause * 2, 0.1)
+
+    def _replace(self, protocol: int, deadline: float) -> None:
+        """A server of an older release is in the way: it leaves, its journal stays, ours goes on with it."""
+
+        def ask_to_leave() -> None:
+            self.control(Leave(), deadline, protocol=protocol, only_older=True)
+
+        log.info(
+            "manager %r: the server speaks protocol %d, and this release %d: it is asked to leave, and "
+            "one of this release takes its books over",
+            self._member.name, protocol, PROTOCOL,
+        )  # fmt: skip
+        self._server.replace(ask_to_leave, deadline)
 
     def _make_session(self, connection: Connection, deadline: float | None) -> None:
         patience = (
@@ -202,8 +225,8 @@ class ServerLink:
                 channel.early.append(message)
         return done
 
-    def _hello(self, role: Role, session: Session) -> Hello:
-        return Hello(PROTOCOL, self._server.name, own_process(), role, session, self._server.linger)
+    def _hello(self, role: Role, session: Session, protocol: int = PROTOCOL) -> Hello:
+        return Hello(protocol, self._server.name, own_process(), role, session, self._server.linger)
 
     def lost(self, channel: ErrandChannel) -> None:
         """The errand channel ended. Called by the errand thread."""
@@ -377,17 +400,32 @@ class ServerLink:
                 raise PoolError(answer.text)
             return None if isinstance(answer, Done) else answer
 
-    def control(self, message: Event | Message, deadline: float) -> Any:
-        """An exchange with the server, if there is one, without a session. None if there is none."""
+    def control(
+        self,
+        message: Event | Message,
+        deadline: float,
+        *,
+        protocol: int = PROTOCOL,
+        only_older: bool = False,
+    ) -> Any:
+        """An exchange with the server, if there is one, without a session. None if there is none.
+
+        protocol: to speak; a server of an older release is spoken to in the newest that it knows.
+        only_older: say nothing to a server that is as new as this release.
+        """
         sock = self._server.look()
         if sock is None:
             return None
         connection = self._connection(sock, Session(0))
         try:
-            introduce(connection, self._hello("control", Session(0)), deadline)
+            welcome = introduce(connection, self._hello("control", Session(0), protocol), deadline)
+            if only_older and welcome.protocol >= PROTOCOL:
+                return None
             return connection.exchange(message, deadline)
         except SessionLost:
             return None
+        except OlderServer as older:
+            return self.control(message, deadline, protocol=older.protocol, only_older=only_older)
         finally:
             connection.close()
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
     from mppool.core.events import Event
 
@@ -49,3 +50,6 @@ class Server(Protocol):
 
     def look(self) -> socket.socket | None:
         """A connection to the server, if there is one."""
+
+    def replace(self, ask_to_leave: Callable[[], None], deadline: float) -> None:
+        """Have the server that is there leave, and start one of this release in its place."""
