@@ -131,9 +131,12 @@ class Books:
 
     def slots_held(self, process: ProcessId | None = None) -> int:
         """Slots that a process holds, or all processes, including those only the journal tells of."""
-        held = [slot.process for pool in self.pools.values() for slot in pool.slots]
-        held += [item.process for items in self._remembered_slots.values() for item in items]
-        return len(held) if process is None else held.count(process)
+        held = sum(
+            len(pool.slots) if process is None else pool.slots.levels[process]
+            for pool in self.pools.values()
+        )
+        remembered = (item for items in self._remembered_slots.values() for item in items)
+        return held + sum(process in (None, item.process) for item in remembered)
 
     def snapshot(self) -> dict[str, Any]:
         """JSON-compatible figures of all pools and processes."""
@@ -267,13 +270,9 @@ class Books:
 
     def _ask_about(self, process: ProcessId, event: CallEnded, now: float) -> None:
         for pool in self.pools.values():
-            for slot in pool.slots:
-                if (
-                    slot.process == process
-                    and slot.ticket == event.ticket
-                    and slot.state is SlotState.OPENING
-                ):
-                    self._around.out.append((process, Ask(slot.number)))
+            slot = pool.slots.of_ticket(process, event.ticket)
+            if slot is not None and slot.state is SlotState.OPENING:
+                self._around.out.append((process, Ask(slot.number)))
 
     def _journal_failed(self, event: JournalFailed, now: float) -> None:
         for pool in self.pools.values():

@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
-from mppool.core import returns, sharing
+from mppool.core import inventory, returns, sharing
 from mppool.core.breaker import Breaker, Jitter
 from mppool.core.decisions import (
     Addressed,
@@ -51,13 +51,6 @@ from mppool.core.upkeep import Upkeep
 from mppool.core.waiting import Waiter, Waiting
 from mppool.ids import GrantNumber, ProcessId, Ticket
 
-_STATE_OF_HELD = {
-    "opening": SlotState.OPENING,
-    "open": SlotState.OPEN,
-    "returned": SlotState.OPEN,
-    "closing": SlotState.CLOSING,
-}
-
 
 class Surroundings:
     """What a pool's books share with those of the other pools of the same server."""
@@ -85,7 +78,8 @@ class PoolBooks:
         self.generation = 0
         self.closed = False
         self.slots = SlotTable()
-        self.waiting = Waiting()
+        self.waiting = Waiting(self.slots.levels)
+        self.slots.level_changed = self.waiting.level_changed
         self.breakers: dict[str, Breaker] = {}
         self.reclaimer = Reclaimer()
         self.upkeep = Upkeep(declaration.key)
@@ -163,13 +157,13 @@ class PoolBooks:
         elif isinstance(event, IdleTooLong):
             self.upkeep.idle_too_long(self, slot, now)
         elif isinstance(event, Opened):
-            self._opened(slot)
+            self.opened(slot)
         else:
             if isinstance(event, OpenFailed):
                 self._open_failed(slot, event, now)
             elif isinstance(event, Closed) and slot.state is not SlotState.OPENING:
                 self._count_closed(event.reason)
-            self._free(slot)
+            self.free(slot)
         self._settle(now)
 
     def revoke(self, slot: Slot, error: str, now: float) -> None:
@@ -178,7 +172,7 @@ class PoolBooks:
         A slot that came from an inventory is held, whether it is written down or not.
         """
         if slot.state is SlotState.OPENING and slot.ticket is not None:
-            self._free(slot)
+            self.free(slot)
             text = f"pool {self.name!r}: the server cannot write its journal: {error}"
             self._refuse(slot.process, slot.ticket, "journal", text)
 
@@ -187,7 +181,7 @@ class PoolBooks:
         self._forget_process(process)
         for slot in self.slots.of(process):
             self.counters["died_with_process"] += 1
-            self._free(slot)
+            self.free(slot)
         self._settle(now)
 
     def detached(self, process: ProcessId, now: float) -> None:
@@ -197,21 +191,7 @@ class PoolBooks:
 
     def attached(self, process: ProcessId, held: list[Held], now: float) -> None:
         """The inventory of a process replaces whatever was believed about it."""
-        self.waiting.remove_process(process)
-        self.reclaimer.forget(process)
-        self.upkeep.wanted = self.upkeep.wanted or bool(held)
-        numbers = {item.number for item in held}
-        for slot in self.slots.of(process):
-            if slot.number not in numbers:
-                self._free(slot)
-        for item in held:
-            self._adopt(process, item, now)
-        self.tell(process, PoolChanged(self.name, self.generation, self.closed))
-        self.upkeep.learn(self, process, held)
-        for item in held:
-            returned = self.slots.get(item.number) if item.state == "returned" else None
-            if returned is not None and returned.process == process:
-                returns.answer(self, returned, now)
+        inventory.take_over(self, process, held, now)
         self._settle(now)
 
     def remember(self, item: Remembered, now: float) -> None:
@@ -277,6 +257,10 @@ class PoolBooks:
         if process in self._around.attached:
             self._around.out.append((process, decision))
 
+    def write_down(self, decision: Record | Erase | RecordPool) -> None:
+        """Address a decision to the journal."""
+        self._around.out.append((None, decision))
+
     def is_attached(self, process: ProcessId) -> bool:
         """Whether the process can be told anything."""
         return process in self._around.attached
@@ -314,25 +298,34 @@ class PoolBooks:
         """Waiters who could open a resource if they had a slot."""
         waiting = len(self.waiting)
         if self.breakers and waiting:
-            shut = {key for key, breaker in self.breakers.items() if not breaker.permits(now)}
-            waiting -= len(self.waiting.of(lambda waiter: waiter.key in shut))
+            waiting -= sum(
+                self.waiting.count_of_key(key)
+                for key, breaker in self.breakers.items()
+                if not breaker.permits(now)
+            )
         return waiting
 
-    def in_line(self, now: float) -> list[Waiter]:
+    def in_line(self, now: float) -> Iterator[Waiter]:
         """The oldest waiter of every group that may open, the neediest first."""
-        heads = (head for head in self.waiting.heads() if self._breaker_permits(head.key, now))
-        return sharing.line(heads, self.slots.levels, now)
+        for head in self.waiting.in_line(now):
+            if self._breaker_permits(head.key, now):
+                yield head
+
+    def has_inner_bounds(self) -> bool:
+        """Whether there are bounds beside the cap."""
+        options = self.options
+        return options.max_per_identity is not None or options.max_per_process is not None
 
     def close_slot(self, slot: Slot, reason: CloseReason, now: float) -> None:
         """Have a resource closed that its process brought back."""
         self.slots.move(slot, SlotState.CLOSING)
-        slot.expected_until = now + sharing.ANSWER_S
+        self.slots.expect_end(slot, now + sharing.ANSWER_S)
         self.tell(slot.process, Close(slot.number, reason))
 
     def grant_kept(self, slot: Slot, waiter: Waiter) -> None:
         """Give a waiter the open resource that his own process brought back."""
         self.waiting.remove(waiter.process, waiter.ticket)
-        slot.ticket = waiter.ticket
+        self.slots.give_to(slot, waiter.ticket)
         self._tell_grant(slot, waiter.ticket, fresh=False)
 
     def next_deadline(self, now: float) -> float:
@@ -395,11 +388,9 @@ class PoolBooks:
         """Give free slots to those who wait, as far as the bounds allow."""
         if not self.waiting or self._around.awaited:
             return
-        while True:
-            heads = (
-                head for head in self.waiting.heads() if self.may_open(head.process, head.key, now)
-            )
-            waiter = sharing.first_in_line(heads, self.slots.levels, now)
+        while self._is_below_cap():
+            line = self.waiting.in_line(now)
+            waiter = next((w for w in line if self.may_open(w.process, w.key, now)), None)
             if waiter is None:
                 return
             self.waiting.remove(waiter.process, waiter.ticket)
@@ -424,7 +415,7 @@ class PoolBooks:
         breaker = self.breakers.get(key)
         if breaker:
             breaker.granted(number)
-        self._around.out.append((None, Record(self.name, key, number, process, generation)))
+        self.write_down(Record(self.name, key, number, process, generation))
         self._tell_grant(slot, ticket, fresh=True)
 
     def _tell_grant(self, slot: Slot, ticket: Ticket, *, fresh: bool) -> None:
@@ -433,7 +424,8 @@ class PoolBooks:
         )
         self.tell(slot.process, grant)
 
-    def _opened(self, slot: Slot) -> None:
+    def opened(self, slot: Slot) -> None:
+        """A resource was opened."""
         self.slots.move(slot, SlotState.OPEN)
         self.counters["opened"] += 1
         self.breakers.pop(slot.key, None)
@@ -452,44 +444,21 @@ class PoolBooks:
             jitter=self._around.jitter(),
         )
         if self.options.fail_fast and not breaker.permits(now):
-            for waiter in self.waiting.of(lambda waiter: waiter.key == slot.key):
+            for waiter in self.waiting.of_key(slot.key):
                 self.waiting.remove(waiter.process, waiter.ticket)
                 self._refuse(waiter.process, waiter.ticket, "open_failed", breaker.error)
 
-    def _adopt(self, process: ProcessId, item: Held, now: float) -> None:
-        slot = self.slots.get(item.number)
-        state = _STATE_OF_HELD[item.state]
-        if slot is None:
-            slot = Slot(item.number, process, item.key, item.generation, state, now)
-            self.slots.add(slot)
-            record = Record(self.name, item.key, item.number, process, item.generation)
-            self._around.out.append((None, record))
-        elif slot.process != process:
-            # The number was granted to somebody else, so this resource is in no books.
-            self.tell(process, Close(item.number, "retired"))
-            return
-        else:
-            if slot.state is SlotState.OPENING and state is not SlotState.OPENING:
-                self._opened(slot)  # what said so was lost
-            if slot.state is not state:
-                self.slots.move(slot, state)
-        if state is SlotState.CLOSING:
-            slot.expected_until = now + sharing.ANSWER_S
-        slot.opened_before = item.opened_before
-        # What earlier servers saw opened; this one's own count is exact.
-        opened = item.opened_before + (state is not SlotState.OPENING)
-        self.counters["opened"] = max(self.counters["opened"], opened)
-
-    def _free(self, slot: Slot) -> None:
+    def free(self, slot: Slot) -> None:
+        """The end of a slot was proved."""
         self.slots.remove(slot)
         breaker = self.breakers.get(slot.key)
         if breaker:
             breaker.probe_lost(slot.number)
-        self._around.out.append((None, Erase(slot.number)))
+        self.write_down(Erase(slot.number))
 
     def _was_granted(self, process: ProcessId, ticket: Ticket) -> bool:
         """Whether this ticket has been granted a slot that is still held."""
-        return any(slot.ticket == ticket and slot.process == process for slot in self.slots)
+        return self.slots.of_ticket(process, ticket) is not None
 
     def may_open(self, process: ProcessId, key: str, now: float) -> bool:
         """Whether bounds and breaker allow this process one more resource of this key."""
@@ -502,10 +471,13 @@ class PoolBooks:
     def _has_room(self, process: ProcessId, key: str) -> bool:
         per_identity, per_process = self.options.max_per_identity, self.options.max_per_process
         return (
-            (self.max_size is None or len(self.slots) < self.max_size)
+            self._is_below_cap()
             and (per_identity is None or self.slots.by_key[key] < per_identity)
             and (per_process is None or self.slots.levels[process] < per_process)
         )
+
+    def _is_below_cap(self) -> bool:
+        return self.max_size is None or len(self.slots) < self.max_size
 
     def _breaker_permits(self, key: str, now: float) -> bool:
         breaker = self.breakers.get(key)
@@ -539,4 +511,4 @@ class PoolBooks:
 
     def _record(self) -> None:
         record = RecordPool(self.name, self.max_size, self.min_size, self.generation, self.closed)
-        self._around.out.append((None, record))
+        self.write_down(record)

@@ -15,6 +15,8 @@ from mppool.core.waiting import Waiter
 from mppool.ids import ProcessId
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from mppool.core.pool import PoolBooks
 
 
@@ -54,11 +56,13 @@ class Reclaimer:
         """When, after `since`, `plan` may come to another result although nothing happened."""
         if not books.waiting and not books.above_cap():
             return math.inf
-        candidates = [self._look_at]
+        candidates = [
+            self._look_at,
+            books.slots.next_disappointment(since),
+            books.waiting.next_loss_of_patience(since),
+        ]
         candidates += [asked.until for asked in self.asked.values()]
         candidates += self._in_peace.values()
-        candidates += [slot.expected_until for slot in books.slots.closing.values()]
-        candidates += [head.since + sharing.PATIENCE_S for head in books.waiting.heads()]
         return min((at for at in candidates if at > since), default=math.inf)
 
     def brought_back(
@@ -104,19 +108,15 @@ class Reclaimer:
 
     def _ask_one(self, books: PoolBooks, now: float) -> bool:
         """Ask somebody for one slot more; False if there is nobody to ask."""
-        spare = {
-            process: left
-            for process in books.slots.levels
-            if (left := self._spare(books, process, now)) > 0
-        }
-        if not spare:
-            return False
         if books.excess(now) > self._asked_for(now):
             # More slots than the cap allows: everybody may be asked.
-            self._ask(books, max(spare, key=lambda process: spare[process]), now, everything=False)
-            return True
+            donor = self._richest(books, now)
+            if donor is not None:
+                self._ask(books, donor, now, everything=False)
+            return donor is not None
+        asked_for = sum(asked.wanted for asked in self.asked.values())
         for taker in self._takers(books, now):
-            donor = self._donor(books, taker, spare, now)
+            donor = self._donor(books, taker, asked_for, now)
             if donor is not None:
                 # A sweep knows nothing of keys: where only one key helps, all that is idle is looked at.
                 self._ask(books, donor, now, everything=books.blocked_by_identity(taker))
@@ -140,51 +140,63 @@ class Reclaimer:
         held = books.slots.levels[process] - books.slots.closing_of(process)
         return held - (asked.wanted if asked else 0)
 
-    def _takers(self, books: PoolBooks, now: float) -> list[Waiter]:
+    def _takers(self, books: PoolBooks, now: float) -> Iterator[Waiter]:
         """For whom slots may be asked for, the neediest first.
 
         What cannot be had for a waiter who may take from anybody cannot be had for the next one either,
         unless it was his own process that had it: so two such processes are enough.
         """
-        takers: list[Waiter] = []
         unblocked: set[ProcessId] = set()
         for waiter in books.in_line(now):
             if books.blocked_by_identity(waiter) or books.blocked_by_process(waiter):
-                takers.append(waiter)
+                yield waiter
             elif len(unblocked) < 2:
                 unblocked.add(waiter.process)
-                takers.append(waiter)
-        return takers
+                yield waiter
+            elif not books.has_inner_bounds():
+                return  # nobody further down can be blocked
 
-    def _donor(
-        self, books: PoolBooks, taker: Waiter, spare: dict[ProcessId, int], now: float
-    ) -> ProcessId | None:
-        """The richest process that may fairly be asked for one more slot, or None."""
-        best: ProcessId | None = None
-        best_part = 0
-        for process, left in spare.items():
-            part = self._fair_part(books, taker, process, left, now)
-            if part > best_part:
-                best, best_part = process, part
+    def _richest(self, books: PoolBooks, now: float) -> ProcessId | None:
+        """Whoever can be asked for the most."""
+        best, most = None, 0
+        for process, level in books.slots.richest():
+            if level <= most:
+                break
+            spare = self._spare(books, process, now)
+            if spare > most:
+                best, most = process, spare
         return best
 
-    def _fair_part(
-        self, books: PoolBooks, taker: Waiter, process: ProcessId, spare: int, now: float
-    ) -> int:
-        """How many of the `spare` slots of a process may be taken for this waiter; 0 if none."""
+    def _donor(
+        self, books: PoolBooks, taker: Waiter, asked_for: int, now: float
+    ) -> ProcessId | None:
+        """The richest process that may fairly be asked for one more slot, or None.
+
+        asked_for: slots that anybody was asked for; they will be there before this one.
+        """
         slots = books.slots
-        if process == taker.process:
-            # Its own resources for other keys make room without taking from anybody.
-            others = slots.levels[process] - slots.level_of(process, taker.key)
-            return 0 if books.blocked_by_identity(taker) else min(spare, others)
-        if books.blocked_by_identity(taker):
-            spare = min(spare, slots.level_of(process, taker.key))
-        elif books.blocked_by_process(taker):
-            return 0
-        on_the_way = slots.on_the_way(now) + sum(asked.wanted for asked in self.asked.values())
-        level = slots.levels[taker.process] + on_the_way
-        fair = sharing.has_lost_patience(taker, now) or sharing.moving_is_fair(spare, level)
-        return spare if fair else 0
+        best, most = None, 0
+        # Its own resources for other keys make room without taking from anybody.
+        if not books.blocked_by_identity(taker):
+            others = slots.levels[taker.process] - slots.level_of(taker.process, taker.key)
+            most = max(0, min(others, self._spare(books, taker.process, now)))
+            best = taker.process if most else None
+            if books.blocked_by_process(taker):
+                return best
+        if not sharing.has_lost_patience(taker, now):
+            level = slots.levels[taker.process] + slots.on_the_way(now) + asked_for
+            most = max(most, sharing.least_fair_level(level) - 1)
+        for process, level in slots.richest():
+            if level <= most:
+                break  # nor has anybody further down more
+            if process == taker.process:
+                continue
+            spare = self._spare(books, process, now)
+            if books.blocked_by_identity(taker):
+                spare = min(spare, slots.level_of(process, taker.key))
+            if spare > most:
+                best, most = process, spare
+        return best
 
     def _look_for_surplus(self, books: PoolBooks, now: float, short: int) -> None:
         """Ask everybody for what lies idle, at most once per interval."""

@@ -43,12 +43,14 @@ def _rival(books: PoolBooks, slot: Slot, now: float) -> Waiter | None:
     outside = books.waiting.count_outside(slot.process, slot.key)
     if outside <= books.slots.on_the_way(now):
         return None
-    heads = (
-        head
-        for head in books.waiting.heads()
-        if (head.process, head.key) != (slot.process, slot.key) and books.helps(slot, head, now)
+    return next(
+        (
+            head
+            for head in books.waiting.in_line(now)
+            if (head.process, head.key) != (slot.process, slot.key) and books.helps(slot, head, now)
+        ),
+        None,
     )
-    return sharing.first_in_line(heads, books.slots.levels, now)
 
 
 def _prevails(books: PoolBooks, rival: Waiter, home: Waiter, slot: Slot, now: float) -> bool:

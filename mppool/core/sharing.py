@@ -13,10 +13,13 @@ somebody waits. Only functions here; the state is that of `PoolBooks`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
+from typing import TYPE_CHECKING
 
-from mppool.core.waiting import Waiter
 from mppool.ids import ProcessId
+
+if TYPE_CHECKING:
+    from mppool.core.waiting import Waiter
 
 PATIENCE_S = 0.1
 """A waiter that has waited longer is served although its process has its fair share."""
@@ -39,30 +42,24 @@ def has_lost_patience(waiter: Waiter, now: float) -> bool:
     return now >= waiter.since + PATIENCE_S
 
 
-def first_in_line(
-    heads: Iterable[Waiter], levels: Mapping[ProcessId, int], now: float
-) -> Waiter | None:
-    """Who of these gets the next slot: whoever lost patience first, then the poorest process, then the oldest.
+def rank(waiter: Waiter, levels: Mapping[ProcessId, int], now: float) -> tuple[int, int, float]:
+    """The lowest gets the next slot: whoever lost patience first, then the poorest process, then the oldest.
 
-    `levels`: slots that each process has.
+    levels: slots that each process has.
     """
-    return min(heads, key=lambda waiter: _rank(waiter, levels, now), default=None)
-
-
-def line(heads: Iterable[Waiter], levels: Mapping[ProcessId, int], now: float) -> list[Waiter]:
-    """All of these, in the order in which `first_in_line` would take them."""
-    return sorted(heads, key=lambda waiter: _rank(waiter, levels, now))
-
-
-def _rank(waiter: Waiter, levels: Mapping[ProcessId, int], now: float) -> tuple[int, int, float]:
     if has_lost_patience(waiter, now):
         return (0, 0, waiter.since)
     return (1, levels.get(waiter.process, 0), waiter.since)
 
 
+def least_fair_level(taker_level: int) -> int:
+    """How many slots a process must have to give one to another that waits: it stays at least as rich."""
+    return taker_level + 2
+
+
 def moving_is_fair(giver_level: int, taker_level: int) -> bool:
-    """Whether a slot may move from one process to another that waits: the giver stays at least as rich."""
-    return giver_level >= taker_level + 2
+    """Whether a slot may move from one process to another that waits."""
+    return giver_level >= least_fair_level(taker_level)
 
 
 def rival_prevails(rival: Waiter, home: Waiter, giver_level: int, taker_level: int) -> bool:

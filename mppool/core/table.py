@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterator
+import heapq
+import math
+from collections import Counter, OrderedDict
+from collections.abc import Callable, Iterator
 from typing import Any
 
+from mppool.core.heap import ascending
 from mppool.core.slot import Slot, SlotState
-from mppool.ids import GrantNumber, ProcessId
+from mppool.ids import GrantNumber, ProcessId, Ticket
 
 
 class SlotTable:
     """All slots in use. The counts change only here, together with the slots.
 
     levels: slots by process. closing: slots whose resources are being closed.
+    level_changed: is told of every process that has more or fewer slots than before.
     """
 
     def __init__(self) -> None:
@@ -21,6 +25,14 @@ class SlotTable:
         self.levels: Counter[ProcessId] = Counter()
         self.by_key: Counter[str] = Counter()
         self.closing: dict[GrantNumber, Slot] = {}
+        self.level_changed: Callable[[ProcessId], None] = lambda process: None
+        self._of_process: dict[ProcessId, dict[GrantNumber, Slot]] = {}
+        self._by_ticket: dict[tuple[ProcessId, Ticket], Slot] = {}
+        # Slots whose ends are counted on, in the order in which they will have been counted on for too long.
+        self._expected: OrderedDict[GrantNumber, Slot] = OrderedDict()
+        # A heap of (-level, process); what has been overtaken by events is passed over, and dropped in the end.
+        self._richest: list[tuple[int, ProcessId]] = []
+        self._closing_by_key: Counter[str] = Counter()
         self._by_both: Counter[tuple[ProcessId, str]] = Counter()
         self._by_state: Counter[SlotState] = Counter()
         self._open_by_key: Counter[str] = Counter()
@@ -38,7 +50,28 @@ class SlotTable:
 
     def of(self, process: ProcessId) -> list[Slot]:
         """The slots of one process."""
-        return [slot for slot in self._slots.values() if slot.process == process]
+        return list(self._of_process.get(process, {}).values())
+
+    def of_ticket(self, process: ProcessId, ticket: Ticket) -> Slot | None:
+        """The slot that was granted to this ticket, while it is in use."""
+        return self._by_ticket.get((process, ticket))
+
+    def give_to(self, slot: Slot, ticket: Ticket) -> None:
+        """The slot goes to another ticket of its process."""
+        self._forget_ticket(slot)
+        slot.ticket = ticket
+        self._by_ticket[slot.process, ticket] = slot
+
+    def richest(self) -> Iterator[tuple[ProcessId, int]]:
+        """All processes with their levels, the richest first; only as far as it is asked."""
+        richest, levels = self._richest, self.levels
+        while richest and levels.get(richest[0][1]) != -richest[0][0]:
+            heapq.heappop(richest)
+        seen: set[ProcessId] = set()
+        for minus_level, process in ascending(richest):
+            if levels.get(process) == -minus_level and process not in seen:
+                seen.add(process)
+                yield process, -minus_level
 
     def level_of(self, process: ProcessId, key: str) -> int:
         """How many slots a process has for a key."""
@@ -50,7 +83,26 @@ class SlotTable:
 
     def on_the_way(self, now: float) -> int:
         """How many slots will be free in a moment: their resources are being closed, and not for too long."""
-        return sum(now < slot.expected_until for slot in self.closing.values())
+        expected = self._expected
+        while expected:
+            slot = next(iter(expected.values()))
+            if now < slot.expected_until:
+                break
+            del expected[slot.number]
+        return len(expected)
+
+    def expect_end(self, slot: Slot, until: float) -> None:
+        """A slot that is being closed is counted on until then. Time only ever goes on between calls."""
+        slot.expected_until = until
+        self._expected[slot.number] = slot
+        self._expected.move_to_end(slot.number)
+
+    def next_disappointment(self, since: float) -> float:
+        """When, after `since`, a slot is not counted on any longer; infinity if none is."""
+        for slot in self._expected.values():
+            if slot.expected_until > since:
+                return slot.expected_until
+        return math.inf
 
     def in_state(self, state: SlotState) -> int:
         """How many slots are in a state."""
@@ -66,15 +118,19 @@ class SlotTable:
 
     def staying_for(self, key: str) -> int:
         """How many slots of this key are not on their way out."""
-        return self.by_key[key] - sum(slot.key == key for slot in self.closing.values())
+        return self.by_key[key] - self._closing_by_key[key]
 
     def add(self, slot: Slot) -> None:
         """Enter a slot."""
         self._slots[slot.number] = slot
+        self._of_process.setdefault(slot.process, {})[slot.number] = slot
+        if slot.ticket:
+            self._by_ticket[slot.process, slot.ticket] = slot
         self.levels[slot.process] += 1
         self.by_key[slot.key] += 1
         self._by_both[slot.process, slot.key] += 1
         self._count_state(slot)
+        self._level_changed(slot.process)
 
     def move(self, slot: Slot, state: SlotState) -> None:
         """Put a slot into another state."""
@@ -82,14 +138,41 @@ class SlotTable:
         slot.state = state
         self._count_state(slot)
 
+    def rename(self, slot: Slot, key: str) -> None:
+        """The slot turns out to be for another key than was believed."""
+        if slot.key != key:
+            state = slot.state
+            self.remove(slot)
+            slot.key, slot.state = key, state
+            self.add(slot)
+
     def remove(self, slot: Slot) -> None:
         """A slot is free."""
         del self._slots[slot.number]
+        others = self._of_process[slot.process]
+        del others[slot.number]
+        if not others:
+            del self._of_process[slot.process]
+        self._forget_ticket(slot)
         _decrement(self.levels, slot.process)
         _decrement(self.by_key, slot.key)
         _decrement(self._by_both, (slot.process, slot.key))
         self._uncount_state(slot)
         slot.state = SlotState.FREE
+        self._level_changed(slot.process)
+
+    def _forget_ticket(self, slot: Slot) -> None:
+        if slot.ticket and self._by_ticket.get((slot.process, slot.ticket)) is slot:
+            del self._by_ticket[slot.process, slot.ticket]
+
+    def _level_changed(self, process: ProcessId) -> None:
+        level = self.levels.get(process)
+        if level is not None:
+            heapq.heappush(self._richest, (-level, process))
+        if len(self._richest) > 4 * len(self.levels) + 64:
+            self._richest = [(-level, process) for process, level in self.levels.items()]
+            heapq.heapify(self._richest)
+        self.level_changed(process)
 
     def _count_state(self, slot: Slot) -> None:
         self._by_state[slot.state] += 1
@@ -97,6 +180,7 @@ class SlotTable:
             self._open_by_key[slot.key] += 1
         elif slot.state is SlotState.CLOSING:
             self.closing[slot.number] = slot
+            self._closing_by_key[slot.key] += 1
             self._closing_of[slot.process] += 1
 
     def _uncount_state(self, slot: Slot) -> None:
@@ -105,6 +189,8 @@ class SlotTable:
             _decrement(self._open_by_key, slot.key)
         elif slot.state is SlotState.CLOSING:
             del self.closing[slot.number]
+            self._expected.pop(slot.number, None)
+            _decrement(self._closing_by_key, slot.key)
             _decrement(self._closing_of, slot.process)
 
 

@@ -1,19 +1,30 @@
-"""Who waits for a slot, in order of arrival, by process and key."""
+"""Who waits for a slot: in order of arrival, by process and key, and in the order of service.
+
+Nothing here looks at every waiter, or at every process, for one event: what is asked often is kept ready
+in heaps. Their entries are never taken out of the middle; one that has been overtaken by events is passed
+over, and all such are dropped when they are too many.
+"""
 
 from __future__ import annotations
 
 import heapq
 import math
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Mapping
+from typing import Any
 
+from mppool.core import sharing
+from mppool.core.heap import ascending
 from mppool.ids import ProcessId, Ticket
 
 
 class Waiter:
-    """One queued checkout. `since` and `deadline` are instants of the server's monotonic clock."""
+    """One queued checkout. `since` and `deadline` are instants of the server's monotonic clock.
 
-    __slots__ = ("deadline", "key", "process", "since", "ticket")
+    serial: counts arrivals.
+    """
+
+    __slots__ = ("deadline", "key", "process", "serial", "since", "ticket")
 
     def __init__(
         self, process: ProcessId, ticket: Ticket, key: str, since: float, deadline: float
@@ -23,80 +34,197 @@ class Waiter:
         self.key = key
         self.since = since
         self.deadline = deadline
+        self.serial = 0
 
 
-Group = tuple[ProcessId, str]
+_Name = tuple[ProcessId, Ticket]
+_Queue = OrderedDict[_Name, Waiter]  # its front is found at once, however much was taken from there
 _Deadline = tuple[float, int, ProcessId, Ticket]
-Predicate = Callable[[Waiter], bool]
 
 
 class Waiting:
-    """The waiters of one pool.
+    """The waiters of one pool. Time only ever goes on from one call to the next.
+
+    levels: slots by process, kept by somebody else, who calls `level_changed` after every change.
 
     A group is what is interchangeable: the waiters of one process for one key, oldest first.
     """
 
-    def __init__(self) -> None:
-        self._by_ticket: dict[tuple[ProcessId, Ticket], Waiter] = {}
-        self._groups: dict[Group, OrderedDict[Ticket, Waiter]] = {}
-        # A heap; an entry whose waiter has gone is dropped when it comes up, or when there are too many.
+    def __init__(self, levels: Mapping[ProcessId, int]) -> None:
+        self._levels = levels
+        self._all: _Queue = OrderedDict()
+        self._of_process: dict[ProcessId, _Queue] = {}
+        self._of_key: dict[str, _Queue] = {}
+        self._groups: dict[ProcessId, dict[str, _Queue]] = {}
+        self._patient: _Queue = OrderedDict()  # those who may not have lost patience yet
+        # Heaps. One entry per deadline; of every process with waiters one for its oldest waiter, and one
+        # for its level and its oldest waiter.
         self._deadlines: list[_Deadline] = []
+        self._oldest: list[tuple[float, int, ProcessId]] = []
+        self._poorest: list[tuple[int, float, int, ProcessId]] = []
         self._serial = 0
 
     def __len__(self) -> int:
-        return len(self._by_ticket)
+        return len(self._all)
 
     def __iter__(self) -> Iterator[Waiter]:
-        return iter(list(self._by_ticket.values()))
+        return iter(list(self._all.values()))
 
     def add(self, waiter: Waiter) -> None:
         """Enqueue a waiter whose ticket is not queued yet."""
-        self._by_ticket[waiter.process, waiter.ticket] = waiter
-        group = self._groups.setdefault((waiter.process, waiter.key), OrderedDict())
-        group[waiter.ticket] = waiter
+        self._serial += 1
+        waiter.serial = self._serial
+        name = (waiter.process, waiter.ticket)
+        self._all[name] = self._patient[name] = waiter
+        _put_into(self._of_process, waiter.process, name, waiter)
+        _put_into(self._of_key, waiter.key, name, waiter)
+        _put_into(self._groups.setdefault(waiter.process, {}), waiter.key, name, waiter)
+        if len(self._of_process[waiter.process]) == 1:
+            self._rank_process(waiter)
         if waiter.deadline != math.inf:
             self._forget_outdated()
-            self._serial += 1
             heapq.heappush(
-                self._deadlines, (waiter.deadline, self._serial, waiter.process, waiter.ticket)
+                self._deadlines, (waiter.deadline, waiter.serial, waiter.process, waiter.ticket)
             )
 
     def remove(self, process: ProcessId, ticket: Ticket) -> Waiter | None:
         """Take a waiter out; None if it is not queued."""
-        waiter = self._by_ticket.pop((process, ticket), None)
-        if waiter is not None:
-            group = self._groups[process, waiter.key]
-            del group[ticket]
-            if not group:
-                del self._groups[process, waiter.key]
+        name = (process, ticket)
+        waiter = self._all.pop(name, None)
+        if waiter is None:
+            return None
+        self._patient.pop(name, None)
+        oldest = self._oldest_of(process)
+        groups = self._groups[process]
+        _take_from(self._of_process, process, name)
+        _take_from(self._of_key, waiter.key, name)
+        _take_from(groups, waiter.key, name)
+        if not groups:
+            del self._groups[process]
+        elif waiter is oldest:
+            self._rank_process(next(iter(self._of_process[process].values())))
         return waiter
 
     def remove_process(self, process: ProcessId) -> None:
         """Forget all waiters of a process."""
-        for waiter in self.of(lambda w: w.process == process):
-            self.remove(waiter.process, waiter.ticket)
+        for waiter in list(self._of_process.get(process, {}).values()):
+            self.remove(process, waiter.ticket)
 
-    def of(self, wanted: Predicate) -> list[Waiter]:
-        """The waiters that the predicate accepts, oldest first."""
-        return [waiter for waiter in self._by_ticket.values() if wanted(waiter)]
+    def of_key(self, key: str) -> list[Waiter]:
+        """Those who wait for a key, oldest first."""
+        return list(self._of_key.get(key, {}).values())
+
+    def count_of_key(self, key: str) -> int:
+        """How many wait for a key."""
+        return len(self._of_key.get(key, ()))
 
     def has(self, process: ProcessId, ticket: Ticket) -> bool:
         """Whether this ticket is queued."""
-        return (process, ticket) in self._by_ticket
+        return (process, ticket) in self._all
 
     def first(self, process: ProcessId, key: str) -> Waiter | None:
         """The oldest waiter of a group."""
-        group = self._groups.get((process, key))
+        group = self._groups.get(process, {}).get(key)
         return next(iter(group.values())) if group else None
-
-    def heads(self) -> Iterator[Waiter]:
-        """The oldest waiter of every group."""
-        for group in self._groups.values():
-            yield next(iter(group.values()))
 
     def count_outside(self, process: ProcessId, key: str) -> int:
         """How many wait who are not of this group."""
-        return len(self._by_ticket) - len(self._groups.get((process, key), ()))
+        return len(self._all) - len(self._groups.get(process, {}).get(key, ()))
+
+    # --- the order of service ----------------------------------------------------------------------------
+
+    def in_line(self, now: float) -> Iterator[Waiter]:
+        """The oldest waiter of every group, in the order of `sharing.rank`; only as far as it is asked.
+
+        Nothing may be changed meanwhile.
+        """
+        # The oldest waiter of a process comes before those of its other groups: these join the line when
+        # the process has been come by.
+        others: list[tuple[Any, int, Waiter]] = []
+        for waiter in self._oldest_in_line(now):
+            place = (sharing.rank(waiter, self._levels, now), waiter.serial)
+            while others and others[0][:2] < place:
+                yield heapq.heappop(others)[2]
+            yield waiter
+            for key, group in self._groups[waiter.process].items():
+                if key != waiter.key:
+                    head = next(iter(group.values()))
+                    rank = sharing.rank(head, self._levels, now)
+                    heapq.heappush(others, (rank, head.serial, head))
+        while others:
+            yield heapq.heappop(others)[2]
+
+    def _oldest_in_line(self, now: float) -> Iterator[Waiter]:
+        """The oldest waiter of every process, in the order of `sharing.rank`."""
+        self._drop_overtaken()
+        seen: set[ProcessId] = set()
+        for _, serial, process in ascending(self._oldest):
+            waiter = self._oldest_of(process)
+            if waiter is None or waiter.serial != serial or process in seen:
+                continue
+            if not sharing.has_lost_patience(waiter, now):
+                break
+            seen.add(process)
+            yield waiter
+        for level, _, serial, process in ascending(self._poorest):
+            waiter = self._oldest_of(process)
+            if waiter is None or waiter.serial != serial or process in seen:
+                continue
+            if level == self._levels.get(process, 0):
+                seen.add(process)
+                yield waiter
+
+    def _drop_overtaken(self) -> None:
+        """What has been overtaken by events gathers in front, where everybody would have to pass it."""
+        while self._oldest and not self._is_oldest(*self._oldest[0][1:]):
+            heapq.heappop(self._oldest)
+        while self._poorest:
+            level, _, serial, process = self._poorest[0]
+            if self._is_oldest(serial, process) and level == self._levels.get(process, 0):
+                return
+            heapq.heappop(self._poorest)
+
+    def _is_oldest(self, serial: int, process: ProcessId) -> bool:
+        waiter = self._oldest_of(process)
+        return waiter is not None and waiter.serial == serial
+
+    def level_changed(self, process: ProcessId) -> None:
+        """A process has more or fewer slots than before."""
+        waiter = self._oldest_of(process)
+        if waiter is not None:
+            self._rank_process(waiter)
+
+    def _oldest_of(self, process: ProcessId) -> Waiter | None:
+        queue = self._of_process.get(process)
+        return next(iter(queue.values())) if queue else None
+
+    def _rank_process(self, oldest: Waiter) -> None:
+        """Enter a process into the order of service again: its oldest waiter or its level is another."""
+        process = oldest.process
+        level = self._levels.get(process, 0)
+        heapq.heappush(self._oldest, (oldest.since, oldest.serial, process))
+        heapq.heappush(self._poorest, (level, oldest.since, oldest.serial, process))
+        if max(len(self._oldest), len(self._poorest)) > 4 * len(self._of_process) + 64:
+            heads = [next(iter(queue.values())) for queue in self._of_process.values()]
+            self._oldest = [(w.since, w.serial, w.process) for w in heads]
+            levels = self._levels
+            self._poorest = [
+                (levels.get(w.process, 0), w.since, w.serial, w.process) for w in heads
+            ]
+            heapq.heapify(self._oldest)
+            heapq.heapify(self._poorest)
+
+    # --- time --------------------------------------------------------------------------------------------
+
+    def next_loss_of_patience(self, since: float) -> float:
+        """When, after `since`, the next waiter loses patience; infinity if all have lost it."""
+        patient = self._patient
+        while patient:
+            name, waiter = next(iter(patient.items()))
+            if not sharing.has_lost_patience(waiter, since):
+                return waiter.since + sharing.PATIENCE_S
+            del patient[name]
+        return math.inf
 
     def next_deadline(self) -> float:
         """When the next waiter's time is over; infinity if none has a deadline."""
@@ -116,12 +244,28 @@ class Waiting:
 
     def _is_outdated(self, entry: _Deadline) -> bool:
         """Whether an entry is not of a waiter that is queued now."""
-        deadline, _, process, ticket = entry
-        waiter = self._by_ticket.get((process, ticket))
-        return waiter is None or waiter.deadline != deadline
+        _, serial, process, ticket = entry
+        waiter = self._all.get((process, ticket))
+        return waiter is None or waiter.serial != serial
 
     def _forget_outdated(self) -> None:
         """Most waiters are served long before their deadlines; their entries must not pile up."""
-        if len(self._deadlines) > 2 * len(self._by_ticket) + 64:
+        if len(self._deadlines) > 2 * len(self._all) + 64:
             self._deadlines = [e for e in self._deadlines if not self._is_outdated(e)]
             heapq.heapify(self._deadlines)
+
+
+def _put_into(queues: dict[Any, _Queue], by: Any, name: _Name, waiter: Waiter) -> None:
+    """Put a waiter at the end of one of its queues."""
+    queue = queues.get(by)
+    if queue is None:
+        queue = queues[by] = OrderedDict()
+    queue[name] = waiter
+
+
+def _take_from(queues: dict[Any, _Queue], by: Any, name: _Name) -> None:
+    """Take a waiter out of one of its queues; an empty one is not kept."""
+    queue = queues[by]
+    del queue[name]
+    if not queue:
+        del queues[by]
