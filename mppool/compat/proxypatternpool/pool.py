@@ -289,15 +289,15 @@ class Pool:
 
     @property
     def _avail(self) -> list[Any]:
-        return [box.content for box in self._register.objects()[0]]
+        return [content for _, content in self._register.objects()[0]]
 
     @property
     def _using(self) -> list[Any]:
-        return [box.content for box in self._register.objects()[1]]
+        return [content for _, content in self._register.objects()[1]]
 
     @property
     def _nobjs(self) -> int:
-        return sum(map(len, self._register.objects()))
+        return len(self._avail) + len(self._using)
 
     @property
     def _ncreated(self) -> int:

@@ -128,11 +128,15 @@ class Register:
             else:
                 del self.lent[key]
 
-    def objects(self) -> tuple[list[Box], list[Box]]:
-        """What is available, and what is in use."""
+    def objects(self) -> tuple[list[tuple[Box, Any]], list[tuple[Box, Any]], int]:
+        """What is available, what is in use (boxes with their objects), and how many are about to go."""
         with self.lock:
             boxes = list(self.boxes.values())
-        return (
-            [box for box in boxes if not box.is_lent],
-            [box for box in boxes if box.is_lent],
-        )
+            pairs = [(box, box.content) for box in boxes]
+            pairs = [pair for pair in pairs if not pair[0].was_dropped]
+            going = self.closing + len(boxes) - len(pairs)
+            return (
+                [pair for pair in pairs if not pair[0].is_lent],
+                [pair for pair in pairs if pair[0].is_lent],
+                going,
+            )

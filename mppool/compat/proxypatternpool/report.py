@@ -36,23 +36,21 @@ def of_pool(
     settings: Settings, hooks: Hooks, register: Register, core_counters: Counter[str]
 ) -> dict[str, Any]:
     """Configuration, state, objects and counts. Hooks are called with no lock held."""
-    available, using = register.objects()
+    available, using, going = register.objects()
     now = monotonic()
     counts = register.counts.copy()
-    seen = [_of_object(hooks, box, now) for box in available]
-    used = [_of_object(hooks, box, now) for box in using]
     return {
         **_of_settings(settings),
         "now": time.time(),
-        "sem": _of_semaphore(settings, len(using)),
+        "sem": _of_semaphore(settings, len(using) + going),
         "navail": len(available),
         "nusing": len(using),
-        "ntodel": register.closing,
+        "ntodel": going,
         "running": now - register.started_at,
         "rel_hk_last": register.round_at - now,
         "time_per_hk": register.round_time / max(1, counts["hk_rounds"]),
-        "avail": [one for one in seen if one is not None],
-        "using": [one for one in used if one is not None],
+        "avail": [_of_object(hooks, box, content, now) for box, content in available],
+        "using": [_of_object(hooks, box, content, now) for box, content in using],
         "nobjs": len(available) + len(using),
         "nkilled": core_counters["killed"],
         "nrecycled": core_counters["expired_idle"],
@@ -80,17 +78,13 @@ def _of_settings(settings: Settings) -> dict[str, Any]:
     }
 
 
-def _of_semaphore(settings: Settings, using: int) -> dict[str, int] | None:
+def _of_semaphore(settings: Settings, taken: int) -> dict[str, int] | None:
     if not settings.max_size:
         return None
-    return {"value": max(0, settings.max_size - using), "init": settings.max_size}
+    return {"value": max(0, settings.max_size - taken), "init": settings.max_size}
 
 
-def _of_object(hooks: Hooks, box: Box, now: float) -> dict[str, Any] | None:
-    """None: it was dropped, and there is nothing left to describe."""
-    content = box.content
-    if box.was_dropped:
-        return None
+def _of_object(hooks: Hooks, box: Box, content: Any, now: float) -> dict[str, Any]:
     told: dict[str, Any] = {}
     if hooks.stats is None:
         told["trace"] = hooks.trace(content)
