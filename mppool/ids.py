@@ -32,7 +32,7 @@ def grant_number(epoch: int, sequence: int) -> GrantNumber:
     return GrantNumber(epoch << SEQUENCE_BITS | sequence)
 
 
-class ProcessId(msgspec.Struct, frozen=True, array_like=True, order=True):
+class ProcessId(msgspec.Struct, frozen=True, array_like=True, order=True, cache_hash=True):
     """A process: its pid and its time of birth, in clock ticks since boot (the pid alone is recycled)."""
 
     pid: int

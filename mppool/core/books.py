@@ -101,8 +101,9 @@ class Books:
 
     def next_deadline(self, now: float) -> float | None:
         """When `tick` is wanted next, or None if only an event can change anything."""
-        at = min((pool.next_deadline(now) for pool in self.pools.values()), default=math.inf)
-        at = min(at, self.tokens.next_deadline())
+        at = self.tokens.next_deadline()
+        for pool in self.pools.values():
+            at = min(at, pool.next_deadline(now))
         return None if at == math.inf else at
 
     def command(self, process: ProcessId, event: Command, now: float) -> list[Addressed]:

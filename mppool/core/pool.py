@@ -125,6 +125,13 @@ class PoolBooks:
         ):
             self._refuse(process, event.ticket, "open_failed", breaker.error)
             return
+        if not self.waiting:  # nobody who might come first
+            if self.may_open(process, event.key, now):
+                self.grant(process, event.key, event.ticket, now)
+                return
+            if event.timeout == 0:
+                self._refuse(process, event.ticket, "timeout", self._how_full(event.key))
+                return
         deadline = math.inf if event.timeout is None else now + event.timeout
         self.waiting.add(Waiter(process, event.ticket, event.key, now, deadline))
         self._serve(now)
@@ -333,6 +340,8 @@ class PoolBooks:
 
         What has become due since all was settled last counts too: it is the next tick that does it.
         """
+        if not self.waiting and not self.min_size and not self.above_cap():
+            return math.inf
         since = min(now, self._settled_at)
         times = [
             self.waiting.next_deadline(),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Generic, TypeVar
 
 import msgspec
@@ -20,18 +21,16 @@ MAX_HELLO_BYTES = 64 * 1024
 _encoder = msgspec.msgpack.Encoder()
 
 
-def encode(message: msgspec.Struct) -> bytearray:
+def encode(message: msgspec.Struct) -> bytes:
     """The frame of one message."""
-    frame = bytearray(HEADER_BYTES)
-    _encoder.encode_into(message, frame, HEADER_BYTES)
-    length = len(frame) - HEADER_BYTES
+    body = _encoder.encode(message)
+    length = len(body)
     if length > MAX_FRAME_BYTES:
         raise ProtocolError(
             f"a {type(message).__name__} of {length} bytes is larger than a frame may be "
             f"({MAX_FRAME_BYTES} bytes); a stats hook that returns much data is the usual reason"
         )
-    frame[:HEADER_BYTES] = length.to_bytes(HEADER_BYTES, "big")
-    return frame
+    return length.to_bytes(HEADER_BYTES, "big") + body
 
 
 class FrameReader(Generic[M]):
@@ -80,9 +79,20 @@ class FrameReader(Generic[M]):
 
 def server_side_reader() -> FrameReader[ToServer]:
     """A reader for what processes send, strict until the peer has introduced itself."""
-    return FrameReader(msgspec.msgpack.Decoder(ToServer), MAX_HELLO_BYTES)
+    return FrameReader(_to_server(), MAX_HELLO_BYTES)
 
 
 def process_side_reader() -> FrameReader[ToProcess]:
     """A reader for what the server sends."""
-    return FrameReader(msgspec.msgpack.Decoder(ToProcess))
+    return FrameReader(_to_process())
+
+
+# Made once, when first needed: a decoder holds nothing of what it decodes, so all connections share it.
+@functools.cache
+def _to_server() -> msgspec.msgpack.Decoder[ToServer]:
+    return msgspec.msgpack.Decoder(ToServer)
+
+
+@functools.cache
+def _to_process() -> msgspec.msgpack.Decoder[ToProcess]:
+    return msgspec.msgpack.Decoder(ToProcess)
