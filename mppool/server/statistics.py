@@ -114,7 +114,6 @@ def _pool_entry(
         **gauges,
         "in_use": in_use,
         "idle": settled - in_use,
-        "waiting": max(entry["waiting"], sum(report.waiting for _, report in reporting)),
         "counters": counters,
         "histograms": {
             kind: {"bounds": list(BOUNDS), "counts": counts} for kind, counts in histograms.items()

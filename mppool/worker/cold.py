@@ -37,6 +37,9 @@ log = logging.getLogger("mppool")
 ASK_GRACE_S = 0.25
 """How long the books may take to answer although the timeout is shorter."""
 
+REFUSAL_GRACE_S = 0.005
+"""How much longer than its timeout a checkout waits to be told why there was nothing."""
+
 _LONGEST_TEXT = 2000
 
 LIFETIME_JITTER = 0.1
@@ -133,7 +136,9 @@ class ColdCheckout:
         self._member.audit.want_again()
         answer = None
         try:
-            answer = waiter.wait(self._left())
+            left = self._left()
+            # The books refuse in the same instant, and can say why.
+            answer = waiter.wait(None if left is None else left + REFUSAL_GRACE_S)
         finally:
             if not isinstance(answer, (Grant, Refuse)):
                 self._member.tell(Abandoned(waiter.ticket))

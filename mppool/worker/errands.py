@@ -16,8 +16,8 @@ from typing import TYPE_CHECKING
 
 from mppool.errors import PoolError, ProtocolError
 from mppool.wire.messages import Goodbye, WantReport
-from mppool.worker import report
 from mppool.worker.audit import release_own
+from mppool.worker.report import Reporter
 
 if TYPE_CHECKING:
     from mppool.worker.link import ErrandChannel, ServerLink
@@ -70,8 +70,7 @@ class Errands:
         self._thread: threading.Thread | None = None
         self._attach_at = 0.0
         self._pause = 0.0
-        self._report_wanted: int | None = None
-        self._reporting = False
+        self.reporter = Reporter(member, link.send_message)
 
     def descriptors(self) -> list[int]:
         """What a forked child must close."""
@@ -153,30 +152,12 @@ class Errands:
 
     def _handle(self, channel: ErrandChannel, message: object) -> None:
         if isinstance(message, WantReport):
-            request = message.request
-            if report.has_hooks(self._member):
-                self._report_wanted = request
-                if not self._reporting:
-                    self._reporting = True
-                    self._member.chores.add(self._report)
-            else:
-                self._link.send_message(self._member.report(request))
+            self.reporter.asked(message.request)
         elif isinstance(message, Goodbye):
             self._link.farewell = True
             self._member.server_leaves()
         else:
             self._member.deliver(message, channel.session)
-
-    def _report(self) -> None:
-        """A chore: hooks are called, and may hang, so there is only ever one of them."""
-        try:
-            while (request := self._report_wanted) is not None:
-                self._report_wanted = None
-                self._link.send_message(self._member.report(request))
-        finally:
-            self._reporting = False
-        if self._report_wanted is not None:  # it came in this very moment
-            self._member.chores.add(self._report)
 
     def _without_channel(self) -> None:
         """Attach to the next server, and start it if the last one did not leave in order."""
@@ -223,4 +204,6 @@ class Errands:
 
     def _look_around(self) -> None:
         self._member.collect_leaked()
-        self._member.housekeeper.run(monotonic())
+        now = monotonic()
+        self.reporter.look(now)
+        self._member.housekeeper.run(now)

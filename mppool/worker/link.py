@@ -433,5 +433,6 @@ class ServerLink:
         """See Link. An empty dict where there is no server."""
         from mppool.wire.messages import Stats, WantStats
 
-        answer = self.control(WantStats(), monotonic() + CONTROL_DEADLINE_S)
+        with self.errands.reporter.on_behalf_of_a_hook():
+            answer = self.control(WantStats(), monotonic() + CONTROL_DEADLINE_S)
         return answer.stats if isinstance(answer, Stats) else {}

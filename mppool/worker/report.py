@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
+from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +15,8 @@ from mppool.recipe import overrides
 from mppool.wire.messages import PoolReport, Report, ResourceReport
 
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
     from mppool.worker.entry import Entry
     from mppool.worker.face import Face
     from mppool.worker.member import Member
@@ -22,12 +26,76 @@ log = logging.getLogger("mppool")
 _asking = threading.local()
 
 
-def build(member: Member, request: int) -> Report:
-    """All pools of this process."""
-    return Report(request, [_of_pool(face) for face in list(member.faces.values())])
+HOOKS_PATIENCE_S = 0.1
+"""The figures are sent without what the hooks say if they take longer: the server waits for 0.2 s."""
 
 
-def _of_pool(face: Face) -> PoolReport:
+class Reporter:
+    """Answers requests for the figures of this process.
+
+    Hooks are called by a chore, of which there is only ever one, for they may hang. All else happens in the
+    background thread. What both write is single values, each written by one of them but for `_wanted`,
+    which is looked at again after the chore has said that it ends.
+    """
+
+    def __init__(self, member: Member, send: Callable[[Report], None]) -> None:
+        self._member = member
+        self._send = send
+        self._wanted: int | None = None
+        self._busy = False
+        self._without_hooks = 0
+        self._answered = 0
+        self._asked = 0
+        self._due = math.inf
+
+    def asked(self, request: int) -> None:
+        """The server wants a report."""
+        if self._without_hooks or not _has_hooks(self._member):
+            self._send(build(self._member, request, hooks=False))
+            return
+        self._asked = request
+        self._due = monotonic() + HOOKS_PATIENCE_S
+        self._wanted = request
+        if not self._busy:
+            self._busy = True
+            self._member.chores.add(self._ask_hooks)
+        self._member.housekeeper.expects(self._due)
+
+    @contextmanager
+    def on_behalf_of_a_hook(self) -> Iterator[None]:
+        """Where a hook itself wants statistics, it is not called for them, or that would never end."""
+        inside = getattr(_asking, "hook", None) is not None
+        self._without_hooks += inside
+        try:
+            yield
+        finally:
+            self._without_hooks -= inside
+
+    def look(self, now: float) -> None:
+        """Answer without the hooks, where they take too long."""
+        if now >= self._due:
+            self._due = math.inf
+            if self._answered != self._asked:
+                self._send(build(self._member, self._asked, hooks=False))
+
+    def _ask_hooks(self) -> None:
+        try:
+            while (request := self._wanted) is not None:
+                self._wanted = None
+                self._send(build(self._member, request))
+                self._answered = request
+        finally:
+            self._busy = False
+        if self._wanted is not None:  # it came in this very moment
+            self._member.chores.add(self._ask_hooks)
+
+
+def build(member: Member, request: int, *, hooks: bool = True) -> Report:
+    """All pools of this process; `hooks`: and what their hooks say of each resource."""
+    return Report(request, [_of_pool(face, hooks) for face in list(member.faces.values())])
+
+
+def _of_pool(face: Face, hooks: bool) -> PoolReport:
     now = monotonic()
     holdings = face.holdings
     with holdings.lock:
@@ -39,7 +107,7 @@ def _of_pool(face: Face) -> PoolReport:
         idle.add(borrowed.number)
     uses = past + sum(entry.uses for entry in entries)
     counters["checkouts"] = uses
-    resources = [_of_entry(face, entry, entry.number in idle, now) for entry in entries]
+    resources = [_of_entry(face, entry, entry.number in idle, now, hooks) for entry in entries]
     histograms = {name: list(counts) for name, counts in face.histograms.items()}
     states = [resource.state for resource in resources]
     # Uses and waits that were too short to be entered one by one fill the first bucket.
@@ -57,13 +125,13 @@ def _of_pool(face: Face) -> PoolReport:
     )
 
 
-def _of_entry(face: Face, entry: Entry, idle: bool, now: float) -> ResourceReport:
+def _of_entry(face: Face, entry: Entry, idle: bool, now: float, hooks: bool) -> ResourceReport:
     state: str = entry.state
     if state == "open":
         state = "idle" if idle else "in_use"
     elif state == "returned":
         state = "idle"
-    looked_at = entry.state == "open" and entry.resource is not None
+    looked_at = hooks and entry.state == "open" and entry.resource is not None
     return ResourceReport(
         number=entry.number,
         key=entry.key,
@@ -77,7 +145,7 @@ def _of_entry(face: Face, entry: Entry, idle: bool, now: float) -> ResourceRepor
     )
 
 
-def has_hooks(member: Member) -> bool:
+def _has_hooks(member: Member) -> bool:
     """Whether a report calls the user's code, which may take its time."""
     return any(
         overrides(face.recipe, hook)
@@ -99,7 +167,9 @@ def _ask(face: Face, hook: str, entry: Entry, kind: Any) -> Any:
     try:
         said = getattr(face.recipe, hook)(entry.resource)
         # Through JSON and back: it must travel, and be a text for whoever reads the statistics.
-        return msgspec.json.decode(msgspec.json.encode(said), type=kind)
+        answer = msgspec.json.decode(msgspec.json.encode(said), type=kind)
+        msgspec.msgpack.encode(answer)  # whose whole numbers end at 64 bits
+        return answer
     except Exception:
         face.count("hook_errors")
         log.warning(
