@@ -1,0 +1,1 @@
+"""What every option of a pool means, with real processes."""
