@@ -174,7 +174,8 @@ class Pool:
             raise PoolException("the pool was shut down; it hands out nothing any more")
         if self._register.must_begin():
             self._begin()
-        self._manager._member.collect_leaked()
+        if self._manager._member.holdings.leaked:
+            self._manager._member.collect_leaked()
         try:
             return self._checkout_or_raise_as_factory(seconds)
         except CheckoutTimeout as error:
@@ -257,7 +258,10 @@ class Pool:
         for lease in leases:
             if not lease.released:
                 lease.discard()
-        self._manager._member.close_idle()
+        member = self._manager._member
+        with member.chores.done_here():
+            member.collect_leaked()
+        member.close_idle()
 
     # --- figures -----------------------------------------------------------------------------------------
 
