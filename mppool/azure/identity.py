@@ -1,0 +1,261 @@
+"""Whose credential is this? A text that is equal in all processes, or None where only the token can tell.
+
+A key that two identities share would hand one the other's connection, so whatever is not known for sure has
+none: its tokens tell (their hash), or the application does (`identity=`).
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import logging
+import threading
+import weakref
+from collections.abc import Callable
+from typing import Any
+
+from mppool.errors import ConfigurationError
+
+log = logging.getLogger("mppool")
+
+KINDS = ("msi", "interactive", "devicecode", "default", "token")
+
+_PUBLIC_CLOUD = ("https://login.microsoftonline.com", "login.microsoftonline.com")
+
+
+def compute_identity_key(
+    kind: str | None,
+    *,
+    client_id: str | None = None,
+    home_account_id: str | None = None,
+    token_struct: bytes | None = None,
+) -> str | None:
+    """The key under which connections of an identity are pooled.
+
+    kind: "msi", "interactive", "devicecode", "default", "token", or None where no token is involved.
+    client_id: of a user-assigned managed identity; None: the system-assigned one.
+    home_account_id: of the account that is signed in, once it is known.
+    token_struct: the token, where only that can tell.
+
+    None from a kind that uses tokens means: fetch one, then ask again. It is never used as a key.
+    Raises ConfigurationError for an unknown kind, and for ids that could pass for another identity.
+    """
+    if kind is not None and kind not in KINDS:
+        raise ConfigurationError(
+            f"identity kind {kind!r:.60} is not known; allowed are {', '.join(KINDS)} and None"
+        )
+    if kind == "msi":
+        client = _checked_id("client_id", client_id)
+        if client is not None and client.strip().lower() == "system":
+            raise ConfigurationError(
+                f"client_id={client!r} would pass for the system-assigned identity; give the client id, or "
+                "None for the system-assigned one"
+            )
+        return "msi:system" if client is None else f"msi:{client}"
+    if kind in ("interactive", "devicecode"):
+        account = _checked_id("home_account_id", home_account_id)
+        if account is not None:
+            return f"acct:{account}"
+    if token_struct is None:
+        return None
+    if not isinstance(token_struct, bytes | bytearray) or not token_struct:
+        raise ConfigurationError(
+            f"token_struct must be bytes that are not empty, and is a {type(token_struct).__name__} of "
+            f"length {len(token_struct) if hasattr(token_struct, '__len__') else 'unknown'}"
+        )
+    return f"tok:{hashlib.sha256(token_struct).hexdigest()}"
+
+
+def _checked_id(name: str, value: str | None) -> str | None:
+    """The id, or None for none (azure-identity takes "" for none too)."""
+    if value is None or value == "":
+        return None
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{name} is a {type(value).__name__}; give a str or None")
+    if "\0" in value:
+        raise ConfigurationError(
+            f"{name} holds a NUL character, which ends the connection string in keys"
+        )
+    return value
+
+
+def identity_of(credential: object) -> str | None:
+    """A text that names whom the credential stands for, equal in all processes; None: only a token can tell.
+
+    Known are azure-identity's own classes; one that is derived from them counts only where it does not
+    replace `get_token` or `get_token_info`. An interactive credential has an identity once somebody has
+    signed in.
+    """
+    own = getattr(type(credential), "mppool_identity", None)
+    if own is not None:
+        named: str | None = own(credential)
+        return named
+    name = azure_class_of(credential)
+    if name == "DefaultAzureCredential":
+        _warn_of_default()
+    finder = _FINDERS.get(name)
+    if finder is None:
+        return None
+    try:
+        return finder(credential)
+    except (AttributeError, KeyError, TypeError, ConfigurationError):
+        # Another release of azure-identity keeps it elsewhere: then the token tells.
+        log.warning(
+            "no identity can be read from a %s of this release of azure-identity; its tokens are not "
+            "shared between processes unless you name it with identity=",
+            name,
+            exc_info=log.isEnabledFor(logging.DEBUG),
+        )
+        return None
+
+
+def azure_class_of(credential: object) -> str:
+    """Name of the azure-identity class whose behaviour the credential has, or "" for any other."""
+    methods = ("get_token", "get_token_info")
+    if any(method in getattr(credential, "__dict__", ()) for method in methods):
+        return ""
+    for cls in type(credential).__mro__:
+        if cls.__module__.split(".")[:2] == ["azure", "identity"]:
+            return cls.__name__
+        if any(method in vars(cls) for method in methods):
+            return ""
+    return ""
+
+
+def is_interactive(credential: object) -> bool:
+    """Whether the credential may ask somebody to sign in."""
+    return azure_class_of(credential) in ("InteractiveBrowserCredential", "DeviceCodeCredential")
+
+
+def home_account_of(credential: object) -> str | None:
+    """The account that is signed in, where the credential knows one."""
+    record = getattr(credential, "_auth_record", None)
+    account = getattr(record, "home_account_id", None)
+    return account if isinstance(account, str) and account else None
+
+
+# --- where azure-identity's classes keep it ---------------------------------------------------------------
+
+
+def _of_managed(credential: Any) -> str | None:
+    """ManagedIdentityCredential is a shell around what the environment offers."""
+    return _of_managed_kind(credential._credential) if credential._credential else None
+
+
+def _of_managed_kind(inner: Any) -> str | None:
+    if azure_class_of(inner) == "WorkloadIdentityCredential":
+        return _of_workload(inner)
+    settings = getattr(inner, "_settings", None)
+    if settings is not None:  # over MSAL
+        named = {"client_id": settings["client_id"], **(settings["identity_config"] or {})}
+    else:
+        named = dict(inner._client._identity_config)
+    given = {name: value for name, value in named.items() if value}
+    if set(given) <= {"client_id", "clientid"}:
+        client = next(iter(given.values()), None)
+        return compute_identity_key("msi", client_id=client)
+    parts = [f"{name}={_checked_id(name, value)}" for name, value in sorted(given.items())]
+    return "msi-by-" + ",".join(parts)
+
+
+def _of_application(kind: str) -> Callable[[Any], str | None]:
+    """A service principal: by kind, tenant and client id, not by its secret, which is rotated."""
+
+    def find(credential: Any) -> str | None:
+        # The classes over MSAL have it themselves, the others in their client.
+        owner = credential if hasattr(credential, "_tenant_id") else credential._client
+        return _application(kind, owner._tenant_id, owner._client_id, owner._authority)
+
+    return find
+
+
+def _of_pipelines(credential: Any) -> str | None:
+    client = credential._client_assertion_credential._client
+    return _application("pipelines", client._tenant_id, client._client_id, client._authority)
+
+
+def _application(kind: str, tenant: str, client: str, authority: str) -> str:
+    if not _checked_id("tenant_id", tenant) or not _checked_id("client_id", client):
+        raise ConfigurationError("a service principal without tenant or client id")
+    where = "" if authority in _PUBLIC_CLOUD else f"@{_checked_id('authority', authority)}"
+    return f"{kind}:{tenant}:{client}{where}"
+
+
+def _of_account(credential: Any) -> str | None:
+    return compute_identity_key("interactive", home_account_id=home_account_of(credential))
+
+
+def _of_environment(credential: Any) -> str | None:
+    return identity_of(credential._credential)
+
+
+_of_workload = _of_application("workload")
+
+_FINDERS: dict[str, Callable[[Any], str | None]] = {
+    "ManagedIdentityCredential": _of_managed,
+    "ImdsCredential": _of_managed_kind,
+    "AppServiceCredential": _of_managed_kind,
+    "ClientSecretCredential": _of_application("secret"),
+    "CertificateCredential": _of_application("certificate"),
+    "ClientAssertionCredential": _of_application("assertion"),
+    "WorkloadIdentityCredential": _of_workload,
+    "AzurePipelinesCredential": _of_pipelines,
+    "InteractiveBrowserCredential": _of_account,
+    "DeviceCodeCredential": _of_account,
+    "UsernamePasswordCredential": _of_account,
+    "EnvironmentCredential": _of_environment,
+}
+
+# --- credential objects of one process --------------------------------------------------------------------
+
+_serials = itertools.count(1)
+_serial_lock = threading.Lock()
+# By id, with a weak reference that must still lead to the very object: an id alone is recycled. Credentials
+# need be neither hashable nor comparable.
+_known: dict[int, tuple[weakref.ref[Any], int]] = {}
+
+
+def serial_of(credential: object) -> int:
+    """A number for this very object, which no other object of this process ever gets.
+
+    Raises ConfigurationError for an object that cannot be referred to weakly.
+    """
+    known = _known.get(id(credential))
+    if known is not None and known[0]() is credential:
+        return known[1]
+    with _serial_lock:
+        known = _known.get(id(credential))
+        if known is not None and known[0]() is credential:
+            return known[1]
+        address, serial = id(credential), next(_serials)
+
+        def forget(gone: weakref.ref[Any]) -> None:
+            # Runs at any instruction, in any thread: one atomic look, and one atomic step.
+            entry = _known.get(address)
+            if entry is not None and entry[0] is gone:
+                _known.pop(address, None)
+
+        try:
+            reference = weakref.ref(credential, forget)
+        except TypeError:
+            raise ConfigurationError(
+                f"a credential of type {type(credential).__name__} cannot be told from others that come "
+                "after it (it has __slots__ without __weakref__); name it with identity="
+            ) from None
+        _known[address] = (reference, serial)
+        return serial
+
+
+_warned_of_default = False
+
+
+def _warn_of_default() -> None:
+    global _warned_of_default
+    if not _warned_of_default:
+        _warned_of_default = True
+        log.warning(
+            "DefaultAzureCredential is one ambient identity: whoever this machine, container or developer is "
+            "signed in as. All who use it get connections of that one identity, and which one it is shows "
+            "only in its tokens, so they are not shared between processes; name it with identity=, or use "
+            "ManagedIdentityCredential, WorkloadIdentityCredential or ClientSecretCredential"
+        )
