@@ -11,17 +11,18 @@ or one by one; to add your own code to a hook, call ours from yours:
         ...
 
 What they do: workers get a name in the statistics; a worker opens a resource of each pool before it accepts,
-so that its first request finds one; a worker that exits in order closes what it holds idle, so that the
-database sees a farewell and not a broken connection.
+so that its first request finds one (where there are fewer slots than workers, some find none); a worker that
+exits in order closes what it holds idle, so that the database sees a farewell and not a broken connection.
 
-gunicorn may call `worker_exit` in the master (when a worker dies while it boots), and calls only
-`child_exit` for a worker that was killed: see `_is_of_this_process`.
+gunicorn may call `worker_exit` in the master (when a worker vanished before its signal arrived), and calls
+only `child_exit` for a worker that was killed: see `_is_of_this_process`.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool import manager as managers
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
 __all__ = ["child_exit", "on_exit", "post_fork", "post_worker_init", "when_ready", "worker_exit"]
 
 log = logging.getLogger("mppool")
+
+WARM_UP_S = 5.0
+"""How long opening before the first request may take altogether; gunicorn kills who does not boot in time."""
 
 
 def when_ready(server: Any) -> None:
@@ -49,11 +53,15 @@ def post_fork(server: Any, worker: Any) -> None:
 def post_worker_init(worker: Any) -> None:
     """In a worker that has loaded the application: open one resource of each pool that it declares.
 
-    A database that is down does not keep the worker from starting: the pool heals by itself.
+    A database that is down does not keep the worker from starting: the pool heals by itself. Nor do databases
+    that do not answer: after WARM_UP_S seconds the remaining pools are left to their first checkout.
     """
+    deadline = monotonic() + WARM_UP_S
     for member in managers.members():
         for name in list(member.faces):
-            _warm_up(member, name)
+            left = deadline - monotonic()
+            if left > 0:
+                _warm_up(member, name, left)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
@@ -76,9 +84,9 @@ def _is_of_this_process(worker: Any) -> bool:
     return bool(worker.pid == os.getpid())
 
 
-def _warm_up(member: Member, name: str) -> None:
+def _warm_up(member: Member, name: str, seconds: float) -> None:
     try:
-        member.warm_up(name)
+        member.warm_up(name, seconds)
     except (PoolError, OSError) as error:
         log.warning("pool %r: nothing could be opened before the first request: %s", name, error)
 

@@ -21,6 +21,7 @@ from mppool.core.decisions import (
 )
 from mppool.core.events import (
     Attach,
+    Checkout,
     CloseReason,
     Declaration,
     Declare,
@@ -30,13 +31,14 @@ from mppool.core.events import (
     NotMine,
 )
 from mppool.core.tokens import FetchToken, TokenDecision, TokenGiven, TokenRefused
-from mppool.errors import ConfigurationMismatch, PoolError
+from mppool.errors import ConfigurationMismatch, PoolError, ServerUnavailable
 from mppool.ids import GrantNumber, Session, Ticket
 from mppool.recipe import Recipe
 from mppool.worker import report
 from mppool.worker.audit import Audit, forget_frames, release_own
+from mppool.worker.calls import SessionLost
 from mppool.worker.chores import Chores
-from mppool.worker.cold import ColdCheckout, Retry, open_for_shelf
+from mppool.worker.cold import Retry, open_for_shelf, open_resource
 from mppool.worker.entry import AT_ONCE, Entry
 from mppool.worker.face import Face
 from mppool.worker.fork import bury, renew_in_children
@@ -338,12 +340,27 @@ class Member:
             for entry in face.take_idle(lambda entry: True):
                 self.close_soon(entry, "retired")
 
-    def warm_up(self, pool: str) -> None:
-        """Have a resource of a pool open on the shelf, if one can be had without waiting. Raises PoolError."""
+    def warm_up(self, pool: str, seconds: float) -> None:
+        """Have a resource of a pool open on the shelf, if a slot can be had without waiting.
+
+        It is not lent: no checkout is counted, and no time-out where there are fewer slots than processes.
+        seconds: that this may take, as far as the recipe's open hook keeps to it.
+        Raises PoolError or OSError.
+        """
         face = self.faces[pool]
-        if not any(face.shelves.values()):
-            entry = ColdCheckout(face, face.default_key, 0.0).run()
-            face.put_back_slowly(entry, monotonic())
+        if any(face.shelves.values()):
+            return
+        event = Checkout(pool, face.default_key, self.next_ticket(), 0.0)
+        try:
+            answer = self.call(event, monotonic() + seconds)
+        except SessionLost as error:
+            raise ServerUnavailable(str(error)) from error
+        entry = self.holdings.table.get(answer.number) if isinstance(answer, Grant) else None
+        if entry is not None:
+            open_resource(entry, answer, seconds)
+            face.shelve(entry)
+        elif isinstance(answer, Refuse) and answer.reason != "timeout":
+            raise PoolError(answer.text)
 
     def close_idle(self) -> None:
         """Close what lies idle, in this thread: the process is about to leave."""

@@ -65,6 +65,11 @@ def hang() -> dict[str, Any]:
     return {}
 
 
+def stuck() -> dict[str, Any]:
+    signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGABRT])
+    return hang()
+
+
 def linger_in_use() -> dict[str, Any]:
     with pool.checkout() as session:
         time.sleep(0.5)
@@ -93,6 +98,7 @@ ACTIONS: dict[str, Callable[[], dict[str, Any]]] = {
     "/quick": quick,
     "/fill": fill,
     "/hang": hang,
+    "/stuck": stuck,
     "/slow": linger_in_use,
     "/look": look,
     "/crash": crash,
