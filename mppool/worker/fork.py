@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import weakref
 from typing import Any, Protocol
 
@@ -23,6 +24,8 @@ class Forkable(Protocol):
 
 # Looked up now: in a forked child as little as possible should happen for the first time.
 _inc_ref = ctypes.pythonapi.Py_IncRef
+
+_IMPORTED_LATE = ("mppool", "filelock")
 
 _forkables: weakref.WeakSet[Forkable] = weakref.WeakSet()
 
@@ -50,7 +53,24 @@ def close_quietly(descriptors: list[int]) -> None:
             continue
 
 
+def _forget_half_imported() -> None:
+    """Drop modules that another thread was importing at the fork: here nobody finishes them.
+
+    Without this a child finds them in sys.modules, half empty, for ever, or waits for ever for the lock of
+    a thread that does not exist here. Only what mppool imports where it is first used.
+    """
+    locks = getattr(sys.modules.get("_frozen_importlib"), "_module_locks", {})
+    for name, module in list(sys.modules.items()):
+        specification = getattr(module, "__spec__", None)
+        if name.partition(".")[0] in _IMPORTED_LATE and getattr(
+            specification, "_initializing", False
+        ):
+            sys.modules.pop(name, None)
+            locks.pop(name, None)
+
+
 def _after_fork_in_child() -> None:
+    _forget_half_imported()
     for forkable in list(_forkables):
         forkable.after_fork_in_child()
 

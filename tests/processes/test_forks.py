@@ -397,6 +397,29 @@ def test_a_signal_handler_that_forks_in_the_middle_of_anything_harms_nobody(
     assert witness.figures()["peak"] <= 2
 
 
+def test_a_fork_in_the_middle_of_an_import_leaves_no_half_module(
+    fork: Forks, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another thread imports the server's client side for the first checkout, while this one forks."""
+    import mppool
+
+    (tmp_path / "slow.py").write_text("import time\ntime.sleep(0.5)\nwhole = True\n")
+    monkeypatch.setattr(mppool, "__path__", [*mppool.__path__, str(tmp_path)])
+
+    def child() -> bool:
+        from mppool import slow
+
+        return bool(slow.whole)
+
+    thread = threading.Thread(target=lambda: __import__("mppool.slow"))
+    thread.start()
+    wait_until(lambda: "mppool.slow" in sys.modules, "the import")
+    result = fork(child).result(timeout=10)
+    thread.join()
+    sys.modules.pop("mppool.slow")
+    assert result
+
+
 def test_a_child_of_an_in_process_manager_starts_with_empty_pools(fork: Forks) -> None:
     pool = InProcessManager().pool("p", lambda: [os.getpid()], max_size=1)
     lease = pool.checkout()
