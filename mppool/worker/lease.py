@@ -34,9 +34,9 @@ class Lease(Generic[T]):
     __slots__ = ("__weakref__", "_entry", "_face", "_over")
 
     def __init__(self, entry: Entry, face: Face) -> None:
-        self._entry = entry
-        self._face = face
         self._over = False
+        self._face = face
+        self._entry = entry  # last: interrupted before, the finalizer has nothing to do
 
     @property
     def resource(self) -> T:
@@ -138,9 +138,9 @@ class Lease(Generic[T]):
 
     def __del__(self) -> None:
         # Runs in any thread at any instruction, whatever locks are held: only note it (hazard 15).
-        if self._over:
-            return
         try:
+            if self._over:
+                return
             entry = self._entry
         except AttributeError:
             return
