@@ -1,0 +1,180 @@
+"""SIGSTOP: whoever is stopped is not dead, and nobody else waits for him longer than he must."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+
+import pytest
+
+from mppool import CheckoutTimeout, PoolError, PoolManager
+from mppool.worker import link
+from tests.helpers import Fork, is_alive, wait_until
+from tests.processes.witness import Session, Witness
+
+Forks = Callable[..., Fork]
+
+
+class _Keeper:
+    """A child that holds what it was told to, idle or in use, until it is told to end."""
+
+    def __init__(self, fork: Forks, pool: object, idle: int) -> None:
+        reading, writing = os.pipe()
+
+        def keep() -> None:
+            leases = [pool.checkout(timeout=10) for _ in range(idle)]  # type: ignore[attr-defined]
+            for lease in leases:
+                lease.release()
+            os.write(writing, b"x")
+            signal.pause()
+
+        self.child = fork(keep)
+        os.close(writing)
+        assert os.read(reading, 1) == b"x"
+        os.close(reading)
+
+    def signal(self, number: signal.Signals) -> None:
+        os.kill(self.child.pid, number)
+        if number is signal.SIGSTOP:
+            wait_until(lambda: _state(self.child.pid) == "T", "it has stopped")
+
+
+def _state(pid: int) -> str:
+    with open(f"/proc/{pid}/stat") as stat:
+        return stat.read().rpartition(")")[2].split()[0]
+
+
+def test_a_stopped_holder_is_passed_by_and_another_is_asked(
+    manager: PoolManager, witness: Witness, fork: Forks
+) -> None:
+    """Rule 7: the stopped one is the richest, so it is asked first; 100 ms later the other gives."""
+    pool = manager.pool("p", witness.recipe(), max_size=5)
+    stopped = _Keeper(fork, pool, idle=3)
+    stopped.signal(signal.SIGSTOP)
+    _Keeper(fork, pool, idle=2)
+    began = time.monotonic()
+    with pool.checkout(timeout=5) as session:
+        took = time.monotonic() - began
+        session.ask("served by the other")
+    assert took < 1.0
+    assert witness.figures()["peak"] <= 5
+    stopped.signal(signal.SIGCONT)
+    leases = [pool.checkout(timeout=5) for _ in range(5)]
+    for lease in leases:
+        lease.release()
+    assert witness.figures()["peak"] <= 5
+
+
+def test_a_stopped_process_keeps_its_slots(
+    manager: PoolManager, witness: Witness, fork: Forks
+) -> None:
+    pool = manager.pool("p", witness.recipe(), max_size=2)
+    keeper = _Keeper(fork, pool, idle=2)
+    keeper.signal(signal.SIGSTOP)
+    with pytest.raises(CheckoutTimeout):
+        pool.checkout(timeout=0.5)
+    assert witness.figures()["peak"] == 2
+    keeper.signal(signal.SIGCONT)
+    with pool.checkout(timeout=5) as session:
+        session.ask("moved")
+    assert witness.figures()["peak"] == 2
+
+
+@pytest.mark.parametrize("attached", [True, False])
+def test_with_a_stopped_server_a_checkout_stops_waiting_at_its_timeout(
+    manager: PoolManager, witness: Witness, fork: Forks, attached: bool
+) -> None:
+    """Promise 4, whether this process knows the server already or not."""
+    pool = manager.pool("p", witness.recipe(), max_size=1)
+    lease = None
+    if attached:
+        lease = pool.checkout(timeout=10)
+    else:
+        manager.start()
+        manager = PoolManager("t", linger=0.0)
+
+    server = manager.server_pid
+    assert server is not None
+    os.kill(server, signal.SIGSTOP)
+    try:
+        wait_until(lambda: _state(server) == "T", "it has stopped")
+
+        def attempt() -> tuple[float, str]:
+            began = time.monotonic()
+            try:
+                pool.checkout(timeout=0.4)
+            except PoolError as error:
+                return time.monotonic() - began, type(error).__name__
+            return 0.0, "served"
+
+        took, error = attempt() if attached else fork(attempt).result()
+        assert error == "CheckoutTimeout"
+        assert 0.35 <= took < 0.8
+        if lease is not None:
+            lease.resource.ask("resources in use go on")
+            lease.release()
+            with pool.checkout(timeout=0) as session:  # warm: asks nobody
+                session.ask("and warm checkouts too")
+    finally:
+        os.kill(server, signal.SIGCONT)
+    with pool.checkout(timeout=10) as session:
+        session.ask("as before")
+    assert witness.figures()["peak"] == 1
+
+
+def test_with_a_stopped_server_a_checkout_without_timeout_waits(
+    manager: PoolManager, witness: Witness, fork: Forks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It used to end in a TypeError when the server did not answer to the handshake for 5 s."""
+    monkeypatch.setattr(link, "CONTROL_DEADLINE_S", 0.1)
+    pool = manager.pool("p", witness.recipe(), max_size=1)
+    manager.start()
+    server = manager.server_pid
+    assert server is not None
+    os.kill(server, signal.SIGSTOP)
+
+    def use() -> int:
+        with pool.checkout(timeout=None) as session:
+            session.ask("at last")
+            return session.number
+
+    child = fork(use)
+    time.sleep(0.5)  # several handshakes that are not answered
+    assert is_alive(child.pid)
+    os.kill(server, signal.SIGCONT)
+    assert child.result() == 1
+
+
+def test_a_process_that_is_stopped_during_the_recovery_keeps_what_it_holds(
+    manager: PoolManager, witness: Witness, fork: Forks
+) -> None:
+    """The journal says what it holds until it attaches: the cap holds, also if the next server dies too."""
+    pool = manager.pool("p", witness.recipe(), max_size=3)
+    keeper = _Keeper(fork, pool, idle=2)
+    keeper.signal(signal.SIGSTOP)
+    pool.checkout(timeout=5).release()
+    for _ in range(2):
+        server = manager.server_pid
+        assert server is not None
+        os.kill(server, signal.SIGKILL)
+        wait_until(lambda server=server: not is_alive(server), "its death")  # type: ignore[misc]
+        lease = pool.checkout(timeout=5)
+        lease.resource.ask("the third slot")
+        with pytest.raises(CheckoutTimeout):
+            pool.checkout(timeout=0.3)
+        lease.discard()
+    assert witness.figures()["peak"] <= 3
+    keeper.signal(signal.SIGCONT)
+    leases = [pool.checkout(timeout=5) for _ in range(3)]
+    for one in leases:
+        one.release()
+    assert witness.figures()["peak"] <= 3
+
+
+def test_a_session_is_a_plain_object(witness: Witness) -> None:
+    session = Session(witness.path)
+    session.ask("the witness itself works")
+    session.close()
+    assert witness.figures()["held"] == 0
