@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import math
 import os
-from collections import deque
 from collections.abc import Callable, Iterable
 
 import msgspec
@@ -183,8 +182,12 @@ class Dispatcher:
             self._reject(connection, rejected)
             return
         session = self._new_session() if hello.role == "errand" else hello.session
-        connection.welcomed(hello.role, hello.process, session)
-        self.longest_linger = max(self.longest_linger, hello.linger)
+        # One object for all connections of a process: what is the same is found faster than what is equal.
+        resident = self.residents.get(hello.process)
+        process = hello.process if resident is None else resident.process
+        connection.welcomed(hello.role, process, session)
+        if hello.role != "control":  # whoever only looks does not say how long it is to stay
+            self.longest_linger = max(self.longest_linger, hello.linger)
         connection.send(Welcome(PROTOCOL, self.books.epoch, session, self._own, __version__))
 
     def _session_refusal(self, process: ProcessId, session: Session) -> Rejected | None:
@@ -402,9 +405,8 @@ class Dispatcher:
         """
         answered = False
         failed: set[GrantNumber] = set()
-        queue = deque(decisions)
-        while queue:
-            process, decision = queue.popleft()
+        queue = list(decisions)  # grows where a failure leads to more
+        for process, decision in queue:
             if process is None:
                 error = self._write_down(decision, adopted)
                 if error is not None and isinstance(decision, Record):

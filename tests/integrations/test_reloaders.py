@@ -1,0 +1,171 @@
+"""Reloaders of development servers: nothing of ours in the parent, one server over all reloads (hazard 18)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+
+from mppool import PoolManager
+from tests.helpers import ROOT, is_alive, wait_until
+from tests.integrations.webserver import WebServer, children_of, free_port, session_of
+from tests.integrations.witness import Witness
+
+CAP = 2
+LINGER_S = 1.5
+
+FLASK = """
+import os
+from flask import Flask
+from tests.integrations.witness_app import ACTIONS
+
+VERSION = 1
+app = Flask(__name__)
+
+@app.get("/<action>")
+def act(action):
+    return {"pid": os.getpid(), "code": VERSION, **ACTIONS["/" + action]()}
+
+if __name__ == "__main__":
+    import sys
+    app.run(debug=True, port=int(sys.argv[1]))
+"""
+
+DJANGO = """
+import os, sys
+from django.conf import settings
+from django.http import JsonResponse
+from django.urls import path
+from tests.integrations.witness_app import ACTIONS
+
+VERSION = 1
+settings.configure(DEBUG=True, SECRET_KEY="none", ROOT_URLCONF=__name__, ALLOWED_HOSTS=["*"])
+
+def act(request, action):
+    return JsonResponse({"pid": os.getpid(), "code": VERSION, **ACTIONS["/" + action]()})
+
+urlpatterns = [path("<action>", act)]
+
+if __name__ == "__main__":
+    from django.core.management import execute_from_command_line
+    execute_from_command_line(sys.argv)
+"""
+
+UVICORN = """
+import json, os
+from tests.integrations.witness_app import ACTIONS, pool
+
+VERSION = 1
+
+async def app(scope, receive, send):
+    assert scope["type"] == "http"
+    async with pool.acheckout() as session:
+        session.ask()
+    answer = {"pid": os.getpid(), "code": VERSION, **ACTIONS[scope["path"]]()}
+    await send({"type": "http.response.start", "status": 200, "headers": []})
+    await send({"type": "http.response.body", "body": json.dumps(answer).encode()})
+"""
+
+
+class Reloader(NamedTuple):
+    needs: str
+    code: str
+    command: Callable[[int], Sequence[str]]
+
+
+RELOADERS = {
+    "flask --debug": Reloader(
+        "flask", FLASK, lambda port: ["-m", "flask", "--app", "site1", "run", "--debug", "-p", str(port)]
+    ),
+    "werkzeug in a script": Reloader("flask", FLASK, lambda port: ["site1.py", str(port)]),
+    "django runserver": Reloader(
+        "django", DJANGO, lambda port: ["site1.py", "runserver", "--skip-checks", str(port)]
+    ),
+    "uvicorn --reload": Reloader(
+        "uvicorn",
+        UVICORN,
+        lambda port: ["-m", "uvicorn", "site1:app", "--reload", "--lifespan=off", "--port", str(port)],
+    ),
+}  # fmt: skip
+
+
+@pytest.fixture
+def witness(runtime_dir: Path) -> Iterator[Witness]:
+    with Witness(runtime_dir / "db") as witness:
+        yield witness
+
+
+def has_a_trace_of_ours(pid: int) -> str | None:
+    """What a process that uses a pool has and one that merely imports the application has not."""
+    threads = os.listdir(f"/proc/{pid}/task")
+    if len(threads) > 1:
+        return f"{len(threads)} threads"
+    for descriptor in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            leads_to = os.readlink(descriptor)
+        except FileNotFoundError:
+            continue
+        if "eventfd" in leads_to or "mppt-" in leads_to:
+            return f"a descriptor of {leads_to}"
+    return None
+
+
+@pytest.mark.parametrize("kind", RELOADERS)
+def test_one_server_over_all_reloads(
+    kind: str, witness: Witness, runtime_dir: Path, tmp_path: Path
+) -> None:
+    reloader = RELOADERS[kind]
+    pytest.importorskip(reloader.needs)
+    site = tmp_path / "site1.py"
+    site.write_text(reloader.code)
+    port = free_port()
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(ROOT),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "WITNESS": str(witness.path),
+        "APP_CAP": str(CAP),
+        "APP_LINGER": str(LINGER_S),
+    }
+    command = [sys.executable, *reloader.command(port)]
+    manager = PoolManager("shop", runtime_dir=runtime_dir)
+    with WebServer(command, directory=tmp_path, environment=environment, address=port) as web:
+        child = web.ask_until("/use")["pid"]
+        pid, epoch = manager.server_pid, manager.stats()["epoch"]
+        assert pid is not None
+        for version in (2, 3):
+            before = child
+            site.write_text(
+                site.read_text().replace(f"VERSION = {version - 1}", f"VERSION = {version}")
+            )
+            answer = web.ask_until("/use", lambda answer, wanted=version: answer["code"] == wanted)
+            child = answer["pid"]
+            assert child != before
+            assert web.pid != child
+            assert has_a_trace_of_ours(web.pid) is None
+            look = web.ask("/look")
+            assert [one["pid"] for one in look["stats"]["processes"]] == [child]
+            assert look["server"] == pid
+        # Books, counters and with them everything that the server keeps have survived.
+        assert look["stats"]["epoch"] == epoch
+        assert look["stats"]["pools"]["orders"]["counters"]["opened"] >= 3
+        assert web.ask("/fill")["leases"] == CAP
+        assert witness.pids() == {child}
+        assert witness.peak <= CAP
+        assert pid not in children_of(child)
+        os.killpg(web.pid, signal.SIGINT)  # Ctrl-C
+        web.process.wait(10)
+        wait_until(lambda: not list(session_of(web.pid)), "the end of everything in its session")
+        # The server lingers, but does not keep the port.
+        assert is_alive(pid)
+        with socket.create_server(("127.0.0.1", port)):
+            pass
+    wait_until(lambda: not is_alive(pid), "the server to linger out")
+    assert manager.server_pid is None
+    assert not witness.sessions()
