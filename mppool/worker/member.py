@@ -56,6 +56,9 @@ if TYPE_CHECKING:
 log = logging.getLogger("mppool")
 
 
+LOOK_AGAIN_S = 0.05
+"""How soon after a pool was reset or closed its shelves are looked through once more."""
+
 _process_name = ""
 
 
@@ -302,6 +305,8 @@ class Member:
         face.closed = face.closed or changed.closed
         for entry in face.retire_older_than(changed.generation, changed.key):
             self.close_soon(entry, entry.retire_reason)
+        # A release that looked just before may append just now: the housekeeper looks once more.
+        self.housekeeper.expects(monotonic() + LOOK_AGAIN_S)
 
     def close_soon(self, entry: Entry, reason: CloseReason) -> None:
         """Close a resource that the caller owns, in another thread."""
