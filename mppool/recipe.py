@@ -68,10 +68,17 @@ class Recipe(Generic[T]):
         """Called at every checkout, before the caller gets the resource."""
 
     def reset(self, resource: T) -> None:
-        """Undo what the caller left behind, before the resource is given back."""
+        """Undo what the caller left behind, before the resource is given back.
+
+        A ConnectionError says the same as in `check`.
+        """
 
     def check(self, resource: T) -> bool:
-        """True if the resource still works."""
+        """True if the resource still works.
+
+        A ConnectionError says more than False: the backend is gone, and with it everything that was opened
+        for the same identity before now. All processes replace it.
+        """
         return True
 
     def close(self, resource: T) -> None:

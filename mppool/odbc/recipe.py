@@ -131,21 +131,31 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         raise failure
 
     def reset(self, connection: pyodbc.Connection) -> None:
-        """Roll back, restore what can be restored. Raises pyodbc's error if that fails."""
-        # Before autocommit is touched: turning it on commits.
-        connection.rollback()
-        if connection.autocommit is not self._autocommit:
-            connection.autocommit = self._autocommit
-        if connection.timeout:
-            connection.timeout = 0
-        if self._driver_resets:
-            self._reset_session(connection)
+        """Roll back, restore what can be restored.
+
+        Raises pyodbc's error if that fails, ConnectionError if it does because the session is dead.
+        """
+        module = driver_manager.load()
+        try:
+            # Before autocommit is touched: turning it on commits.
+            connection.rollback()
+            if connection.autocommit is not self._autocommit:
+                connection.autocommit = self._autocommit
+            if connection.timeout:
+                connection.timeout = 0
+            if self._driver_resets:
+                self._reset_session(connection)
+        except module.Error as error:
+            if not _is_dead(sqlstate(error)):
+                raise
+            raise ConnectionError(message_of(self._scrubbed(error))) from None
 
     def check(self, connection: pyodbc.Connection) -> bool:
         """True if the check query can be executed.
 
         An error of the query itself (SQLSTATE 42...) says nothing about the connection, and is
-        raised.
+        raised. ConnectionError if the session is dead: whatever ended it has likely ended the
+        others too (a restart, a failover, a firewall), so the pool replaces all of them.
         """
         module = driver_manager.load()
         try:
@@ -160,8 +170,11 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
             # idle.
             connection.rollback()
         except module.Error as error:
-            if sqlstate(error).startswith("42"):
+            state = sqlstate(error)
+            if state.startswith("42"):
                 raise
+            if _is_dead(state):
+                raise ConnectionError(message_of(self._scrubbed(error))) from None
             logger.info("%s does not answer: %s", self.describe(connection), self._scrubbed(error))
             return False
         return True
@@ -261,6 +274,11 @@ def sqlstate(error: BaseException) -> str:
 def message_of(error: BaseException) -> str:
     """The text of pyodbc's error, which begins with the SQLSTATE."""
     return str(error.args[-1]).strip() if error.args else str(error)
+
+
+def _is_dead(state: str) -> bool:
+    """Whether an SQLSTATE says that the session has ended: class 08, and what PostgreSQL says when it ends one."""
+    return state.startswith("08") or state in ("57P01", "57P02", "57P03", "57P05")
 
 
 def _is_no_such_driver(error: BaseException) -> bool:

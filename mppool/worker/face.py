@@ -196,9 +196,11 @@ class Face:
         """Run a hook; False, logged and counted, if it raised."""
         try:
             call(entry.resource)
-        except Exception:
+        except Exception as error:
             self.count("hook_errors")
             log.warning("pool %r: the hook %s raised", self.name, hook, exc_info=True)
+            if hook == "reset" and isinstance(error, ConnectionError):
+                self._backend_failed(entry)
             return False
         return True
 
