@@ -40,7 +40,8 @@ from mppool.core.events import (
 )
 from mppool.core.pool import PoolBooks, Surroundings
 from mppool.core.slot import Slot, SlotState
-from mppool.core.tokens import TokenBooks, TokenFailed, TokenFetched, WantToken
+from mppool.core.token_books import TokenBooks
+from mppool.core.tokens import TokenFailed, TokenFetched, WantToken
 from mppool.ids import GrantNumber, ProcessId, Session, grant_number
 
 Command = Resize | Reset | Drain | ClosePool | WantReady
@@ -70,7 +71,7 @@ class Books:
         self._labels: dict[ProcessId, str] = {}
         self._sequence = 0
         self._around = Surroundings(self._next_number, jitter)
-        self.tokens = TokenBooks(self._around)
+        self.tokens = TokenBooks(self._around, epoch)
         # What the journal said of pools that nobody has declared yet.
         self._remembered_pools: dict[str, RecordPool] = {}
         self._remembered_slots: dict[str, list[Remembered]] = {}

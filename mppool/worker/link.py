@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from mppool.core.decisions import Grant
 from mppool.core.events import Checkout, Event
+from mppool.core.tokens import WantToken
 from mppool.errors import PoolError
 from mppool.ids import Session, Ticket, own_process
 from mppool.wire.framing import FrameReader, encode, process_side_reader
@@ -267,7 +268,10 @@ class ServerLink:
             raise SessionLost("the server has just gone")
         connection = self._take_connection(session, deadline)
         self.retry_orphans()
-        ticket = message.ticket if isinstance(message, Checkout) else connection.ticket
+        if isinstance(message, (Checkout, WantToken)):
+            ticket: Ticket | None = message.ticket
+        else:
+            ticket = connection.ticket
         answer = connection.exchange(message, deadline)
         connection.ticket = ticket
         return answer, connection

@@ -202,6 +202,7 @@ class Member:
     def retry(self, ticket: Ticket) -> None:
         """The thread that waits with this ticket must ask again: its place in the queue is gone."""
         self._answer(ticket, Retry)
+        self.tokens.retry(ticket, Retry)
 
     def _answer(self, ticket: Ticket, answer: Any) -> None:
         for face in list(self.faces.values()):

@@ -7,6 +7,7 @@ asked: it gives the token that somebody else has fetched, or appoints the asker 
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from time import monotonic
@@ -14,8 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from mppool.core.events import Abandoned
 from mppool.core.tokens import (
-    USABLE_S,
+    FETCH_PATIENCE_S,
     FetchToken,
+    Issued,
     TokenFailed,
     TokenFetched,
     TokenGiven,
@@ -24,9 +26,11 @@ from mppool.core.tokens import (
     TokenRefused,
     WantToken,
     digest_of,
+    life_of,
+    margin_of,
     refresh_in,
 )
-from mppool.errors import ServerUnavailable
+from mppool.errors import PoolError, ServerUnavailable
 from mppool.ids import Ticket
 from mppool.worker.calls import SessionLost
 from mppool.worker.waiter import LocalWaiter
@@ -41,13 +45,24 @@ ASK_AGAIN_S = 1.0
 
 DEFAULT_TIMEOUT_S = 60.0
 
+SERVER_PATIENCE_S = 10.0
+"""A server that does not answer for so long is done without."""
 
-class TokenUnavailable(Exception):
+MANY_COPIES = 256
+"""With more copies than this, those that have expired are thrown out when another one comes."""
+
+_TOO_LATE = "no token came within the timeout"
+
+
+class TokenUnavailable(PoolError):
     """Another process failed to fetch this token just now; `retry_in` seconds are to be waited."""
 
     def __init__(self, text: str, retry_in: float) -> None:
         super().__init__(text)
         self.retry_in = retry_in
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (type(self), (str(self), self.retry_in))
 
 
 class Fetched:
@@ -62,37 +77,55 @@ class Fetched:
 
 
 class HeldToken:
-    """A copy of a token. `ask_at` is monotonic: from then on the server is asked for a newer one."""
+    """A copy of a token. Instants are seconds since 1970, but for `ask_at`.
 
-    __slots__ = ("ask_at", "expires_on", "refresh_on", "token")
+    number: of the fetch that brought it; a higher one is newer.
+    ask_at: monotonic: from then on the server is asked for a newer one.
+    """
 
-    def __init__(
-        self, token: str, expires_on: float, refresh_on: float | None, ask_at: float
-    ) -> None:
-        self.token = token
-        self.expires_on = expires_on
-        self.refresh_on = refresh_on
+    __slots__ = ("ask_at", "expires_on", "number", "refresh_on", "token", "usable_until")
+
+    def __init__(self, issued: Issued, number: int, ask_at: float) -> None:
+        self.token = issued.token
+        self.expires_on = issued.expires_on
+        self.refresh_on = issued.refresh_on
+        self.usable_until = issued.usable_until
+        self.number = number
         self.ask_at = ask_at
 
     def is_usable(self) -> bool:
         """By the wall clock, which goes on while the machine is suspended (rule 14)."""
-        return time.time() < self.expires_on - USABLE_S
+        return time.time() < self.usable_until
+
+    def is_fresh(self) -> bool:
+        """Whether it may be used without asking anybody."""
+        return monotonic() < self.ask_at and time.time() < self.usable_until
 
 
 class Source:
     """Where a token comes from when this process has to fetch it.
 
-    fetch: called with the claims of a challenge ("" without one).
-    describe: the text, without secrets, and the seconds to wait, that the other processes are told of an error.
+    fetch: called in the thread that wants the token, with the claims of a challenge ("" without one).
+    refresh: called in the background, ahead of time; by default `fetch("")`.
+    describe: the text, without secrets, and the seconds to wait, that the other processes are told of an
+        error; 0 seconds: it is the trouble of this process alone, another one may try at once.
+    patience: seconds that `fetch` may take before another process is appointed beside it.
     """
 
-    __slots__ = ("describe", "fetch")
+    __slots__ = ("describe", "fetch", "patience", "refresh")
 
     def __init__(
-        self, fetch: Callable[[str], Fetched], describe: Callable[[Exception], tuple[str, float]]
+        self,
+        fetch: Callable[[str], Fetched],
+        describe: Callable[[Exception], tuple[str, float]],
+        *,
+        refresh: Callable[[], Fetched] | None = None,
+        patience: float = FETCH_PATIENCE_S,
     ) -> None:
         self.fetch = fetch
         self.describe = describe
+        self.refresh = refresh or (lambda: fetch(""))
+        self.patience = patience
 
 
 class TokenShare:
@@ -114,25 +147,33 @@ class TokenShare:
         """A token that may be used.
 
         claims: of a challenge that refused the token which was handed out last.
+        timeout: seconds to wait for others (None: for ever); what `source.fetch` takes is its own business.
         Raises what `source.fetch` raised in this thread; TokenUnavailable for a failure elsewhere, and for
         a timeout.
         """
         held = self._held.get(key)
-        if held is not None and not claims and monotonic() < held.ask_at and held.is_usable():
+        if held is not None and not claims and held.is_fresh():
             return held
         bad = "" if held is None or (not claims and held.is_usable()) else digest_of(held.token)
         deadline = None if timeout is None else monotonic() + timeout
         while True:
-            answer = self._ask(key, claims, bad, deadline)
-            if answer is None:
-                continue  # the session was lost; ask the next one
+            answer = self._ask(key, claims, bad, deadline, source.patience)
             if isinstance(answer, TokenGiven):
                 return self._given(key, answer, source)
             if isinstance(answer, FetchToken):
-                return self._fetch(key, answer.fetch, answer.claims, source)
+                return self._fetch(key, answer.fetch, source, lambda: source.fetch(claims))
             if isinstance(answer, TokenRefused):
                 raise TokenUnavailable(answer.text, answer.retry_in)
-            return self._fetch_alone(key, claims, source, answer)
+            if isinstance(answer, BaseException):
+                return self._fetch_alone(key, claims, source, answer)
+            # The session was lost; ask the next server.
+            if deadline is not None and monotonic() >= deadline:
+                raise TokenUnavailable(_TOO_LATE, 0.0)
+
+    def peek(self, key: TokenKey) -> HeldToken | None:
+        """The copy that this process holds, if it may be used without asking anybody."""
+        held = self._held.get(key)
+        return held if held is not None and held.is_fresh() else None
 
     def answered(self, answer: Any) -> None:
         """An answer came on the errand channel."""
@@ -140,9 +181,15 @@ class TokenShare:
         if waiter is not None and waiter.give(answer):
             return
         if isinstance(answer, FetchToken):
-            # Nobody waits any more, so nobody will fetch: the next one shall be appointed.
-            text = "the appointed thread waits no longer"
-            self._member.tell(TokenFailed(answer.fetch, answer.key, text, 0.0))
+            self._decline(answer.key, answer.fetch)
+        elif isinstance(answer, TokenGiven) and answer.duty:
+            self._decline(answer.key, answer.duty)
+
+    def retry(self, ticket: Ticket, retry: Any) -> None:
+        """The thread that waits with this ticket must ask again: its place in the queue is gone."""
+        waiter = self._waiters.get(ticket)
+        if waiter is not None:
+            waiter.give(retry)
 
     def session_lost(self, retry: Any) -> None:
         """Whoever waits asks again."""
@@ -153,18 +200,29 @@ class TokenShare:
         """In a forked child: the parent's threads do not wait here."""
         self._waiters = {}
 
-    def _ask(self, key: TokenKey, claims: str, bad: str, deadline: float | None) -> Any:
+    def _decline(self, key: TokenKey, fetch: int) -> None:
+        """Nobody waits any more, so nobody will fetch: the next one shall be appointed."""
+        self._member.tell(TokenFailed(fetch, key, "the appointed thread waits no longer", 0.0))
+
+    def _ask(
+        self, key: TokenKey, claims: str, bad: str, deadline: float | None, patience: float
+    ) -> Any:
+        """The server's decision; None: ask again; an exception: there is no server to be had."""
         ticket = self._member.next_ticket()
         waiter = LocalWaiter(ticket, "")
         self._waiters[ticket] = waiter
-        left = None if deadline is None else max(0.0, deadline - monotonic())
+        now = monotonic()
+        left = math.inf if deadline is None else max(0.0, deadline - now)
+        want = WantToken(
+            key, ticket, None if deadline is None else left, claims, bad, patience=patience
+        )
         try:
-            answer = self._member.call(WantToken(key, ticket, left, claims, bad), deadline)
+            answer = self._member.call(want, now + min(left, SERVER_PATIENCE_S))
             if isinstance(answer, TokenQueued):
-                answer = waiter.wait(left)
+                answer = waiter.wait(None if deadline is None else deadline - monotonic())
                 if answer is None:
                     self._member.tell(Abandoned(ticket))
-                    return TokenRefused(ticket, "no token came within the timeout", 0.0)
+                    return TokenRefused(ticket, _TOO_LATE, 0.0)
             return answer if isinstance(answer, (TokenGiven, FetchToken, TokenRefused)) else None
         except SessionLost:
             return None
@@ -174,11 +232,9 @@ class TokenShare:
             self._waiters.pop(ticket, None)
 
     def _given(self, key: TokenKey, given: TokenGiven, source: Source) -> HeldToken:
-        now = time.time()
         pause = given.refresh_in if given.refresh_in > 0 else ASK_AGAIN_S
-        refresh_on = now + given.refresh_in
-        held = HeldToken(given.token, now + given.expires_in, refresh_on, monotonic() + pause)
-        self._held[key] = held
+        held = HeldToken(given.issued, given.number, monotonic() + pause)
+        self._keep(key, held)
         if given.duty:
             self._member.chores.add(lambda: self._refresh(key, given.duty, source))
         return held
@@ -186,19 +242,21 @@ class TokenShare:
     def _refresh(self, key: TokenKey, duty: int, source: Source) -> None:
         """Fetch ahead of time, in the background. A failure is nobody's problem while the token is valid."""
         try:
-            self._fetch(key, duty, "", source)
-        except Exception as error:
+            self._fetch(key, duty, source, source.refresh)
+        except Exception as error:  # noqa: BLE001  # logged without its traceback, which may say too much
             text, retry_in = source.describe(error)
             log.warning(
-                "a token could not be refreshed, again in %.0f s: %s",
-                retry_in,
-                text,
-                exc_info=log.isEnabledFor(logging.DEBUG),
-            )
+                "a token of %s could not be refreshed, again in %.0f s: %s",
+                key.identity, retry_in, text,
+            )  # fmt: skip
 
-    def _fetch(self, key: TokenKey, fetch: int, claims: str, source: Source) -> HeldToken:
+    def _fetch(
+        self, key: TokenKey, fetch: int, source: Source, fetching: Callable[[], Fetched]
+    ) -> HeldToken:
+        """Do what this process is appointed to do, and tell the server how it went."""
         try:
-            fetched = source.fetch(claims)
+            fetched = fetching()
+            issued, expires_in, said = _as_issued(fetched)
         except Exception as error:
             text, retry_in = source.describe(error)
             self._member.tell(TokenFailed(fetch, key, text, retry_in))
@@ -206,23 +264,40 @@ class TokenShare:
         except BaseException:
             self._member.tell(TokenFailed(fetch, key, "the fetching thread was interrupted", 0.0))
             raise
-        expires_in = fetched.expires_on - time.time()
-        said = None if fetched.refresh_on is None else fetched.refresh_on - time.time()
-        self._member.tell(TokenFetched(fetch, key, fetched.token, expires_in, said))
-        return self._hold(key, fetched, expires_in, said)
-
-    def _hold(
-        self, key: TokenKey, fetched: Fetched, expires_in: float, said: float | None
-    ) -> HeldToken:
-        ask_at = monotonic() + refresh_in(expires_in, said)
-        held = HeldToken(fetched.token, fetched.expires_on, fetched.refresh_on, ask_at)
-        self._held[key] = held
+        self._member.tell(TokenFetched(fetch, key, issued, expires_in, said))
+        held = HeldToken(issued, fetch, monotonic() + refresh_in(expires_in, said))
+        self._keep(key, held)
         return held
+
+    def _keep(self, key: TokenKey, held: HeldToken) -> None:
+        """Hold a copy, unless a newer one has come meanwhile: a fetch that hung brings an old token."""
+        before = self._held.get(key)
+        if before is None and len(self._held) >= MANY_COPIES:
+            for other, copy in list(self._held.items()):
+                if not copy.is_usable():
+                    self._held.pop(other, None)
+        if before is None or before.number <= held.number or not before.is_usable():
+            self._held[key] = held
 
     def _fetch_alone(
         self, key: TokenKey, claims: str, source: Source, error: BaseException
     ) -> HeldToken:
         """There is no server to be had: a token is worth more than sharing it."""
-        log.warning("a token is fetched for this process alone: %s", error)
-        fetched = source.fetch(claims)
-        return self._hold(key, fetched, fetched.expires_on - time.time(), None)
+        log.warning("a token of %s is fetched for this process alone: %s", key.identity, error)
+        issued, expires_in, said = _as_issued(source.fetch(claims))
+        before = self._held.get(key)
+        # As new as what is here: it replaces that, and is replaced by whatever comes over a server.
+        number = 0 if before is None else before.number
+        held = HeldToken(issued, number, monotonic() + refresh_in(expires_in, said))
+        self._keep(key, held)
+        return held
+
+
+def _as_issued(fetched: Fetched) -> tuple[Issued, float, float | None]:
+    """The token, the seconds of its life, and after how many of them its issuer wants it refreshed."""
+    now = time.time()
+    expires_in = fetched.expires_on - now
+    said = None if fetched.refresh_on is None else fetched.refresh_on - now
+    life = life_of(expires_in)
+    until = now + life - margin_of(life)
+    return Issued(fetched.token, fetched.expires_on, fetched.refresh_on, until), expires_in, said

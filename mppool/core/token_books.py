@@ -1,0 +1,342 @@
+"""The token cache: one fetch per key over all processes.
+
+             WantToken, nothing valid          TokenFetched
+    (none) ---------------------------> fetching ----------> fresh
+                 one asker is appointed,   |                   | its refresh time has come
+                 the others are queued     | TokenFailed       v
+                                           v                 ageing: everybody gets the valid token, and one
+                                        failed: refused       |      asker is appointed to fetch the next
+                                        until `retry_at`      v
+                                                            fetching, with a valid token meanwhile
+
+While a token is valid a failed fetch is nobody's problem: it is tried again later. An appointed process that
+dies, is detached, or takes longer than its patience is replaced by the next asker; what it still brings is
+taken only where nothing newer has come. Fetches are numbered over all servers, so that newer is a comparison.
+
+Whoever waits, waits for a fetch: an entry with a queue has somebody who is appointed.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+from mppool.core.tokens import (
+    REFRESH_AGAIN_S,
+    FetchToken,
+    Issued,
+    TokenDecision,
+    TokenFailed,
+    TokenFetched,
+    TokenGiven,
+    TokenKey,
+    TokenQueued,
+    TokenRefused,
+    WantToken,
+    digest_of,
+    life_of,
+    margin_of,
+    refresh_in,
+)
+from mppool.ids import ProcessId, Ticket
+
+if TYPE_CHECKING:
+    from mppool.core.pool import Surroundings
+
+CHALLENGE_S = 5.0
+"""For so long the answer to a claims challenge is given again to whoever brings the same challenge."""
+
+LONGEST_PATIENCE_S = 3600.0
+LONGEST_RETRY_S = 3600.0
+KEPT_UNUSED_S = 3600.0
+"""An entry without a valid token is forgotten after so long."""
+
+SWEEP_S = 60.0
+"""So often the entries that nobody needs are looked for."""
+
+
+class _Asker:
+    """Who wants a token, and what would not do for him."""
+
+    __slots__ = ("bad", "claims", "deadline", "patience", "process", "ticket")
+
+    def __init__(self, process: ProcessId, event: WantToken, now: float) -> None:
+        self.process = process
+        self.ticket = event.ticket
+        self.claims = event.claims
+        self.bad = event.bad
+        self.patience = min(max(event.patience, 0.0), LONGEST_PATIENCE_S)
+        self.deadline = math.inf if event.timeout is None else now + event.timeout
+
+
+class _Fetch:
+    """Who fetches, for which challenge, and until when he is believed to."""
+
+    __slots__ = ("claims", "number", "process", "ticket", "until")
+
+    def __init__(self, number: int, asker: _Asker, claims: str, now: float) -> None:
+        self.number = number
+        self.process = asker.process
+        self.ticket = asker.ticket
+        self.claims = claims
+        self.until = now + asker.patience
+
+
+class _Entry:
+    """What is known of one key. Instants are of the server's monotonic clock.
+
+    claims, fetched_at: of the fetch `number`, which brought `issued`.
+    """
+
+    __slots__ = (
+        "asked_at",
+        "claims",
+        "digest",
+        "error",
+        "expires_at",
+        "fetch",
+        "fetched_at",
+        "issued",
+        "number",
+        "queue",
+        "refresh_at",
+        "retry_at",
+        "usable_until",
+    )
+
+    def __init__(self) -> None:
+        self.issued: Issued | None = None
+        self.number = 0
+        self.digest = ""
+        self.claims = ""
+        self.fetched_at = -math.inf
+        self.expires_at = -math.inf
+        self.usable_until = -math.inf
+        self.refresh_at = -math.inf
+        self.asked_at = -math.inf
+        self.error = ""
+        self.retry_at = -math.inf
+        self.fetch: _Fetch | None = None
+        self.queue: OrderedDict[tuple[ProcessId, Ticket], _Asker] = OrderedDict()
+
+    def take(self, event: TokenFetched, claims: str, now: float) -> None:
+        """Hold the token that has come."""
+        life = life_of(event.expires_in)
+        digest = digest_of(event.issued.token)
+        if digest == self.digest:
+            # The issuer's own cache thinks that it is not time yet.
+            self.refresh_at = now + min(REFRESH_AGAIN_S, life / 2)
+        else:
+            self.refresh_at = now + refresh_in(event.expires_in, event.refresh_in)
+        self.issued, self.digest, self.number = event.issued, digest, event.fetch
+        self.claims, self.fetched_at, self.expires_at = claims, now, now + event.expires_in
+        self.usable_until = now + life - margin_of(life)
+        self.error, self.retry_at = "", -math.inf
+
+    def is_usable(self, now: float) -> bool:
+        """Whether there is a token that may still be given to somebody."""
+        return self.issued is not None and now < self.usable_until
+
+    def suits(self, asker: _Asker, now: float) -> bool:
+        """Whether the token that is here is valid, and not the one that the asker has good reason to refuse."""
+        if not self.is_usable(now):
+            return False
+        if not asker.claims:
+            return not asker.bad or asker.bad != self.digest
+        # Only what was fetched for this very challenge will do, even if it is newer than what was refused.
+        # The asker's copy may be that already, where another thread of his process was faster.
+        recent = now < self.fetched_at + CHALLENGE_S
+        return asker.claims == self.claims and (asker.bad != self.digest or recent)
+
+    def is_over(self, now: float) -> bool:
+        """Whether nobody would miss it."""
+        busy = self.fetch is not None or self.is_usable(now) or now < self.retry_at
+        return not busy and self.asked_at + KEPT_UNUSED_S <= now
+
+
+class TokenBooks:
+    """All tokens of one server. Told the time and what happened; decisions go to `around.out`.
+
+    epoch: of the server; the numbers of its fetches begin with it.
+    """
+
+    def __init__(self, around: Surroundings, epoch: int) -> None:
+        self._around = around
+        self._entries: dict[TokenKey, _Entry] = {}
+        # Those that somebody fetches: nobody waits for any other, and mostly there are none.
+        self._fetching: dict[TokenKey, _Entry] = {}
+        self._fetches = epoch << 32
+        self._sweep_at = math.inf
+
+    def want(self, process: ProcessId, event: WantToken, now: float) -> None:
+        """A process needs a token."""
+        entry = self._entries.setdefault(event.key, _Entry())
+        entry.asked_at = now
+        self._sweep_at = min(self._sweep_at, now + SWEEP_S)
+        asker = _Asker(process, event, now)
+        if entry.suits(asker, now):
+            self._give(asker, event.key, entry, now)
+        elif entry.fetch is not None:
+            entry.queue[process, event.ticket] = asker
+            self._tell(process, TokenQueued(event.ticket))
+        elif now < entry.retry_at:
+            self._tell(process, TokenRefused(event.ticket, entry.error, entry.retry_at - now))
+        else:
+            self._have_fetched(asker, event.key, entry, now)
+
+    def fetched(self, event: TokenFetched, now: float) -> None:
+        """A token has come, from whoever is appointed or from one who was."""
+        if not math.isfinite(event.expires_in):
+            self.failed(TokenFailed(event.fetch, event.key, "its expiry is no number", 1.0), now)
+            return
+        entry = self._entries.setdefault(event.key, _Entry())
+        fetch = entry.fetch
+        if fetch is not None and fetch.number == event.fetch:
+            self._end_fetch(event.key, entry)
+            entry.take(event, fetch.claims, now)
+        elif event.fetch > entry.number or not entry.is_usable(now):
+            entry.take(event, "", now)
+        self._answer_queue(event.key, entry, now)
+
+    def failed(self, event: TokenFailed, now: float) -> None:
+        """The appointed process failed. Whoever waits for a first token is told; the next may try later."""
+        entry = self._entries.get(event.key)
+        if entry is None or entry.fetch is None or entry.fetch.number != event.fetch:
+            return
+        self._end_fetch(event.key, entry)
+        if not event.retry_in > 0:
+            self._pass_on(event.key, entry, now)
+            return
+        pause = min(event.retry_in, LONGEST_RETRY_S)
+        entry.error, entry.retry_at = event.error, now + pause
+        queue, entry.queue = entry.queue, OrderedDict()
+        for asker in queue.values():
+            self._tell(asker.process, TokenRefused(asker.ticket, event.error, pause))
+
+    def abandon(self, process: ProcessId, ticket: Ticket) -> None:
+        """An asker waits no longer."""
+        for entry in self._fetching.values():
+            entry.queue.pop((process, ticket), None)
+
+    def call_ended(self, process: ProcessId, ticket: Ticket, now: float) -> None:
+        """The asker was interrupted while he asked: he may not know that he was appointed."""
+        self.abandon(process, ticket)
+        for key, entry in list(self._fetching.items()):
+            fetch = entry.fetch
+            if fetch is not None and fetch.process == process and fetch.ticket == ticket:
+                self._end_fetch(key, entry)
+                self._pass_on(key, entry, now)
+
+    def gone(self, process: ProcessId, now: float) -> None:
+        """A process died or was detached: it asks nothing any more, and fetches nothing."""
+        for key, entry in list(self._fetching.items()):
+            for asker in [asker for asker in entry.queue if asker[0] == process]:
+                del entry.queue[asker]
+            if entry.fetch is not None and entry.fetch.process == process:
+                self._end_fetch(key, entry)
+                self._pass_on(key, entry, now)
+
+    def tick(self, now: float) -> None:
+        """Whoever fetches for too long is replaced; whoever waited long enough goes."""
+        for key, entry in list(self._fetching.items()):
+            for asker in list(entry.queue.values()):
+                if asker.deadline <= now:
+                    del entry.queue[asker.process, asker.ticket]
+                    text = "no token came within the timeout"
+                    self._tell(asker.process, TokenRefused(asker.ticket, text, 0.0))
+            if entry.fetch is not None and entry.fetch.until <= now:
+                self._end_fetch(key, entry)
+                self._pass_on(key, entry, now)
+        if self._sweep_at <= now:
+            self._sweep(now)
+
+    def next_deadline(self) -> float:
+        """When `tick` has something to do; infinity if never."""
+        at = self._sweep_at
+        for entry in self._fetching.values():
+            assert entry.fetch is not None
+            at = min(at, entry.fetch.until, *(asker.deadline for asker in entry.queue.values()))
+        return at
+
+    def snapshot(self, now: float) -> list[dict[str, Any]]:
+        """JSON-compatible, without tokens."""
+        return [
+            {
+                "identity": key.identity,
+                "scopes": list(key.scopes),
+                "tenant": key.tenant or None,
+                "cae": key.cae,
+                "expires_in": None if entry.issued is None else entry.expires_at - now,
+                "state": _state(entry, now),
+                "waiting": len(entry.queue),
+            }
+            for key, entry in self._entries.items()
+        ]
+
+    # --- how it is done ----------------------------------------------------------------------------------
+
+    def _tell(self, process: ProcessId, decision: TokenDecision) -> None:
+        if process in self._around.attached:
+            self._around.out.append((process, decision))
+
+    def _appoint(self, asker: _Asker, claims: str, key: TokenKey, entry: _Entry, now: float) -> int:
+        self._fetches += 1
+        entry.fetch = _Fetch(self._fetches, asker, claims, now)
+        self._fetching[key] = entry
+        return self._fetches
+
+    def _end_fetch(self, key: TokenKey, entry: _Entry) -> None:
+        """Whoever calls this sees to those who wait."""
+        entry.fetch = None
+        self._fetching.pop(key, None)
+
+    def _have_fetched(self, asker: _Asker, key: TokenKey, entry: _Entry, now: float) -> None:
+        number = self._appoint(asker, asker.claims, key, entry, now)
+        self._tell(asker.process, FetchToken(asker.ticket, key, number, asker.claims))
+
+    def _give(self, asker: _Asker, key: TokenKey, entry: _Entry, now: float) -> None:
+        assert entry.issued is not None
+        duty = 0
+        if now >= entry.refresh_at and entry.fetch is None and now >= entry.retry_at:
+            duty = self._appoint(asker, "", key, entry, now)
+        refresh = max(0.0, entry.refresh_at - now)
+        given = TokenGiven(asker.ticket, key, entry.issued, entry.number, refresh, duty)
+        self._tell(asker.process, given)
+
+    def _answer_queue(self, key: TokenKey, entry: _Entry, now: float) -> None:
+        """Those for whom the token will do get it; of the others one fetches a better one."""
+        queue, entry.queue = entry.queue, OrderedDict()
+        served: list[_Asker] = []
+        for place, asker in queue.items():
+            if entry.suits(asker, now):
+                served.append(asker)
+            else:
+                entry.queue[place] = asker
+        if entry.fetch is None:
+            self._pass_on(key, entry, now)
+        for asker in served:
+            self._give(asker, key, entry, now)
+
+    def _pass_on(self, key: TokenKey, entry: _Entry, now: float) -> None:
+        """Nobody fetches any more: the next one who waits is appointed."""
+        if entry.queue:
+            _, asker = entry.queue.popitem(last=False)
+            self._have_fetched(asker, key, entry, now)
+
+    def _sweep(self, now: float) -> None:
+        """Forget tokens that have expired, and entries that nobody has asked for in a long time."""
+        for key, entry in list(self._entries.items()):
+            if now >= entry.usable_until:
+                entry.issued = None
+            if entry.is_over(now):
+                del self._entries[key]
+        self._sweep_at = now + SWEEP_S if self._entries else math.inf
+
+
+def _state(entry: _Entry, now: float) -> str:
+    if entry.fetch is not None:
+        return "fetching"
+    if not entry.is_usable(now):
+        return "failed" if now < entry.retry_at else "expired"
+    return "ageing" if now >= entry.refresh_at else "fresh"
