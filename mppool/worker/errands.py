@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from mppool.errors import PoolError, ProtocolError
 from mppool.wire.messages import Goodbye, WantReport
 from mppool.worker.audit import release_own
+from mppool.worker.late import LateLock
 from mppool.worker.report import Reporter
 
 if TYPE_CHECKING:
@@ -61,10 +62,11 @@ class Errands:
     _starting: guards the start of the thread; nothing else happens while it is held.
     """
 
+    _starting = LateLock()
+
     def __init__(self, member: Member, link: ServerLink) -> None:
         self._member = member
         self._link = link
-        self._starting = threading.RLock()
         self._running = threading.Lock()  # of the thread, for its life
         self._wake_up: WakeUp | None = None
         self._thread: threading.Thread | None = None

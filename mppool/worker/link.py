@@ -30,6 +30,7 @@ from mppool.worker.audit import release_own
 from mppool.worker.calls import Connection, OlderServer, SessionLost, introduce
 from mppool.worker.errands import Errands
 from mppool.worker.fork import bury, close_quietly
+from mppool.worker.late import LateLock
 
 if TYPE_CHECKING:
     from mppool.worker.holdings import Holdings
@@ -77,21 +78,16 @@ class ServerLink:
     The locks are reentrant so that `interrupted` can free those that its thread still owns.
     """
 
+    _attaching = LateLock()
+
     def __init__(self, member: Member, server: Server) -> None:
         self._member = member
         self._server = server
         self._was_attached = False
         self._start()
 
-    @property
-    def _attaching(self) -> Any:
-        """Made at its first use: gevent patches threading in a worker after the fork, and a lock from before
-        would not keep its greenlets apart. (Nobody switches to another one while he holds the other locks.)
-        """
-        return self.__dict__.setdefault("attaching", threading.RLock())
-
     def _start(self) -> None:
-        self.__dict__.pop("attaching", None)
+        ServerLink._attaching.forget(self)
         self._sending = threading.RLock()
         self._idle: deque[Connection] = deque()
         self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
@@ -262,7 +258,8 @@ class ServerLink:
             if deadline is not None:
                 # Starting a server was no waiting either: there must be time to ask it.
                 deadline = max(deadline, monotonic() + ANSWER_GRACE_S)
-        self.flush(deadline)
+        if holdings.outbox:
+            self.flush(deadline)
         session = holdings.session
         if session is None:
             raise SessionLost("the server has just gone")

@@ -151,11 +151,16 @@ class Session:
     def __init__(self, path: str, database: str) -> None:
         self.database = database
         self.pid = os.getpid()
+        self.in_doubt = False  # an interrupt between question and answer: the answer may still come
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
         self._socket.settimeout(10.0)
-        self._socket.connect(path)
-        self._socket.sendall(database.encode())
-        self._read()
+        try:
+            self._socket.connect(path)
+            self._socket.sendall(database.encode())
+            self._read()
+        except BaseException:  # interrupted: half a session must not stay open
+            self._socket.close()
+            raise
 
     def _read(self) -> bytes:
         answer = b""
@@ -171,9 +176,11 @@ class Session:
         if self.pid != os.getpid():
             raise AssertionError(f"process {os.getpid()} was given a session of {self.pid}")
         token = secrets.token_bytes(_TOKEN_BYTES)
+        self.in_doubt = True
         self._socket.sendall(token)
         if self._read() != token:
             raise AssertionError("an answer that was meant for somebody else")
+        self.in_doubt = False
 
     def close(self) -> None:
         """Say farewell: also copies in forked children are of no use from here on."""
@@ -190,6 +197,9 @@ class WitnessRecipe(Recipe[Session]):
 
     def open(self, opening: Opening) -> Session:
         return Session(self.path, self.database)
+
+    def check(self, resource: Session) -> bool:
+        return not resource.in_doubt
 
     def fingerprint(self) -> str:
         return f"witness:{self.database}"

@@ -1,0 +1,29 @@
+"""Locks that are made when they are first used."""
+
+from __future__ import annotations
+
+import threading
+from typing import Any
+
+
+class LateLock:
+    """An attribute that is a reentrant lock, made at its first use. `forget` has the next use make another.
+
+    gevent patches threading in a worker that gunicorn has forked from a master which had loaded the
+    application already. Locks from before the patch keep threads apart, but not greenlets. That is enough
+    where nobody switches to another greenlet while he holds one, that is, where nothing waits; for all
+    other locks there is this.
+    """
+
+    def __set_name__(self, owner: type, name: str) -> None:
+        self._key = f"{name} (made late)"
+
+    def __get__(self, instance: Any, owner: type) -> Any:
+        if instance is None:
+            return self
+        made = instance.__dict__.get(self._key)
+        return made or instance.__dict__.setdefault(self._key, threading.RLock())
+
+    def forget(self, instance: Any) -> None:
+        """Nobody holds it any more, or whoever held it does not exist in this process."""
+        instance.__dict__.pop(self._key, None)
