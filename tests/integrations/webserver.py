@@ -40,17 +40,18 @@ class WebServer:
         directory: Path,
         environment: Mapping[str, str],
         address: Path | int,
+        log: Path | None = None,
     ) -> None:
-        """address: the path of a unix socket, or a port of 127.0.0.1."""
+        """address: the path of a unix socket, or a port of 127.0.0.1. log: in `directory` without it."""
         self.address = address
-        self.log = directory / f"web-{threading.get_native_id()}-{os.urandom(3).hex()}.log"
-        with self.log.open("wb") as log:
+        self.log = log or directory / f"web-{threading.get_native_id()}-{os.urandom(3).hex()}.log"
+        with self.log.open("wb") as output:
             self.process = subprocess.Popen(
                 command,
                 cwd=directory,
                 env=dict(environment),
                 stdin=subprocess.DEVNULL,
-                stdout=log,
+                stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
             )
