@@ -62,7 +62,8 @@ def python() -> Iterator[Callable[..., subprocess.Popen[str]]]:
         environment = {**os.environ, "PYTHONPATH": str(ROOT)}
         made.append(
             subprocess.Popen(
-                [sys.executable, "-c", code, *arguments],
+                # Forking a process that has threads is what this is about.
+                [sys.executable, "-W", "ignore::DeprecationWarning", "-c", code, *arguments],
                 env=environment,
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,

@@ -144,7 +144,21 @@ class _Server:
         sock.close()
 
     def held(self) -> list[_Counted]:
-        return [one for one in self.sessions.values() if one.number and one.is_held()]
+        return [
+            one
+            for sock, one in self.sessions.items()
+            if one.number and one.is_held() and not _has_ended(sock)
+        ]
+
+
+def _has_ended(sock: socket.socket) -> bool:
+    """Whether its client has closed it, and we have only not read so far."""
+    try:
+        return not sock.recv(1, socket.MSG_PEEK | socket.MSG_DONTWAIT)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True
 
 
 # --- its clients --------------------------------------------------------------------------------------
@@ -163,7 +177,11 @@ class Session:
         self.sock.connect(path)
         self.asked = 0
         self.buffer = b""
-        self.number = int(self._exchange("open"))
+        try:
+            self.number = int(self._exchange("open"))
+        except BaseException:
+            self.sock.close()  # interrupted: an open hook that fails must leave nothing open
+            raise
 
     def ask(self, text: str = "") -> str:
         """One exchange, whose answer must be ours."""
