@@ -29,6 +29,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from mppool.azure.shared import SharedCredential
+    from mppool.azure.shared_async import AsyncSharedCredential
     from mppool.recipe import Recipe
     from mppool.server.loop import Server
     from mppool.server.runtime import ManagerPaths
@@ -71,6 +73,27 @@ class _Manager:
         checked = checked_options(name, given)
         face = self._member.declare(name, as_recipe(recipe, hooks), checked)
         return Pool(face, self.stats, (_rebuild_pool, (self, name, recipe, options)))
+
+    def credential(self, credential: Any, *, identity: str | None = None) -> SharedCredential:
+        """A credential whose tokens are fetched once for all processes, for any Azure SDK client.
+
+        credential: of azure-identity, or any other with `get_token`. Costs nothing before its first use.
+        identity: what it stands for, equal in all processes; None: see `mppool.azure.identity_of`. Where
+            only a token can tell, tokens are shared by the threads of this process alone.
+
+        Raises ConfigurationError for what is no credential, and where the extra `azure` is missing.
+        """
+        from mppool.azure.shared import SharedCredential
+
+        return SharedCredential(self, credential, identity=identity)
+
+    def async_credential(
+        self, credential: Any, *, identity: str | None = None
+    ) -> AsyncSharedCredential:
+        """The same for asyncio; a synchronous credential is run in a thread."""
+        from mppool.azure.shared_async import AsyncSharedCredential
+
+        return AsyncSharedCredential(self, credential, identity=identity)
 
     def stats(self) -> dict[str, Any]:
         """Statistics of all pools and processes, JSON-compatible. All durations are seconds.

@@ -5,9 +5,13 @@ Importing this needs none of Azure's packages; they are imported where they are 
 
 from mppool.azure.credentials import StaticToken, get_token_info
 from mppool.azure.identity import compute_identity_key, identity_of
+from mppool.azure.shared import SharedCredential
+from mppool.azure.shared_async import AsyncSharedCredential
 from mppool.azure.token import TokenInfo, is_token_near_expiry, token_struct
 
 __all__ = [
+    "AsyncSharedCredential",
+    "SharedCredential",
     "StaticToken",
     "TokenInfo",
     "compute_identity_key",

@@ -7,10 +7,7 @@ none: its tokens tell (their hash), or the application does (`identity=`).
 from __future__ import annotations
 
 import hashlib
-import itertools
 import logging
-import threading
-import weakref
 from collections.abc import Callable
 from typing import Any
 
@@ -205,46 +202,6 @@ _FINDERS: dict[str, Callable[[Any], str | None]] = {
     "UsernamePasswordCredential": _of_account,
     "EnvironmentCredential": _of_environment,
 }
-
-# --- credential objects of one process --------------------------------------------------------------------
-
-_serials = itertools.count(1)
-_serial_lock = threading.Lock()
-# By id, with a weak reference that must still lead to the very object: an id alone is recycled. Credentials
-# need be neither hashable nor comparable.
-_known: dict[int, tuple[weakref.ref[Any], int]] = {}
-
-
-def serial_of(credential: object) -> int:
-    """A number for this very object, which no other object of this process ever gets.
-
-    Raises ConfigurationError for an object that cannot be referred to weakly.
-    """
-    known = _known.get(id(credential))
-    if known is not None and known[0]() is credential:
-        return known[1]
-    with _serial_lock:
-        known = _known.get(id(credential))
-        if known is not None and known[0]() is credential:
-            return known[1]
-        address, serial = id(credential), next(_serials)
-
-        def forget(gone: weakref.ref[Any]) -> None:
-            # Runs at any instruction, in any thread: one atomic look, and one atomic step.
-            entry = _known.get(address)
-            if entry is not None and entry[0] is gone:
-                _known.pop(address, None)
-
-        try:
-            reference = weakref.ref(credential, forget)
-        except TypeError:
-            raise ConfigurationError(
-                f"a credential of type {type(credential).__name__} cannot be told from others that come "
-                "after it (it has __slots__ without __weakref__); name it with identity="
-            ) from None
-        _known[address] = (reference, serial)
-        return serial
-
 
 _warned_of_default = False
 

@@ -11,9 +11,9 @@ import math
 import time
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from mppool.core.events import Abandoned
+from mppool.core.events import Abandoned, Event
 from mppool.core.tokens import (
     FETCH_PATIENCE_S,
     FetchToken,
@@ -36,7 +36,7 @@ from mppool.worker.calls import SessionLost
 from mppool.worker.waiter import LocalWaiter
 
 if TYPE_CHECKING:
-    from mppool.worker.member import Member
+    from mppool.worker.chores import Chores
 
 log = logging.getLogger("mppool")
 
@@ -49,7 +49,7 @@ SERVER_PATIENCE_S = 10.0
 """A server that does not answer for so long is done without."""
 
 MANY_COPIES = 256
-"""With more copies than this, those that have expired are thrown out when another one comes."""
+"""Beyond so many copies, those that have expired are thrown out whenever there are twice as many."""
 
 _TOO_LATE = "no token came within the timeout"
 
@@ -128,12 +128,28 @@ class Source:
         self.patience = patience
 
 
+class Home(Protocol):
+    """Where the books are: a Member, in the main."""
+
+    chores: Chores
+
+    def next_ticket(self) -> Ticket:
+        """A ticket that this process has never used."""
+
+    def call(self, event: Event, deadline: float | None) -> Any:
+        """Tell the books and return their answer."""
+
+    def tell(self, event: Event) -> None:
+        """Tell the books, without an answer."""
+
+
 class TokenShare:
     """All token copies of one member. `_held` and `_waiters` are dicts used by single atomic operations."""
 
-    def __init__(self, member: Member) -> None:
+    def __init__(self, member: Home) -> None:
         self._member = member
         self._held: dict[TokenKey, HeldToken] = {}
+        self._many = MANY_COPIES
         self._waiters: dict[Ticket, LocalWaiter] = {}
 
     def get(
@@ -245,8 +261,10 @@ class TokenShare:
             self._fetch(key, duty, source, source.refresh)
         except Exception as error:  # noqa: BLE001  # logged without its traceback, which may say too much
             text, retry_in = source.describe(error)
-            log.warning(
-                "a token of %s could not be refreshed, again in %.0f s: %s",
+            # Where it is only this process that cannot, another one tries next: nothing to worry about.
+            level = logging.WARNING if retry_in > 0 else logging.DEBUG
+            log.log(
+                level, "a token of %s could not be refreshed, again in %.0f s: %s",
                 key.identity, retry_in, text,
             )  # fmt: skip
 
@@ -272,12 +290,19 @@ class TokenShare:
     def _keep(self, key: TokenKey, held: HeldToken) -> None:
         """Hold a copy, unless a newer one has come meanwhile: a fetch that hung brings an old token."""
         before = self._held.get(key)
-        if before is None and len(self._held) >= MANY_COPIES:
-            for other, copy in list(self._held.items()):
-                if not copy.is_usable():
-                    self._held.pop(other, None)
-        if before is None or before.number <= held.number or not before.is_usable():
-            self._held[key] = held
+        if before is not None:
+            if before.number > held.number and before.is_usable():
+                return
+            before.ask_at = -math.inf  # whoever has this object at hand shall look here again
+        elif len(self._held) >= self._many:
+            self._throw_out_expired()
+        self._held[key] = held
+
+    def _throw_out_expired(self) -> None:
+        for key, copy in list(self._held.items()):
+            if not copy.is_usable():
+                self._held.pop(key, None)
+        self._many = max(MANY_COPIES, 2 * len(self._held))
 
     def _fetch_alone(
         self, key: TokenKey, claims: str, source: Source, error: BaseException

@@ -1,0 +1,117 @@
+"""Credential objects of this process: telling them apart, and using them after a fork."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import logging
+import os
+import threading
+import weakref
+from typing import Any
+
+from mppool.azure.identity import azure_class_of, is_interactive
+from mppool.errors import ConfigurationError
+
+log = logging.getLogger("mppool")
+
+
+class _Known:
+    """An object that was seen. pid: of the process that saw it first, and may have opened connections with it."""
+
+    __slots__ = ("pid", "reference", "serial")
+
+    def __init__(self, reference: weakref.ref[Any], serial: int) -> None:
+        self.reference = reference
+        self.serial = serial
+        self.pid = os.getpid()
+
+
+_serials = itertools.count(1)
+# By id, with a weak reference that must still lead to the very object: an id alone is recycled. Credentials
+# need be neither hashable nor comparable.
+_known: dict[int, _Known] = {}
+# Copies that a forked child has made of what it inherited, by the serial of the original.
+_copies: dict[int, Any] = {}
+_lock = threading.Lock()
+"""Guards that no object gets two serials, or two copies. Copying happens while it is held."""
+
+
+def _renew() -> None:
+    """In a forked child: whoever held the lock does not exist here, and its copies are inherited too."""
+    global _lock, _copies
+    _lock = threading.Lock()
+    _copies = {}
+
+
+os.register_at_fork(after_in_child=_renew)
+
+
+def serial_of(credential: object) -> int:
+    """A number for this very object, which no other object of this process ever gets.
+
+    Raises ConfigurationError for an object that cannot be referred to weakly.
+    """
+    return _seen(credential).serial
+
+
+def fit_for_use(credential: Any) -> Any:
+    """The credential, or in a forked child a copy that shares no connection with its parent.
+
+    A connection that parent and child both write on gives one the other's answer: a token of somebody else.
+    """
+    known = _seen(credential)
+    if known.pid == os.getpid() or not azure_class_of(credential):
+        return credential  # classes that are not azure-identity's look after themselves
+    with _lock:
+        made = _copies.get(known.serial)
+        if made is None:
+            made = _copies[known.serial] = _copied(credential)
+    _seen(made)  # from now on it is this process's own, and inherited by others
+    return made
+
+
+def _seen(credential: object) -> _Known:
+    known = _known.get(id(credential))
+    if known is not None and known.reference() is credential:
+        return known
+    with _lock:
+        known = _known.get(id(credential))
+        if known is not None and known.reference() is credential:
+            return known
+        address, serial = id(credential), next(_serials)
+
+        def forget(gone: weakref.ref[Any]) -> None:
+            # Runs at any instruction, in any thread: a look and two atomic steps, and no lock.
+            entry = _known.get(address)
+            if entry is not None and entry.reference is gone:
+                _known.pop(address, None)
+            _copies.pop(serial, None)
+
+        try:
+            reference = weakref.ref(credential, forget)
+        except TypeError:
+            raise ConfigurationError(
+                f"a credential of type {type(credential).__name__} cannot be told from others that come "
+                "after it (it has __slots__ without __weakref__); name it with identity="
+            ) from None
+        _known[address] = known = _Known(reference, serial)
+        return known
+
+
+def _copied(credential: Any) -> Any:
+    # azure-identity's classes leave their connections behind when they are pickled or copied.
+    try:
+        made = copy.deepcopy(credential)
+    except Exception as error:  # noqa: BLE001  # whatever a callback or a transport of the application raises
+        log.warning(
+            "a %s that was made before the fork cannot be copied (%s), so this process uses it with the "
+            "connections of its parent; make it after the fork",
+            azure_class_of(credential),
+            type(error).__name__,
+        )
+        return credential
+    if is_interactive(credential):
+        # Who has signed in shall not have to do it again: these are tokens, not connections.
+        made._cache, made._cae_cache = credential._cache, credential._cae_cache
+    return made

@@ -1,0 +1,270 @@
+"""The tokens of one credential: from the copies of this process, from the server, or from the credential.
+
+hold() -> identity known without a token?  yes: the member's shared tokens, one fetch for all processes
+                                           no:  the tokens of this process alone, one fetch for its threads
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from mppool.azure.credentials import RawToken, ask, check_credential, is_async
+from mppool.azure.failures import OnlyHere, describe, raise_for_others
+from mppool.azure.identity import azure_class_of, identity_of
+from mppool.azure.objects import fit_for_use, serial_of
+from mppool.azure.solitary import Solitary
+from mppool.azure.token import MAX_TOKEN_BYTES
+from mppool.core.tokens import FETCH_PATIENCE_S, TokenKey
+from mppool.errors import ConfigurationError
+from mppool.worker.fork import renew_in_children
+from mppool.worker.tokens import (
+    DEFAULT_TIMEOUT_S,
+    Fetched,
+    HeldToken,
+    Source,
+    TokenShare,
+    TokenUnavailable,
+)
+
+if TYPE_CHECKING:
+    from mppool.worker.member import Member
+
+PROMPT_PATIENCE_S = 1800.0
+"""A person who signs in may take his time; nobody else is asked meanwhile."""
+
+PROMPT_TIMEOUT_S = 300.0
+"""So long the others wait for a person who signs in, where they name no timeout (azure-identity's default)."""
+
+UNKNOWN_LIFE_S = 300.0
+"""A token whose expiry nobody has said counts as near its end (row C5)."""
+
+_ACCOUNT_CHANGES = 3
+
+_UNKNOWN = "unknown"
+"""Identity in the keys of a credential's own token cache."""
+
+LONGEST_IDENTITY = 1024
+MOST_SCOPES = 64
+
+_ACCOUNT_KINDS = (
+    "InteractiveBrowserCredential",
+    "DeviceCodeCredential",
+    "UsernamePasswordCredential",
+)
+
+
+class _AccountChanged(OnlyHere):
+    """Somebody else than before has signed in: the token is not of the identity that was asked for."""
+
+
+class _Closed(OnlyHere):
+    """The credential was closed meanwhile, so it refreshes nothing."""
+
+
+class Supply:
+    """Hands out tokens of one credential.
+
+    identity: what the credential stands for, in all processes alike; None: see `identity_of`.
+
+    _asking: held while a credential with a signed-in account is asked, so that two threads that want tokens
+        for two scopes do not make it prompt twice.
+    """
+
+    def __init__(self, member: Member, credential: Any, identity: str | None = None) -> None:
+        self._member = member
+        self._given = checked_identity(identity)
+        self.credential = credential
+        self.closed = False
+        self._by_account = identity is None and azure_class_of(credential) in _ACCOUNT_KINDS
+        self._fixed = self._given
+        if self._fixed is None and not self._by_account:
+            self._fixed = identity_of(credential)
+        self._serial = self._serial_of(credential)
+        self._asking = threading.Lock()
+        self._solitary: dict[str, Solitary] = {}
+        renew_in_children(self)
+
+    def after_fork_in_child(self) -> None:
+        """Whoever was asking does not exist here."""
+        self._asking = threading.Lock()
+        for solitary in self._solitary.values():
+            solitary.after_fork_in_child()
+
+    @staticmethod
+    def _serial_of(credential: Any) -> int | None:
+        try:
+            return serial_of(credential)
+        except (
+            ConfigurationError
+        ):  # it cannot be referred to weakly, so a copy of it cannot be kept for it
+            return None
+
+    @property
+    def identity(self) -> str | None:
+        """Whom the credential stands for; None: its tokens are not shared between processes."""
+        return identity_of(self.credential) if self._by_account else self._fixed
+
+    def where(
+        self, scopes: tuple[str, ...], tenant_id: str, enable_cae: bool
+    ) -> tuple[TokenShare, TokenKey]:
+        """Where such a token is kept, and under which key. Raises ConfigurationError for bad arguments."""
+        _check_texts(scopes, tenant_id)
+        identity = self.identity
+        if identity is not None:
+            return self._member.tokens, TokenKey(identity, scopes, tenant_id, bool(enable_cae))
+        solitary = self._solitary.get("")
+        if solitary is None:
+            solitary = self._solitary.setdefault("", Solitary())
+        return solitary.share, TokenKey(_UNKNOWN, scopes, tenant_id, bool(enable_cae))
+
+    def hold(
+        self,
+        scopes: tuple[str, ...],
+        *,
+        claims: str = "",
+        tenant_id: str = "",
+        enable_cae: bool = False,
+        timeout: float | None = None,
+        asker: Callable[..., RawToken] | None = None,
+    ) -> HeldToken:
+        """A token that may be used.
+
+        claims: of a challenge, which refused the token that was handed out last.
+        timeout: seconds to wait for another process or thread that fetches; None: the default, which is
+            longer where a person may have to sign in.
+        asker: asks the credential, with the arguments of `credentials.ask`.
+
+        Raises what the credential raises; ClientAuthenticationError where another process failed to fetch,
+        or within the timeout; ConfigurationError for bad arguments and for what is no token.
+        """
+        _check_text("claims", claims)
+        if timeout is None:
+            timeout = PROMPT_TIMEOUT_S if self._by_account else DEFAULT_TIMEOUT_S
+        asker = asker or ask
+        for _ in range(_ACCOUNT_CHANGES):
+            share, key = self.where(scopes, tenant_id, enable_cae)
+            try:
+                return share.get(
+                    key, self._source(share, key, asker, timeout), claims=claims, timeout=timeout
+                )
+            except _AccountChanged:
+                continue  # the token is there, under the key of the other account
+            except TokenUnavailable as error:
+                raise_for_others(error)
+        raise ConfigurationError(
+            f"the account that is signed in to this {azure_class_of(self.credential)} changes again and "
+            "again; use one credential for each account"
+        )
+
+    def _source(
+        self, share: TokenShare, key: TokenKey, asker: Callable[..., RawToken], timeout: float
+    ) -> Source:
+        return Source(
+            lambda claims: self._fetch(share, key, asker, claims, True, timeout),
+            describe,
+            refresh=lambda: self._fetch(share, key, asker, "", False, FETCH_PATIENCE_S),
+            patience=PROMPT_PATIENCE_S if self._may_prompt() else FETCH_PATIENCE_S,
+        )
+
+    def _may_prompt(self) -> bool:
+        return azure_class_of(self.credential) in _ACCOUNT_KINDS or hasattr(
+            self.credential, "authenticate"
+        )
+
+    def _fetch(
+        self,
+        share: TokenShare,
+        key: TokenKey,
+        asker: Callable[..., RawToken],
+        claims: str,
+        may_prompt: bool,
+        timeout: float,
+    ) -> Fetched:
+        if not self._may_prompt():
+            return _as_fetched(self._ask(asker, key, claims, may_prompt))
+        asking = self._asking
+        if not asking.acquire(timeout=timeout):
+            raise TokenUnavailable("somebody is still signing in", 0.0)
+        try:
+            raw = self._ask(asker, key, claims, may_prompt)
+            shared = share is self._member.tokens
+            if self._by_account and shared and self.identity != key.identity:
+                raise _AccountChanged("another account has signed in")
+            return _as_fetched(raw)
+        finally:
+            asking.release()
+
+    def _ask(
+        self, asker: Callable[..., RawToken], key: TokenKey, claims: str, may_prompt: bool
+    ) -> RawToken:
+        if self.closed:
+            raise _Closed("the credential was closed")
+        credential = self.credential
+        if self._serial is not None:
+            credential = self.credential = fit_for_use(credential)
+        return asker(
+            credential,
+            key.scopes,
+            claims=claims,
+            tenant_id=key.tenant,
+            enable_cae=key.cae,
+            may_prompt=may_prompt,
+        )
+
+
+def _as_fetched(raw: RawToken) -> Fetched:
+    expires_on = raw.expires_on if raw.expires_on is not None else time.time() + UNKNOWN_LIFE_S
+    return Fetched(raw.token, expires_on, raw.refresh_on)
+
+
+# --- bad use ----------------------------------------------------------------------------------------------
+
+
+def checked_identity(identity: object) -> str | None:
+    """Raises ConfigurationError for what is no identity."""
+    if identity is None:
+        return None
+    if not isinstance(identity, str) or not identity or "\0" in identity:
+        raise ConfigurationError(
+            f"identity={identity!r:.80} is not allowed; give a text without NUL that is the same in all "
+            "processes and names this identity alone, or None"
+        )
+    _check_text("identity", identity, LONGEST_IDENTITY)
+    return identity
+
+
+def checked_credential(credential: Any, *, asynchronous: bool) -> Any:
+    """The credential, if it is one. Raises ConfigurationError."""
+    check_credential(credential)
+    if not asynchronous and is_async(credential):
+        raise ConfigurationError(
+            f"{type(credential).__name__} is an asynchronous credential; use manager.async_credential, or "
+            "the synchronous class of the same name in azure.identity"
+        )
+    return credential
+
+
+def _check_texts(scopes: tuple[str, ...], tenant_id: str) -> None:
+    if not scopes:
+        raise ConfigurationError(
+            "a token is for at least one scope, for example 'https://database.windows.net/.default'"
+        )
+    if len(scopes) > MOST_SCOPES:
+        raise ConfigurationError(f"{len(scopes)} scopes; at most {MOST_SCOPES} are allowed")
+    for scope in scopes:
+        _check_text("a scope", scope)
+        if not scope:
+            raise ConfigurationError("a scope is empty")
+    _check_text("tenant_id", tenant_id)
+
+
+def _check_text(name: str, value: object, longest: int = MAX_TOKEN_BYTES) -> None:
+    if not isinstance(value, str):
+        raise ConfigurationError(f"{name} is a {type(value).__name__}; give a str")
+    if len(value) > longest:
+        raise ConfigurationError(f"{name} is longer than {longest} characters")
+    if any("\ud800" <= character <= "\udfff" for character in value):
+        raise ConfigurationError(f"{name} holds half a surrogate pair, so it is no text")
