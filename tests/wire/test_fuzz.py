@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 import socket
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -113,7 +114,7 @@ class Fuzzer:
         kind = self.random.randrange(5)
         if kind == 0:
             return self.random.randbytes(self.random.randrange(1, 300))
-        frame = encode(self.message())
+        frame = bytearray(encode(self.message()))
         if kind == 1:
             for _ in range(self.random.randrange(1, 6)):
                 frame[self.random.randrange(len(frame))] = self.random.randrange(256)
@@ -175,6 +176,8 @@ def test_a_fuzzed_server_serves_on_and_does_not_grow(paths: ManagerPaths) -> Non
                 try:
                     fuzz_for_a_while(paths, SEED + part, FRAMES // 4)
                     os._exit(0)
+                except BaseException:
+                    traceback.print_exc()
                 finally:
                     os._exit(1)
             assert os.waitpid(child, 0)[1] == 0
