@@ -88,6 +88,7 @@ class Worker:
         self.errand: Channel | None = None
         self.sweeping: Reclaim | None = None
         self.tickets = 0
+        self.now = 0.0
         self.alive = True
         self.stopped = False
 
@@ -185,22 +186,25 @@ class Worker:
     # --- a thread gives back -------------------------------------------------------------------------------
 
     def append_to_shelf(self, thread: Thread) -> None:
-        if not self.rules.release_looks_after_append:
-            thread.flag_seen = self.contended
         assert thread.entry is not None
-        self._shelve(thread.entry)
+        if self.rules.release_looks_after_append:
+            self._shelve(thread.entry)
+        else:
+            thread.flag_seen = self.contended  # looked first, and appends only in its next step
         thread.phase = "appended"
 
     def look_who_waits(self, thread: Thread) -> None:
-        thread.entry = None
-        thread.phase = "idle"
-        flag = self.contended if self.rules.release_looks_after_append else thread.flag_seen
+        flag = self.contended
+        if not self.rules.release_looks_after_append:
+            assert thread.entry is not None
+            flag = thread.flag_seen
+            self._shelve(thread.entry)
+        self._rest(thread)
         self.attend(thread.key, flag)
 
     def discard(self, thread: Thread) -> None:
         entry = self._entry_of(thread)
-        thread.entry = None
-        thread.phase = "idle"
+        self._rest(thread)
         self._begin_close(entry, "discarded")
 
     def attend(self, key: str, contended: bool) -> None:
@@ -258,7 +262,7 @@ class Worker:
         if self.errand is not None:
             self.errand.send_to_server(event)
 
-    def read_errand(self, now: float) -> None:
+    def read_errand(self) -> None:
         assert self.errand is not None
         decision = self.errand.to_process.pop(0)
         if decision == ATTACHED:
@@ -286,22 +290,29 @@ class Worker:
             self.sweeping = decision
             if self.rules.flag_before_sweep:
                 self.contended = decision.contended
+            else:
+                self._sweep_shelf(decision)
         elif isinstance(decision, Ask):
             self._asked(decision.number)
         elif isinstance(decision, PoolChanged):
             self._pool_changed(decision)
 
-    def sweep(self, now: float) -> None:
+    def sweep(self) -> None:
         """The second half of a Reclaim: the flag was set before."""
         assert self.sweeping is not None
         reclaim, self.sweeping = self.sweeping, None
+        if self.rules.flag_before_sweep:
+            self._sweep_shelf(reclaim)
+        else:
+            self.contended = reclaim.contended
+
+    def _sweep_shelf(self, reclaim: Reclaim) -> None:
         oldest_first = sorted(self.shelf, key=lambda number: self.table[number].idle_since)
-        ready = [n for n in oldest_first if now - self.table[n].idle_since >= reclaim.idle_for]
+        ready = [n for n in oldest_first if self.now - self.table[n].idle_since >= reclaim.idle_for]
         for number in ready[: reclaim.sweep]:
             self._bring_back(number)
         for number in self.shelf:
             self.table[number].spared = True
-        self.contended = reclaim.contended
 
     def _errand_grant(self, grant: Grant) -> None:
         if not grant.fresh:
@@ -372,6 +383,7 @@ class Worker:
         if self.is_retired(number):
             self._begin_close(self.table[number], "retired")
         else:
+            self.table[number].idle_since = self.now
             self.shelf.append(number)
 
     def _bring_back(self, number: GrantNumber) -> None:
@@ -441,4 +453,11 @@ class Worker:
 
     def _answered(self, thread: Thread, answer: Any) -> None:
         thread.last = answer
+        self._rest(thread)
+
+    def _rest(self, thread: Thread) -> None:
+        """Nothing of the last checkout is left."""
         thread.phase = "idle"
+        thread.entry = thread.call = thread.given = thread.refused = thread.grant = None
+        thread.timeout = None
+        thread.flag_seen = False

@@ -51,6 +51,7 @@ class World:
     def new_worker(self) -> Worker:
         process = ProcessId(100 + len(self.workers), 1)
         worker = Worker(process, self.threads, self.options, self.rules)
+        worker.now = self.now
         self.workers.append(worker)
         return worker
 
@@ -77,7 +78,11 @@ class World:
         for channel in server.channels:
             who = self._whose(channel)
             if channel.to_server:
-                yield f"server reads {channel.to_server[0]} of {who}", self.server_reads, (channel,)
+                yield (
+                    f"server reads {word(channel.to_server[0])} of {who}",
+                    self.server_reads,
+                    (channel,),
+                )
             elif channel.severed:
                 yield f"server sees the end of {who}", server.see_end, (channel, self.now)
         for process in self.deaths:
@@ -90,14 +95,18 @@ class World:
     def _errand_steps(self, worker: Worker) -> Iterator[Step]:
         name = self.name(worker.process)
         if worker.sweeping is not None:
-            yield f"{name} sweeps its shelf", worker.sweep, (self.now,)
+            yield f"{name} sweeps its shelf", worker.sweep, ()
         elif worker.errand is not None and worker.errand.to_process:
             decision = worker.errand.to_process[0]
-            yield f"{name} reads {decision}", worker.read_errand, (self.now,)
+            yield f"{name} reads {word(decision)}", worker.read_errand, ()
         elif worker.errand is not None and worker.errand.severed:
             yield f"{name} notices that its session is lost", worker.lose_session, ()
         if worker.errand is None and self.server.alive:
-            yield f"{name} attaches with {sorted(worker.table)}", self.attach, (worker,)
+            yield (
+                f"{name} attaches with {[number & 0xFFFF for number in worker.table]}",
+                self.attach,
+                (worker,),
+            )
         for entry in worker.table.values():
             if entry.state == "closing":
                 yield f"{name} has closed #{entry.number}", worker.finish_close, (entry.number,)
@@ -112,7 +121,11 @@ class World:
         elif phase == "asked":
             assert thread.call is not None
             if thread.call.to_process:
-                yield f"{name} reads {thread.call.to_process[0]}", worker.read_reply, (thread,)
+                yield (
+                    f"{name} reads {word(thread.call.to_process[0])}",
+                    worker.read_reply,
+                    (thread,),
+                )
             elif thread.call.severed:
                 yield f"{name}: its call fails", worker.call_fails, (thread,)
         elif phase == "have":
@@ -219,6 +232,8 @@ class World:
 
     def let_time_pass(self, seconds: float) -> None:
         self.now += seconds
+        for worker in self.workers:
+            worker.now = self.now
         if self.server.alive:
             due = self.server.books.next_deadline(self.now - seconds)
             if due is not None and due <= self.now:
@@ -229,7 +244,15 @@ class World:
         """Do a step and look whether anything is wrong now."""
         _, action, arguments = step
         action(*arguments)
+        self._forget_finished_calls()
         self.check()
+
+    def _forget_finished_calls(self) -> None:
+        """A connection without a call on it says nothing any more, also not by its end."""
+        calls = [id(thread.call) for worker in self.workers for thread in worker.threads]
+        for channel in list(self.server.channels):
+            if channel.thread is not None and not channel.severed and id(channel) not in calls:
+                self.server.channels.remove(channel)
 
     def drain(self, most: int = 3000) -> int:
         """Do what the parts do by themselves until nothing is left to do. No time passes."""
@@ -346,6 +369,22 @@ class World:
     def _whose(self, channel: Channel) -> str:
         name = self.name(channel.process)
         return f"{name}'s errands" if channel.thread is None else f"{name}{channel.thread}'s call"
+
+
+def word(message: Any) -> str:
+    """A message in a trace: what it is, and about which grant or ticket."""
+    name = type(message).__name__
+    number = getattr(message, "number", None)
+    if number is not None:
+        return f"{name} #{number >> 32}.{number & 0xFFFF}"
+    ticket = getattr(message, "ticket", None)
+    return (
+        f"{name} (ticket {ticket})"
+        if ticket is not None
+        else str(message)
+        if name == "str"
+        else name
+    )
 
 
 def check_tables(books: Books) -> None:

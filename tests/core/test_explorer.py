@@ -1,0 +1,129 @@
+"""Every interleaving of small worlds: with all rules nothing is wrong, without any one of them something is.
+
+`MPPOOL_EXPLORE=all` goes to the end of every world (many minutes); otherwise the largest worlds are looked at
+as far as some thousand states from the beginning.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import pytest
+
+from tests.core.explorer import Budget, SmallWorld, explore
+from tests.core.model.parts import Rules
+
+EVERYTHING = os.environ.get("MPPOOL_EXPLORE") == "all"
+STATES = 10_000_000 if EVERYTHING else 1_200
+
+# Both are just about to ask for the only resource.
+BOTH_ASK: dict[str, Any] = {"asking": (0, 1), "checkouts": (0, 0)}
+# P uses the only resource, Q waits for it.
+ONE_IN_USE: dict[str, Any] = {"using": ((0, 0),), "waiting": (1,), "checkouts": (0, 0)}
+# P uses both resources and was asked for one of them, for which Q waits.
+CONTENDED: dict[str, Any] = {
+    "max_size": 2,
+    "threads": 2,
+    "using": ((0, 0), (0, 1)),
+    "waiting": (1,),
+    "checkouts": (0, 0),
+}
+# The same before Q has asked.
+TWO_IN_USE: dict[str, Any] = {**CONTENDED, "waiting": (), "checkouts": (0, 1)}
+# P has two threads and one resource.
+AT_HOME: dict[str, Any] = {"processes": 1, "threads": 2, "using": ((0, 1),), "checkouts": (1,)}
+
+WORLDS: dict[str, dict[str, Any]] = {
+    "two checkouts": {"budget": Budget()},
+    "patience": {"budget": Budget(gives_up=1, moments=4)},
+    "a call ends": {"budget": Budget(call_ends=1), **BOTH_ASK},
+    "the errand channel ends": {"budget": Budget(errand_ends=1), **BOTH_ASK},
+    "the server is killed": {"budget": Budget(server_kills=1), **BOTH_ASK},
+    "the server is killed beside a holder": {"budget": Budget(server_kills=1), **ONE_IN_USE},
+    "two servers are killed": {"budget": Budget(server_kills=2), **ONE_IN_USE},
+    "server and errand channel": {"budget": Budget(server_kills=1, errand_ends=1), **ONE_IN_USE},
+    "the journal is torn": {"budget": Budget(server_kills=1, torn=True), **ONE_IN_USE},
+    "a process is killed": {"budget": Budget(deaths=1, moments=2), **ONE_IN_USE},
+    "somebody gives up or is killed": {
+        "budget": Budget(errand_ends=1, deaths=1, moments=2, gives_up=1),
+        **ONE_IN_USE,
+    },
+    "contended": {"budget": Budget(moments=3), **TWO_IN_USE},
+    "contended, the waiter gives up": {"budget": Budget(gives_up=1, moments=1), **CONTENDED},
+    "contended, the errand channel ends": {"budget": Budget(errand_ends=1), **CONTENDED},
+    "at home": {"budget": Budget(gives_up=1), **AT_HOME},
+    "identities": {
+        "budget": Budget(moments=4),
+        "keys": ("alice", "bob"),
+        "max_size": 2,
+        "max_per_identity": 1,
+        "using": ((0, 0),),
+        "checkouts": (0, 1),
+    },
+}
+
+
+@pytest.mark.timeout(0 if EVERYTHING else 300)
+@pytest.mark.parametrize("world", WORLDS)
+def test_with_all_rules_nothing_is_wrong(world: str) -> None:
+    found = explore(SmallWorld(**WORLDS[world]), STATES)
+    print(world, found)
+    assert found.violation is None, str(found)
+    assert found.complete or not EVERYTHING
+
+
+# P uses the only resource, Q is going to want one.
+HELD: dict[str, Any] = {"using": ((0, 0),), "checkouts": (0, 1)}
+
+# The rule that is switched off, where that shows, and what it does.
+HOLES: list[tuple[str, dict[str, Any], str]] = [
+    ("end_of_call_asks", {"budget": Budget(call_ends=1), **BOTH_ASK}, "OVER CAP"),
+    ("not_mine_voids", {"budget": Budget(call_ends=1), **BOTH_ASK}, "OVER CAP"),
+    (
+        "asks_by_number",
+        {
+            "budget": Budget(call_ends=1, gives_up=1),
+            "max_size": 2,
+            "threads": 2,
+            "using": ((0, 1),),
+            "checkouts": (1, 0),
+        },
+        "LEAK",
+    ),
+    ("old_grants_are_discarded", {"budget": Budget(errand_ends=1), **BOTH_ASK}, "OVER CAP"),
+    ("inventory_has_opening", {"budget": Budget(errand_ends=1), **BOTH_ASK}, "OVER CAP"),
+    ("journal_is_continued", {"budget": Budget(server_kills=1), **HELD}, "OVER CAP"),
+    ("journal_is_written_first", {"budget": Budget(server_kills=1), **BOTH_ASK}, "OVER CAP"),
+    (
+        "torn_journal_awaits",
+        {"budget": Budget(server_kills=1, torn=True), **ONE_IN_USE},
+        "OVER CAP",
+    ),
+    ("release_looks_after_append", {"budget": Budget(), **TWO_IN_USE}, "LOST WAKE-UP"),
+    ("flag_before_sweep", {"budget": Budget(), **TWO_IN_USE}, "LOST WAKE-UP"),
+    ("waiter_looks_again", {"budget": Budget(), **AT_HOME}, "LOST WAKE-UP"),
+    (
+        "contended_ends_with_session",
+        {"budget": Budget(errand_ends=1, gives_up=1), **CONTENDED, "keeping": True},
+        "LOST WAKE-UP",
+    ),
+    ("returned_lies_aside", {"budget": Budget(moments=3), "checkouts": (2, 1)}, "in use"),
+    ("late_grants_are_declined", {"budget": Budget(gives_up=1, discards=1), **ONE_IN_USE}, "LEAK"),
+]
+
+
+def test_every_rule_of_the_model_is_switched_off_once() -> None:
+    assert {rule for rule, _, _ in HOLES} == set(vars(Rules()))
+
+
+@pytest.mark.timeout(300)
+@pytest.mark.parametrize(("rule", "world", "what"), HOLES, ids=[rule for rule, _, _ in HOLES])
+def test_without_this_rule_the_explorer_finds_the_hole(
+    rule: str, world: dict[str, Any], what: str
+) -> None:
+    found = explore(SmallWorld(rules=Rules(**{rule: False}), **world))
+    print(found)
+    assert found.violation is not None
+    assert what in found.violation, str(found)
+    assert found.trace
