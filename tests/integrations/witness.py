@@ -22,6 +22,7 @@ from mppool.recipe import Opening
 from tests.helpers import is_alive
 
 _TOKEN_BYTES = 8
+_FAREWELL = b"."
 
 
 @dataclass
@@ -40,6 +41,7 @@ class Witness:
         self.path = path
         self.peak = 0
         self.opened = 0
+        self.farewells = 0  # of sessions that were closed in order, not merely cut off
         self.databases: set[str] = set()
         self._lock = threading.Lock()
         self._sessions: dict[socket.socket, Seen] = {}
@@ -127,7 +129,9 @@ class Witness:
             return
         except OSError:
             token = b""
-        if token:
+        if token == _FAREWELL:
+            self.farewells += 1
+        elif token:
             self._send(end, token)
         else:
             self._end(end)
@@ -184,6 +188,7 @@ class Session:
 
     def close(self) -> None:
         """Say farewell: also copies in forked children are of no use from here on."""
+        self._socket.sendall(_FAREWELL)
         self._socket.shutdown(socket.SHUT_RDWR)
         self._socket.close()
 
