@@ -209,7 +209,10 @@ class Server:
         due = self._look_at
         if self._strangers:
             due = min(due, next(iter(self._strangers)).accepted_at + HANDSHAKE_S)
-        for at in (self._accept_at, self._farewell_until, self._dispatcher.next_deadline(now)):
+        at = self._dispatcher.next_deadline(now)
+        if at is not None and at < due:
+            due = at
+        for at in (self._accept_at, self._farewell_until):
             if at is not None and at < due:
                 due = at
         if self._idle_since is not None:

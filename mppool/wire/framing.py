@@ -47,6 +47,13 @@ class FrameReader(Generic[M]):
     def feed(self, data: bytes) -> list[M]:
         """The messages that `data` completes. ProtocolError for what is no message; feed no more then."""
         buffer = self._buffer
+        size = len(data) - HEADER_BYTES
+        if (
+            not buffer
+            and int.from_bytes(data[:HEADER_BYTES], "big") == size
+            and 0 <= size <= self.limit
+        ):
+            return [self._decoded(data[HEADER_BYTES:])]  # nearly always it is just one frame
         buffer += data
         messages: list[M] = []
         start = 0
@@ -60,16 +67,19 @@ class FrameReader(Generic[M]):
                 )
             if len(buffer) - body < length:
                 break
-            try:
-                messages.append(self._decoder.decode(memoryview(buffer)[body : body + length]))
-            except (msgspec.DecodeError, UnicodeDecodeError) as error:
-                raise ProtocolError(
-                    f"a frame of {length} bytes holds no known message: {error}"
-                ) from None
+            messages.append(self._decoded(memoryview(buffer)[body : body + length]))
             start = body + length
         if start:
             del buffer[:start]
         return messages
+
+    def _decoded(self, body: bytes | memoryview) -> M:
+        try:
+            return self._decoder.decode(body)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise ProtocolError(
+                f"a frame of {len(body)} bytes holds no known message: {error}"
+            ) from None
 
     @property
     def pending(self) -> int:

@@ -6,7 +6,9 @@ ever read by the wrong call.
 
 from __future__ import annotations
 
+import _socket
 import socket
+import struct
 from collections import deque
 from time import monotonic
 from typing import Any
@@ -18,6 +20,9 @@ from mppool.wire.framing import FrameReader, encode, process_side_reader
 from mppool.wire.messages import Hello, Message, Rejected, Welcome
 
 _RECEIVE_BYTES = 65536
+
+_SLICE_S = 1
+_SLICE = struct.pack("ll", _SLICE_S, 0)
 
 
 class SessionLost(Exception):
@@ -41,9 +46,22 @@ class Connection:
         So that thread must ask again: see `orphans`.
     orphans: where the ticket is left when the connection ends, also when its owner was interrupted and
         forgot it (a finalizer may only append to a deque).
+
+    A socket with a timeout is polled before every operation. So the kernel ends our waits after a second,
+    and only then is the deadline looked at; the socket gets a timeout of its own for the last second, or
+    where it is not the kernel that waits (gevent's sockets).
     """
 
-    __slots__ = ("__weakref__", "_orphans", "_reader", "session", "sock", "ticket")
+    __slots__ = (
+        "__weakref__",
+        "_kernel_waits",
+        "_orphans",
+        "_reader",
+        "_timeout",
+        "session",
+        "sock",
+        "ticket",
+    )
 
     def __init__(
         self, sock: socket.socket, session: Session, orphans: deque[Ticket] | None = None
@@ -53,6 +71,12 @@ class Connection:
         self.sock = sock
         self.session = session
         self._reader: FrameReader[Any] = process_side_reader()
+        self._timeout: float | None = None
+        sock.settimeout(None)
+        self._kernel_waits = isinstance(sock, _socket.socket)
+        if self._kernel_waits:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _SLICE)
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SLICE)
 
     def close(self) -> None:
         """End it for good: a forked child may hold a copy of the descriptor, so it is shut down first."""
@@ -93,14 +117,25 @@ class Connection:
 
     def send(self, message: Event | Message, deadline: float | None) -> None:
         """Send one message whole."""
-        self._limit(deadline)
-        self.sock.sendall(encode(message))
-
-    def receive(self, deadline: float | None) -> Any:
-        """The next message; the server never sends two on a call connection without being asked."""
+        frame = encode(message)
         while True:
             self._limit(deadline)
-            data = self.sock.recv(_RECEIVE_BYTES)
+            try:
+                sent = self.sock.send(frame)
+            except BlockingIOError:  # a slice of time has passed
+                continue
+            if sent == len(frame):
+                return
+            frame = frame[sent:]
+
+    def receive(self, deadline: float | None) -> Any:
+        """The answer to what was just sent; the server never sends two on a call connection."""
+        while True:
+            try:
+                data = self.sock.recv(_RECEIVE_BYTES)
+            except BlockingIOError:  # a slice of time has passed
+                self._limit(deadline)
+                continue
             if not data:
                 raise SessionLost("the server closed the connection")
             messages = self._reader.feed(data)
@@ -110,15 +145,20 @@ class Connection:
                 )
             if messages:
                 return messages[0]
+            self._limit(deadline)
 
     def _limit(self, deadline: float | None) -> None:
-        if deadline is None:
-            self.sock.settimeout(None)
-            return
-        left = deadline - monotonic()
-        if left <= 0:
-            raise TimeoutError("the server did not answer in time")
-        self.sock.settimeout(left)
+        """Have the next operation end at the deadline, or, long before it, when a slice has passed."""
+        left = None
+        if deadline is not None:
+            left = deadline - monotonic()
+            if left <= 0:
+                raise TimeoutError("the server did not answer in time")
+            if self._kernel_waits and left > _SLICE_S:
+                left = None
+        if left is not None or self._timeout is not None:
+            self.sock.settimeout(left)
+            self._timeout = left
 
 
 def introduce(connection: Connection, hello: Hello, deadline: float | None) -> Welcome:
