@@ -49,7 +49,7 @@ class Shared:
         self._ready: dict[_Request, tuple[HeldToken, AccessToken]] = {}
         self._record: object = None
         self._closed = False
-        _check_extra()
+        self._token_type, self._info_type = _types_of_azure_core()
 
     @property
     def unshared(self) -> Any:
@@ -84,15 +84,17 @@ class Shared:
         return ready
 
     def _make_ready(self, request: _Request, held: HeldToken) -> tuple[HeldToken, AccessToken]:
-        from azure.core.credentials import AccessToken
-
         record = getattr(self._supply.credential, "_auth_record", None)
         if record is not self._record or len(self._ready) >= _MANY:
             self._ready.clear()
             self._record = record
-        ready = (held, AccessToken(held.token, int(held.expires_on)))
+        ready = (held, self._token_type(held.token, int(held.expires_on)))
         self._ready[request] = ready
         return ready
+
+    def _as_info(self, held: HeldToken) -> AccessTokenInfo:
+        refresh_on = None if held.refresh_on is None else int(held.refresh_on)
+        return self._info_type(held.token, int(held.expires_on), refresh_on=refresh_on)
 
     def _check_open(self) -> None:
         if self._closed:
@@ -143,9 +145,11 @@ class SharedCredential(Shared):
         self, *scopes: str, options: Any = None, timeout: float | None = None
     ) -> AccessTokenInfo:
         """The same, with the time at which its issuer wants it refreshed (`refresh_on`), where it said one."""
-        from azure.core.credentials import AccessTokenInfo
-
-        options = options or {}
+        if not options:
+            ready = self._look((scopes, None, False))
+            if ready is not None:
+                return self._as_info(ready[0])
+            options = {}
         if self._brought or not _KNOWN_OPTIONS.issuperset(options):
             self._check_open()
             answer: AccessTokenInfo = self.unshared.get_token_info(*scopes, options=options)
@@ -153,9 +157,7 @@ class SharedCredential(Shared):
         claims = options.get("claims")
         request = (scopes, options.get("tenant_id"), bool(options.get("enable_cae")))
         ready = self._look(request) if not claims else None
-        held = (ready or self._get(request, claims, timeout))[0]
-        refresh_on = None if held.refresh_on is None else int(held.refresh_on)
-        return AccessTokenInfo(held.token, int(held.expires_on), refresh_on=refresh_on)
+        return self._as_info((ready or self._get(request, claims, timeout))[0])
 
     def close(self) -> None:
         """Close the credential that is wrapped. Tokens that other processes share stay theirs.
@@ -210,10 +212,12 @@ def _rebuild(cls: type[C], manager: _Manager, credential: Any, identity: str | N
     return cls(manager, credential, identity=identity)
 
 
-def _check_extra() -> None:
+def _types_of_azure_core() -> tuple[type[AccessToken], type[AccessTokenInfo]]:
+    """What tokens are handed out in. An import statement for each token would cost more than the look-up."""
     try:
-        import azure.core.credentials  # noqa: F401
+        from azure.core.credentials import AccessToken, AccessTokenInfo
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"shared credentials need mppool's extra for Azure ({error}): pip install 'mppool[azure]'"
         ) from error
+    return AccessToken, AccessTokenInfo

@@ -72,8 +72,6 @@ class AsyncSharedCredential(Shared):
         timeout: float | None = None,
     ) -> AccessTokenInfo:
         """The same, with the time at which its issuer wants it refreshed, where it said one."""
-        from azure.core.credentials import AccessTokenInfo
-
         options = options or {}
         if self._brought or not _KNOWN_OPTIONS.issuperset(options):
             self._check_open()
@@ -83,9 +81,7 @@ class AsyncSharedCredential(Shared):
         claims = options.get("claims")
         request = (scopes, options.get("tenant_id"), bool(options.get("enable_cae")))
         ready = self._look(request) if not claims else None
-        held = (ready or await self._get(request, claims, timeout))[0]
-        refresh_on = None if held.refresh_on is None else int(held.refresh_on)
-        return AccessTokenInfo(held.token, int(held.expires_on), refresh_on=refresh_on)
+        return self._as_info((ready or await self._get(request, claims, timeout))[0])
 
     async def close(self) -> None:
         """Close the credential that is wrapped: see SharedCredential.close."""

@@ -146,14 +146,16 @@ class Supply:
         asker = asker or ask
         for _ in range(_ACCOUNT_CHANGES):
             share, key = self.where(scopes, tenant_id, enable_cae)
+            source = self._source(share, key, asker, timeout)
             try:
-                return share.get(
-                    key, self._source(share, key, asker, timeout), claims=claims, timeout=timeout
-                )
+                held = share.get(key, source, claims=claims, timeout=timeout)
             except _AccountChanged:
                 continue  # the token is there, under the key of the other account
             except TokenUnavailable as error:
                 raise_for_others(error)
+            if not self._by_account or key.identity != _UNKNOWN or self.identity is None:
+                return held
+            claims = ""  # now it is known who has signed in: silently, under his key, and shared
         raise ConfigurationError(
             f"the account that is signed in to this {azure_class_of(self.credential)} changes again and "
             "again; use one credential for each account"
