@@ -32,7 +32,7 @@ class Thing:
 class Things(Recipe[Thing]):
     """Opens things. Files in its directory are switches that all processes see.
 
-    down: opening fails. sick: checks say no. sick-<number>: for this one. puzzled: checks raise.
+    down: opening fails. down-<identity>: for this one. sick: checks say no. sick-<number>: for this one. puzzled: checks raise.
     gone: checks raise ConnectionError. stuck: closing hangs while it is there.
     <hook>-raises: that hook raises.
     """
@@ -59,7 +59,7 @@ class Things(Recipe[Thing]):
             raise RuntimeError(f"{name} raises")
 
     def open(self, opening: Opening) -> Thing:
-        if self.on("down"):
+        if self.on("down") or self.on(f"down-{opening.identity}"):
             self.note("refused")
             raise ConnectionRefusedError("the database is down")
         thing = Thing(opening)

@@ -128,16 +128,16 @@ def test_creation_numbers_count_over_all_processes(declare: Declare, hire: Hire)
 
 @pytest.mark.parametrize("timeout", [0, 0.2])
 def test_the_timeout_of_the_pool_is_that_of_its_checkouts(
-    declare: Declare, hire: Hire, timeout: float
+    declare: Declare, hire: Hire, manager: PoolManager, timeout: float
 ) -> None:
     pool = declare(max_size=1, timeout=timeout)
+    manager.start()  # which may take longer than the timeout on a busy machine
     holder = hire(pool)
-    holder.do("checkout")
-    pool.stats()
+    holder.do("checkout", timeout=10)
     began = time.monotonic()
     with pytest.raises(CheckoutTimeout):
         pool.checkout()
-    assert timeout <= time.monotonic() - began < timeout + 1.0
+    assert timeout <= time.monotonic() - began < timeout + 5.0
     assert pool.stats()["counters"]["timeouts"] == 1
 
 

@@ -259,8 +259,12 @@ def test_a_stats_hook_that_hangs_is_left_out_and_the_figures_are_right(
     before = threading.active_count()
     with pool.checkout():
         for _ in range(5):
-            stats = pool.stats()
-            assert (stats["in_use"], stats["processes"][0]["stale"]) == (1, False)
+            wait_until(
+                lambda: (
+                    [(p["in_use"], p["stale"]) for p in pool.stats()["processes"]] == [(1, False)]
+                ),
+                "the figures of this process",
+            )
     assert threading.active_count() <= before + 1  # reports do not pile up
     hangs.set()
     wait_until(lambda: [r.get("waited") for r in pool.stats()["resources"]] == [True], "an answer")
