@@ -1,0 +1,118 @@
+"""Plant every bug, or those that are named, and see whether tests/core finds it.
+
+python -m tests.planted                 all
+python -m tests.planted -j 4 no-erase   some, four at a time
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+from tests.planted.bugs import BUGS, PACKAGE, Bug
+
+ROOT = PACKAGE.parent
+# The cheap ones first: most bugs are found within a second.
+ORDER = ("test_checkout", "test_returns", "test_restart", "test_breaker", "test_control", "")
+
+
+def main() -> int:
+    """Exit status: 0 if every bug was killed, 1 if one survived, 2 if the tests fail without any."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("names", nargs="*", help="bugs to plant (default: all)")
+    parser.add_argument("-j", "--jobs", type=int, default=2, help="at a time (default: 2)")
+    parser.add_argument(
+        "--limit", type=float, default=300.0, help="seconds for each (default: 300)"
+    )
+    arguments = parser.parse_args()
+    unknown = set(arguments.names) - {bug.name for bug in BUGS}
+    if unknown:
+        parser.error(f"no such bugs: {', '.join(sorted(unknown))}")
+    bugs = [bug for bug in BUGS if not arguments.names or bug.name in arguments.names]
+    killer, seconds = run(None, arguments.limit)
+    if killer is not None:
+        print(f"without any bug the tests fail: {killer}")
+        return 2
+    print(f"without any bug the tests pass ({seconds:.1f} s)", flush=True)
+    survivors = []
+    with ThreadPoolExecutor(arguments.jobs) as executor:
+        for bug, (killer, seconds) in zip(
+            bugs, executor.map(lambda bug: run(bug, arguments.limit), bugs), strict=True
+        ):
+            if killer is None:
+                survivors.append(bug)
+            print(f"{bug.name:26} {seconds:6.1f} s  {killer or 'SURVIVED: ' + bug.why}", flush=True)
+    print(
+        f"{len(bugs)} bugs planted, {len(bugs) - len(survivors)} killed, {len(survivors)} survived"
+    )
+    return 1 if survivors else 0
+
+
+def run(bug: Bug | None, limit: float) -> tuple[str | None, float]:
+    """What killed the bug (None: nothing did), and after how many seconds."""
+    began = time.monotonic()
+    with tempfile.TemporaryDirectory(prefix="mppool-planted-") as name:
+        copy = Path(name)
+        _copy_into(copy)
+        if bug is not None:
+            bug.plant(copy / "mppool")
+        done = None
+        try:
+            for part in ORDER:
+                done = _pytest(copy, part, limit - (time.monotonic() - began))
+                if done.returncode:
+                    break
+        except subprocess.TimeoutExpired:
+            return f"no end within {limit:g} s", time.monotonic() - began
+        assert done is not None
+        killer = _first_failure(done.stdout) if done.returncode else None
+        return killer, time.monotonic() - began
+
+
+def _copy_into(copy: Path) -> None:
+    skipped = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(PACKAGE, copy / "mppool", ignore=skipped)
+    shutil.copytree(ROOT / "tests" / "core", copy / "tests" / "core", ignore=skipped)
+    for file in ("pyproject.toml", "tests/__init__.py"):
+        shutil.copy(ROOT / file, copy / file)
+
+
+def _pytest(copy: Path, part: str, limit: float) -> subprocess.CompletedProcess[str]:
+    """Run one file of tests, or ("") all of them."""
+    path = f"tests/core/{part}.py" if part else "tests/core"
+    options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist"]
+    environment = {
+        **os.environ,
+        "PYTHONPATH": str(copy),
+        "PYTHONDONTWRITEBYTECODE": "1",
+        "HYPOTHESIS_STORAGE_DIRECTORY": str(copy / ".hypothesis"),
+    }
+    return subprocess.run(
+        [sys.executable, "-m", "pytest", path, *options],
+        cwd=copy,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=max(1.0, limit),
+        check=False,
+    )
+
+
+def _first_failure(output: str) -> str:
+    for line in output.splitlines():
+        if line.startswith(("FAILED", "ERROR")):
+            return line.split(" - ")[0].removeprefix("FAILED ").removeprefix("tests/core/")
+    return output.strip().splitlines()[-1] if output.strip() else "no output"
+
+
+if __name__ == "__main__":
+    sys.exit(main())

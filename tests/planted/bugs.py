@@ -1,0 +1,422 @@
+"""The bugs. Each replaces a text that stands exactly once in its file."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+PACKAGE = Path(__file__).parent.parent.parent / "mppool"
+
+
+class Bug(NamedTuple):
+    """name: a word for it. why: what it would do to somebody."""
+
+    name: str
+    file: str
+    text: str
+    planted: str
+    why: str
+
+    def plant(self, package: Path) -> None:
+        """Put the bug into a copy of the package."""
+        path = package / self.file
+        source = path.read_text()
+        if source.count(self.text) != 1:
+            raise ValueError(
+                f"{self.name}: its text stands {source.count(self.text)} times in {self.file}"
+            )
+        path.write_text(source.replace(self.text, self.planted))
+
+
+BUGS = [
+    # --- the cap and the inner bounds --------------------------------------------------------------------
+    Bug(
+        "one-too-many",
+        "core/pool.py",
+        "len(self.slots) < self.max_size",
+        "len(self.slots) <= self.max_size",
+        "one resource above the cap",
+    ),
+    Bug(
+        "closing-is-free",
+        "core/pool.py",
+        "        self.slots.move(slot, SlotState.CLOSING)\n        self.slots.expect_end",
+        "        self.slots.remove(slot)\n        self.slots.add(slot)\n        self.slots.expect_end",
+        "a slot that is being closed is taken for an open one",
+    ),
+    Bug(
+        "identity-one-more",
+        "core/pool.py",
+        "self.slots.by_key[key] < per_identity",
+        "self.slots.by_key[key] <= per_identity",
+        "an identity takes more than its part",
+    ),
+    Bug(
+        "process-one-more",
+        "core/pool.py",
+        "self.slots.levels[process] < per_process",
+        "self.slots.levels[process] <= per_process",
+        "a process takes more than its part",
+    ),
+    Bug(
+        "any-key-at-home",
+        "core/returns.py",
+        "home = books.waiting.first(process, slot.key)",
+        "home = next((w for w in books.waiting if w.process == process), None)",
+        "somebody is handed a connection of another identity",
+    ),
+    # --- rules 1 and 2: ends of connections ---------------------------------------------------------------
+    Bug(
+        "detach-frees",
+        "core/pool.py",
+        '        """The process cannot be told anything, but may live: its waiters go, its slots stay."""\n',
+        '        """Its slots go."""\n        for slot in self.slots.of(process):\n            self.free(slot)\n',
+        "the end of a connection is taken for the death of its process: over the cap",
+    ),
+    Bug(
+        "old-session-speaks",
+        "core/books.py",
+        "elif self._sessions.get(process) == session:",
+        "elif process in self._sessions:",
+        "what was said under an old session frees what the new one holds",
+    ),
+    Bug(
+        "old-attach-wins",
+        "core/books.py",
+        "                process, session\n            ):  # else",
+        "                process, session\n            ) or True:  # else",
+        "a stale inventory overrules a newer one",
+    ),
+    Bug(
+        "others-slots",
+        "core/books.py",
+        "if slot is not None and slot.process == process:",
+        "if slot is not None:",
+        "a process frees the slot of another one",
+    ),
+    Bug(
+        "end-of-call-forgets-to-ask",
+        "core/books.py",
+        "        self._ask_about(process, event, now)\n",
+        "",
+        "a grant that nobody has read keeps its slot for ever",
+    ),
+    Bug(
+        "end-of-call-keeps-waiter",
+        "core/books.py",
+        "        for pool in self.pools.values():\n            pool.abandon(process, event.ticket, now)\n"
+        "        self.tokens.call_ended",
+        "        self.tokens.call_ended",
+        "a slot is granted to a call that has ended",
+    ),
+    # --- rule 3: journal, inventory, restart --------------------------------------------------------------
+    Bug(
+        "grant-before-record",
+        "core/pool.py",
+        "        self.write_down(Record(self.name, key, number, process, generation))\n"
+        "        self._tell_grant(slot, ticket, fresh=True)\n",
+        "        self._tell_grant(slot, ticket, fresh=True)\n"
+        "        self.write_down(Record(self.name, key, number, process, generation))\n",
+        "a server that is killed in between has granted what its successor does not know",
+    ),
+    Bug(
+        "no-erase",
+        "core/pool.py",
+        "        self.write_down(Erase(slot.number))\n",
+        "",
+        "the next server believes in slots that are free",
+    ),
+    Bug(
+        "adopted-unwritten",
+        "core/inventory.py",
+        "        books.write_down(Record(books.name, item.key, item.number, process, item.generation))\n",
+        "",
+        "what an inventory brought is lost with the next server",
+    ),
+    Bug(
+        "inventory-frees-nothing",
+        "core/inventory.py",
+        "        if slot.number not in numbers:\n            books.free(slot)\n",
+        "        pass\n",
+        "a grant that was lost with its connection keeps its slot for ever",
+    ),
+    Bug(
+        "returned-is-forgotten",
+        "core/inventory.py",
+        "        if returned is not None and returned.process == process:\n"
+        "            returns.answer(books, returned, now)\n",
+        "        pass\n",
+        "what was brought back under an old session lies aside for ever",
+    ),
+    Bug(
+        "opened-unseen",
+        "core/inventory.py",
+        "            books.opened(slot)  # what said so was lost\n",
+        "            pass\n",
+        "the breaker waits for a probe that succeeded long ago",
+    ),
+    Bug(
+        "nobody-awaited",
+        "core/books.py",
+        "        self._around.awaited = set(awaited)\n",
+        "",
+        "after a torn journal slots are granted that somebody holds",
+    ),
+    Bug(
+        "awaited-for-ever",
+        "core/books.py",
+        "            self._around.awaited.discard(process)\n            if not self._around.awaited:\n",
+        "            self._around.awaited.discard(process)\n            if self._around.awaited:\n",
+        "those who wait for the last inventory are forgotten",
+    ),
+    Bug(
+        "epoch-lost",
+        "core/books.py",
+        "return grant_number(self.epoch, self._sequence)",
+        "return grant_number(1, self._sequence)",
+        "the next server gives numbers that are held already",
+    ),
+    Bug(
+        "resize-forgotten",
+        "core/books.py",
+        "            pool.max_size, pool.min_size = record.max_size, record.min_size\n",
+        "",
+        "a resize does not survive the server",
+    ),
+    Bug(
+        "journal-fault-frees-held",
+        "core/pool.py",
+        "        if slot.state is SlotState.OPENING and slot.ticket is not None:\n            self.free(slot)",
+        "        if slot.ticket is not None:\n            self.free(slot)",
+        "a full disk frees what is in use",
+    ),
+    # --- waiting ------------------------------------------------------------------------------------------
+    Bug(
+        "answered-twice",
+        "core/pool.py",
+        "if self.waiting.has(process, event.ticket) or self._was_granted(process, event.ticket):",
+        "if self.waiting.has(process, event.ticket):",
+        "a repeated checkout takes a second slot",
+    ),
+    Bug(
+        "deadline-of-another",
+        "core/waiting.py",
+        "return waiter is None or waiter.serial != serial",
+        "return waiter is None",
+        "a waiter is refused at the deadline of one that has gone",
+    ),
+    Bug(
+        "late-refusal",
+        "core/waiting.py",
+        "while self.next_deadline() <= now:",
+        "while self.next_deadline() < now:",
+        "a server that is busy for ever: a deadline that has come is never done with",
+    ),
+    Bug(
+        "closed-forgets-waiters",
+        "core/pool.py",
+        '            self._refuse(waiter.process, waiter.ticket, "closed", f"pool {self.name!r} was closed")\n',
+        "            pass\n",
+        "those who wait when a pool is closed are never answered",
+    ),
+    Bug(
+        "free-serves-nobody",
+        "core/pool.py",
+        "        self._forget_process(process)\n        for slot in self.slots.of(process):\n"
+        '            self.counters["died_with_process"] += 1\n            self.free(slot)\n'
+        "        self._settle(now)\n",
+        "        self._forget_process(process)\n        for slot in self.slots.of(process):\n"
+        '            self.counters["died_with_process"] += 1\n            self.free(slot)\n',
+        "the slots of the dead are noticed only at somebody's next word",
+    ),
+    # --- sharing and reclaim ------------------------------------------------------------------------------
+    Bug(
+        "no-patience",
+        "core/sharing.py",
+        "return now >= waiter.since + PATIENCE_S",
+        "return False",
+        "fewer slots than processes: somebody starves",
+    ),
+    Bug(
+        "home-always",
+        "core/sharing.py",
+        "    return rival.since + PATIENCE_S <= home.since\n",
+        "    return False\n",
+        "a busy process never gives a slot away to an equally rich one",
+    ),
+    Bug(
+        "fair-by-one",
+        "core/sharing.py",
+        "    return taker_level + 2\n",
+        "    return taker_level + 1\n",
+        "a uniform load moves slots to and fro for ever",
+    ),
+    Bug(
+        "asked-again-at-once",
+        "core/reclaim.py",
+        "            self._in_peace[process] = now + sharing.ANSWER_S\n",
+        "            pass\n",
+        "a waiter whom only another identity could help: server and process talk without end",
+    ),
+    Bug(
+        "keep-before-calm",
+        "core/returns.py",
+        "    books.reclaimer.brought_back(books, process, now, given=False, kept=home is None)\n"
+        "    if home is not None:\n        books.grant_kept(slot, home)\n"
+        "    else:\n        books.tell(process, Keep(slot.number))\n",
+        "    if home is not None:\n        books.grant_kept(slot, home)\n"
+        "    else:\n        books.tell(process, Keep(slot.number))\n"
+        "    books.reclaimer.brought_back(books, process, now, given=False, kept=home is None)\n",
+        "what is kept is brought back at once: a round trip for nothing",
+    ),
+    Bug(
+        "sweep-too-few",
+        "core/reclaim.py",
+        "sweep = books.slots.levels[donor] if everything else asked.wanted",
+        "sweep = asked.wanted",
+        "the idle resource of the wanted identity is never looked at",
+    ),
+    Bug(
+        "silent-masks",
+        "core/reclaim.py",
+        "return sum(asked.wanted for asked in self.asked.values() if now < asked.until)",
+        "return sum(asked.wanted for asked in self.asked.values())",
+        "a stopped process masks what lies idle elsewhere (rule 7)",
+    ),
+    Bug(
+        "hung-close-masks",
+        "core/pool.py",
+        "self.slots.expect_end(slot, now + sharing.ANSWER_S)",
+        "self.slots.expect_end(slot, now + 3600.0)",
+        "a close that hangs masks what lies idle elsewhere",
+    ),
+    Bug(
+        "contended-not-again",
+        "core/inventory.py",
+        "    books.reclaimer.forget(process)\n",
+        "",
+        "after a new session the process is believed to be contended, and is not",
+    ),
+    Bug(
+        "contended-for-ever",
+        "core/reclaim.py",
+        "        for process in list(self.asked):\n            self._let_go(books, process)\n",
+        "        self.asked.clear()\n",
+        "a process brings every resource back for ever though nobody waits",
+    ),
+    Bug(
+        "first-in-line-blocks",
+        "core/reclaim.py",
+        "        for taker in self._takers(books, now):\n",
+        "        for taker in list(self._takers(books, now))[:1]:\n",
+        "a waiter whom nobody can help holds up all others",
+    ),
+    Bug(
+        "blocked-takes-anything",
+        "core/pool.py",
+        "        if self.blocked_by_identity(waiter):\n            return slot.key == waiter.key\n",
+        "",
+        "resources are closed for a waiter whom that does not help",
+    ),
+    Bug(
+        "excess-unasked",
+        "core/reclaim.py",
+        "if books.excess(now) > self._asked_for(now):",
+        "if not books.waiting and books.excess(now) > self._asked_for(now):",
+        "a lowered cap is never reached while somebody waits",
+    ),
+    Bug(
+        "excess-kept",
+        "core/returns.py",
+        "if books.closed or books.upkeep.is_stale(books, slot) or books.excess(now):",
+        "if books.closed or books.upkeep.is_stale(books, slot):",
+        "what is above a lowered cap is put back on the shelf",
+    ),
+    Bug(
+        "excess-without-deadline",
+        "core/reclaim.py",
+        "        if not books.waiting and not books.above_cap():\n            return math.inf\n",
+        "        if not books.waiting:\n            return math.inf\n",
+        "one stopped process, and a lowered cap is never reached by the others",
+    ),
+    Bug(
+        "stale-kept",
+        "core/returns.py",
+        "if books.closed or books.upkeep.is_stale(books, slot) or books.excess(now):",
+        "if books.closed or books.excess(now):",
+        "a reset leaves old resources in use for ever",
+    ),
+    Bug(
+        "one-close-for-each",
+        "core/returns.py",
+        "    if outside <= books.slots.on_the_way(now):\n        return None\n",
+        "",
+        "one waiter, and everything that is brought back is closed",
+    ),
+    # --- the breaker --------------------------------------------------------------------------------------
+    Bug(
+        "every-failure-a-step",
+        "core/breaker.py",
+        "        elif granted_at <= self._stepped_at:\n            return\n",
+        "",
+        "eight openings that fail together: the longest back-off at once",
+    ),
+    Bug(
+        "many-probes",
+        "core/breaker.py",
+        '            self.state = "probing"\n',
+        "",
+        "everybody tries at once what one should try",
+    ),
+    Bug(
+        "lost-probe",
+        "core/pool.py",
+        "            breaker.probe_lost(slot.number)\n",
+        "            pass\n",
+        "a probe that dies with its process: nobody ever tries again",
+    ),
+    Bug(
+        "back-off-without-end",
+        "core/breaker.py",
+        "pause = min(FIRST_BACK_OFF_S * 2**self._steps, LONGEST_BACK_OFF_S)",
+        "pause = FIRST_BACK_OFF_S * 2**self._steps",
+        "after an hour's outage the pool stays shut for another one",
+    ),
+    Bug(
+        "shut-without-deadline",
+        "core/pool.py",
+        "            times += [b.retry_at for b in breakers if b.state ==",
+        "            times += [b.retry_at for b in () if b.state ==",
+        "those who wait for a broken database are forgotten when it works again",
+    ),
+    Bug(
+        "one-breaker-for-all",
+        "core/pool.py",
+        "breaker = self.breakers.setdefault(slot.key, Breaker())",
+        "breaker = Breaker()\n        self.breakers = dict.fromkeys([slot.key, *self.slots.by_key,"
+        " *(w.key for w in self.waiting)], breaker)",
+        "one identity's refused logins block everybody",
+    ),
+    # --- declarations, numbers ----------------------------------------------------------------------------
+    Bug(
+        "oldest-wins",
+        "core/pool.py",
+        "if declaration.options == self.options or declared_at <= self.declared_at:",
+        "if declaration.options == self.options or declared_at > self.declared_at:",
+        "a rolling restart goes back to the old bounds",
+    ),
+    Bug(
+        "creation-number",
+        "core/inventory.py",
+        'books.counters["opened"] = max(books.counters["opened"], opened)',
+        "pass",
+        "creation numbers begin again under every server",
+    ),
+    Bug(
+        "level-kept",
+        "core/table.py",
+        "        _decrement(self.by_key, slot.key)\n",
+        "",
+        "the count of an identity only ever grows",
+    ),
+]
