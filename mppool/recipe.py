@@ -19,11 +19,13 @@ class Opening:
     number: resources that the pool has opened before this one, over all processes.
     identity: the identity that the resource is opened for, or None where none is involved.
     token: a TokenInfo where the recipe names a `token_scope`, else None.
+    expires_on: for the recipe to set where what it opens with ends at a time that it knows (seconds since
+        1970): the resource is replaced 300 seconds earlier. Not needed for `token`.
     timeout: seconds that the waiting caller has left, or None where nobody waits or waits for ever.
         Nobody interrupts `open`; a recipe that can bound its own work (a login timeout) should.
     """
 
-    __slots__ = ("identity", "number", "timeout", "token")
+    __slots__ = ("expires_on", "identity", "number", "timeout", "token")
 
     def __init__(
         self,
@@ -36,6 +38,7 @@ class Opening:
         self.identity = identity
         self.token = token
         self.timeout = timeout
+        self.expires_on: float | None = None
 
     def __repr__(self) -> str:
         # The token is a secret: say only whether there is one.
@@ -56,6 +59,9 @@ class Recipe(Generic[T]):
 
     token_scope: str | None = None
     """Scope of the token that `open` wants in `opening.token`; None: no token is fetched."""
+
+    credential: Any = None
+    """Whose token that is where a checkout names no credential; None: nobody's, `opening.token` is None."""
 
     def open(self, opening: Opening) -> T:
         """Open one resource. An Exception becomes OpenFailed; a BaseException passes through."""

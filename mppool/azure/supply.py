@@ -127,12 +127,14 @@ class Supply:
         claims: str = "",
         tenant_id: str = "",
         enable_cae: bool = False,
+        unlike: str = "",
         timeout: float | None = None,
         asker: Callable[..., RawToken] | None = None,
     ) -> HeldToken:
         """A token that may be used.
 
         claims: of a challenge, which refused the token that was handed out last.
+        unlike: digest of a token that is near its end, of which another one is wanted (see TokenShare.get).
         timeout: seconds to wait for another process or thread that fetches; None: the default, which is
             longer where a person may have to sign in.
         asker: asks the credential, with the arguments of `credentials.ask`.
@@ -148,7 +150,7 @@ class Supply:
             share, key = self.where(scopes, tenant_id, enable_cae)
             source = self._source(share, key, asker, timeout)
             try:
-                held = share.get(key, source, claims=claims, timeout=timeout)
+                held = share.get(key, source, claims=claims, unlike=unlike, timeout=timeout)
             except _AccountChanged:
                 continue  # the token is there, under the key of the other account
             except TokenUnavailable as error:

@@ -36,6 +36,7 @@ from mppool.core.events import (
     Reset,
     Resize,
     Returned,
+    TokenReplaced,
     WantReady,
 )
 from mppool.core.pool import PoolBooks, Surroundings
@@ -179,6 +180,10 @@ class Books:
         if event.pool in self.pools:
             self.pools[event.pool].backend_failed(event, now)
 
+    def _token_replaced(self, process: ProcessId, event: TokenReplaced, now: float) -> None:
+        if event.pool in self.pools:
+            self.pools[event.pool].token_replaced(event)
+
     def _declared(self, process: ProcessId, event: Declare, now: float) -> None:
         self._declare(event.declaration, process, now)
 
@@ -312,6 +317,7 @@ class Books:
         Abandoned: _abandoned,
         CallEnded: _call_ended,
         BackendFailed: _backend_failed,
+        TokenReplaced: _token_replaced,
         Declare: _declared,
         Detached: _detached,
         WantToken: _want_token,

@@ -106,6 +106,14 @@ class PoolChanged(Decision, frozen=True, tag=True):
     key: str | None = None
 
 
+class DropToken(Decision, frozen=True, tag=True):
+    """Close what lies idle for this key and was opened with the token of this digest."""
+
+    pool: str
+    key: str
+    token: str
+
+
 class Draining(Decision, frozen=True, tag=True):
     """Answer to Drain: resources older than `generation` that are still open somewhere."""
 
@@ -165,6 +173,7 @@ ProcessDecision = (
     | Reclaim
     | Ask
     | PoolChanged
+    | DropToken
     | Draining
     | Readiness
     | Notice

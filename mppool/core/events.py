@@ -162,6 +162,17 @@ class BackendFailed(Event, frozen=True, tag=True):
     generation: int
 
 
+class TokenReplaced(Event, frozen=True, tag=True):
+    """The identity of this key has another token now: what was opened with the old one goes when it is idle.
+
+    token: digest of the old one.
+    """
+
+    pool: str
+    key: str
+    token: str
+
+
 class WantReady(Event, frozen=True, tag=True):
     """Open `min_size` resources if that has not begun yet. Answered by Readiness."""
 
@@ -236,6 +247,7 @@ ProcessEvent = (
     | NotMine
     | IdleTooLong
     | BackendFailed
+    | TokenReplaced
     | WantReady
     | Resize
     | Reset

@@ -19,6 +19,7 @@ from mppool.core.decisions import (
     Close,
     Decision,
     Draining,
+    DropToken,
     Erase,
     Grant,
     Notice,
@@ -42,7 +43,9 @@ from mppool.core.events import (
     OpenFailed,
     Remembered,
     Returned,
+    TokenReplaced,
 )
+from mppool.core.eviction import Eviction
 from mppool.core.reclaim import Reclaimer
 from mppool.core.slot import Slot, SlotState
 from mppool.core.statistics import SERVER_COUNTERS
@@ -83,6 +86,7 @@ class PoolBooks:
         self.breakers: dict[str, Breaker] = {}
         self.reclaimer = Reclaimer()
         self.upkeep = Upkeep(declaration.key)
+        self.eviction = Eviction()
         self.counters: Counter[str] = Counter(dict.fromkeys(SERVER_COUNTERS, 0))
         self._around = around
         self._settled_at = -math.inf
@@ -91,10 +95,8 @@ class PoolBooks:
 
     def declare(self, declaration: Declaration, process: ProcessId, now: float) -> None:
         """Another process declares the pool. The newest declaration wins, with one warning."""
-        self.upkeep.declarers.add(process)
         declared_at = now - declaration.age
-        if declared_at > self.declared_at:
-            self.upkeep.key = declaration.key
+        self.upkeep.declare(process, declaration.key, newest=declared_at > self.declared_at)
         if declaration.options == self.options or declared_at <= self.declared_at:
             if declaration.options == self.options:
                 self.declared_at = max(declared_at, self.declared_at)
@@ -219,6 +221,7 @@ class PoolBooks:
         """New bounds. What is open beyond a smaller cap goes when it is idle or released."""
         self.max_size = max_size
         self.min_size = min_size
+        self.eviction.afresh()
         self._record()
         self._settle(now)
 
@@ -242,6 +245,11 @@ class PoolBooks:
         self.upkeep.backend_failed(self, event)
         self._settle(now)
 
+    def token_replaced(self, event: TokenReplaced) -> None:
+        """What was opened with the old token is closed where it lies idle, in all processes."""
+        for process in self.upkeep.declarers:
+            self.tell(process, DropToken(self.name, event.key, event.token))
+
     def want_ready(self, process: ProcessId, now: float) -> None:
         """Fill up to `min_size` from now on, and say how far that has come."""
         self.upkeep.wanted = True
@@ -251,6 +259,7 @@ class PoolBooks:
     def close(self, now: float) -> None:
         """Hand out nothing any more; what is out goes when it is released."""
         self.closed = True
+        self.eviction.afresh()
         for waiter in self.waiting:
             self.waiting.remove(waiter.process, waiter.ticket)
             self._refuse(waiter.process, waiter.ticket, "closed", f"pool {self.name!r} was closed")
@@ -386,12 +395,13 @@ class PoolBooks:
         if self.min_size:
             self.upkeep.fill(self, now)
         self.reclaimer.plan(self, now)
+        self.eviction.sweep(self, now)
         self._settled_at = now
 
     def _forget_process(self, process: ProcessId) -> None:
         self.waiting.remove_process(process)
         self.reclaimer.forget(process)
-        self.upkeep.declarers.discard(process)
+        self.upkeep.forget(process)
 
     def _serve(self, now: float) -> None:
         """Give free slots to those who wait, as far as the bounds allow."""
@@ -459,7 +469,10 @@ class PoolBooks:
 
     def free(self, slot: Slot) -> None:
         """The end of a slot was proved."""
+        was_open = slot.state is not SlotState.OPENING
         self.slots.remove(slot)
+        if was_open:
+            self.eviction.emptied(self, slot.key)
         breaker = self.breakers.get(slot.key)
         if breaker:
             breaker.probe_lost(slot.number)

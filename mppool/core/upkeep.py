@@ -20,19 +20,41 @@ class Upkeep:
 
     key: of the recipe's own identity; `min_size` belongs to it, and holds no other identity alive.
     wanted: whether anybody has ever wanted a resource; nothing is opened before.
-    declarers: the processes that know how to open one.
+    declarers: the processes that know how to open one, each with the key of its own recipe's identity.
+    winner: the process whose declaration is in force; it may learn its own identity later.
     """
 
     def __init__(self, key: str) -> None:
         self.key = key
         self.wanted = False
-        self.declarers: set[ProcessId] = set()
+        self.declarers: dict[ProcessId, str] = {}
+        self.winner: ProcessId | None = None
         self._stale_before: dict[str, int] = {}
+
+    def declare(self, process: ProcessId, key: str, *, newest: bool) -> None:
+        """A process declares the pool, or has learned whom its own credential stands for."""
+        self.declarers[process] = key
+        if newest or self.winner in (None, process):
+            self.winner, self.key = process, key
+
+    def forget(self, process: ProcessId) -> None:
+        """A process is gone. If nobody else can open for the key that it declared, another one's counts."""
+        self.declarers.pop(process, None)
+        if process == self.winner:
+            self.winner = None
+            if self.declarers and self.key not in self.declarers.values():
+                self.winner = min(self.declarers)
+                self.key = self.declarers[self.winner]
 
     def fill(self, books: PoolBooks, now: float) -> None:
         """Have resources opened until there are `min_size`, spread over the processes."""
         while self._lacking(books) > 0 and not books.closed and self.wanted:
-            able = [process for process in self.declarers if books.may_open(process, self.key, now)]
+            able = [
+                process
+                for process, key in self.declarers.items()
+                # Another declaration opens something else under the same name (rule 11).
+                if key == self.key and books.may_open(process, self.key, now)
+            ]
             if not able:
                 return
             poorest = min(able, key=lambda process: (books.slots.levels[process], process))
@@ -51,8 +73,12 @@ class Upkeep:
         return breaker.retry_at
 
     def idle_too_long(self, books: PoolBooks, slot: Slot, now: float) -> None:
-        """A resource was brought back because it was idle for `max_idle`: it goes, but for `min_size`."""
-        if slot.key != self.key or self._lacking(books) < 0:
+        """A resource was brought back because it was idle for `max_idle`: it goes, but for `min_size`.
+
+        Nor does it go while somebody asks for one of its identity (`eviction`).
+        """
+        surplus = slot.key != self.key or self._lacking(books) < 0
+        if surplus and not books.eviction.is_asked_for(books, slot.key):
             books.close_slot(slot, "expired_idle", now)
         else:
             returns.answer(books, slot, now)

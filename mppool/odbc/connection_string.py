@@ -85,6 +85,11 @@ def _value(text: str, start: int, keyword: str) -> tuple[str, int]:
     return braced.group(1).replace("}}", "}"), braced.end()
 
 
+def joined(pieces: list[tuple[str, str]]) -> str:
+    """The connection string made of these pieces, with all secrets: for the driver alone."""
+    return ";".join(f"{keyword}={_braced(value)}" for keyword, value in pieces)
+
+
 def is_secret(keyword: str) -> bool:
     """Whether the value of this keyword must not be shown."""
     plain = keyword.lower().replace(" ", "").replace("_", "")

@@ -33,6 +33,7 @@ logger = logging.getLogger("mppool.odbc")
 _lock = threading.Lock()
 _pyodbc: ModuleType | None = None
 _private: PrivateIni | None = None
+_too_late = False
 
 
 def _renew_lock() -> None:
@@ -63,6 +64,14 @@ def load() -> ModuleType:
     return module
 
 
+def keeps_closed_sessions() -> bool:
+    """Whether the driver manager pools sessions of its own, and it was too late to turn that off.
+
+    It tells them apart by their connection strings alone: with access tokens, those must differ.
+    """
+    return _too_late
+
+
 def _import() -> ModuleType:
     try:
         return importlib.import_module("pyodbc")
@@ -81,7 +90,7 @@ def _import() -> ModuleType:
 
 
 def _turn_pooling_off(module: ModuleType) -> None:
-    global _private
+    global _private, _too_late
     vars(module)["pooling"] = False
     system, user = (
         _ini_directory() / _ini_name(),
@@ -98,12 +107,14 @@ def _turn_pooling_off(module: ModuleType) -> None:
             in_time = _allocate_environment(module)
     else:
         in_time = _allocate_environment(module)
+    _too_late = not in_time
     if not in_time:
         logger.warning(
             "this process used ODBC before mppool did, and %s (or %s) lets the driver manager pool "
             "connections (CPTimeout), which can no longer be turned off here: sessions that mppool "
-            "closes may stay open, so max_size is not exact at the database. Set Pooling=No there, or "
-            "open the first connection through mppool.",
+            "closes may stay open, so max_size is not exact at the database; connections that are opened "
+            "with access tokens get an APP of their own, so that nobody is handed another's. Set Pooling=No "
+            "there, or open the first connection through mppool.",
             system,
             user,
         )

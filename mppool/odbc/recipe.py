@@ -6,28 +6,36 @@ import hashlib
 import logging
 import math
 import struct
-from collections.abc import Callable, Mapping
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mppool.errors import ConfigurationError
 from mppool.odbc import connection_string as grammar
 from mppool.odbc import driver_manager
+from mppool.odbc.attributes import ACCESS_TOKEN as _ACCESS_TOKEN
+from mppool.odbc.attributes import (
+    AttributeSource,
+    asked_for,
+    check_token_structure,
+    checked,
+    described,
+    mark_of,
+    text_of,
+)
 from mppool.recipe import Opening, Recipe
+from mppool.worker.identities import broker
 
 if TYPE_CHECKING:
     import pyodbc
 
 logger = logging.getLogger("mppool.odbc")
 
-Attributes = Mapping[int, Any]
-AttributeSource = Attributes | Callable[[], Attributes | tuple[Attributes, float | None]] | None
-
 # SQL_ATTR_RESET_CONNECTION and its one value (ODBC 3.8): the driver resets the session with its
 # next request.
 _RESET_CONNECTION, _YES = 116, 1
-# Microsoft's SQL_COPT_SS_ACCESS_TOKEN.
-_ACCESS_TOKEN = 1256
+# Microsoft's driver refuses these beside an access token.
+_NOT_BESIDE_A_TOKEN = ("uid", "pwd", "authentication", "trusted_connection")
+_SCOPE = "https://database.windows.net/.default"
 # What a driver answers that does not know an attribute: optional feature not implemented, invalid
 # attribute, driver does not support this function.
 _UNKNOWN_ATTRIBUTE = frozenset({"HYC00", "HY092", "IM001"})
@@ -40,13 +48,17 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
     """Opens connections with `pyodbc.connect`.
 
     connection_string: any that the driver manager understands; a value that holds `;` in braces.
-    credential: must be None: access tokens are not supported in this version.
+    credential: a token credential (azure-identity's, or any with `get_token`): connections are opened
+        with its access tokens for Azure SQL, and are its identity's alone. A checkout may name
+        another one, or one where this is None. Where a token is used, UID, PWD, Authentication and
+        Trusted_Connection are taken out of the connection string. None: the string says all.
     autocommit: mode of a fresh connection, and again after each lease.
     login_timeout: seconds (whole ones: fractions are rounded up) that opening may take; less where
         the caller that waits for the connection has less left. None: as long as the driver likes.
     attrs_before: connection attributes to set before connecting, `{number: value}`; or a callable
         that is called only when a physical connection is opened and returns such a mapping, or a
-        tuple of it and the time (seconds since the epoch, or None) at which what it holds expires.
+        tuple of it and the time (seconds since the epoch, or None) at which what it holds expires:
+        the connection is replaced 300 seconds earlier.
     session_reset: what is done on release beside the rollback. "auto": the driver is asked to reset
         the session (Microsoft's drivers do, with the next request); one that says that it cannot is
         not asked again. True: a driver that cannot is refused at opening. False: never.
@@ -67,6 +79,8 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
     nor in `repr`; a pickled recipe holds them.
     """
 
+    token_scope = _SCOPE
+
     def __init__(
         self,
         connection_string: str,
@@ -82,17 +96,19 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         self._pieces = _validated(connection_string)
         self._scrubber = grammar.Scrubber(self._pieces)
         if credential is not None:
-            raise ConfigurationError(
-                "credential: access tokens are not supported in this version of mppool; give None "
-                "and put the login into the connection string (UID and PWD, Trusted_Connection, or an "
-                "Authentication that the driver does itself)"
-            )
+            broker().check(credential)
+        self.credential = credential
         if not isinstance(autocommit, bool):
             raise ConfigurationError(f"autocommit is {autocommit!r}; allowed are True and False")
         self._autocommit = autocommit
         self._login_timeout = _validated_login_timeout(login_timeout)
         if attrs_before is not None and not callable(attrs_before):
-            attrs_before = _validated_attributes(attrs_before)
+            attrs_before = checked(attrs_before)
+            if credential is not None and _ACCESS_TOKEN in attrs_before:
+                raise ConfigurationError(
+                    "attrs_before brings an access token (attribute 1256), and the credential another "
+                    "one; give one of them"
+                )
         self._attrs_before = attrs_before
         if session_reset != "auto" and not isinstance(session_reset, bool):
             raise ConfigurationError(
@@ -112,16 +128,17 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
     def open(self, opening: Opening) -> pyodbc.Connection:
         """Connect. Raises pyodbc's error, scrubbed, or ConfigurationError."""
         module = driver_manager.load()
-        attributes = self._attributes()
+        attributes, opening.expires_on = asked_for(self._attrs_before)
+        string = self._with_token(attributes, opening)
         try:
             connection: pyodbc.Connection = module.connect(
-                self._connection_string,
+                string,
                 autocommit=self._autocommit,
                 timeout=self._seconds_to_log_in(opening),
-                attrs_before=attributes,
+                attrs_before=attributes or None,
             )
         except module.Error as error:
-            failure = self._explained(error, module)
+            failure = self._explained(_without_token(error, attributes), module)
         else:
             if self._session_reset is True:
                 self._insist_on_session_reset(connection)
@@ -192,9 +209,10 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         return " ".join(named[keyword] for keyword in wanted if named.get(keyword))
 
     def fingerprint(self) -> str:
-        """A keyed hash of the connection string and of attrs_before."""
+        """A keyed hash of the connection string, of attrs_before and of the credential's identity."""
         digest = hashlib.blake2b(key=_FINGERPRINT_KEY, digest_size=16)
-        for part in (self._connection_string, *_described(self._attrs_before)):
+        whose = [] if self.credential is None else [_lasting_name(self.credential)]
+        for part in (self._connection_string, *described(self._attrs_before), *whose):
             encoded = part.encode("utf-8", errors="surrogatepass")
             digest.update(struct.pack("<Q", len(encoded)) + encoded)
         return f"odbc:{digest.hexdigest()}"
@@ -208,19 +226,22 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         ]
         return max(1, math.ceil(min(allowed))) if allowed else 0
 
-    def _attributes(self) -> dict[int, Any] | None:
-        source = self._attrs_before
-        if source is None or isinstance(source, Mapping):
-            return None if source is None else dict(source)
-        result = source()
-        if isinstance(result, tuple):
-            if len(result) != 2:
-                raise ConfigurationError(
-                    f"attrs_before returned a tuple of {len(result)}; give the mapping, or "
-                    "(mapping, expires_on)"
-                )
-            result = result[0]
-        return _validated_attributes(result)
+    def _with_token(self, attributes: dict[int, Any], opening: Opening) -> str:
+        """Put the token where the driver looks for it; the connection string that goes with it."""
+        if opening.token is not None:
+            attributes[_ACCESS_TOKEN] = opening.token.token_struct
+        structure = attributes.get(_ACCESS_TOKEN)
+        if structure is None:
+            return self._connection_string
+        check_token_structure(structure)
+        # A copy that only this call knows: what others hold they may change while the driver reads it.
+        attributes[_ACCESS_TOKEN] = structure = bytes(bytearray(structure))
+        pieces = [piece for piece in self._pieces if piece[0].lower() not in _NOT_BESIDE_A_TOKEN]
+        if driver_manager.keeps_closed_sessions():
+            # It takes all sessions of one connection string for the same (hazard of its own pooling).
+            pieces = [piece for piece in pieces if piece[0].lower() != "app"]
+            pieces.append(("APP", mark_of(structure)))
+        return grammar.joined(pieces)
 
     def _explained(self, error: Exception, module: ModuleType) -> Exception:
         """What to raise instead of the driver's error: without secrets, perhaps with a hint."""
@@ -263,6 +284,28 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
                 f"session_reset is True, but the driver of {self.describe(connection)} cannot reset "
                 "a session; allowed for it are 'auto' and False"
             )
+
+
+def _without_token(error: Exception, attributes: dict[int, Any]) -> Exception:
+    """The driver's error, should it repeat the token."""
+    structure = attributes.get(_ACCESS_TOKEN)
+    if structure is None:
+        return error
+    token = text_of(structure)
+    return type(error)(
+        *(
+            argument.replace(token, grammar.HIDDEN) if isinstance(argument, str) else argument
+            for argument in error.args
+        )
+    )
+
+
+def _lasting_name(credential: object) -> str:
+    """Whose credential it is, as far as that is known from the first declaration on."""
+    identity = broker().identity_of(credential)
+    if identity is not None and not identity.startswith("acct:"):
+        return identity
+    return f"{type(credential).__module__}.{type(credential).__qualname__}"
 
 
 def sqlstate(error: BaseException) -> str:
@@ -314,49 +357,3 @@ def _validated_login_timeout(seconds: float | None) -> float | None:
             f"login_timeout is {seconds!r}; allowed are seconds above 0, or None"
         )
     return seconds
-
-
-def _validated_attributes(attributes: object) -> dict[int, Any]:
-    """A copy of connection attributes. No message shows a value: it may be a token."""
-    if not isinstance(attributes, Mapping):
-        raise ConfigurationError(
-            f"attrs_before is, or returned, a {type(attributes).__name__}; give a mapping of "
-            "attribute numbers to values"
-        )
-    for number, value in attributes.items():
-        if isinstance(number, bool) or not isinstance(number, int):
-            raise ConfigurationError(
-                "attrs_before: each key is the number of a connection attribute (int)"
-            )
-        if not isinstance(value, int | str | bytes | bytearray):
-            raise ConfigurationError(
-                f"attrs_before: attribute {number} is a {type(value).__name__}; allowed: int, str, bytes"
-            )
-        if number == _ACCESS_TOKEN:
-            _validate_token_structure(value)
-    return dict(attributes)
-
-
-def _validate_token_structure(value: object) -> None:
-    # A driver believes the length in the structure and reads on beyond its end; from a str it
-    # crashes.
-    if (
-        not isinstance(value, bytes | bytearray)
-        or len(value) < 6
-        or len(value) % 2
-        or struct.unpack_from("<I", value)[0] != len(value) - 4
-    ):
-        raise ConfigurationError(
-            "attrs_before: attribute 1256 (access token) must be bytes: the byte count of the token as "
-            "a little-endian uint32, then the token in UTF-16-LE"
-        )
-
-
-def _described(attributes: AttributeSource) -> list[str]:
-    """attrs_before as texts, equal in all processes. Only ever hashed: they hold secrets."""
-    if attributes is None:
-        return []
-    if isinstance(attributes, Mapping):
-        return [f"{number}={attributes[number]!r}" for number in sorted(attributes)]
-    named = attributes if hasattr(attributes, "__qualname__") else type(attributes)
-    return [f"{named.__module__}:{named.__qualname__}"]

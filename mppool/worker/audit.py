@@ -164,6 +164,7 @@ def _tell_given_up(entry: Entry, error: str | None, counted: bool) -> None:
         # Told first: an interrupt between the two leaves it in the table, where the audit finds it.
         holdings.outbox.append(event)
         holdings.table.pop(number, None)
+        entry.face.forget_shelf(entry.key)
     entry.face.member.flush()
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mppool.core.decisions import NOBODY, Grant, Queued, Refuse
@@ -26,10 +26,12 @@ from mppool.worker.calls import SessionLost
 from mppool.worker.entry import NEVER, Entry
 from mppool.worker.face import Face, identity_of
 from mppool.worker.housekeeping import due_when_idle
+from mppool.worker.identities import NEAR_EXPIRY_S
 from mppool.worker.waiter import LocalWaiter
 
 if TYPE_CHECKING:
     from mppool.worker.holdings import Holdings
+    from mppool.worker.identities import Bearer
 
 log = logging.getLogger("mppool")
 
@@ -53,8 +55,11 @@ class Retry:
 class ColdCheckout:
     """One checkout that goes beyond the shelf. Everything it holds is given back however it ends."""
 
-    def __init__(self, face: Face, key: str, timeout: float | None) -> None:
+    def __init__(
+        self, face: Face, key: str, timeout: float | None, bearer: Bearer | None = None
+    ) -> None:
         self._face = face
+        self._bearer = bearer
         self._member = face.member
         self._key = key
         self._timeout = timeout
@@ -62,6 +67,8 @@ class ColdCheckout:
         self._deadline = None if timeout is None else self._started + timeout
         # Asking is not waiting: the books may take a moment to answer, also with a timeout of 0.
         self._ask_until = None if timeout is None else self._started + max(timeout, ASK_GRACE_S)
+        if bearer is not None:
+            bearer.deadline = self._deadline
         self._last_error: OpenFailedError | None = None
         self._waiter: LocalWaiter | None = None
         self._holdings = face.holdings
@@ -89,7 +96,7 @@ class ColdCheckout:
     def _from_shelf(self) -> Entry | None:
         face = self._face
         while (entry := face.take(self._key)) is not None:
-            if face.prepare(entry, monotonic()):
+            if face.prepare(entry, monotonic(), self._bearer):
                 return entry
         return None
 
@@ -150,13 +157,13 @@ class ColdCheckout:
     def _use(self, answer: Any, holdings: Holdings) -> Entry | None:
         face = self._face
         if isinstance(answer, Entry):
-            return answer if face.prepare(answer, monotonic()) else None
+            return answer if face.prepare(answer, monotonic(), self._bearer) else None
         if isinstance(answer, Grant):
             entry = holdings.table.get(answer.number)
             if entry is None:
                 return None  # the session was lost, and the grant with it
             try:
-                open_resource(entry, answer, self._left() or None)
+                open_resource(entry, answer, self._left() or None, self._bearer)
             except OpenFailedError as error:
                 if face.options.fail_fast or self._left() == 0:
                     raise
@@ -198,12 +205,18 @@ class ColdCheckout:
         raise PoolError(f"pool {face.name!r}: {refuse.text}")
 
 
-def open_resource(entry: Entry, grant: Grant, left: float | None) -> None:
-    """Use a fresh grant: open and configure the resource. Raises OpenFailed, with its cause."""
+def open_resource(
+    entry: Entry, grant: Grant, left: float | None, bearer: Bearer | None = None
+) -> None:
+    """Use a fresh grant: open and configure the resource. Raises OpenFailed, with its cause.
+
+    bearer: whose token the recipe gets; None where no credential is involved.
+    """
     face, member = entry.face, entry.face.member
-    opening = Opening(grant.opened_before, identity_of(entry.key), None, left)
     started = monotonic()
     try:
+        token = None if bearer is None else bearer.token(left)
+        opening = Opening(grant.opened_before, identity_of(entry.key), token, left)
         # In one call of C: no interrupt can strike between the hook's return and the storing, which would
         # leave an open resource to which nothing refers.
         entry.opened.extend(map(face.recipe.open, (opening,)))
@@ -228,6 +241,8 @@ def open_resource(entry: Entry, grant: Grant, left: float | None) -> None:
         raise
     seconds = monotonic() - started
     face.observe("open", seconds)
+    if bearer is not None and token is not None:
+        bearer.note(entry, token)
     with entry.holdings.lock:
         entry.state = "open"
         entry.grant = None
@@ -237,19 +252,43 @@ def open_resource(entry: Entry, grant: Grant, left: float | None) -> None:
             # Each draws its own instant, so that a fleet opened together does not die together.
             entry.retire_at = entry.opened_at + lifetime * (1 - LIFETIME_JITTER * random.random())
             entry.retire_reason = "expired_lifetime"
+        if token is None and isinstance(opening.expires_on, (int, float)):
+            _ends_by(entry, opening.expires_on)
         entry.holdings.outbox.append(Opened(entry.number, seconds))
         entry.opened = []
     member.flush()
     member.housekeeper.expects(due_when_idle(face, entry))
 
 
+def _ends_by(entry: Entry, expires_on: float) -> None:
+    """What the application has opened with a token of its own is replaced in time, where it says when.
+
+    Not where that would be at once: the application would have given a newer token if it had one.
+    """
+    left = expires_on - time() - NEAR_EXPIRY_S
+    if left > 0 and monotonic() + left < entry.retire_at:
+        entry.retire_at = monotonic() + left
+        entry.retire_reason = "expired_lifetime"
+
+
 def open_for_shelf(face: Face, grant: Grant) -> None:
     """Use a grant for which nobody waits: `min_size` resources are kept open."""
-    entry = face.holdings.table.get(grant.number)
+    holdings = face.holdings
+    entry = holdings.table.get(grant.number)
     if entry is None:
         return
     try:
-        open_resource(entry, grant, None)
+        bearer = face.identities.own(None)
+    except PoolError as error:
+        log.warning("%s; it is tried again later (min_size)", error)
+        give_up_opening(entry, _text_of(error), counted=True)
+        return
+    if grant.key != face.default_key:
+        # A token has told that the recipe's own identity is another one; the books know that by now.
+        face.member.decline(grant, holdings)
+        return
+    try:
+        open_resource(entry, grant, None, bearer)
     except OpenFailedError as error:
         log.warning("%s; it is tried again later (min_size)", error)
     except BaseException:

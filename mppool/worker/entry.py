@@ -30,6 +30,7 @@ class Entry:
     """
 
     __slots__ = (
+        "ask_at",
         "checked_at",
         "closing_at",
         "face",
@@ -52,6 +53,7 @@ class Entry:
         "stack",
         "state",
         "thread",
+        "token",
         "uses",
         "warned",
     )
@@ -83,6 +85,10 @@ class Entry:
         self.released_at = 0.0
         self.retire_at = NEVER
         self.retire_reason: Any = "retired"
+        # Digest of the token that it was opened with, "" without one, and when (seconds since 1970) the
+        # next checkout has to look whether that is still the right one.
+        self.token = ""
+        self.ask_at = NEVER
         self.uses = 0
         self.checked_at = 0.0
         self.closing_at = 0.0

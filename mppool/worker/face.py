@@ -8,7 +8,7 @@ import threading
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 from mppool.core.events import (
@@ -18,18 +18,24 @@ from mppool.core.events import (
     Declaration,
     IdleTooLong,
     Returned,
+    TokenReplaced,
 )
 from mppool.core.statistics import BOUNDS, HISTOGRAMS, WORKER_COUNTERS
 from mppool.recipe import Recipe, overrides
 from mppool.worker.entry import AT_ONCE, LONG_CLOSE_S, Entry
+from mppool.worker.identities import Identities
 from mppool.worker.waiter import LocalWaiter
 
 if TYPE_CHECKING:
     from mppool.options import PoolOptions
     from mppool.worker.holdings import Holdings
+    from mppool.worker.identities import Bearer
     from mppool.worker.member import Member
 
 log = logging.getLogger("mppool")
+
+_NO_SHELF: deque[Entry] = deque()
+"""Of a key of which there is nothing. It stays empty: resources append to the shelves that they know."""
 
 
 def key_of(fingerprint: str, identity: str | None) -> str:
@@ -59,7 +65,8 @@ class Face:
         self.recipe = recipe
         self.options = options
         self.fingerprint = recipe.fingerprint()
-        self.default_key = key_of(self.fingerprint, None)
+        self.identities = Identities(self)
+        self.default_key = self.identities.declared_key()
         self.declared_at = monotonic()
         self.on_checkout = recipe.on_checkout if overrides(recipe, "on_checkout") else None
         self.reset = recipe.reset if overrides(recipe, "reset") else None
@@ -80,7 +87,12 @@ class Face:
                 *limits,
             )
         self.first_lease_limit_s = min(limits, default=math.inf)
-        if self.on_checkout is not None or options.track_leaks or self.watched:
+        if (
+            self.on_checkout is not None
+            or options.track_leaks
+            or self.watched
+            or recipe.credential is not None  # its token has to be looked at
+        ):
             self.trust_s = -1.0
         # Whether a release is nothing but an append.
         self.plain = self.reset is None and options.max_uses is None and not self.watched
@@ -101,12 +113,30 @@ class Face:
         # Whether a background check is going on or about to, and of which resource.
         self.checking = False
         self.borrowed: Entry | None = None
-        shelf = self.shelf_of(self.default_key)
-        self.pop: Callable[[], Entry] = self._popper(shelf)
+        self.identities.renew()
+        self.pop: Callable[[], Entry] = self._popper(self.shelf_of(self.default_key))
+
+    def key_for(self, identity: str | None) -> str:
+        """The key of what this pool opens for an identity."""
+        return key_of(self.fingerprint, identity)
 
     def shelf_of(self, key: str) -> deque[Entry]:
-        """The shelf of a key; made at first use (setdefault is atomic)."""
+        """The shelf of a key; made for its first resource (setdefault is atomic)."""
         return self.shelves.setdefault(key, deque())
+
+    def forget_shelf(self, key: str) -> None:
+        """The sub-pool of an identity is empty: nothing is kept of it. Caller holds the holdings' lock.
+
+        Resources append themselves to the shelf that they know, so it must be the last of them that is gone.
+        """
+        if key != self.default_key and not any(
+            entry.key == key and entry.face is self for entry in self.holdings.table.values()
+        ):
+            self.shelves.pop(key, None)
+
+    def popper_of(self, key: str) -> Callable[[], Entry]:
+        """Takes from the shelf of a key; while there is none it finds nothing."""
+        return self._popper(self.shelves.get(key, _NO_SHELF))
 
     def _popper(self, shelf: deque[Entry]) -> Callable[[], Entry]:
         # Releases append on the right, so the oldest lie on the left.
@@ -115,7 +145,7 @@ class Face:
     def take(self, key: str) -> Entry | None:
         """A resource from the shelf of a key, or None."""
         try:
-            return self._popper(self.shelf_of(key))()
+            return self.popper_of(key)()
         except IndexError:
             return None
 
@@ -127,11 +157,15 @@ class Face:
 
     # --- checkout ----------------------------------------------------------------------------------------
 
-    def prepare(self, entry: Entry, now: float) -> bool:
+    def prepare(self, entry: Entry, now: float, bearer: Bearer | None = None) -> bool:
         """Make a resource from the shelf ready for a caller; False if it had to be closed instead."""
         if now >= entry.retire_at:
             self.close(entry, entry.retire_reason)
             return False
+        if entry.token and bearer is not None and time() >= entry.ask_at:
+            if not self._goes_on(entry, bearer):
+                return False
+            now = monotonic()
         idle_for = self.options.check_idle_for
         if (
             self.check is not None
@@ -142,6 +176,29 @@ class Face:
             return False
         self.lend(entry, now)
         return True
+
+    def _goes_on(self, entry: Entry, bearer: Bearer) -> bool:
+        """Whether the token of this session is still the one of its identity; else it is closed.
+
+        What lies idle with the old token goes with it, in all processes; the caller opens with the new one.
+        """
+        try:
+            if bearer.still_holds(entry):
+                return True
+        except BaseException:  # no token could be had: that says nothing about the session
+            self.shelve_where_it_lay(entry)
+            raise
+        self.count("reopened")
+        old = entry.token
+        self.close(entry, "retired")
+        self.member.tell(TokenReplaced(self.name, entry.key, old))
+        self.drop_token(entry.key, old)
+        return False
+
+    def drop_token(self, key: str, token: str) -> None:
+        """Close what lies idle for this key and was opened with the token of this digest."""
+        for entry in self.take_idle(lambda entry: entry.token == token and entry.key == key):
+            self.member.close_soon(entry, "retired")
 
     def lend(self, entry: Entry, now: float) -> None:
         """The resource goes to a caller: count it, and tell the hook."""
@@ -269,7 +326,7 @@ class Face:
         if self.contended:
             self.sweep(key, math.inf, 0.0)
             return
-        shelf, queue = self.shelf_of(key), self.waiters.get(key)
+        shelf, queue = self.shelves.get(key, _NO_SHELF), self.waiters.get(key)
         while queue and any(waiter.is_open for waiter in list(queue)):
             try:
                 entry = shelf.popleft()
@@ -295,7 +352,7 @@ class Face:
 
     def sweep(self, key: str, most: float, idle_for: float) -> int:
         """Bring back up to `most` idle resources of a key, those idle for longest first; how many."""
-        shelf, brought = self.shelf_of(key), 0
+        shelf, brought = self.shelves.get(key, _NO_SHELF), 0
         while brought < most:
             entry = self._take_oldest(shelf, idle_for)
             if entry is None:
@@ -369,6 +426,8 @@ class Face:
             queue = self.waiters.get(waiter.key)
             if queue is not None and waiter in queue:
                 queue.remove(waiter)  # only here, under the lock
+                if not queue:
+                    del self.waiters[waiter.key]
             self._look_whether_attention()
 
     def _look_whether_attention(self) -> None:
@@ -424,6 +483,7 @@ class Face:
             holdings.side.pop(entry.number, None)
             if holdings.table.pop(entry.number, None) is not None:
                 self.past_uses += entry.uses
+            self.forget_shelf(entry.key)
         self.member.flush()
 
     def retire_older_than(self, generation: int, key: str | None) -> list[Entry]:

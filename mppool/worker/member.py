@@ -12,6 +12,7 @@ from mppool.core.decisions import (
     NOBODY,
     Ask,
     Close,
+    DropToken,
     Grant,
     Keep,
     Notice,
@@ -124,6 +125,11 @@ class Member:
                 f"pool {name!r} is declared twice in this process, with recipes that open different "
                 "things; declare it once, or use another name"
             )
+        if not face.identities.is_own(recipe.credential):
+            raise ConfigurationMismatch(
+                f"pool {name!r} is declared twice in this process, with different credentials; give one of "
+                "them to checkout(credential=...), or use another name"
+            )
         return face
 
     # --- to the books ------------------------------------------------------------------------------------
@@ -189,6 +195,8 @@ class Member:
             if face.is_retired(grant.key, grant.generation):
                 entry.retire_at = AT_ONCE
             holdings.table[grant.number] = entry
+            # Not before it is in the table: as long as it is, the shelf is not forgotten.
+            entry.shelf = face.shelf_of(grant.key)
         return True
 
     def decline(self, grant: Grant, holdings: Holdings) -> None:
@@ -197,6 +205,7 @@ class Member:
             if grant.number in holdings.table:
                 holdings.outbox.append(Declined(grant.number))
                 del holdings.table[grant.number]
+                self.faces[grant.pool].forget_shelf(grant.key)
         self.flush()
 
     def retry(self, ticket: Ticket) -> None:
@@ -309,6 +318,11 @@ class Member:
         # A release that looked just before may append just now: the housekeeper looks once more.
         self.housekeeper.expects(monotonic() + LOOK_AGAIN_S)
 
+    def _on_drop_token(self, drop: DropToken, session: Session) -> None:
+        face = self.faces.get(drop.pool)
+        if face is not None:
+            face.drop_token(drop.key, drop.token)
+
     def close_soon(self, entry: Entry, reason: CloseReason) -> None:
         """Close a resource that the caller owns, in another thread."""
         if entry.face.begin_close(entry):
@@ -328,6 +342,7 @@ class Member:
         Reclaim: _on_reclaim,
         Ask: _on_ask,
         PoolChanged: _on_pool_changed,
+        DropToken: _on_drop_token,
         Notice: _on_notice,
         **dict.fromkeys((TokenGiven, FetchToken, TokenRefused), _on_token),
     }
@@ -356,6 +371,7 @@ class Member:
         face = self.faces[pool]
         if any(face.shelves.values()):
             return
+        bearer = face.identities.own(seconds)
         event = Checkout(pool, face.default_key, self.next_ticket(), 0.0)
         try:
             answer = self.call(event, monotonic() + seconds)
@@ -363,7 +379,7 @@ class Member:
             raise ServerUnavailable(str(error)) from error
         entry = self.holdings.table.get(answer.number) if isinstance(answer, Grant) else None
         if entry is not None:
-            open_resource(entry, answer, seconds)
+            open_resource(entry, answer, seconds, bearer)
             face.shelve(entry)
         elif isinstance(answer, Refuse) and answer.reason != "timeout":
             raise PoolError(answer.text)

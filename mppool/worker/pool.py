@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import threading
 import traceback
-from time import monotonic
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from weakref import ref
 
 from mppool.core.events import ClosePool, Drain, Reset, Resize, WantReady
-from mppool.errors import CheckoutTimeout, ConfigurationError, PoolClosed
+from mppool.errors import CheckoutTimeout, PoolClosed
 from mppool.options import PoolOptions, checked_options, checked_timeout
 from mppool.worker.cold import ColdCheckout
-from mppool.worker.face import key_of
+from mppool.worker.identities import Bearer
 from mppool.worker.lease import Lease
 
 if TYPE_CHECKING:
@@ -69,9 +70,13 @@ class Pool(Generic[T]):
 
         timeout: seconds to wait; None: for ever; 0: only what can be had without waiting for anybody
             (opening a new resource within the cap is not waiting). It bounds waiting, not hooks.
-        identity: whose resource; only one that was opened for the same identity is handed out.
+        identity: whose resource; only one that was opened for the same identity is handed out. Any text; it
+            counts for more than what the credential would say.
+        credential: a token credential (azure-identity's, or any with `get_token`) for the token that the
+            recipe opens with; it names the identity too. Without it the recipe's own counts. A token is
+            fetched where a resource is opened, and before that only where nothing else tells the identity.
 
-        Raises CheckoutTimeout, TooManyWaiting, OpenFailed (its cause is what the recipe raised),
+        Raises ConfigurationError for a credential or identity that is none, CheckoutTimeout, TooManyWaiting, OpenFailed (its cause is what the recipe raised),
         PoolClosed, ServerUnavailable. A BaseException in a hook passes through as it is.
         """
         face = self._face
@@ -87,39 +92,81 @@ class Pool(Generic[T]):
                         entry.uses += 1
                         entry.lent_at = now
                         return Lease(entry, face)
-                    if face.prepare(entry, now):
+                    bearer = None
+                    if entry.token and time() >= entry.ask_at:
+                        bearer = face.identities.own_quickly(self._deadline(timeout))
+                    if face.prepare(entry, now, bearer):
                         return self._lease(entry)
-                return self._checkout_cold(face, face.default_key, timeout)
-            return self._checkout_cold(face, self._key(identity, credential), timeout)
+                    if bearer is not None and bearer.fetched is not None:
+                        return self._checkout_cold(face, timeout, bearer)
+                return self._checkout_anew(face, timeout, None, None)
+            return self._checkout_for(face, timeout, identity, credential)
         except BaseException as error:
             entry = None  # the traceback keeps this frame, and must not keep it
             face.member.interrupted(error)
             raise
 
-    def _checkout_cold(self, face: Face, key: str, timeout: float | None) -> Lease[T]:
-        seconds = (
-            face.options.timeout if timeout is _DEFAULT else checked_timeout(self.name, timeout)
-        )
-        return self._lease(ColdCheckout(face, key, seconds).run())
+    def _checkout_for(
+        self, face: Face, timeout: float | None, identity: str | None, credential: Any
+    ) -> Lease[T]:
+        """A checkout that says for whom. What is remembered of a credential makes it nearly as short."""
+        try:
+            known = face.identities.known.get(ref(credential)) if identity is None else None
+        except TypeError:  # it cannot be referred to weakly, or hashed
+            known = None
+        if known is None or known.watch() is not credential:
+            return self._checkout_anew(face, timeout, identity, credential)
+        try:
+            entry = known.pop()
+        except IndexError:
+            return self._checkout_anew(face, timeout, identity, credential)
+        try:
+            now = monotonic()
+            if (
+                now < entry.retire_at
+                and now - entry.released_at < face.trust_s
+                and time() < entry.ask_at
+            ):
+                entry.uses += 1
+                entry.lent_at = now
+                return Lease(entry, face)
+            bearer = Bearer(face, known.key, known.identity, credential)
+            bearer.deadline = self._deadline(timeout)
+            if face.prepare(entry, now, bearer):
+                return self._lease(entry)
+            return self._checkout_cold(face, timeout, bearer)
+        except BaseException:
+            del entry  # the traceback keeps this frame, and must not keep it
+            raise
+
+    def _seconds(self, timeout: float | None) -> float | None:
+        if timeout is _DEFAULT:
+            return self._face.options.timeout
+        return checked_timeout(self.name, timeout)
+
+    def _deadline(self, timeout: float | None) -> float | None:
+        seconds = self._seconds(timeout)
+        return None if seconds is None else monotonic() + seconds
+
+    def _checkout_anew(
+        self, face: Face, timeout: float | None, identity: str | None, credential: Any
+    ) -> Lease[T]:
+        """Find out for whom this is, which may take a token, and go on from there."""
+        started, seconds = monotonic(), self._seconds(timeout)
+        bearer = face.identities.of(identity, credential, seconds)
+        if bearer is not None and bearer.fetched is not None and seconds is not None:
+            seconds = max(0.0, seconds - (monotonic() - started))
+        return self._checkout_cold(face, seconds, bearer)
+
+    def _checkout_cold(self, face: Face, timeout: float | None, bearer: Bearer | None) -> Lease[T]:
+        key = face.default_key if bearer is None else bearer.key
+        return self._lease(ColdCheckout(face, key, self._seconds(timeout), bearer).run())
 
     def _lease(self, entry: Entry) -> Lease[T]:
         if self._face.options.track_leaks:
             entry.stack = "".join(traceback.format_stack()[:-2])
             entry.thread = threading.current_thread().name
         return Lease(entry, self._face)
-
-    def _key(self, identity: str | None, credential: Any) -> str:
-        if credential is not None:
-            raise ConfigurationError(
-                f"pool {self.name!r}: this version does not fetch tokens, so checkout(credential=...) cannot "
-                "be served; use identity= and let the recipe authenticate"
-            )
-        if not isinstance(identity, str) or not identity or "\0" in identity:
-            raise ConfigurationError(
-                f"pool {self.name!r}: identity={identity!r:.80} is not allowed; give a text, not empty, "
-                "without NUL"
-            )
-        return key_of(self._face.fingerprint, identity)
 
     def acheckout(
         self,

@@ -158,19 +158,25 @@ class TokenShare:
         source: Source,
         *,
         claims: str = "",
+        unlike: str = "",
         timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> HeldToken:
         """A token that may be used.
 
         claims: of a challenge that refused the token which was handed out last.
+        unlike: digest of a token that is near its end: the issuer is asked for another one, unless somebody
+            has got one already. It may give the same again.
         timeout: seconds to wait for others (None: for ever); what `source.fetch` takes is its own business.
         Raises what `source.fetch` raised in this thread; TokenUnavailable for a failure elsewhere, and for
         a timeout.
         """
         held = self._held.get(key)
-        if held is not None and not claims and held.is_fresh():
-            return held
-        bad = "" if held is None or (not claims and held.is_usable()) else digest_of(held.token)
+        if held is not None and not claims and held.is_fresh():  # noqa: SIM102  # the usual case first
+            if not unlike or digest_of(held.token) != unlike:
+                return held
+        bad = unlike
+        if held is not None and (claims or not held.is_usable()):
+            bad = digest_of(held.token)
         deadline = None if timeout is None else monotonic() + timeout
         while True:
             answer = self._ask(key, claims, bad, deadline, source.patience)

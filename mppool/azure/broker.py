@@ -1,0 +1,84 @@
+"""What pools ask of credentials (see mppool.worker.identities.Broker)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mppool.azure.credentials import StaticToken, get_token_info
+from mppool.azure.identity import azure_class_of, compute_identity_key, home_account_of, identity_of
+from mppool.azure.shared import Shared
+from mppool.azure.supply import Supply, checked_credential
+from mppool.azure.token import TokenInfo, token_struct
+
+if TYPE_CHECKING:
+    from mppool.worker.identities import Token
+    from mppool.worker.member import Member
+
+
+class AzureBroker:
+    """Over mppool.azure's knowledge of credentials, and the tokens that all processes share."""
+
+    def check(self, credential: object) -> None:
+        """Raises ConfigurationError for what is no token credential."""
+        checked_credential(credential, asynchronous=False)
+
+    def identity_of(self, credential: Any) -> str | None:
+        """Whom it stands for; None: only a token can tell."""
+        return identity_of(credential)
+
+    def is_brought(self, credential: Any) -> bool:
+        """Whether it holds a token of the application's own."""
+        return isinstance(_unshared(credential), StaticToken)
+
+    def is_same(self, one: Any, other: Any) -> bool:
+        """Whether both stand for the same identity as far as anybody can tell."""
+        one, other = _unshared(one), _unshared(other)
+        if one is other:
+            return True
+        if isinstance(one, StaticToken) and isinstance(other, StaticToken):
+            return one.raw().token == other.raw().token
+        identity = identity_of(one)
+        if identity is None and azure_class_of(one) == "DefaultAzureCredential":
+            return azure_class_of(other) == "DefaultAzureCredential"  # one ambient identity
+        return identity is not None and identity == identity_of(other)
+
+    def fetch(
+        self,
+        member: Member,
+        credential: Any,
+        scope: str,
+        identity: str | None,
+        timeout: float | None,
+        unlike: str = "",
+    ) -> TokenInfo:
+        """A token: shared by all processes where the identity is known, else the credential's own."""
+        inner = _unshared(credential)
+        named = identity_of(credential)
+        if (identity is None and not _is_one_identity(inner)) or self.is_brought(inner):
+            # Nobody knows whether the next token is the same one's: it is asked for each time.
+            return get_token_info(credential, scope)
+        supply = Supply(member, inner, None if identity in (None, named) else identity)
+        held = supply.hold((scope,), unlike=unlike, timeout=timeout)
+        return TokenInfo(token_struct(held.token), held.expires_on, home_account_of(inner))
+
+    def identity_from(self, token: Token) -> str:
+        """The hash of the whole token: its claims may be forged (hazard 31)."""
+        identity = compute_identity_key("token", token_struct=token.token_struct)
+        assert identity is not None
+        return identity
+
+
+def _unshared(credential: Any) -> Any:
+    """What a SharedCredential asks: two that share would wait for each other."""
+    return credential.unshared if isinstance(credential, Shared) else credential
+
+
+def _is_one_identity(credential: Any) -> bool:
+    """Whether all tokens of this object are of one identity, although nobody knows which.
+
+    An unknown class may look at a request, a thread or a context to see for whom it is asked.
+    """
+    return azure_class_of(credential) not in ("", "ChainedTokenCredential")
+
+
+BROKER = AzureBroker()
