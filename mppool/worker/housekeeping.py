@@ -10,9 +10,10 @@ Hooks do not run here, they are handed to the chores: one that hangs must not de
 from __future__ import annotations
 
 import logging
+import threading
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from mppool.core.events import IdleTooLong
 from mppool.worker.entry import AT_ONCE, LONG_CLOSE_S, NEVER
@@ -23,6 +24,19 @@ if TYPE_CHECKING:
     from mppool.worker.member import Member
 
 log = logging.getLogger("mppool")
+
+KEEPER_PAUSE_S = 5.0
+"""A keeper that failed is looked at again after so long."""
+
+
+class Keeper(Protocol):
+    """Something else than pools that wants to be looked after now and then, in the background thread."""
+
+    def look(self, now: float) -> float:
+        """Do what is due, without waiting for anything; when to look again at the latest (NEVER: no need)."""
+
+    def is_over(self) -> bool:
+        """Whether it wants nothing any more."""
 
 
 class Housekeeper:
@@ -36,6 +50,19 @@ class Housekeeper:
         self._member = member
         self._planned = NEVER
         self._expected: deque[float] = deque()
+        # Replaced as a whole, so that the thread needs no lock to go through it.
+        self._keepers: tuple[Keeper, ...] = ()
+        self._keepers_due = NEVER
+        self._changing = threading.Lock()
+
+    def look_after(self, keeper: Keeper) -> None:
+        """Have the thread look at it whenever it is awake, from now on; the thread is started if there is none."""
+        if keeper not in self._keepers:
+            with self._changing:
+                if keeper not in self._keepers:
+                    self._keepers = (*self._keepers, keeper)
+        self._member.link.ensure_thread()
+        self._member.wake()
 
     def expects(self, due: float) -> None:
         """Something is due at this instant, of which the thread may not know yet."""
@@ -46,7 +73,8 @@ class Housekeeper:
     def seconds_left(self, now: float) -> float | None:
         """How long the thread may sleep; None: until somebody wakes it."""
         self._take_in()
-        return None if self._planned == NEVER else max(0.0, self._planned - now)
+        due = min(self._planned, self._keepers_due)
+        return None if due == NEVER else max(0.0, due - now)
 
     def _take_in(self) -> None:
         while self._expected:
@@ -55,6 +83,8 @@ class Housekeeper:
     def run(self, now: float) -> None:
         """Do what is due, if anything is, and plan the next look."""
         self._take_in()
+        if self._keepers:
+            self._look_at_keepers(now)
         if now < self._planned:
             return
         self._planned = NEVER  # before looking: what is expected meanwhile is noted again
@@ -62,6 +92,21 @@ class Housekeeper:
         for face in list(self._member.faces.values()):
             due = min(due, self._look_after(face, now))
         self._planned = due
+
+    def _look_at_keepers(self, now: float) -> None:
+        due = NEVER
+        for keeper in self._keepers:
+            try:
+                due = min(due, keeper.look(now))
+            except Exception:
+                log.exception(
+                    "manager %r: looking after a %s failed", self._member.name, type(keeper)
+                )
+                due = min(due, now + KEEPER_PAUSE_S)
+        self._keepers_due = due
+        if any(keeper.is_over() for keeper in self._keepers):
+            with self._changing:
+                self._keepers = tuple(one for one in self._keepers if not one.is_over())
 
     def _look_after(self, face: Face, now: float) -> float:
         entries = face.entries()

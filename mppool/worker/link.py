@@ -361,6 +361,10 @@ class ServerLink:
         """See Link."""
         self.errands.wake()
 
+    def ensure_thread(self) -> None:
+        """See Link."""
+        self.errands.ensure_running()
+
     def tidy(self) -> None:
         """See Link."""
         self.retry_orphans()

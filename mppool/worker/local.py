@@ -224,6 +224,11 @@ class LocalLink:
         if wake_up is not None:
             wake_up.set()
 
+    def ensure_thread(self) -> None:
+        """See Link."""
+        with self._lock:
+            self._ready_books()
+
     def tidy(self) -> None:
         """See Link."""
         if self._books is not None:

@@ -23,6 +23,9 @@ class Link(Protocol):
     def wake(self) -> None:
         """Have the background thread look around; safe in a finalizer."""
 
+    def ensure_thread(self) -> None:
+        """Have a background thread; it looks around even where there is no server."""
+
     def tidy(self) -> None:
         """Finish what an interrupted thread has left half done. Called by the background thread."""
 

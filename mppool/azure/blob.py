@@ -1,0 +1,268 @@
+"""Blob Storage: one BlobServiceClient per credential and account, for all threads of a process."""
+
+from __future__ import annotations
+
+import functools
+import logging
+import re
+import threading
+from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
+
+from mppool.azure.clients import ClientPool
+from mppool.azure.keys import configured_ttl, digest
+from mppool.errors import ConfigurationError
+from mppool.worker.fork import renew_in_children
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from azure.storage.blob import BlobServiceClient
+    from azure.storage.blob.aio import BlobServiceClient as AsyncBlobServiceClient
+
+log = logging.getLogger("mppool")
+
+C = TypeVar("C")
+
+IDLE_TTL_VARIABLE = "BLOB_SERVICE_POOL_IDLE_TTL_SECONDS"
+
+DEFAULT_MANAGER = "azure"
+"""The manager of the pool behind the module functions: one token cache for all processes of the user."""
+
+_ACCOUNT = re.compile(r"[a-z0-9]{3,24}(-secondary)?")
+
+# What the SDK sets where it makes the transport itself (azure.storage.blob._shared.constants, 12.31).
+_TRANSPORT_DEFAULTS = {
+    "connection_timeout": 20,
+    "read_timeout": 60,
+    "connection_data_block_size": 256 * 1024,
+}
+_TRANSPORT_OPTIONS = frozenset(
+    (
+        *_TRANSPORT_DEFAULTS,
+        "connection_verify",
+        "connection_cert",
+        "use_env_settings",
+    )
+)
+
+
+class BlobServicePool(ClientPool["BlobServiceClient"]):
+    """Hands out BlobServiceClients that threads share. See ClientPool for what holds for all such pools.
+
+    manager: whose shared tokens the clients use.
+    idle_ttl: seconds after which a client that nobody has asked for is let go; None: what
+        $BLOB_SERVICE_POOL_IDLE_TTL_SECONDS says, else 1800.
+    client_options: for every client: keyword arguments of BlobServiceClient (`connection_verify`,
+        `retry_total`, `max_block_size`, ...).
+
+    Costs nothing before its first client: no process, no thread, no I/O.
+    """
+
+    def __init__(
+        self, manager: Any, *, idle_ttl: float | None = None, **client_options: Any
+    ) -> None:
+        for refused in ("transport", "credential", "session"):
+            if refused in client_options:
+                raise ConfigurationError(
+                    f"BlobServicePool({refused}=...) is not allowed: each client has its own"
+                )
+        transport = {
+            name: value for name, value in client_options.items() if name in _TRANSPORT_OPTIONS
+        }
+        super().__init__(
+            manager,
+            functools.partial(_blob_service_client, client_options),
+            async_factory=functools.partial(_async_blob_service_client, client_options),
+            name="blob-service",
+            idle_ttl=idle_ttl,
+            transport_options={**_TRANSPORT_DEFAULTS, **transport},
+        )
+        self._client_options = client_options
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_rebuild, (self.manager, self.idle_ttl, self._client_options))
+
+    def client(self, credential: Any, account: str) -> BlobServiceClient:
+        """The client for this credential and account.
+
+        credential: a token credential (of which the pool keeps none alive), AzureNamedKeyCredential,
+            AzureSasCredential, or an account key or SAS as str.
+        account: its name, or its URL ("https://<name>.blob.core.windows.net" and others).
+
+        Raises ConfigurationError for what is none of these, and for a bad idle time in the environment.
+        """
+        return super().client(credential, account)
+
+    def aclient(self, credential: Any, account: str) -> AsyncBlobServiceClient:
+        """The client of azure.storage.blob.aio, for the event loop that is running.
+
+        credential: as for `client`; token credentials of either kind.
+        """
+        made: AsyncBlobServiceClient = super().aclient(credential, account)
+        return made
+
+    def client_from_connection_string(self, connection_string: str) -> BlobServiceClient:
+        """The client for a storage connection string with a key or a SAS in it.
+
+        Raises ConfigurationError, which never shows it, for what is none.
+        """
+        credential, url = _parsed(connection_string)
+        return self.client(credential, url)
+
+    def target_of(self, target: str) -> str:
+        """The URL of an account, however it is written."""
+        if not isinstance(target, str):
+            raise ConfigurationError(
+                f"the account is a {type(target).__name__}; give its name or URL"
+            )
+        return account_url(target)
+
+    def effective_ttl(self) -> float:
+        """Seconds. Raises ConfigurationError where the environment variable says none."""
+        return configured_ttl(self.idle_ttl, IDLE_TTL_VARIABLE)
+
+
+def _rebuild(manager: Any, idle_ttl: float | None, options: dict[str, Any]) -> BlobServicePool:
+    return BlobServicePool(manager, idle_ttl=idle_ttl, **options)
+
+
+def _blob_service_client(
+    options: dict[str, Any], target: str, *, credential: Any, transport: Any
+) -> BlobServiceClient:
+    try:
+        from azure.storage.blob import BlobServiceClient as Client
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+    return _made(Client, options, target, credential, transport)
+
+
+def _async_blob_service_client(
+    options: dict[str, Any], target: str, *, credential: Any, transport: Any
+) -> AsyncBlobServiceClient:
+    try:
+        from azure.storage.blob.aio import BlobServiceClient as Client
+    except ModuleNotFoundError as error:
+        raise _missing(error) from error
+    return _made(Client, options, target, credential, transport)
+
+
+def _made(
+    kind: Callable[..., C], options: dict[str, Any], target: str, credential: Any, transport: Any
+) -> C:
+    try:
+        return kind(target, credential=credential, transport=transport, **options)
+    except (ValueError, TypeError) as error:
+        # The SDK's own text shows neither keys nor tokens: an http URL with a token credential, and such.
+        raise ConfigurationError(f"no client for {target}: {error}") from error
+
+
+def _missing(error: ModuleNotFoundError) -> ConfigurationError:
+    return ConfigurationError(
+        f"{error.name} is not installed; pip install 'mppool[azure]' brings what blob clients need"
+    )
+
+
+@functools.lru_cache(maxsize=1024)
+def account_url(account: str) -> str:
+    """The URL of an account by name or URL. Raises ConfigurationError for what is neither."""
+    if _ACCOUNT.fullmatch(account):
+        return f"https://{account}.blob.core.windows.net"
+    try:
+        parts = urlsplit(account)
+        host, _ = parts.hostname, parts.port
+    except ValueError:
+        host = None
+    # What stands behind a question mark or before an @ is mostly a secret: not to be shown, nor kept in URLs.
+    if _holds_secrets(account):
+        raise ConfigurationError(
+            "the account's URL has more than scheme, host and path; give a SAS as credential "
+            "(AzureSasCredential, or str) instead of within the URL"
+        )
+    if not host or parts.scheme.lower() not in ("https", "http"):
+        raise ConfigurationError(
+            f"account={account!r:.80} is neither a name (3 to 24 lower-case letters and digits) nor a URL "
+            "like 'https://name.blob.core.windows.net'"
+        )
+    return f"{parts.scheme.lower()}://{parts.netloc.lower()}{parts.path.rstrip('/')}"
+
+
+def _holds_secrets(url: str) -> bool:
+    """Whether a URL has a query, a fragment or user information."""
+    return any(mark in url for mark in "?#@")
+
+
+def _parsed(connection_string: str) -> tuple[Any, str]:
+    """Credential and URL. Source: "Configure Azure Storage connection strings" in Microsoft's documentation."""
+    from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
+
+    if not isinstance(connection_string, str):
+        raise ConfigurationError(
+            f"the connection string is a {type(connection_string).__name__}; give a str"
+        )
+    pairs = [part.partition("=") for part in connection_string.strip().strip(";").split(";")]
+    settings = {name.strip().lower(): value for name, _, value in pairs}
+    if settings.get("usedevelopmentstorage", "").lower() == "true":
+        from azure.storage.blob._shared.base_client import parse_connection_str
+
+        url, _, key = parse_connection_str("UseDevelopmentStorage=true", None, "blob")
+        return key, url
+    name = settings.get("accountname", "")
+    suffix = settings.get("endpointsuffix", "core.windows.net")
+    protocol = settings.get("defaultendpointsprotocol", "https")
+    endpoint = settings.get("blobendpoint") or (name and f"{protocol}://{name}.blob.{suffix}")
+    if endpoint and name and settings.get("accountkey"):
+        return AzureNamedKeyCredential(name, settings["accountkey"]), endpoint
+    if endpoint and settings.get("sharedaccesssignature"):
+        return AzureSasCredential(settings["sharedaccesssignature"].lstrip("?")), endpoint
+    raise ConfigurationError(
+        f"the connection string ({len(connection_string)} characters, not shown; {digest(connection_string)[:8]}"
+        " in this process) needs AccountName and AccountKey, or BlobEndpoint (or AccountName) and "
+        "SharedAccessSignature"
+    )
+
+
+# --- one pool for those who want no more ------------------------------------------------------------------
+
+
+class _Default:
+    """The pool behind the module functions, made when it is first wanted."""
+
+    def __init__(self) -> None:
+        self.pool: BlobServicePool | None = None
+        self._making = threading.Lock()
+        renew_in_children(self)
+
+    def after_fork_in_child(self) -> None:
+        """Whoever was making it does not exist here."""
+        self._making = threading.Lock()
+
+    def get(self) -> BlobServicePool:
+        with self._making:
+            if self.pool is None:
+                from mppool.manager import PoolManager
+
+                self.pool = BlobServicePool(PoolManager(DEFAULT_MANAGER))
+            return self.pool
+
+
+_default = _Default()
+
+
+def blob_service(credential: Any, account: str) -> BlobServiceClient:
+    """`BlobServicePool.client` of a pool that the whole process shares (its manager is called "azure")."""
+    pool = _default.pool or _default.get()
+    return pool.client(credential, account)
+
+
+def prune_idle_blob_service_clients(*, idle_ttl_seconds: float | None = None) -> int:
+    """`BlobServicePool.prune_idle` of that pool. How many clients were let go."""
+    pool = _default.pool
+    return 0 if pool is None else pool.prune_idle(idle_ttl_seconds)
+
+
+def reset_blob_service_pool() -> None:
+    """`BlobServicePool.reset` of that pool. The next use starts afresh, also with the runtime directory."""
+    pool, _default.pool = _default.pool, None
+    if pool is not None:
+        pool.reset()

@@ -1,0 +1,347 @@
+"""The clients that a pool has in one process, and how they come and go.
+
+build()       one thread makes a client, the others that want the same wait for it
+finalizers    of credentials and of transports only append to `notes`, and wake the background thread
+take_notes()  forgets what a dead credential had, and finds what nobody can use any more
+look()        the background thread: notes, idle clients, and a chore that closes
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+import weakref
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from mppool.azure import counting
+from mppool.errors import PoolError, StaleLease
+from mppool.worker.entry import NEVER
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Hashable
+
+    from mppool.azure.clients import ClientPool
+    from mppool.azure.keys import Asked
+    from mppool.azure.transports import Wire
+    from mppool.worker.member import Member
+
+SWEEPS_PER_TTL = 10
+"""Idle clients are looked for so often within their idle time, but never more than once a second."""
+
+ABANDONED = "this client is closed: its pool is gone; keep the pool as long as its clients"
+
+
+class Entry:
+    """A client that the pool hands out. `used_at` is written without a lock, by everybody."""
+
+    __slots__ = (
+        "client",
+        "description",
+        "kept",
+        "made_at",
+        "next_use",
+        "owner",
+        "serial",
+        "used_at",
+        "uses",
+    )
+
+    def __init__(self, client: Any, asked: Asked) -> None:
+        self.client = client
+        self.serial = asked.serial
+        self.kept = asked.kept
+        self.owner = asked.owner
+        self.description = f"{type(client).__name__} of {asked.target}"
+        self.made_at = self.used_at = monotonic()
+        self.uses = 0
+        self.next_use = itertools.count(1).__next__  # one step, whichever threads take it
+
+
+class Owner:
+    """What a credential has in this process: one finalizer, however many clients."""
+
+    __slots__ = ("finalizer", "keys", "wires")
+
+    def __init__(self, finalizer: Any) -> None:
+        self.finalizer = finalizer
+        self.keys: set[Hashable] = set()
+        self.wires: set[Wire] = set()
+
+
+class _Build:
+    """A client that some thread is building; the others that want it wait until `done`."""
+
+    __slots__ = ("builder", "done", "waiting")
+
+    def __init__(self) -> None:
+        self.builder = threading.get_ident()
+        self.done = threading.Event()
+        self.waiting = 0
+
+
+class Clients:
+    """What a pool has in one process.
+
+    entries: by key; those of them that were asked for lately also in `shortcuts`, by the address of the
+        credential, with a reference that must still lead to that very object.
+    lock: guards that these two change together, and `owners`, `wires`, `_builds`. Nothing that can block
+        happens while it is held, and finalizers never take it. A hit reads without it.
+    notes: what finalizers have seen; `closing`: wires that nobody can use.
+    forked: this belongs to the parent of this process.
+    """
+
+    def __init__(self, pool: ClientPool[Any], member: Member) -> None:
+        self.lock = threading.Lock()
+        self.entries: dict[Hashable, Entry] = {}
+        self.shortcuts: dict[Hashable, tuple[Callable[[], Any], Entry]] = {}
+        self.owners: dict[int, Owner] = {}
+        self.wires: set[Wire] = set()
+        self.notes: deque[Callable[[], None]] = deque()
+        self.closing: deque[Wire] = deque()
+        self.counters: dict[str, int] = counting.no_counters()
+        self.histograms = counting.no_histograms()
+        self.past_uses = 0
+        self.ended = ""
+        self.forked = False
+        self.sweep_at = NEVER
+        self._member = member
+        self._builds: dict[Hashable, _Build] = {}
+        self._pool = weakref.ref(pool)
+        self._ttl = 0.0
+        self._gone = self._finalizer(pool, self._abandoned)
+
+    # --- making clients ----------------------------------------------------------------------------------
+
+    def build(self, pool: ClientPool[Any], asked: Asked) -> Entry | None:
+        """The entry, which this thread or another one makes. None: look again.
+
+        Raises what the factory raises.
+        """
+        mine: _Build | None = None
+        try:
+            with self.lock:
+                entry = self.entries.get(asked.key)
+                other = self._builds.get(asked.key)
+                if entry is not None or self.ended:
+                    return entry
+                if other is None:
+                    mine = _Build()
+                    self._builds[asked.key] = mine
+            if mine is not None:
+                return self._built(pool, asked)
+        finally:
+            if mine is not None:
+                with self.lock:
+                    self._builds.pop(asked.key, None)
+                mine.done.set()
+        assert other is not None
+        if other.builder == threading.get_ident():
+            raise PoolError(
+                f"client pool {pool.name!r}: the factory asked the pool for the very client that it makes"
+            )
+        began = monotonic()
+        other.waiting += 1
+        other.done.wait()
+        counting.observe(self.histograms, "wait", monotonic() - began)
+        return None
+
+    def _built(self, pool: ClientPool[Any], asked: Asked) -> Entry | None:
+        self._ttl = pool.effective_ttl()
+        began = monotonic()
+        try:
+            transport = asked.transport(self, pool.transport_options)
+            made = pool.factory_of(asked)(
+                asked.target, credential=asked.for_client(pool.manager), transport=transport
+            )
+        except BaseException:
+            self.count("open_failed")
+            raise
+        counting.observe(self.histograms, "open", monotonic() - began)
+        entry = Entry(made, asked)
+        with self.lock:
+            if self.ended:  # reset meanwhile
+                return None
+            self.entries[asked.key] = entry
+            if asked.serial:
+                self._owner(asked.serial, asked.credential).keys.add(asked.key)
+            self.sweep_at = min(self.sweep_at, monotonic() + max(1.0, self._ttl))
+        self._member.housekeeper.look_after(self)
+        return entry
+
+    def shorten(self, shortcut: Hashable, asked: Asked, entry: Entry) -> None:
+        """Have the next one who asks the same way find the entry at once."""
+        reference = asked.reference() or (lambda: asked.kept)
+        with self.lock:
+            if self.entries.get(asked.key) is entry:
+                self.shortcuts[shortcut] = (reference, entry)
+
+    def watch(self, transport: Any, wire: Wire, credential: Callable[[], Any] | None) -> None:
+        """A transport has opened a wire, which is to be closed when the transport is garbage.
+
+        credential: leads to the one whose end is the wire's too.
+        """
+        alive = credential() if credential is not None else None
+        with self.lock:
+            self.wires.add(wire)
+            wire.ended = self.ended
+            if alive is not None:
+                self._owner(wire.serial, alive).wires.add(wire)
+        self.count("opened")
+        self._finalizer(transport, self._unused, wire)
+        self._member.housekeeper.look_after(self)
+
+    def _owner(self, serial: int, credential: Any) -> Owner:
+        """Caller holds the lock."""
+        owner = self.owners.get(serial)
+        if owner is None:
+            finalizer = self._finalizer(credential, self._credential_gone, serial)
+            owner = self.owners[serial] = Owner(finalizer)
+        return owner
+
+    def successor(self) -> Clients:
+        """In a forked child: what its pool has here. Raises StaleLease where the pool is gone."""
+        pool = self._pool()
+        if pool is None:
+            raise StaleLease(ABANDONED)
+        return pool.clients
+
+    # --- finalizers, and what they lead to ---------------------------------------------------------------
+
+    def _finalizer(self, thing: object, what: Callable[..., None], *arguments: Any) -> Any:
+        made = weakref.finalize(thing, self._noted, what, *arguments)
+        made.atexit = False
+        return made
+
+    def _noted(self, what: Callable[..., None], *arguments: Any) -> None:
+        """Called by finalizers, at any instruction of any thread: no lock, no I/O (hazard 15)."""
+        if not self.forked:
+            self.notes.append(lambda: what(*arguments))
+            self._member.wake()
+
+    def take_notes(self) -> None:
+        """Do what finalizers have left to do; nothing of it blocks."""
+        while self.notes:
+            try:
+                note = self.notes.popleft()
+            except IndexError:
+                return  # another thread was faster
+            note()
+
+    def _unused(self, wire: Wire) -> None:
+        self.closing.append(wire)
+
+    def _credential_gone(self, serial: int) -> None:
+        with self.lock:
+            owner = self.owners.pop(serial, None)
+            if owner is None:
+                return
+            self._remove(list(owner.keys))
+        # At once, although somebody may hold them: none of their requests could be authenticated.
+        self.closing.extend(owner.wires)
+        self.count("evicted_identities")
+
+    def _remove(self, keys: list[Hashable]) -> None:
+        """Caller holds the lock."""
+        for key in keys:
+            entry = self.entries.pop(key, None)
+            if entry is not None:
+                self.past_uses += entry.uses
+                owner = self.owners.get(entry.serial)
+                if owner is not None:
+                    owner.keys.discard(key)
+                    self._let_go(entry.serial, owner)
+        if keys:
+            # Not one by one: a credential may have several. Who asks next takes the longer way, once.
+            self.shortcuts = {}
+
+    def _let_go(self, serial: int, owner: Owner) -> None:
+        """Caller holds the lock."""
+        if not owner.keys and not owner.wires:
+            owner.finalizer.detach()
+            self.owners.pop(serial, None)
+
+    def _abandoned(self) -> None:
+        """The pool itself is gone: nobody asks any more, but its clients may be in use."""
+        with self.lock:
+            self._remove(list(self.entries))
+
+    def close_unused(self) -> None:
+        """Close what nobody can use any more. May take its time."""
+        while self.closing:
+            try:
+                wire = self.closing.popleft()
+            except IndexError:
+                return  # another thread was faster
+            with self.lock:
+                known = wire in self.wires
+                self.wires.discard(wire)
+                owner = self.owners.get(wire.serial)
+                if owner is not None:
+                    owner.wires.discard(wire)
+                    self._let_go(wire.serial, owner)
+            if known:
+                self.count("closed")
+                wire.close()
+
+    # --- time --------------------------------------------------------------------------------------------
+
+    def look(self, now: float) -> float:
+        """Called by the background thread whenever it is awake. When it should look again."""
+        self.take_notes()
+        if now >= self.sweep_at:
+            self.retire_idle(self._ttl, now)
+            self.take_notes()
+        if self.closing:
+            self._member.chores.add(self.close_unused)
+        return self.sweep_at
+
+    def is_over(self) -> bool:
+        """Whether there is nothing left to look after, and never will be."""
+        over = bool(self.ended) or self._pool() is None
+        return over and not (self.wires or self.notes or self.closing)
+
+    def retire_idle(self, idle_ttl: float, now: float) -> int:
+        """Forget the clients that nobody has asked for in so many seconds; how many.
+
+        Who holds one goes on with it: its connections are closed when he lets go.
+        """
+        with self.lock:
+            idle = [key for key, entry in self.entries.items() if now - entry.used_at >= idle_ttl]
+            self._remove(idle)
+            self.sweep_at = NEVER
+            if self.entries:
+                oldest = min(entry.used_at for entry in self.entries.values())
+                pause = max(1.0, self._ttl / SWEEPS_PER_TTL)
+                self.sweep_at = max(oldest + self._ttl, now + pause)
+        self.count("expired_idle", len(idle))
+        return len(idle)
+
+    def end(self, reason: str) -> None:
+        """Close everything and forget it, also what somebody holds. The next use starts with another one."""
+        with self.lock:
+            self.ended = reason
+            for wire in self.wires:
+                wire.ended = reason
+            self.closing.extend(self.wires)
+            self._remove(list(self.entries))
+            for owner in self.owners.values():
+                owner.finalizer.detach()
+            self.owners.clear()
+            self.sweep_at = NEVER
+        self._gone.detach()
+        self.take_notes()
+        self.close_unused()
+
+    # --- figures -----------------------------------------------------------------------------------------
+
+    def count(self, counter: str, number: int = 1) -> None:
+        """One more; a figure, not an account: nothing depends on it."""
+        self.counters[counter] += number
+
+    def figures(self) -> tuple[list[Entry], int, int, int]:
+        """Entries; wires that are open; builds under way; threads that wait for those."""
+        with self.lock:
+            waiting = sum(build.waiting for build in self._builds.values())
+            return list(self.entries.values()), len(self.wires), len(self._builds), waiting

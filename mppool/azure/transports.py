@@ -1,0 +1,180 @@
+"""The transports of pooled clients.
+
+A client, and all clients that are derived from it, send through one transport object. While that object
+lives somebody may send; when it is garbage nobody can, and what it had open is closed. So a client that the
+pool has let go of is never closed under its user.
+
+    client -> Transport -> Wire -> azure-core's own transport, with its connections
+    derived clients -^        ^- Clients (strongly: what is open must be known)
+
+A transport has one wire in each process: in a forked child the parent's is marked, and the transport makes
+itself a new one, so that a client which was made before the fork works in the child, on connections of its
+own (hazard 28).
+"""
+
+from __future__ import annotations
+
+import asyncio
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from azure.core.pipeline.transport import AsyncHttpTransport, HttpTransport, RequestsTransport
+
+from mppool.azure.lending import GONE
+from mppool.errors import StaleLease
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mppool.azure.client_table import Clients
+
+
+class Wire:
+    """What a transport has open in one process.
+
+    ended: why nothing is sent over it any more, or "".
+    serial: of the credential whose end is its end; 0: none.
+    loop: of an asynchronous one; it cannot be used or closed from another.
+    """
+
+    __slots__ = ("__weakref__", "clients", "ended", "inner", "loop", "serial")
+
+    def __init__(self, clients: Clients, inner: Any, serial: int, loop: Any = None) -> None:
+        self.clients = clients
+        self.inner = inner
+        self.serial = serial
+        self.ended = ""
+        self.loop = None if loop is None else weakref.ref(loop)
+
+    def close(self) -> None:
+        """Close what is open, but for what is in the middle of a request: that closes when it is done."""
+        if self.loop is None:
+            # Not the transport: it would forget its session under a request that another thread sends.
+            self.inner.session.close()
+            return
+        loop = self.loop()
+        if loop is None or loop.is_closed():
+            self.abandon()
+            return
+        try:
+            asyncio.run_coroutine_threadsafe(self.inner.close(), loop)
+        except RuntimeError:  # it was closed just now
+            self.abandon()
+
+    def abandon(self) -> None:
+        """Close without the event loop, which is over."""
+        session, self.inner.session = self.inner.session, None
+        connector = getattr(session, "connector", None)
+        if connector is not None:
+            from aiohttp import BaseConnector
+
+            # Not the connector's own `close`, which may want to wait; this one sees that the loop is over.
+            iterator = BaseConnector.close(connector).__await__()
+            next(iterator, None)
+
+
+class _Pooled:
+    """What both kinds of transports have in common."""
+
+    def __init__(
+        self, clients: Clients, make: Callable[[], Any], credential: Any, serial: int
+    ) -> None:
+        """credential: a weak reference to the application's, or None where its end is not the client's."""
+        self._make = make
+        self._credential = credential
+        self._serial = serial
+        self._wires: dict[Clients, Wire] = {}
+        self.wire = self._wired(clients)
+
+    def _wired(self, clients: Clients) -> Wire:
+        """The wire of this process. Two threads that want the first one get the same."""
+        wire = self._wires.get(clients)
+        if wire is None:
+            made = Wire(clients, self._make(), self._serial, self._own_loop())
+            wire = self._wires.setdefault(clients, made)
+            if wire is made:
+                clients.watch(self, wire, self._credential)
+        return wire
+
+    def _own_loop(self) -> Any:
+        return None
+
+    def _usable(self) -> Any:
+        """Azure-core's transport of this process. Raises StaleLease where the client was ended."""
+        wire = self.wire
+        if wire.clients.forked:
+            wire = self.wire = self._wired(wire.clients.successor())
+        if self._credential is not None and self._credential() is None:
+            raise StaleLease(GONE)
+        if wire.ended:
+            raise StaleLease(wire.ended)
+        return wire.inner
+
+    def __reduce__(self) -> Any:
+        raise TypeError(
+            "a pooled client does not leave its process (it holds connections, and secrets); ask the pool of "
+            "the other process"
+        )
+
+
+class Transport(_Pooled, HttpTransport[Any, Any]):
+    """Sends through the wire of this process. Users cannot close it: others may use the same client."""
+
+    def send(self, request: Any, **options: Any) -> Any:
+        """Send a request and wait for the answer."""
+        return self._usable().send(request, **options)
+
+    def open(self) -> None:
+        """Nothing: it is opened when it is made."""
+
+    def close(self) -> None:
+        """Nothing: the pool does that when nobody can send any more."""
+
+    def __enter__(self) -> Transport:  # noqa: PYI034  # typing.Self is newer than Python 3.10
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        return None
+
+
+class AsyncTransport(_Pooled, AsyncHttpTransport[Any, Any]):
+    """The same for clients of azure-core's asynchronous kind, in the event loop that asked for the client."""
+
+    def _own_loop(self) -> Any:
+        return asyncio.get_running_loop()
+
+    async def send(self, request: Any, **options: Any) -> Any:
+        """Send a request and wait for the answer."""
+        inner = self._usable()
+        loop = self.wire.loop
+        if loop is None or loop() is not asyncio.get_running_loop():
+            raise StaleLease(
+                "this client was made in another event loop; ask the pool in the loop that uses it"
+            )
+        return await inner.send(request, **options)
+
+    async def open(self) -> None:
+        """Nothing: it opens itself with the first request."""
+
+    async def close(self) -> None:
+        """Nothing: the pool does that when nobody can send any more."""
+
+    async def __aenter__(self) -> AsyncTransport:  # noqa: PYI034
+        return self
+
+    async def __aexit__(self, *exception: object) -> None:
+        return None
+
+
+def opened(options: dict[str, Any]) -> Any:
+    """azure-core's transport over requests, with a session of its own."""
+    transport = RequestsTransport(**options)
+    transport.open()  # now: two threads that send first would make two sessions
+    return transport
+
+
+def opened_later(options: dict[str, Any]) -> Any:
+    """azure-core's transport over aiohttp, which makes its session with the first request."""
+    from azure.core.pipeline.transport import AioHttpTransport
+
+    return AioHttpTransport(**options)
