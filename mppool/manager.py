@@ -237,7 +237,10 @@ class PoolManager(_Manager, BaseManager):
 
     def __reduce__(self) -> tuple[Any, ...]:
         meeting = self._meeting
-        return (_rebuild_manager, (self.name, meeting.runtime_dir, meeting.linger))
+        # The directory by name: the environment of whoever unpickles may be another. A forkserver keeps
+        # the one of its start, and its children would meet elsewhere, with a cap of their own.
+        directory = meeting.runtime_dir or os.environ.get("MPPOOL_RUNTIME_DIR")
+        return (_rebuild_manager, (self.name, directory, meeting.linger))
 
     def __repr__(self) -> str:
         return f"<PoolManager {self.name!r}>"

@@ -465,7 +465,9 @@ def test_managers_of_one_name_share_what_the_process_holds(runtime_dir: object) 
         two.pool("p", list, max_size=2)
 
 
-def test_pools_and_managers_pickle_as_themselves(manager: PoolManager, witness: Witness) -> None:
+def test_pools_and_managers_pickle_as_themselves(
+    manager: PoolManager, witness: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     pool = manager.pool("p", witness.recipe(), max_size=1)
     lease = pool.checkout(timeout=5)
     copy = pickle.loads(pickle.dumps(pool))
@@ -474,6 +476,10 @@ def test_pools_and_managers_pickle_as_themselves(manager: PoolManager, witness: 
     lease.release()
     copy.checkout(timeout=5).release()
     assert pickle.loads(pickle.dumps(manager)).server_pid == manager.server_pid
+    # A forkserver that was started earlier has another environment than we.
+    pickled, pid = pickle.dumps(manager), manager.server_pid
+    monkeypatch.setenv("MPPOOL_RUNTIME_DIR", "/somewhere/else")
+    assert pickle.loads(pickled).server_pid == pid
     assert witness.figures()["opened"] == 1
 
 

@@ -156,7 +156,7 @@ def test_a_process_that_is_stopped_during_the_recovery_keeps_what_it_holds(
     keeper.signal(signal.SIGSTOP)
     pool.checkout(timeout=5).release()
     for _ in range(2):
-        server = manager.server_pid
+        server = wait_until(lambda: manager.server_pid, "a server")
         assert server is not None
         os.kill(server, signal.SIGKILL)
         wait_until(lambda server=server: not is_alive(server), "its death")  # type: ignore[misc]
