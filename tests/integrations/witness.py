@@ -113,12 +113,13 @@ class Witness:
 
     def _look_for_end(self, end: socket.socket) -> None:
         try:
-            if end.recv(1, socket.MSG_PEEK) == b"":
-                self._end(end)
+            waiting = end.recv(1, socket.MSG_PEEK)
         except BlockingIOError:
             return
         except OSError:
-            self._end(end)
+            waiting = b""
+        if waiting in (b"", _FAREWELL):
+            self._answer(end)
 
     def _answer(self, end: socket.socket) -> None:
         if end not in self._sessions:
@@ -131,6 +132,7 @@ class Witness:
             token = b""
         if token == _FAREWELL:
             self.farewells += 1
+            self._end(end)
         elif token:
             self._send(end, token)
         else:
