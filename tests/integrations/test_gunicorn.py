@@ -24,7 +24,7 @@ from tests.integrations.webserver import Load, Refused, WebServer, children_of, 
 from tests.integrations.witness import Witness
 
 CAP = 2
-LINGER_S = 2.0  # where all workers may be gone for a moment
+LINGER_S = 3.0  # where all workers may be gone for a moment
 HOOKS = "from mppool.integrations.gunicorn import *\n"
 Start = Callable[..., WebServer]
 
