@@ -49,6 +49,7 @@ def stats(pool: ClientPool[Any]) -> dict[str, Any]:
         "idle": idle,
         "waiting": waiting,
         "checkouts": counters["checkouts"],
+        "slots": idle + in_use + opening,
         "stale": False,
     }
     return {

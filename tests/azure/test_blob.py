@@ -1,0 +1,582 @@
+"""Blob clients against Azurite: the real SDK, https, bearer tokens."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import json
+import os
+import pickle
+import threading
+import time
+import weakref
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from mppool import ConfigurationError, InProcessManager, PoolManager, StaleLease
+from tests.helpers import Fork, wait_until
+
+pytest.importorskip("azure.storage.blob")
+
+from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
+
+import mppool.azure.blob
+from mppool.azure import (
+    BlobServicePool,
+    StaticToken,
+    blob_service,
+    prune_idle_blob_service_clients,
+    reset_blob_service_pool,
+)
+from tests.azure import azurite as emulator
+from tests.azure.azurite import ACCOUNT, KEY, Azurite, Credential
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    with emulator.running(tmp_path_factory.mktemp("azurite")) as running:
+        yield running
+
+
+@pytest.fixture
+def pool(manager: PoolManager, azurite: Azurite) -> Iterator[BlobServicePool]:
+    made = BlobServicePool(manager, connection_verify=str(azurite.certificate))
+    yield made
+    made.reset()
+
+
+@pytest.fixture
+def credential() -> Credential:
+    return Credential()
+
+
+def new_container(client: Any) -> Any:
+    return client.create_container(f"c{os.urandom(8).hex()}")
+
+
+def content_of(name: str) -> bytes:
+    return hashlib.sha256(name.encode()).digest() * 64
+
+
+def round_trip(client: Any, container: str, name: str) -> bool:
+    blob = client.get_blob_client(container, name)
+    blob.upload_blob(content_of(name), overwrite=True)
+    return bool(blob.download_blob().readall() == content_of(name))
+
+
+# --- one per credential and account -----------------------------------------------------------------------
+
+
+def test_one_client_for_all_who_ask(
+    pool: BlobServicePool, azurite: Azurite, credential: Credential
+) -> None:
+    client = pool.client(credential, azurite.url)
+    assert client is pool.client(credential, azurite.url + "/")
+    assert client is not pool.client(Credential(), azurite.url)
+    container = new_container(client)
+    assert round_trip(client, container.container_name, "a")
+    assert pool.stats()["counters"]["checkouts"] == 3
+
+
+def test_name_and_url_are_one_account(pool: BlobServicePool) -> None:
+    token = StaticToken(emulator.token())
+    client = pool.client(token, "shop")
+    assert client.url == "https://shop.blob.core.windows.net/"
+    assert client is pool.client(token, "HTTPS://SHOP.blob.core.windows.net/")
+
+
+def test_thirty_two_askers_build_one_client(
+    pool: BlobServicePool, credential: Credential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also, while one client is being built, others are to be had at once."""
+    ready, release = threading.Event(), threading.Event()
+    factory, made = pool.factory, []
+
+    def slow(target: str, **arguments: Any) -> Any:
+        ready.set()
+        assert release.wait(20)
+        made.append(target)
+        return factory(target, **arguments)
+
+    other = pool.client(credential, "other")
+    monkeypatch.setattr(pool, "factory", slow)
+    with ThreadPoolExecutor(32) as threads:
+        asked = [threads.submit(pool.client, credential, "shop") for _ in range(32)]
+        assert ready.wait(20)
+        assert pool.client(credential, "other") is other
+        wait_until(lambda: pool.stats()["waiting"] == 31, "31 threads that wait")
+        release.set()
+        clients = {id(one.result()) for one in asked}
+    assert len(clients) == 1
+    assert made == ["https://shop.blob.core.windows.net"]
+
+
+def test_a_factory_that_fails_fails_for_each_and_is_tried_again(
+    pool: BlobServicePool, credential: Credential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    factory = pool.factory
+    with monkeypatch.context() as patch:
+        patch.setattr(pool, "factory", lambda *_, **__: (_ for _ in ()).throw(KeyError("no")))
+        for _ in range(2):
+            with pytest.raises(KeyError):
+                pool.client(credential, "shop")
+    assert pool.factory is factory
+    assert pool.client(credential, "shop") is pool.client(credential, "shop")
+    assert pool.stats()["counters"]["open_failed"] == 2
+
+
+def test_all_clients_share_tokens(
+    manager: PoolManager, azurite: Azurite, runtime_dir: Path
+) -> None:
+    class Named(Credential):
+        def mppool_identity(self) -> str:
+            return "somebody"
+
+    pools = [BlobServicePool(manager, connection_verify=str(azurite.certificate)) for _ in range(3)]
+    named = Named()
+    container = new_container(pools[0].client(named, azurite.url)).container_name
+    for pool in pools:
+        assert round_trip(pool.client(named, azurite.url), container, "a")
+    assert named.asked == 1
+    for pool in pools:
+        pool.reset()
+
+
+@pytest.mark.parametrize("kind", ["str", "named", "sas", "sas text"])
+def test_keys(pool: BlobServicePool, azurite: Azurite, kind: str) -> None:
+    credential = key_credential(kind)
+    client = pool.client(credential, azurite.url)
+    assert client is pool.client(key_credential(kind, like=credential), azurite.url)
+    container = new_container(client)
+    assert round_trip(client, container.container_name, "a")
+    shown = json.dumps(pool.stats()) + repr(pool) + repr(client)
+    assert KEY not in shown
+    assert "sig=" not in shown
+    with pytest.raises(TypeError, match="does not leave"):
+        pickle.dumps(client)
+
+
+def key_credential(kind: str, like: Any = None) -> Any:
+    if kind == "str":
+        return KEY + ""
+    if kind == "named":
+        return AzureNamedKeyCredential(ACCOUNT, KEY)
+    if like is not None:
+        return AzureSasCredential(like.signature) if kind == "sas" else str(like)
+    from datetime import datetime, timedelta, timezone
+
+    from azure.storage.blob import AccountSasPermissions, ResourceTypes, generate_account_sas
+
+    sas = generate_account_sas(
+        ACCOUNT,
+        KEY,
+        ResourceTypes(service=True, container=True, object=True),
+        AccountSasPermissions(read=True, write=True, create=True, list=True),
+        datetime.now(timezone.utc) + timedelta(hours=1),
+    )
+    return AzureSasCredential(sas) if kind == "sas" else sas
+
+
+def test_a_rotated_key_has_another_client(pool: BlobServicePool) -> None:
+    credential = AzureNamedKeyCredential("shop", "b25l")
+    first = pool.client(credential, "shop")
+    credential.update("shop", "dHdv")
+    assert pool.client(credential, "shop") is not first
+    credential.update("shop", "b25l")
+    assert pool.client(credential, "shop") is first
+
+
+def test_connection_string(pool: BlobServicePool, azurite: Azurite) -> None:
+    client = pool.client_from_connection_string(azurite.connection_string)
+    assert client is pool.client_from_connection_string(azurite.connection_string)
+    assert client is pool.client(AzureNamedKeyCredential(ACCOUNT, KEY), azurite.url)
+    assert round_trip(client, new_container(client).container_name, "a")
+
+
+@pytest.mark.parametrize(
+    ("credential", "account"),
+    [
+        (None, "shop"),
+        (Credential, "shop"),
+        (3, "shop"),
+        ("", "shop"),
+        (Credential(), "no account"),
+        (Credential(), ""),
+        (Credential(), "ftp://shop.blob.core.windows.net"),
+        (Credential(), "https://shop.blob.core.windows.net/?sig=hidden"),
+        (Credential(), "https://user:hidden@shop.blob.core.windows.net"),
+        (Credential(), "http://shop.blob.core.windows.net"),
+        (Credential(), None),
+        (emulator.AsyncCredential(), "shop"),
+    ],
+)
+def test_bad_use_says_what_is_allowed(pool: BlobServicePool, credential: Any, account: Any) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        pool.client(credential, account)
+    assert "hidden" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "AccountName=shop", "AccountKey=hidden", "hidden", "a=hidden;;"]
+)
+def test_bad_connection_strings_are_not_shown(pool: BlobServicePool, text: str) -> None:
+    with pytest.raises(ConfigurationError) as raised:
+        pool.client_from_connection_string(text)
+    assert "hidden" not in str(raised.value)
+
+
+# --- gone when they should be -----------------------------------------------------------------------------
+
+
+def test_a_collected_credential_closes_its_clients(pool: BlobServicePool, azurite: Azurite) -> None:
+    """Within a second, without the pool being asked, although a derived client is still held."""
+    credential = Credential()
+    container = new_container(pool.client(credential, azurite.url))
+    assert round_trip(pool.client(credential, azurite.url), container.container_name, "a")
+    assert azurite.connections_of() > 0
+    began = time.monotonic()
+    del credential
+    wait_until(lambda: azurite.connections_of() == 0, "closed connections")
+    assert time.monotonic() - began < 1.0
+    assert pool.stats()["idle"] == 0
+    with pytest.raises(StaleLease, match="garbage-collected"):
+        container.get_container_properties()
+
+
+def test_the_pool_keeps_no_credential_alive(pool: BlobServicePool, azurite: Azurite) -> None:
+    credential = Credential()
+    client = pool.client(credential, azurite.url)
+    new_container(client)
+    gone = weakref.ref(credential)
+    del credential
+    assert gone() is None  # at once, by its reference count
+    with pytest.raises(StaleLease):
+        client.get_service_properties()
+
+
+def test_a_recycled_id_never_finds_the_old_client(pool: BlobServicePool) -> None:
+    """Whether the finalizer's note has been taken in or not."""
+    recycled = 0
+    credential = Credential()
+    for _ in range(300):
+        client, address = pool.client(credential, "shop"), id(credential)
+        del credential
+        credential = Credential()
+        recycled += id(credential) == address
+        assert pool.client(credential, "shop") is not client
+    assert recycled > 100
+
+
+def test_what_the_finalizer_does_while_a_lock_is_held(pool: BlobServicePool) -> None:
+    """Hazard 15: it only notes, so a collection inside the pool's own critical section does no harm."""
+    credential = Credential()
+    pool.client(credential, "shop")
+    with pool.clients.lock:
+        del credential
+        gc.collect()
+    wait_until(lambda: pool.stats()["idle"] == 0, "a client that is forgotten")
+
+
+def test_a_credential_that_cannot_be_referred_to_weakly(
+    pool: BlobServicePool, azurite: Azurite
+) -> None:
+    class Slotted:
+        __slots__ = ()
+
+        def get_token(self, *scopes: str, **options: Any) -> Any:
+            return Credential().get_token()
+
+    credential = Slotted()
+    client = pool.client(credential, azurite.url)
+    assert client is pool.client(credential, azurite.url)
+    address = id(credential)
+    del credential
+    others = [Slotted() for _ in range(100)]
+    assert address not in {id(other) for other in others}  # it is kept, so nobody can pass for it
+    assert new_container(client)
+    assert pool.prune_idle(0) == 1
+
+
+def test_a_thousand_credentials_come_and_go(pool: BlobServicePool, azurite: Azurite) -> None:
+    key = pool.client(KEY, azurite.url)
+    container = new_container(key).container_name
+
+    def use(number: int) -> bool:
+        credential = Credential()
+        client = pool.client(credential, azurite.url)
+        if number % 20:
+            return bool(client)
+        return round_trip(client, container, f"blob-{number}")
+
+    for number in range(50):  # what is made once is made now
+        assert use(number)
+    wait_until(lambda: pool.stats()["size"] == 1, "only the client of the key")
+    gc.collect()
+    before, connections = len(gc.get_objects()), azurite.connections_of()
+    for number in range(1000):
+        assert use(number)
+    wait_until(lambda: pool.stats()["size"] == 1, "only the client of the key")
+    wait_until(lambda: azurite.connections_of() <= connections, "closed connections")
+    gc.collect()
+    assert len(gc.get_objects()) - before < 2000
+    assert not pool.clients.owners
+    assert len(pool.clients.wires) == 1
+
+
+# --- idle clients -----------------------------------------------------------------------------------------
+
+
+def test_prune_lets_go_of_what_is_idle(
+    pool: BlobServicePool, azurite: Azurite, credential: Credential
+) -> None:
+    container = new_container(pool.client(credential, azurite.url)).container_name
+    assert pool.prune_idle(60) == 0
+    assert pool.prune_idle(0) == 1
+    wait_until(lambda: azurite.connections_of() == 0, "closed connections")
+    assert round_trip(pool.client(credential, azurite.url), container, "a")
+    assert pool.stats()["counters"]["expired_idle"] == 1
+
+
+def test_a_client_in_somebodys_hands_is_not_closed_under_him(
+    pool: BlobServicePool, azurite: Azurite, credential: Credential
+) -> None:
+    container = new_container(pool.client(credential, azurite.url))
+    assert pool.prune_idle(0) == 1
+    assert pool.stats()["in_use"] == 1
+    container.upload_blob("a", b"a")  # a derived client: the service client itself is garbage
+    blob = container.get_blob_client("a")
+    del container
+    gc.collect()
+    assert blob.download_blob().readall() == b"a"
+    del blob
+    wait_until(lambda: azurite.connections_of() == 0, "closed connections")
+    assert pool.stats()["size"] == 0
+
+
+def test_with_blocks_and_close_of_one_user_do_not_disturb_others(
+    pool: BlobServicePool, azurite: Azurite, credential: Credential
+) -> None:
+    with pool.client(credential, azurite.url) as client:
+        container = new_container(client)
+    client.close()
+    assert container.exists()
+    assert pool.client(credential, azurite.url) is client
+
+
+def test_prune_under_load_fails_no_request(pool: BlobServicePool, azurite: Azurite) -> None:
+    credentials = [Credential() for _ in range(3)]
+    container = new_container(pool.client(credentials[0], azurite.url)).container_name
+    ends = time.monotonic() + 4.0
+
+    def work(number: int) -> int:
+        done = 0
+        while time.monotonic() < ends:
+            client = pool.client(credentials[(number + done) % 3], azurite.url)
+            assert round_trip(client, container, f"{number}-{done % 5}")
+            done += 1
+        return done
+
+    with ThreadPoolExecutor(6) as threads:
+        working = [threads.submit(work, number) for number in range(6)]
+        pruned = 0
+        while time.monotonic() < ends:
+            pruned += pool.prune_idle(0)
+            time.sleep(0.005)
+        assert all(one.result() for one in working)
+    assert pruned > 20
+
+
+def test_the_sweep_comes_by_itself(
+    manager: PoolManager, azurite: Azurite, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("BLOB_SERVICE_POOL_IDLE_TTL_SECONDS", "0.5")
+    pool = BlobServicePool(manager, connection_verify=str(azurite.certificate))
+    new_container(pool.client(KEY, azurite.url))
+    wait_until(lambda: azurite.connections_of() == 0, "closed connections")
+    assert pool.stats()["size"] == 0
+    assert manager.server_pid is None  # a key needs no token, so no server
+
+
+@pytest.mark.parametrize("text", ["", "soon", "-1", "0", "nan", "inf", "1e999"])
+def test_bad_idle_times_are_refused_at_first_use(
+    pool: BlobServicePool, monkeypatch: pytest.MonkeyPatch, text: str
+) -> None:
+    monkeypatch.setenv("BLOB_SERVICE_POOL_IDLE_TTL_SECONDS", text)
+    with pytest.raises(ConfigurationError, match="BLOB_SERVICE_POOL_IDLE_TTL_SECONDS"):
+        pool.client(KEY, "shop")
+    monkeypatch.delenv("BLOB_SERVICE_POOL_IDLE_TTL_SECONDS")
+    assert pool.client(KEY, "shop")
+
+
+@pytest.mark.parametrize("value", [-1, float("nan"), float("inf"), "1", True])
+def test_bad_idle_times_as_arguments(manager: PoolManager, value: Any) -> None:
+    with pytest.raises(ConfigurationError, match="idle_ttl"):
+        BlobServicePool(manager, idle_ttl=value)
+    with pytest.raises(ConfigurationError, match="idle_ttl"):
+        BlobServicePool(manager).prune_idle(value)
+
+
+# --- reset, and the default pool --------------------------------------------------------------------------
+
+
+def test_reset_closes_and_forgets_everything(
+    pool: BlobServicePool, azurite: Azurite, credential: Credential
+) -> None:
+    finalizers = len(weakref.finalize._registry)  # type: ignore[attr-defined]
+    client = pool.client(credential, azurite.url)
+    container = new_container(client)
+    pool.reset()
+    assert azurite.connections_of() == 0
+    assert pool.stats()["size"] == 0
+    with pytest.raises(StaleLease, match="reset"):
+        container.exists()
+    again = pool.client(credential, azurite.url)
+    assert again is not client
+    assert again.get_container_client(container.container_name).exists()
+    pool.reset()
+    del client, container, again
+    gc.collect()
+    assert len(weakref.finalize._registry) <= finalizers + 1  # type: ignore[attr-defined]
+
+
+def test_module_functions(
+    runtime_dir: Path, azurite: Azurite, credential: Credential, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("REQUESTS_CA_BUNDLE", str(azurite.certificate))
+    try:
+        assert prune_idle_blob_service_clients() == 0
+        client = blob_service(credential, azurite.url)
+        assert client is blob_service(credential, azurite.url)
+        assert round_trip(client, new_container(client).container_name, "a")
+        assert prune_idle_blob_service_clients(idle_ttl_seconds=3600) == 0
+        assert prune_idle_blob_service_clients(idle_ttl_seconds=0) == 1
+        assert blob_service(credential, azurite.url) is not client
+    finally:
+        reset_blob_service_pool()
+    assert mppool.azure.blob._default.pool is None
+    with pytest.raises(StaleLease):
+        client.get_service_properties()
+    PoolManager(mppool.azure.blob.DEFAULT_MANAGER).shutdown()
+
+
+def test_statistics_have_the_shape_of_pools(pool: BlobServicePool, credential: Credential) -> None:
+    with InProcessManager() as local:
+        of_a_pool = local.pool("shape", object)
+        with of_a_pool.checkout():
+            shape = of_a_pool.stats()
+    pool.client(credential, "shop")
+    stats = pool.stats()
+    json.dumps(stats)
+    required = {"name", "placement", "max_size", "min_size", "size", "opening", "in_use", "idle"}
+    assert required | {"waiting", "breaker", "counters", "histograms"} <= set(shape) & set(stats)
+    assert set(shape["counters"]) <= set(stats["counters"])
+    assert set(shape["histograms"]) == set(stats["histograms"])
+    for part in ("processes", "resources"):
+        assert set(shape[part][0]) - {"stale"} <= set(stats[part][0])
+
+
+def test_a_pool_that_is_dropped_leaves_nothing(manager: PoolManager, azurite: Azurite) -> None:
+    credential = Credential()
+    pool = BlobServicePool(manager, connection_verify=str(azurite.certificate))
+    container = new_container(pool.client(credential, azurite.url))
+    clients = weakref.ref(pool.clients)
+    del pool
+    gc.collect()
+    assert container.exists()
+    del container
+    wait_until(lambda: azurite.connections_of() == 0, "closed connections")
+    wait_until(lambda: gc.collect() >= 0 and clients() is None, "the end of what the pool had")
+
+
+def test_a_pool_pickles_without_clients(pool: BlobServicePool) -> None:
+    pool.client(KEY, "shop")
+    again = pickle.loads(pickle.dumps(pool))
+    assert again.stats()["size"] == 0
+    assert KEY.encode() not in pickle.dumps(pool)
+
+
+# --- forks ------------------------------------------------------------------------------------------------
+
+
+def test_four_forked_workers_after_the_parent_used_its_client(
+    pool: BlobServicePool, azurite: Azurite, credential: Credential
+) -> None:
+    """400 distinct blobs, every byte right; and the parent's client goes on, on its own connections."""
+    client = pool.client(credential, azurite.url)
+    container = new_container(client).container_name
+    assert round_trip(client, container, "parent")
+    held = azurite.connections_of()
+
+    def work(worker: int) -> tuple[int, int]:
+        assert pool.stats()["size"] == 0  # it starts with none
+        mine = pool.client(credential, azurite.url)
+        assert mine is not client
+        right = sum(round_trip(mine, container, f"{worker}-{number}") for number in range(50))
+        # The parent's client, kept in a variable, works here too: on a connection of this process.
+        right += sum(round_trip(client, container, f"{worker}-{n}") for n in range(50, 100))
+        pool.reset()
+        return right, pool.stats()["size"]
+
+    workers = [Fork(work, worker) for worker in range(4)]
+    while True:
+        assert round_trip(client, container, "parent")
+        if all(worker._has_ended() for worker in workers):
+            break
+    assert [worker.result() for worker in workers] == [(100, 0)] * 4
+    assert azurite.connections_of() == held
+    names = {blob.name for blob in client.get_container_client(container).list_blobs()}
+    assert len(names) == 401
+    for name in sorted(names):
+        downloaded = client.get_blob_client(container, name).download_blob().readall()
+        assert downloaded == content_of(name)
+
+
+def test_a_child_closes_none_of_its_parents(
+    pool: BlobServicePool, azurite: Azurite, credential: Credential
+) -> None:
+    client = pool.client(credential, azurite.url)
+    container = new_container(client)
+    assert pool.prune_idle(0) == 1  # so that only these variables hold it
+    held = azurite.connections_of()
+    box = [credential, client, container]
+
+    def drop() -> int:
+        nonlocal client, container, credential
+        box.clear()
+        del client, container, credential
+        gc.collect()
+        pool.prune_idle(0)
+        pool.reset()
+        return 0
+
+    assert Fork(drop).result() == 0
+    assert azurite.connections_of() == held
+    assert container.exists()
+    assert azurite.connections_of() == held
+    assert json.dumps(pool.stats())
+
+
+def test_a_fork_while_a_client_is_being_built(
+    pool: BlobServicePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    started, release = threading.Event(), threading.Event()
+    factory = pool.factory
+
+    def slow(target: str, **arguments: Any) -> Any:
+        started.set()
+        assert release.wait(20)
+        return factory(target, **arguments)
+
+    monkeypatch.setattr(pool, "factory", slow)
+    builder = threading.Thread(target=pool.client, args=(KEY, "shop"))
+    builder.start()
+    assert started.wait(20)
+    monkeypatch.setattr(pool, "factory", factory)
+    assert Fork(lambda: bool(pool.client(KEY, "shop"))).result()
+    release.set()
+    builder.join()
+    assert pool.client(KEY, "shop")
