@@ -17,12 +17,12 @@ import importlib
 import logging
 from collections.abc import Callable
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 from weakref import ReferenceType, ref
 
 from mppool.core.events import Declare
 from mppool.core.tokens import digest_of as digest_of_text
-from mppool.errors import ConfigurationError, OpenFailed, PoolError
+from mppool.errors import ConfigurationError, OpenFailed
 from mppool.worker.entry import NEVER
 
 if TYPE_CHECKING:
@@ -174,7 +174,7 @@ class Bearer:
                     _named(error),
                 )
                 return True
-            raise _failed(self.face, error) from error
+            _raise_failed(self.face, error)
         if token is None:
             return True
         if digest_of(token) == entry.token:
@@ -188,10 +188,10 @@ def _named(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:2000]
 
 
-def _failed(face: Face, error: Exception) -> PoolError:
+def _raise_failed(face: Face, error: Exception) -> NoReturn:
     if isinstance(error, (ConfigurationError, OpenFailed)):
-        return error
-    return OpenFailed(f"pool {face.name!r}: no token can be had: {_named(error)}")
+        raise error
+    raise OpenFailed(f"pool {face.name!r}: no token can be had: {_named(error)}") from error
 
 
 class Known:
@@ -321,7 +321,7 @@ class Identities:
             try:
                 token = broker().fetch(face.member, credential, scope, None, timeout)
             except Exception as error:
-                raise _failed(face, error) from error
+                _raise_failed(face, error)
             identity = broker().identity_of(credential)
             if identity is None:
                 identity = broker().identity_from(token)

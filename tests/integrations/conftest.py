@@ -13,6 +13,9 @@ from mppool.errors import ConfigurationError
 from mppool.odbc import driver_manager
 from tests.helpers import component_is_missing
 from tests.integrations.postgresql import Database, PostgresqlServer, what_is_missing
+from tests.tds.fixtures import microsoft_driver, tds
+
+__all__ = ["microsoft_driver", "tds"]
 
 
 @pytest.fixture(scope="session")

@@ -38,7 +38,7 @@ class TdsDouble:
 
     def __init__(self, directory: Path, driver: Path) -> None:
         certificate, key = make_certificate(directory)
-        self._driver = driver
+        self.driver = driver
         self.certificate = certificate
         self._process = subprocess.Popen(
             [sys.executable, "-m", "tests.tds.server", str(certificate), str(key)],
@@ -58,13 +58,13 @@ class TdsDouble:
     def connection_string(self, more: str = "") -> str:
         """For a caller with a token; `UID=...;PWD=...` as `more` for one without."""
         return (
-            f"Driver={self._driver};Server=127.0.0.1,{self.port};Encrypt=yes;"
+            f"Driver={self.driver};Server=127.0.0.1,{self.port};Encrypt=yes;"
             f"TrustServerCertificate=yes;{more}"
         )
 
     def strict_connection_string(self) -> str:
         return (
-            f"Driver={self._driver};Server=127.0.0.1,{self.port};Encrypt=strict;"
+            f"Driver={self.driver};Server=127.0.0.1,{self.port};Encrypt=strict;"
             f"ServerCertificate={self.certificate};"
         )
 
