@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import random
+import traceback
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -236,6 +237,8 @@ def open_resource(
             raise
         raise OpenFailedError(f"pool {face.name!r}: opening a resource failed: {text}") from error
     except BaseException as error:
+        # What the hook had half opened lives as long as its frames: they end before the slot is given back.
+        traceback.clear_frames(error.__traceback__)
         # Where nobody waits nobody was interrupted: the hook itself wants to end the process.
         give_up_opening(entry, type(error).__name__, counted=grant.ticket == NOBODY)
         raise

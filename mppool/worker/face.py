@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+import traceback
 from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable
@@ -470,6 +471,10 @@ class Face:
         except Exception:
             self.count("hook_errors")
             log.warning("pool %r: closing a resource raised; it is gone", self.name, exc_info=True)
+        except BaseException as error:
+            # Perhaps it was not closed yet, and its frames keep it: it ends before its slot is free.
+            traceback.clear_frames(error.__traceback__)
+            raise
         finally:
             if not entry.holdings.forked:
                 self._forget(entry, reason)
