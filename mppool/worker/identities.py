@@ -17,7 +17,7 @@ import importlib
 import logging
 from collections.abc import Callable
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 from weakref import ReferenceType, ref
 
 from mppool.core.events import Declare
@@ -174,7 +174,7 @@ class Bearer:
                     _named(error),
                 )
                 return True
-            _raise_failed(self.face, error)
+            raise _no_token(self.face, error) from error
         if token is None:
             return True
         if digest_of(token) == entry.token:
@@ -188,10 +188,8 @@ def _named(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"[:2000]
 
 
-def _raise_failed(face: Face, error: Exception) -> NoReturn:
-    if isinstance(error, (ConfigurationError, OpenFailed)):
-        raise error
-    raise OpenFailed(f"pool {face.name!r}: no token can be had: {_named(error)}") from error
+def _no_token(face: Face, error: Exception) -> OpenFailed:
+    return OpenFailed(f"pool {face.name!r}: no token can be had: {_named(error)}")
 
 
 class Known:
@@ -320,8 +318,10 @@ class Identities:
             assert scope is not None
             try:
                 token = broker().fetch(face.member, credential, scope, None, timeout)
+            except (ConfigurationError, OpenFailed):
+                raise
             except Exception as error:
-                _raise_failed(face, error)
+                raise _no_token(face, error) from error
             identity = broker().identity_of(credential)
             if identity is None:
                 identity = broker().identity_from(token)
