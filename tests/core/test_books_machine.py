@@ -1,6 +1,7 @@
 """The model driven by hypothesis: several processes and identities, and everything that can go wrong.
 
-`MPPOOL_HYPOTHESIS=long` runs for a long time; otherwise a run takes seconds.
+`MPPOOL_HYPOTHESIS=long` runs for minutes (MPPOOL_EXAMPLES histories, of which hypothesis remembers every one:
+some hundred kilobytes each); otherwise a run takes seconds.
 """
 
 from __future__ import annotations
@@ -314,7 +315,7 @@ class BooksMachine(RuleBasedStateMachine):
 
 
 BooksMachine.TestCase.settings = settings(
-    max_examples=int(os.environ.get("MPPOOL_EXAMPLES", "20000")) if LONG else 80,
+    max_examples=int(os.environ.get("MPPOOL_EXAMPLES", "3000")) if LONG else 80,
     stateful_step_count=120 if LONG else 60,
     deadline=None,
     suppress_health_check=list(HealthCheck),
