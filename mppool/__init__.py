@@ -19,7 +19,8 @@ if TYPE_CHECKING:
         StaleLease,
         TooManyWaiting,
     )
-    from mppool.manager import InProcessManager, PoolManager
+    from mppool.in_process import InProcessManager
+    from mppool.manager import PoolManager
     from mppool.options import PoolOptions
     from mppool.recipe import Opening, Recipe
     from mppool.worker.lease import Lease
@@ -50,7 +51,7 @@ __all__ = [
 ]
 
 _HOME_OF = {
-    "InProcessManager": "mppool.manager",
+    "InProcessManager": "mppool.in_process",
     "Lease": "mppool.worker.lease",
     "Opening": "mppool.recipe",
     "Pool": "mppool.worker.pool",

@@ -1,186 +1,39 @@
-"""PoolManager and InProcessManager: the only place that knows both wings, the server's and the worker's."""
+"""PoolManager: the only place that knows both wings, the server's and the worker's."""
 
 from __future__ import annotations
 
 import os
-import socket
-import sys
 import threading
 import time
 import weakref
 from multiprocessing.managers import BaseManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from mppool.core.books import Books
 from mppool.core.decisions import Draining
-from mppool.core.events import Attach, Drain
+from mppool.core.events import Drain
 from mppool.errors import ConfigurationError, PoolError, ServerUnavailable
-from mppool.ids import Session, own_process
-from mppool.options import checked_name, checked_options, checked_timeout
-from mppool.recipe import HOOKS, as_recipe
+from mppool.managing import Manager
+from mppool.meeting import Meeting
+from mppool.options import checked_name, checked_timeout
 from mppool.wire.messages import Failed
 from mppool.worker.link import CONTROL_DEADLINE_S, ServerLink
-from mppool.worker.local import LocalLink
 from mppool.worker.member import Member
-from mppool.worker.pool import Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
-    from mppool.azure.shared import SharedCredential
-    from mppool.azure.shared_async import AsyncSharedCredential
-    from mppool.recipe import Recipe
     from mppool.server.loop import Server
-    from mppool.server.runtime import ManagerPaths
-    from mppool.wire.messages import Report
-
-T = TypeVar("T")
 
 DEFAULT_LINGER_S = 30.0
 _SHUTDOWN_PATIENCE_S = 10.0
 _POLL_S = 0.005
 _DRAIN_POLL_S = 0.02
 
-
-def _check_platform() -> None:
-    if sys.platform != "linux":
-        raise ConfigurationError(
-            f"mppool runs on Linux only (this is {sys.platform}): it watches processes by pidfd; on other "
-            "systems use InProcessManager, or a pool of one process"
-        )
-
-
-class _Manager:
-    """What both managers offer: pools and statistics, over whatever link."""
-
-    _member: Member
-
-    def pool(self, name: str, recipe: Recipe[T] | Callable[..., T], **options: Any) -> Pool[T]:
-        """Declare a pool. Costs nothing: no process, no thread, no I/O before the first checkout.
-
-        recipe: a Recipe, or a callable that opens a resource; hooks as keyword arguments go with the
-            latter (`configure, on_checkout, reset, check, close, stats, describe`).
-        options: see PoolOptions. The same name again with the same options is the same pool.
-
-        Raises ConfigurationError, which names the option, the value and what is allowed, and
-        ConfigurationMismatch where this process has declared the pool otherwise.
-        """
-        checked_name("pool", name)
-        hooks = {hook: options[hook] for hook in HOOKS if hook in options}
-        given = {option: value for option, value in options.items() if option not in HOOKS}
-        checked = checked_options(name, given)
-        face = self._member.declare(name, as_recipe(recipe, hooks), checked)
-        return Pool(face, self.stats, (_rebuild_pool, (self, name, recipe, options)))
-
-    def credential(self, credential: Any, *, identity: str | None = None) -> SharedCredential:
-        """A credential whose tokens are fetched once for all processes, for any Azure SDK client.
-
-        credential: of azure-identity, or any other with `get_token`. Costs nothing before its first use.
-        identity: what it stands for, equal in all processes; None: see `mppool.azure.identity_of`. Where
-            only a token can tell, tokens are shared by the threads of this process alone.
-
-        Raises ConfigurationError for what is no credential, and where the extra `azure` is missing.
-        """
-        from mppool.azure.shared import SharedCredential
-
-        return SharedCredential(self, credential, identity=identity)
-
-    def async_credential(
-        self, credential: Any, *, identity: str | None = None
-    ) -> AsyncSharedCredential:
-        """The same for asyncio; a synchronous credential is run in a thread."""
-        from mppool.azure.shared_async import AsyncSharedCredential
-
-        return AsyncSharedCredential(self, credential, identity=identity)
-
-    def stats(self) -> dict[str, Any]:
-        """Statistics of all pools and processes, JSON-compatible. All durations are seconds.
-
-        Where no server runs, nothing is held: the pools are those that this process has declared.
-        """
-        stats = self._member.link.stats()
-        if not stats:
-            stats = self._merge(self._unattached_snapshot(), self._member.report(0))
-            stats["processes"], stats["server_pid"], stats["epoch"] = [], None, None
-        unknown = [name for name in self._member.faces if name not in stats["pools"]]
-        if unknown:  # the server runs, but this process has not attached to it yet
-            own = self._merge(self._unattached_snapshot(), self._member.report(0))
-            stats["pools"].update({name: own["pools"][name] for name in unknown})
-        return stats
-
-    def _unattached_snapshot(self) -> dict[str, Any]:
-        """What books would say to which this process has just attached, with nothing in its hands."""
-        books = Books(0)
-        books.apply(
-            own_process(), Session(1), Attach("", self._member.declarations(), []), time.monotonic()
-        )
-        return books.snapshot()
-
-    def _merge(
-        self, snapshot: dict[str, Any], report: Report, uptime: float = 0.0
-    ) -> dict[str, Any]:
-        from mppool.server.statistics import ProcessFigures, Totals, merged
-
-        pools = {one.pool: one for one in report.pools}
-        figures = [ProcessFigures(own_process(), self._member.label, pools, stale=False)]
-        return merged(
-            snapshot,
-            figures,
-            Totals(),
-            name=self._member.name,
-            server_pid=os.getpid(),
-            uptime=uptime,
-        )
-
-
-def _rebuild_pool(manager: _Manager, name: str, recipe: Any, options: dict[str, Any]) -> Pool[Any]:
-    return manager.pool(name, recipe, **options)
-
-
-class _Meeting:
-    """Where the processes of a manager meet: its files, resolved at first use (rule 12)."""
-
-    def __init__(self, name: str, runtime_dir: str | None, linger: float) -> None:
-        self.name = name
-        self.runtime_dir = runtime_dir
-        self.linger = linger
-        self._paths: tuple[int, ManagerPaths] | None = None
-
-    def paths(self) -> ManagerPaths:
-        """The files of the manager; resolved again in a child, whose effective user may be another."""
-        from mppool.server.runtime import manager_paths
-
-        _check_platform()
-        if self._paths is None or self._paths[0] != os.getpid():
-            self._paths = (os.getpid(), manager_paths(self.name, self.runtime_dir))
-        return self._paths[1]
-
-    def connect(self, deadline: float) -> socket.socket:
-        """A connection to the server, which is started if there is none."""
-        from mppool.server.launch import find_or_start
-
-        return find_or_start(self.paths(), linger=self.linger, deadline=deadline)
-
-    def look(self) -> socket.socket | None:
-        """A connection to the server, if there is one."""
-        from mppool.server.launch import connect
-
-        return connect(self.paths())
-
-    def replace(self, ask_to_leave: Callable[[], None], deadline: float) -> None:
-        """Have the server that is there leave, and start one of this release in its place."""
-        from mppool.server.launch import replace
-
-        replace(self.paths(), ask_to_leave, linger=self.linger, deadline=deadline)
-
-
 # Managers of one name and directory share what a process holds, so that `PoolManager("shop")` in two modules
 # is one manager. Values live as long as some manager uses them.
-_members: weakref.WeakValueDictionary[tuple[str, str | None], Member] = (
-    weakref.WeakValueDictionary()
-)
+_members: weakref.WeakValueDictionary[tuple[str, str], Member] = weakref.WeakValueDictionary()
 
 
 def members() -> list[Member]:
@@ -188,7 +41,7 @@ def members() -> list[Member]:
     return list(_members.values())
 
 
-class PoolManager(_Manager, BaseManager):
+class PoolManager(Manager, BaseManager):
     """The pools that all processes of one application share.
 
     name: which processes share: same user, same runtime directory, same name. 1 to 64 letters, digits,
@@ -222,11 +75,11 @@ class PoolManager(_Manager, BaseManager):
                 f"manager {name!r}: linger=None is not allowed: give a number of seconds, 0 or more"
             )
         directory = None if runtime_dir is None else os.fspath(Path(runtime_dir).absolute())
-        self._meeting = _Meeting(name, directory, seconds)
-        self._member = self._shared_member(directory)
+        self._meeting = Meeting(name, directory, seconds)
+        self._member = self._shared_member()
 
-    def _shared_member(self, directory: str | None) -> Member:
-        key = (self.name, directory or os.environ.get("MPPOOL_RUNTIME_DIR"))
+    def _shared_member(self) -> Member:
+        key = (self.name, self._meeting.likely_directory())
         member = _members.get(key)
         if member is None:
             meeting = self._meeting
@@ -385,61 +238,3 @@ class PoolManager(_Manager, BaseManager):
 
 def _rebuild_manager(name: str, runtime_dir: str | None, linger: float) -> PoolManager:
     return PoolManager(name, runtime_dir=runtime_dir, linger=linger)
-
-
-class InProcessManager(_Manager):
-    """The same interface and the same core without a server, for a single process and for tests.
-
-    A forked child starts with empty pools of its own: nothing is shared between processes.
-    """
-
-    def __init__(self, name: str = "local") -> None:
-        self.name = checked_name("manager", name)
-        self._member = Member(name, lambda member: LocalLink(member, self._merge))
-
-    @property
-    def _link(self) -> LocalLink:
-        link = self._member.link
-        assert isinstance(link, LocalLink)
-        return link
-
-    @property
-    def address(self) -> None:
-        """There is no server, so there is no address."""
-        return None
-
-    @property
-    def server_pid(self) -> int:
-        """Pid of the process that keeps the books: this one."""
-        return os.getpid()
-
-    def start(self) -> None:
-        """Nothing to start."""
-
-    def connect(self) -> None:
-        """Nothing to connect to."""
-
-    def join(self, timeout: float | None = None) -> None:
-        """Nothing to wait for."""
-
-    def shutdown(self) -> None:
-        """Close what lies idle. Leases that are out keep working, and the pools go on when they are used."""
-        self._member.close_idle()
-        self._link.stop()
-
-    def __enter__(self) -> InProcessManager:  # noqa: PYI034  # typing.Self is newer than Python 3.10
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self.shutdown()
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        raise PoolError(
-            f"the in-process manager {self.name!r} cannot be pickled: it shares nothing with other "
-            "processes; use PoolManager"
-        )

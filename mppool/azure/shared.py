@@ -12,7 +12,7 @@ from mppool.errors import ConfigurationError, PoolClosed
 if TYPE_CHECKING:
     from azure.core.credentials import AccessToken, AccessTokenInfo
 
-    from mppool.manager import _Manager
+    from mppool.managing import Manager
     from mppool.worker.tokens import HeldToken
 
 C = TypeVar("C", bound="Shared")
@@ -34,7 +34,7 @@ class Shared:
 
     _asynchronous = False
 
-    def __init__(self, manager: _Manager, credential: Any, *, identity: str | None = None) -> None:
+    def __init__(self, manager: Manager, credential: Any, *, identity: str | None = None) -> None:
         checked_identity(identity)
         if isinstance(credential, Shared):
             # Two wrappers would wait for each other.
@@ -208,7 +208,7 @@ class SharedCredential(Shared):
         return answer
 
 
-def _rebuild(cls: type[C], manager: _Manager, credential: Any, identity: str | None) -> C:
+def _rebuild(cls: type[C], manager: Manager, credential: Any, identity: str | None) -> C:
     return cls(manager, credential, identity=identity)
 
 

@@ -29,7 +29,7 @@ from mppool.compat.proxypatternpool.register import Register
 from mppool.compat.proxypatternpool.settings import Settings, is_reloaders_parent
 from mppool.core.events import WantReady
 from mppool.errors import CheckoutTimeout, OpenFailed, PoolClosed, StaleLease
-from mppool.manager import InProcessManager
+from mppool.in_process import InProcessManager
 from mppool.worker.lease import Lease
 
 _numbers = itertools.count(1)

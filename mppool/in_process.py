@@ -1,0 +1,73 @@
+"""InProcessManager: pools of one process, with the same core and no server."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from mppool.errors import PoolError
+from mppool.managing import Manager
+from mppool.options import checked_name
+from mppool.worker.local import LocalLink
+from mppool.worker.member import Member
+
+if TYPE_CHECKING:
+    from types import TracebackType
+
+
+class InProcessManager(Manager):
+    """The same interface and the same core without a server, for a single process and for tests.
+
+    A forked child starts with empty pools of its own: nothing is shared between processes.
+    """
+
+    def __init__(self, name: str = "local") -> None:
+        self.name = checked_name("manager", name)
+        self._member = Member(name, lambda member: LocalLink(member, self._merge))
+
+    @property
+    def _link(self) -> LocalLink:
+        link = self._member.link
+        assert isinstance(link, LocalLink)
+        return link
+
+    @property
+    def address(self) -> None:
+        """There is no server, so there is no address."""
+        return None
+
+    @property
+    def server_pid(self) -> int:
+        """Pid of the process that keeps the books: this one."""
+        return os.getpid()
+
+    def start(self) -> None:
+        """Nothing to start."""
+
+    def connect(self) -> None:
+        """Nothing to connect to."""
+
+    def join(self, timeout: float | None = None) -> None:
+        """Nothing to wait for."""
+
+    def shutdown(self) -> None:
+        """Close what lies idle. Leases that are out keep working, and the pools go on when they are used."""
+        self._member.close_idle()
+        self._link.stop()
+
+    def __enter__(self) -> InProcessManager:  # noqa: PYI034  # typing.Self is newer than Python 3.10
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.shutdown()
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        raise PoolError(
+            f"the in-process manager {self.name!r} cannot be pickled: it shares nothing with other "
+            "processes; use PoolManager"
+        )

@@ -1,0 +1,116 @@
+"""What both managers offer: pools, credentials and statistics, over whatever link."""
+
+from __future__ import annotations
+
+import os
+import time
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from mppool.core.books import Books
+from mppool.core.events import Attach
+from mppool.ids import Session, own_process
+from mppool.options import checked_name, checked_options
+from mppool.recipe import HOOKS, as_recipe
+from mppool.worker.member import Member
+from mppool.worker.pool import Pool
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mppool.azure.shared import SharedCredential
+    from mppool.azure.shared_async import AsyncSharedCredential
+    from mppool.recipe import Recipe
+    from mppool.wire.messages import Report
+
+T = TypeVar("T")
+
+
+class Manager:
+    """What both managers offer: pools and statistics, over whatever link."""
+
+    _member: Member
+
+    def pool(self, name: str, recipe: Recipe[T] | Callable[..., T], **options: Any) -> Pool[T]:
+        """Declare a pool. Costs nothing: no process, no thread, no I/O before the first checkout.
+
+        recipe: a Recipe, or a callable that opens a resource; hooks as keyword arguments go with the
+            latter (`configure, on_checkout, reset, check, close, stats, describe`).
+        options: see PoolOptions. The same name again with the same options is the same pool.
+
+        Raises ConfigurationError, which names the option, the value and what is allowed, and
+        ConfigurationMismatch where this process has declared the pool otherwise.
+        """
+        checked_name("pool", name)
+        hooks = {hook: options[hook] for hook in HOOKS if hook in options}
+        given = {option: value for option, value in options.items() if option not in HOOKS}
+        checked = checked_options(name, given)
+        face = self._member.declare(name, as_recipe(recipe, hooks), checked)
+        return Pool(face, self.stats, (_rebuild_pool, (self, name, recipe, options)))
+
+    def credential(self, credential: Any, *, identity: str | None = None) -> SharedCredential:
+        """A credential whose tokens are fetched once for all processes, for any Azure SDK client.
+
+        credential: of azure-identity, or any other with `get_token`. Costs nothing before its first use.
+        identity: what it stands for, equal in all processes; None: see `mppool.azure.identity_of`. Where
+            only a token can tell, tokens are shared by the threads of this process alone.
+
+        Raises ConfigurationError for what is no credential, and where the extra `azure` is missing.
+        """
+        shared: type[SharedCredential] = _of_azure("shared", "SharedCredential")
+        return shared(self, credential, identity=identity)
+
+    def async_credential(
+        self, credential: Any, *, identity: str | None = None
+    ) -> AsyncSharedCredential:
+        """The same for asyncio; a synchronous credential is run in a thread."""
+        shared: type[AsyncSharedCredential] = _of_azure("shared_async", "AsyncSharedCredential")
+        return shared(self, credential, identity=identity)
+
+    def stats(self) -> dict[str, Any]:
+        """Statistics of all pools and processes, JSON-compatible. All durations are seconds.
+
+        Where no server runs, nothing is held: the pools are those that this process has declared.
+        """
+        stats = self._member.link.stats()
+        if not stats:
+            stats = self._merge(self._unattached_snapshot(), self._member.report(0))
+            stats["processes"], stats["server_pid"], stats["epoch"] = [], None, None
+        unknown = [name for name in self._member.faces if name not in stats["pools"]]
+        if unknown:  # the server runs, but this process has not attached to it yet
+            own = self._merge(self._unattached_snapshot(), self._member.report(0))
+            stats["pools"].update({name: own["pools"][name] for name in unknown})
+        return stats
+
+    def _unattached_snapshot(self) -> dict[str, Any]:
+        """What books would say to which this process has just attached, with nothing in its hands."""
+        books = Books(0)
+        books.apply(
+            own_process(), Session(1), Attach("", self._member.declarations(), []), time.monotonic()
+        )
+        return books.snapshot()
+
+    def _merge(
+        self, snapshot: dict[str, Any], report: Report, uptime: float = 0.0
+    ) -> dict[str, Any]:
+        from mppool.server.statistics import ProcessFigures, Totals, merged
+
+        pools = {one.pool: one for one in report.pools}
+        figures = [ProcessFigures(own_process(), self._member.label, pools, stale=False)]
+        return merged(
+            snapshot,
+            figures,
+            Totals(),
+            name=self._member.name,
+            server_pid=os.getpid(),
+            uptime=uptime,
+        )
+
+
+def _rebuild_pool(manager: Manager, name: str, recipe: Any, options: dict[str, Any]) -> Pool[Any]:
+    return manager.pool(name, recipe, **options)
+
+
+def _of_azure(module: str, name: str) -> Any:
+    """Something of floor 5, which this floor knows by name only."""
+    return getattr(import_module(f"mppool.azure.{module}"), name)

@@ -1,0 +1,65 @@
+"""Where the processes of a manager meet, and how a process gets there."""
+
+from __future__ import annotations
+
+import os
+import socket
+import sys
+from typing import TYPE_CHECKING
+
+from mppool.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mppool.server.runtime import ManagerPaths
+
+
+def _check_platform() -> None:
+    if sys.platform != "linux":
+        raise ConfigurationError(
+            f"mppool runs on Linux only (this is {sys.platform}): it watches processes by pidfd; on other "
+            "systems use InProcessManager, or a pool of one process"
+        )
+
+
+class Meeting:
+    """Where the processes of a manager meet: its files, resolved at first use (rule 12)."""
+
+    def __init__(self, name: str, runtime_dir: str | None, linger: float) -> None:
+        self.name = name
+        self.runtime_dir = runtime_dir
+        self.linger = linger
+        self._paths: tuple[int, ManagerPaths] | None = None
+
+    def likely_directory(self) -> str:
+        """Where this would meet if it were used now: however it is named, one directory is one directory."""
+        given = self.runtime_dir or os.environ.get("MPPOOL_RUNTIME_DIR")
+        return os.path.realpath(given or f"/tmp/mppool-{os.geteuid()}")  # noqa: S108  # a name to compare
+
+    def paths(self) -> ManagerPaths:
+        """The files of the manager; resolved again in a child, whose effective user may be another."""
+        from mppool.server.runtime import manager_paths
+
+        _check_platform()
+        if self._paths is None or self._paths[0] != os.getpid():
+            self._paths = (os.getpid(), manager_paths(self.name, self.runtime_dir))
+        return self._paths[1]
+
+    def connect(self, deadline: float) -> socket.socket:
+        """A connection to the server, which is started if there is none."""
+        from mppool.server.launch import find_or_start
+
+        return find_or_start(self.paths(), linger=self.linger, deadline=deadline)
+
+    def look(self) -> socket.socket | None:
+        """A connection to the server, if there is one."""
+        from mppool.server.launch import connect
+
+        return connect(self.paths())
+
+    def replace(self, ask_to_leave: Callable[[], None], deadline: float) -> None:
+        """Have the server that is there leave, and start one of this release in its place."""
+        from mppool.server.launch import replace
+
+        replace(self.paths(), ask_to_leave, linger=self.linger, deadline=deadline)
