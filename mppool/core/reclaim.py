@@ -144,14 +144,14 @@ class Reclaimer:
         """For whom slots may be asked for, the neediest first.
 
         What cannot be had for a waiter who may take from anybody cannot be had for the next one either,
-        unless it was his own process that had it: so two such processes are enough.
+        unless his own process has it, for the same key: so two such waiters are enough.
         """
-        unblocked: set[ProcessId] = set()
+        unblocked = 0
         for waiter in books.in_line(now):
             if books.blocked_by_identity(waiter) or books.blocked_by_process(waiter):
                 yield waiter
-            elif len(unblocked) < 2:
-                unblocked.add(waiter.process)
+            elif unblocked < 2:
+                unblocked += 1
                 yield waiter
             elif not books.has_inner_bounds():
                 return  # nobody further down can be blocked

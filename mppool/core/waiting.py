@@ -57,11 +57,12 @@ class Waiting:
         self._of_key: dict[str, _Queue] = {}
         self._groups: dict[ProcessId, dict[str, _Queue]] = {}
         self._patient: _Queue = OrderedDict()  # those who may not have lost patience yet
-        # Heaps. One entry per deadline; of every process with waiters one for its oldest waiter, and one
-        # for its level and its oldest waiter.
+        # Heaps. One entry per deadline; of every process with waiters one for its oldest waiter, one for
+        # its level and its oldest waiter, and, in a heap of its own, one for the oldest waiter of each key.
         self._deadlines: list[_Deadline] = []
         self._oldest: list[tuple[float, int, ProcessId]] = []
         self._poorest: list[tuple[int, float, int, ProcessId]] = []
+        self._heads: dict[ProcessId, list[tuple[int, str]]] = {}
         self._serial = 0
 
     def __len__(self) -> int:
@@ -78,7 +79,10 @@ class Waiting:
         self._all[name] = self._patient[name] = waiter
         _put_into(self._of_process, waiter.process, name, waiter)
         _put_into(self._of_key, waiter.key, name, waiter)
-        _put_into(self._groups.setdefault(waiter.process, {}), waiter.key, name, waiter)
+        groups = self._groups.setdefault(waiter.process, {})
+        _put_into(groups, waiter.key, name, waiter)
+        if len(groups[waiter.key]) == 1:
+            self._rank_group(waiter)
         if len(self._of_process[waiter.process]) == 1:
             self._rank_process(waiter)
         if waiter.deadline != math.inf:
@@ -98,10 +102,15 @@ class Waiting:
         groups = self._groups[process]
         _take_from(self._of_process, process, name)
         _take_from(self._of_key, waiter.key, name)
+        was_head = self.first(process, waiter.key) is waiter
         _take_from(groups, waiter.key, name)
         if not groups:
-            del self._groups[process]
-        elif waiter is oldest:
+            del self._groups[process], self._heads[process]
+            return waiter
+        head = self.first(process, waiter.key)
+        if head is not None and was_head:
+            self._rank_group(head)
+        if waiter is oldest:
             self._rank_process(next(iter(self._of_process[process].values())))
         return waiter
 
@@ -140,19 +149,42 @@ class Waiting:
         """
         # The oldest waiter of a process comes before those of its other groups: these join the line when
         # the process has been come by.
-        others: list[tuple[Any, int, Waiter]] = []
+        others: list[tuple[Any, Waiter, Iterator[Waiter]]] = []
+
+        def place(waiter: Waiter) -> Any:
+            return (sharing.rank(waiter, self._levels, now), waiter.serial)
+
+        def join(heads: Iterator[Waiter]) -> None:
+            head = next(heads, None)
+            if head is not None:
+                heapq.heappush(others, (place(head), head, heads))
+
         for waiter in self._oldest_in_line(now):
-            place = (sharing.rank(waiter, self._levels, now), waiter.serial)
-            while others and others[0][:2] < place:
-                yield heapq.heappop(others)[2]
+            while others and others[0][0] < place(waiter):
+                _, head, heads = heapq.heappop(others)
+                yield head
+                join(heads)
             yield waiter
-            for key, group in self._groups[waiter.process].items():
-                if key != waiter.key:
-                    head = next(iter(group.values()))
-                    rank = sharing.rank(head, self._levels, now)
-                    heapq.heappush(others, (rank, head.serial, head))
+            heads = self._heads_in_line(waiter.process)
+            next(heads)  # that was the waiter himself
+            join(heads)
         while others:
-            yield heapq.heappop(others)[2]
+            _, head, heads = heapq.heappop(others)
+            yield head
+            join(heads)
+
+    def _heads_in_line(self, process: ProcessId) -> Iterator[Waiter]:
+        """The oldest waiter of every group of a process, in order of arrival."""
+        ranked = self._heads[process]
+        while not self._is_head(process, *ranked[0]):
+            heapq.heappop(ranked)
+        for serial, key in ascending(ranked):
+            if self._is_head(process, serial, key):
+                yield next(iter(self._groups[process][key].values()))
+
+    def _is_head(self, process: ProcessId, serial: int, key: str) -> bool:
+        head = self.first(process, key)
+        return head is not None and head.serial == serial
 
     def _oldest_in_line(self, now: float) -> Iterator[Waiter]:
         """The oldest waiter of every process, in the order of `sharing.rank`."""
@@ -213,6 +245,16 @@ class Waiting:
             ]
             heapq.heapify(self._oldest)
             heapq.heapify(self._poorest)
+
+    def _rank_group(self, head: Waiter) -> None:
+        """Enter a group into the order of its process: its oldest waiter is another."""
+        groups = self._groups[head.process]
+        ranked = self._heads.setdefault(head.process, [])
+        heapq.heappush(ranked, (head.serial, head.key))
+        if len(ranked) > 4 * len(groups) + 64:
+            heads = (next(iter(group.values())) for group in groups.values())
+            ranked[:] = [(waiter.serial, waiter.key) for waiter in heads]
+            heapq.heapify(ranked)
 
     # --- time --------------------------------------------------------------------------------------------
 

@@ -12,7 +12,16 @@ _PLAIN = (int, str, float, bool, type(None))
 # Statistics, what is shared with others, and what only ever grows.
 _SKIPPED = {"counters", "_around", "jitter", "_jitter", "_labels", "rules", "options", "_serial"}
 # What is derived from the rest, kept ready, and cleaned up late.
-_SKIPPED |= {"serial", "_oldest", "_poorest", "_richest", "_patient", "_expected", "_levels"}
+_SKIPPED |= {
+    "serial",
+    "_oldest",
+    "_poorest",
+    "_richest",
+    "_patient",
+    "_expected",
+    "_levels",
+    "_heads",
+}
 _SKIPPED |= {"_of_process", "_of_key", "_by_ticket", "_groups"}
 # Derived from the slots (`check_tables` compares them with a recount).
 _SKIPPED |= {"by_key", "closing", "_by_both", "_by_state", "_open_by_key", "_closing_of"}
