@@ -16,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool.azure import counting
+from mppool.azure.loops import LOOP_OVER, LoopEnd
 from mppool.errors import PoolError, StaleLease
 from mppool.worker.entry import NEVER
 
@@ -40,6 +41,7 @@ class Entry:
         "client",
         "description",
         "kept",
+        "loop",
         "made_at",
         "next_use",
         "owner",
@@ -52,6 +54,7 @@ class Entry:
         self.client = client
         self.serial = asked.serial
         self.kept = asked.kept
+        self.loop = asked.loop_serial
         self.owner = asked.owner
         self.description = f"{type(client).__name__} of {asked.target}"
         self.made_at = self.used_at = monotonic()
@@ -103,6 +106,7 @@ class Clients:
         self.counters: dict[str, int] = counting.no_counters()
         self.histograms = counting.no_histograms()
         self.past_uses = 0
+        self.loops: dict[int, LoopEnd] = {}
         self.ended = ""
         self.forked = False
         self.sweep_at = NEVER
@@ -160,6 +164,8 @@ class Clients:
             raise
         counting.observe(self.histograms, "open", monotonic() - began)
         entry = Entry(made, asked)
+        if asked.loop is not None:
+            self._tend_loops(asked.loop_serial)
         with self.lock:
             if self.ended:  # reset meanwhile
                 return None
@@ -275,15 +281,43 @@ class Clients:
             except IndexError:
                 return  # another thread was faster
             with self.lock:
-                known = wire in self.wires
-                self.wires.discard(wire)
-                owner = self.owners.get(wire.serial)
-                if owner is not None:
-                    owner.wires.discard(wire)
-                    self._let_go(wire.serial, owner)
+                known = self._forget(wire)
             if known:
-                self.count("closed")
                 wire.close()
+
+    def _forget(self, wire: Wire) -> bool:
+        """False if somebody else closes it. Caller holds the lock."""
+        if wire not in self.wires:
+            return False
+        self.wires.discard(wire)
+        owner = self.owners.get(wire.serial)
+        if owner is not None:
+            owner.wires.discard(wire)
+            self._let_go(wire.serial, owner)
+        self.count("closed")
+        return True
+
+    # --- event loops -------------------------------------------------------------------------------------
+
+    def _tend_loops(self, serial: int) -> None:
+        """Be told when the running loop ends; and see which others have ended without a word."""
+        for passed in [one for one, end in list(self.loops.items()) if end.has_passed()]:
+            for wire in self._loop_over(passed):
+                wire.abandon()
+        if serial not in self.loops:
+            self.loops[serial] = LoopEnd(lambda: self._loop_over(serial))
+
+    def _loop_over(self, serial: int) -> list[Wire]:
+        """Forget the clients of an event loop; what they have open."""
+        end = self.loops.pop(serial, None)
+        loop = None if end is None else end.loop()
+        with self.lock:
+            self._remove([key for key, entry in self.entries.items() if entry.loop == serial])
+            wires = [wire for wire in self.wires if wire.loop is not None and wire.loop() is loop]
+            for wire in wires:
+                wire.ended = wire.ended or LOOP_OVER
+                self._forget(wire)
+        return wires
 
     # --- time --------------------------------------------------------------------------------------------
 

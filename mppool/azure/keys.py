@@ -37,7 +37,16 @@ class Asked:
     Raises ConfigurationError for what is no credential.
     """
 
-    __slots__ = ("asynchronous", "credential", "kept", "key", "loop", "serial", "target")
+    __slots__ = (
+        "asynchronous",
+        "credential",
+        "kept",
+        "key",
+        "loop",
+        "loop_serial",
+        "serial",
+        "target",
+    )
 
     def __init__(self, credential: Any, target: str, *, asynchronous: bool = False) -> None:
         self.target = target
@@ -49,11 +58,8 @@ class Asked:
         secret = _secret_of(self.credential)
         who: Hashable = self._who() if secret is None else ("key", digest(secret))
         # A loop's clients are of no use to another one, also not to one at the same address.
-        self.key: tuple[Hashable, ...] = (
-            who,
-            target,
-            None if self.loop is None else serial_of(self.loop),
-        )
+        self.loop_serial = 0 if self.loop is None else serial_of(self.loop)
+        self.key: tuple[Hashable, ...] = (who, target, self.loop_serial)
 
     def _who(self) -> Hashable:
         check_credential(self.credential)

@@ -37,13 +37,14 @@ class Wire:
     loop: of an asynchronous one; it cannot be used or closed from another.
     """
 
-    __slots__ = ("__weakref__", "clients", "ended", "inner", "loop", "serial")
+    __slots__ = ("__weakref__", "clients", "closing", "ended", "inner", "loop", "serial")
 
     def __init__(self, clients: Clients, inner: Any, serial: int, loop: Any = None) -> None:
         self.clients = clients
         self.inner = inner
         self.serial = serial
         self.ended = ""
+        self.closing: object = None
         self.loop = None if loop is None else weakref.ref(loop)
 
     def close(self) -> None:
@@ -57,9 +58,12 @@ class Wire:
             self.abandon()
             return
         try:
-            asyncio.run_coroutine_threadsafe(self.inner.close(), loop)
+            loop.call_soon_threadsafe(self._close_in, loop)
         except RuntimeError:  # it was closed just now
             self.abandon()
+
+    def _close_in(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.closing = loop.create_task(self.inner.close())  # kept, or it could be collected
 
     def abandon(self) -> None:
         """Close without the event loop, which is over."""

@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 
 from mppool import PoolManager
+from tests.azure import azurite as emulator
+from tests.azure.azurite import Azurite
 from tests.azure.endpoints import Endpoint, authority, serving
 
 _VARIABLES = (
@@ -69,3 +71,10 @@ def manager(runtime_dir: Path) -> Iterator[PoolManager]:
     made = PoolManager("tokens", runtime_dir=runtime_dir)
     yield made
     made.shutdown()
+
+
+@pytest.fixture(scope="session")
+def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
+    """Azurite over https, for all tests of this process."""
+    with emulator.running(tmp_path_factory.mktemp("azurite")) as running:
+        yield running

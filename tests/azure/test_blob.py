@@ -35,11 +35,8 @@ from mppool.azure import (
 from tests.azure import azurite as emulator
 from tests.azure.azurite import ACCOUNT, KEY, Azurite, Credential
 
-
-@pytest.fixture(scope="session")
-def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
-    with emulator.running(tmp_path_factory.mktemp("azurite")) as running:
-        yield running
+# The first run on a machine installs Azurite.
+pytestmark = pytest.mark.timeout(emulator.INSTALL_S + 60)
 
 
 @pytest.fixture
