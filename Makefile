@@ -38,8 +38,8 @@ types: $(VENV)/.test  ## mypy --strict
 pytest: $(VENV)/.test  ## The tests alone
 	$(BIN)/pytest -n $(TEST_WORKERS) $(ARGS)
 
-bench: $(VENV)/.test  ## Figures beside those of other pools, measured in one run
-	@set -e; for script in benchmarks/bench_*.py; do $(BIN)/python $$script $(BENCH_ARGS); done
+bench: $(VENV)/.bench  ## Figures beside those of other pools, measured in one run
+	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
 install: $(VENV)/.test  ## Only the virtual environment with everything for development
 
@@ -59,6 +59,10 @@ $(VENV)/.demo: pyproject.toml $(BIN)/python
 $(VENV)/.test: pyproject.toml $(BIN)/python
 	tools/system-packages test
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/.bench: pyproject.toml $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[bench]'
 	touch $@
 
 $(BIN)/python:

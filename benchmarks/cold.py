@@ -6,6 +6,7 @@ import contextlib
 import os
 import socket
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from multiprocessing.managers import BaseManager
 from typing import Any
@@ -207,6 +208,7 @@ def _ping_pong(address: str) -> Callable[[], Any]:
         connection.sendall(message)
         return connection.recv(65536)
 
+    weakref.finalize(ask, connection.close)
     return ask
 
 

@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import shutil
 import tempfile
+import time
 import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -34,7 +35,7 @@ def in_processes(number: int, work: Callable[[int], Any]) -> list[Any]:
     def run(index: int, answers: Any) -> None:
         try:
             answers.send((True, work(index)))
-        except BaseException:
+        except BaseException:  # noqa: BLE001  # raised again, in the parent
             answers.send((False, traceback.format_exc()))
 
     pipes, processes = [], []
@@ -52,3 +53,36 @@ def in_processes(number: int, work: Callable[[int], Any]) -> list[Any]:
     if failed:
         raise RuntimeError(f"{len(failed)} of {number} processes failed; the first:\n{failed[0]}")
     return [answer for _, answer in answers]
+
+
+class Witness:
+    """Counts connections over all processes, in shared memory: it believes no pool's books."""
+
+    def __init__(self, open_s: float) -> None:
+        """open_s: seconds that opening takes."""
+        self._open_s = open_s
+        self._counts = fork.Array("l", 3)  # open now, the most ever, opened in all
+
+    def open(self) -> object:
+        """Open a connection. It counts from the first moment, as a database counts a login."""
+        with self._counts.get_lock():
+            self._counts[0] += 1
+            self._counts[1] = max(self._counts[1], self._counts[0])
+            self._counts[2] += 1
+        time.sleep(self._open_s)
+        return object()
+
+    def close(self, connection: object) -> None:
+        """Close a connection."""
+        with self._counts.get_lock():
+            self._counts[0] -= 1
+
+    @property
+    def peak(self) -> int:
+        """The most that were ever open at once."""
+        return self._counts[1]
+
+    @property
+    def opens(self) -> int:
+        """How many were opened in all."""
+        return self._counts[2]

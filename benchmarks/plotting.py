@@ -8,6 +8,7 @@ from xml.sax.saxutils import escape
 from benchmarks.tables import Table, number
 
 _WIDTH, _LABELS, _FIGURES, _BAR, _GAP, _TOP = 760, 250, 130, 18, 8, 46
+_FONT = 'font-family="sans-serif" font-size="12"'
 _OURS, _OTHERS, _REFERENCE = "#2f6fb0", "#9aa5b1", "#c9a227"
 
 
@@ -33,26 +34,28 @@ def svg(table: Table) -> str:
     height = _TOP + len(spreads) * (_BAR + _GAP) + 10
     better = "more is better" if table.more_is_better else "less is better"
     scale = ", logarithmic scale" if logarithmic else ""
-    parts = [
-        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" '
-        'font-family="sans-serif" font-size="13">',
+    lines = [
+        f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {height}" {_FONT}>',
         f'<rect width="{_WIDTH}" height="{height}" fill="white"/>',
         f'<text x="10" y="20" font-weight="bold">{escape(table.title)}</text>',
-        f'<text x="10" y="37" fill="#555" font-size="11">{escape(table.unit)}; {better}{scale}; '
-        "lines: least to most</text>",
+        _text(10, 37, f"{table.unit}; {better}{scale}; lines: least to most", 'fill="#555"'),
     ]
     for place, (row, spread) in enumerate(spreads.items()):
         top = _TOP + place * (_BAR + _GAP)
-        middle, text = top + _BAR / 2, top + _BAR - 5
+        middle, bottom_line = top + _BAR / 2, top + _BAR - 5
         colour = _OURS if row.startswith("mppool") else _OTHERS
         if row in table.references[:1] and colour != _OURS:
             colour = _REFERENCE
-        parts += [
-            f'<text x="{_LABELS - 8}" y="{text}" text-anchor="end">{escape(row)}</text>',
-            f'<rect x="{_LABELS}" y="{top}" width="{length(spread.middle):.1f}" height="{_BAR}" '
-            f'fill="{colour}"/>',
-            f'<line x1="{_LABELS + length(spread.least):.1f}" x2="{_LABELS + length(spread.most):.1f}" '
-            f'y1="{middle}" y2="{middle}" stroke="#222"/>',
-            f'<text x="{_LABELS + length(spread.most) + 6:.1f}" y="{text}">{number(spread.middle)}</text>',
+        start, width = _LABELS + length(spread.least), length(spread.middle)
+        end = _LABELS + length(spread.most)
+        lines += [
+            _text(_LABELS - 8, bottom_line, row, 'text-anchor="end"'),
+            f'<rect x="{_LABELS}" y="{top}" width="{width:.1f}" height="{_BAR}" fill="{colour}"/>',
+            f'<path d="M{start:.1f} {middle}H{end:.1f}" stroke="#222"/>',
+            _text(end + 6, bottom_line, number(spread.middle)),
         ]
-    return "\n".join([*parts, "</svg>", ""])
+    return "\n".join([*lines, "</svg>", ""])
+
+
+def _text(x: float, y: float, text: str, more: str = "") -> str:
+    return f'<text x="{x:.1f}" y="{y:.1f}" {more}>{escape(text)}</text>'
