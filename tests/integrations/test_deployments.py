@@ -136,12 +136,14 @@ def test_many_newer_clients_at_once_ask_once(
     new = [start(path=newer, APP_CAP=3) for _ in range(3)]
     for customer in new:  # all at once
         assert customer.process.stdin is not None
-        customer.process.stdin.write("take 0.5\n")
+        customer.process.stdin.write("take 4\n")
         customer.process.stdin.flush()
     assert old.do("ask") == 1
+    answers = []
     for customer in new:
         assert customer.process.stdout is not None
-        customer.process.stdout.readline()
+        answers.append(customer.process.stdout.readline())
+    assert answers.count('"main"\n') == 2, answers
     assert {customer.do("epoch") for customer in (*new, old)} == {epoch + 1}
     assert witness.peak == 3
 
