@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 from mppool.core.decisions import Grant
 from mppool.core.events import Checkout, Event
 from mppool.core.tokens import WantToken
-from mppool.errors import PoolError
+from mppool.errors import PoolError, ServerUnavailable
 from mppool.ids import Session, Ticket, own_process
 from mppool.wire.framing import FrameReader, encode, process_side_reader
 from mppool.wire.messages import (
@@ -391,15 +391,19 @@ class ServerLink:
     # --- commands ----------------------------------------------------------------------------------------
 
     def command(self, event: Event) -> Any:
-        """See Link. Raises PoolError with the server's reason if it cannot be done."""
+        """See Link. Raises PoolError with the server's reason, ServerUnavailable if it does not answer."""
         deadline = monotonic() + CONTROL_DEADLINE_S
         while True:
             try:
                 answer, connection = self._exchange(event, deadline)
                 self._idle.append(connection)
-            except SessionLost:
+            except (SessionLost, TimeoutError) as error:
                 if monotonic() >= deadline:
-                    raise TimeoutError("the server went away again and again") from None
+                    raise ServerUnavailable(
+                        f"manager {self._member.name!r}: the server has not carried out a "
+                        f"{type(event).__name__} within {CONTROL_DEADLINE_S:g} s ({error}); try again, "
+                        "or look at it with `mppool doctor`"
+                    ) from error
                 continue
             if isinstance(answer, Failed):
                 raise PoolError(answer.text)
