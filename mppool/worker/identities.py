@@ -222,6 +222,7 @@ class Identities:
         self.credential = face.recipe.credential
         self.known: dict[ReferenceType[Any], Known] = {}
         self._insisted: dict[str, float] = {}
+        self._checked: set[type] = set()
         if self.credential is not None:
             broker().check(self.credential)
             if face.recipe.token_scope is None:
@@ -285,13 +286,14 @@ class Identities:
     def of(self, identity: str | None, credential: Any, timeout: float | None) -> Bearer | None:
         """Of a checkout with these arguments. Raises ConfigurationError, or OpenFailed for a missing token."""
         face = self._face
-        if credential is not None:
+        if credential is not None and type(credential) not in self._checked:
             broker().check(credential)
             if face.recipe.token_scope is None:
                 raise ConfigurationError(
                     f"pool {face.name!r}: checkout(credential=...) wants a recipe that names a token_scope, "
                     "for instance OdbcRecipe; use identity= where the recipe authenticates by itself"
                 )
+            self._checked.add(type(credential))
         if identity is None:
             return (
                 self.own(timeout)
