@@ -64,7 +64,9 @@ class Asked:
     def refusal(self, status: int, **headers: str) -> Answer:
         """An error in the manner of the endpoint."""
         body = {"error": "temporarily_unavailable", "error_description": f"status {status}"}
-        return Answer(status, body, {name.replace("_", "-"): text for name, text in headers.items()})
+        return Answer(
+            status, body, {name.replace("_", "-"): text for name, text in headers.items()}
+        )
 
 
 Behaviour = Callable[[Asked], Answer]
@@ -165,7 +167,7 @@ class _Handler(BaseHTTPRequestHandler):
         except OSError:
             self.close_connection = True  # whoever asked has gone
 
-    def log_message(self, format: str, *arguments: Any) -> None:
+    def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002  # the name is given
         """Requests are recorded, not printed."""
 
 
