@@ -247,7 +247,7 @@ def test_a_killed_session_is_replaced_and_nobody_notices(manager: Any, tds: TdsD
 
 def test_a_child_gets_a_session_of_its_own(runtime_dir: Path, tds: TdsDouble) -> None:
     manager = PoolManager("test")
-    pool = manager.pool("p", OdbcRecipe(tds.connection_string()), max_size=4)
+    pool = manager.pool("p", OdbcRecipe(tds.connection_string()), max_size=6)
     me = StaticToken("me")
     issuer = Issuer("named")
     mine = [use(pool, credential=me), use(pool, identity="named", credential=issuer)]
