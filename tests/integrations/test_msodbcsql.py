@@ -345,7 +345,7 @@ def test_idle_siblings_in_other_processes_go_with_the_old_token(
     with pool.checkout(identity="me", credential=credential):
         child = Fork(in_child)
         tds.wait_for_open(2)
-    time.sleep(0.05)  # the child may still be on its way back to its shelf
+    wait_until(lambda: pool.stats()["idle"] == 2, "both sessions to lie idle")
     use(pool, identity="me", credential=credential)
     assert child.result() == ["me"]
     assert [session.token for session in tds.wait_for_open(1)] == ["new"]
