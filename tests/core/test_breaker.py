@@ -184,6 +184,17 @@ def test_without_fail_fast_everybody_waits_and_is_served_when_it_works_again() -
     assert [g.ticket for g in desk.hears(Q, Grant)] == [second]
 
 
+def test_without_fail_fast_the_end_of_a_long_back_off_is_a_deadline() -> None:
+    desk = Desk(P, fail_fast=False)
+    for pause in (0.1, 0.2, 0.4, 0.8):
+        fail(desk)
+        desk.wait(pause + 0.001)
+    fail(desk)
+    ticket = desk.queue(P)
+    desk.wait(1.601)
+    assert [g.ticket for g in desk.hears(P, Grant)] == [ticket]
+
+
 def test_without_fail_fast_a_waiter_keeps_to_its_timeout() -> None:
     desk = Desk(P, fail_fast=False)
     fail(desk)

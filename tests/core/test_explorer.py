@@ -52,6 +52,11 @@ WORLDS: dict[str, dict[str, Any]] = {
     "contended": {"budget": Budget(moments=3), **TWO_IN_USE},
     "contended, the waiter gives up": {"budget": Budget(gives_up=1, moments=1), **CONTENDED},
     "contended, the errand channel ends": {"budget": Budget(errand_ends=1), **CONTENDED},
+    "contended while the errand channel ends": {
+        "budget": Budget(errand_ends=1, gives_up=1),
+        **CONTENDED,
+        "keeping": True,
+    },
     "at home": {"budget": Budget(gives_up=1), **AT_HOME},
     "identities": {
         "budget": Budget(moments=4),

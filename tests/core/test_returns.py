@@ -237,6 +237,15 @@ def test_contended_is_told_again_at_every_attach() -> None:
     assert len(asked(desk, P)) == 1
 
 
+def test_contended_is_told_again_although_the_end_of_the_old_session_was_not_seen() -> None:
+    desk = Desk(P, Q, max_size=2)
+    numbers = [desk.opened(P), desk.opened(P)]
+    desk.queue(Q)
+    assert len(asked(desk, P)) == 1
+    desk.attach(P, [held(n) for n in numbers])
+    assert len(asked(desk, P)) == 1
+
+
 def test_a_process_that_cannot_be_told_anything_is_not_asked() -> None:
     desk = Desk(P, Q, R, max_size=4)
     for process in (P, P, P, Q):
