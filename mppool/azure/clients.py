@@ -98,7 +98,9 @@ class ClientPool(Generic[C]):
                 found: C = entry.client
                 return found
         asked = Asked(credential, self.target_of(target))
-        made: C = self._client(asked, shortcut if asked.can_be_shortened else None)
+        made: C = self._client(
+            asked, shortcut if asked.can_be_shortened or type(credential) is str else None
+        )
         return made
 
     def aclient(self, credential: Any, target: str) -> Any:

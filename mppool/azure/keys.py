@@ -79,7 +79,7 @@ class Asked:
     @property
     def can_be_shortened(self) -> bool:
         """Whether the object that was given always means this key: keys in objects are rotated in place."""
-        return bool(self.serial) or self.kept is not None or isinstance(self.credential, str)
+        return bool(self.serial) or self.kept is not None
 
     @property
     def owner(self) -> str:

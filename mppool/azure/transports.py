@@ -15,6 +15,7 @@ own (hazard 28).
 from __future__ import annotations
 
 import asyncio
+import inspect
 import weakref
 from typing import TYPE_CHECKING, Any
 
@@ -37,14 +38,13 @@ class Wire:
     loop: of an asynchronous one; it cannot be used or closed from another.
     """
 
-    __slots__ = ("__weakref__", "clients", "closing", "ended", "inner", "loop", "serial")
+    __slots__ = ("__weakref__", "clients", "ended", "inner", "loop", "serial")
 
     def __init__(self, clients: Clients, inner: Any, serial: int, loop: Any = None) -> None:
         self.clients = clients
         self.inner = inner
         self.serial = serial
         self.ended = ""
-        self.closing: object = None
         self.loop = None if loop is None else weakref.ref(loop)
 
     def close(self) -> None:
@@ -58,23 +58,26 @@ class Wire:
             self.abandon()
             return
         try:
-            loop.call_soon_threadsafe(self._close_in, loop)
+            # In one step of the loop: a task would be cancelled where the loop is about to end.
+            loop.call_soon_threadsafe(self.abandon)
         except RuntimeError:  # it was closed just now
             self.abandon()
 
-    def _close_in(self, loop: asyncio.AbstractEventLoop) -> None:
-        self.closing = loop.create_task(self.inner.close())  # kept, or it could be collected
-
     def abandon(self) -> None:
-        """Close without the event loop, which is over."""
+        """Close without waiting for anything: in the event loop, or when that is over."""
         session, self.inner.session = self.inner.session, None
         connector = getattr(session, "connector", None)
         if connector is not None:
             from aiohttp import BaseConnector
 
-            # Not the connector's own `close`, which may want to wait; this one sees that the loop is over.
-            iterator = BaseConnector.close(connector).__await__()
-            next(iterator, None)
+            # The base class's `close` does all that there is to do before it waits for the first time.
+            # Without aborting, TLS would want to say goodbye, and be heard.
+            next(BaseConnector.close(connector, **_abort(BaseConnector.close)).__await__(), None)
+
+
+def _abort(close: Callable[..., Any]) -> dict[str, bool]:
+    """The option that aborts TLS connections, where this release of aiohttp has it."""
+    return {"abort_ssl": True} if "abort_ssl" in inspect.signature(close).parameters else {}
 
 
 class _Pooled:
@@ -181,4 +184,21 @@ def opened_later(options: dict[str, Any]) -> Any:
     """azure-core's transport over aiohttp, which makes its session with the first request."""
     from azure.core.pipeline.transport import AioHttpTransport
 
-    return AioHttpTransport(**options)
+    class OneContext(AioHttpTransport):  # type: ignore[misc]  # azure-core does not say what it is
+        """Keeps its TLS context, where it has certificates of its own to trust.
+
+        azure-core 1.41 makes one for each request, and aiohttp reuses no connection that was made with
+        another: every request then opens a connection.
+        """
+
+        _contexts: dict[Any, Any]
+
+        def _build_ssl_config(self, cert: Any, verify: Any) -> Any:
+            key = (cert, verify)
+            if key not in self._contexts:
+                self._contexts[key] = super()._build_ssl_config(cert, verify)
+            return self._contexts[key]
+
+    made = OneContext(**options)
+    made._contexts = {}
+    return made

@@ -7,6 +7,8 @@ import hashlib
 import json
 import os
 import pickle
+import subprocess
+import sys
 import threading
 import time
 import weakref
@@ -18,7 +20,7 @@ from typing import Any
 import pytest
 
 from mppool import ConfigurationError, InProcessManager, PoolManager, StaleLease
-from tests.helpers import Fork, wait_until
+from tests.helpers import ROOT, Fork, wait_until
 
 pytest.importorskip("azure.storage.blob")
 
@@ -27,6 +29,7 @@ from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
 import mppool.azure.blob
 from mppool.azure import (
     BlobServicePool,
+    ClientPool,
     StaticToken,
     blob_service,
     prune_idle_blob_service_clients,
@@ -268,6 +271,21 @@ def test_a_recycled_id_never_finds_the_old_client(pool: BlobServicePool) -> None
     assert recycled > 100
 
 
+def test_a_recycled_id_while_another_thread_takes_the_note_in(pool: BlobServicePool) -> None:
+    """It has taken the note, and not yet forgotten the client: the address alone would find it."""
+    recycled = 0
+    credential = Credential()
+    for _ in range(300):
+        client, address = pool.client(credential, "shop"), id(credential)
+        assert pool.client(credential, "shop") is client
+        del credential
+        pool.clients.notes.clear()
+        credential = Credential()
+        recycled += id(credential) == address
+        assert pool.client(credential, "shop") is not client
+    assert recycled > 100
+
+
 def test_what_the_finalizer_does_while_a_lock_is_held(pool: BlobServicePool) -> None:
     """Hazard 15: it only notes, so a collection inside the pool's own critical section does no harm."""
     credential = Credential()
@@ -500,9 +518,13 @@ def test_a_pool_pickles_without_clients(pool: BlobServicePool) -> None:
 
 
 def test_four_forked_workers_after_the_parent_used_its_client(
-    pool: BlobServicePool, azurite: Azurite, credential: Credential
+    manager: PoolManager, azurite: Azurite, credential: Credential
 ) -> None:
-    """400 distinct blobs, every byte right; and the parent's client goes on, on its own connections."""
+    """400 distinct blobs, every byte right; and the parent's client goes on, on its own connections.
+
+    Without retries, which would hide that somebody else has read the answer.
+    """
+    pool = BlobServicePool(manager, connection_verify=str(azurite.certificate), retry_total=0)
     client = pool.client(credential, azurite.url)
     container = new_container(client).container_name
     assert round_trip(client, container, "parent")
@@ -514,6 +536,9 @@ def test_four_forked_workers_after_the_parent_used_its_client(
         assert mine is not client
         right = sum(round_trip(mine, container, f"{worker}-{number}") for number in range(50))
         # The parent's client, kept in a variable, works here too: on a connection of this process.
+        connections = azurite.connections_of()
+        assert round_trip(client, container, f"{worker}-50")
+        assert azurite.connections_of() == connections + 1
         right += sum(round_trip(client, container, f"{worker}-{n}") for n in range(50, 100))
         pool.reset()
         return right, pool.stats()["size"]
@@ -530,6 +555,7 @@ def test_four_forked_workers_after_the_parent_used_its_client(
     for name in sorted(names):
         downloaded = client.get_blob_client(container, name).download_blob().readall()
         assert downloaded == content_of(name)
+    pool.reset()
 
 
 def test_a_child_closes_none_of_its_parents(
@@ -577,3 +603,63 @@ def test_a_fork_while_a_client_is_being_built(
     release.set()
     builder.join()
     assert pool.client(KEY, "shop")
+
+
+# --- other clients ----------------------------------------------------------------------------------------
+
+
+def test_another_client_class(
+    manager: PoolManager, azurite: Azurite, credential: Credential
+) -> None:
+    """Whatever takes azure-core's transport; here the SDK's clients of single containers."""
+    from azure.storage.blob import ContainerClient
+
+    def container_client(url: str, *, credential: Any, transport: Any) -> ContainerClient:
+        return ContainerClient.from_container_url(url, credential=credential, transport=transport)
+
+    verify = {"connection_verify": str(azurite.certificate)}
+    pool = ClientPool(manager, container_client, name="containers", transport_options=verify)
+    container = pool.client(credential, f"{azurite.url}/c{os.urandom(8).hex()}")
+    container.create_container()
+    assert container.exists()
+    del container
+    assert pool.prune_idle(0) == 1
+    wait_until(lambda: azurite.connections_of() == 0, "closed connections")
+    pool.reset()
+
+
+def test_clients_that_are_not_azure_cores(manager: PoolManager) -> None:
+    class Other:
+        """As of Service Bus: it takes the credential, and closes itself when it is garbage."""
+
+        def __init__(self, target: str, credential: Any) -> None:
+            self.credential = credential
+
+    pool = ClientPool(manager, lambda target, *, credential, transport: Other(target, credential))
+    credential = Credential()
+    client = pool.client(credential, "amqps://shop")
+    assert client is pool.client(credential, "amqps://shop")
+    assert client.credential.get_token("a scope").token
+    gone = weakref.ref(client)
+    del client, credential
+    wait_until(lambda: gone() is None, "the end of the client")
+    wait_until(lambda: pool.stats()["size"] == 0, "nothing that is open")
+    assert not pool.clients.owners
+    pool.reset()
+
+
+def test_the_example(runtime_dir: Path, azurite: Azurite) -> None:
+    done = subprocess.run(
+        [sys.executable, str(ROOT / "examples" / "blob_workers.py")],
+        env={
+            **os.environ,
+            "BLOB_CONNECTION_STRING": azurite.connection_string,
+            "REQUESTS_CA_BUNDLE": str(azurite.certificate),
+        },
+        capture_output=True,
+        text=True,
+        timeout=60,
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.startswith("20 blobs in example-")
+    assert done.stderr == ""

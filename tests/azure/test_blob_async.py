@@ -63,6 +63,8 @@ def test_round_trips_and_nothing_left_when_the_loop_ends(
         assert client is pool.aclient(credential, azurite.url)
         async with client:
             container = await new_container(client)
+        assert await round_trip(container, "a")
+        assert azurite.connections_of() == 1  # one request after the other needs one connection
         done = await asyncio.gather(*(round_trip(container, f"blob-{n}") for n in range(20)))
         assert all(done)
 
@@ -159,6 +161,29 @@ def test_a_child_starts_with_none(pool: BlobServicePool, azurite: Azurite) -> No
         assert await asyncio.to_thread(forked.result)
         assert azurite.connections_of() == held
         assert await container.exists()
+
+    asyncio.run(main())
+
+
+def test_a_child_that_drops_its_parents_clients(manager: PoolManager, azurite: Azurite) -> None:
+    """Closing them there would take the parent's sockets out of the selector that both share."""
+    box: list[Any] = [
+        BlobServicePool(manager, connection_verify=str(azurite.certificate), retry_total=0)
+    ]
+
+    def drop() -> bool:
+        box.clear()
+        return gc.collect() >= 0
+
+    async def main() -> None:
+        client = box[0].aclient(KEY, azurite.url)
+        box.append(await new_container(client))
+        del client
+        held = azurite.connections_of()
+        assert await asyncio.to_thread(Fork(drop).result)
+        assert await asyncio.wait_for(round_trip(box[1], "a"), 10)
+        assert azurite.connections_of() == held
+        box[0].reset()  # just before the loop ends
 
     asyncio.run(main())
 
