@@ -115,7 +115,7 @@ class Face:
         self.checking = False
         self.borrowed: Entry | None = None
         self.identities.renew()
-        self.pop: Callable[[], Entry] = self._popper(self.shelf_of(self.default_key))
+        self.pop: Callable[[], Entry] = self.own_popper()
 
     def key_for(self, identity: str | None) -> str:
         """The key of what this pool opens for an identity."""
@@ -134,6 +134,11 @@ class Face:
             entry.key == key and entry.face is self for entry in self.holdings.table.values()
         ):
             self.shelves.pop(key, None)
+
+    def own_popper(self) -> Callable[[], Entry]:
+        """What a checkout that names nobody takes from at once; nothing, where only a token tells for whom."""
+        known = self.identities.own_is_known
+        return self._popper(self.shelf_of(self.default_key) if known else _NO_SHELF)
 
     def popper_of(self, key: str) -> Callable[[], Entry]:
         """Takes from the shelf of a key; while there is none it finds nothing."""

@@ -223,6 +223,7 @@ class Identities:
         self.known: dict[ReferenceType[Any], Known] = {}
         self._insisted: dict[str, float] = {}
         self._checked: set[type] = set()
+        self.own_is_known = True
         if self.credential is not None:
             broker().check(self.credential)
             if face.recipe.token_scope is None:
@@ -241,6 +242,7 @@ class Identities:
         if self.credential is None:
             return face.key_for(None)
         identity = self._identity_without_token(self.credential)
+        self.own_is_known = identity is not None
         return face.key_for(identity or _UNKNOWN)
 
     def may_insist(self, key: str) -> bool:
@@ -374,7 +376,7 @@ class Identities:
         """A token has told whom the recipe's credential stands for: `min_size` belongs to that from now on."""
         face = self._face
         face.default_key = key
-        if self.recall(self.credential) is not None:
-            face.pop = face.popper_of(key)
+        self.own_is_known = self.recall(self.credential) is not None
+        face.pop = face.own_popper()
         if face.member.holdings.session is not None:
             face.member.tell(Declare(face.declaration()))

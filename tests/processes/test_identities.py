@@ -158,6 +158,35 @@ def test_children_fetch_no_token_that_is_there(runtime_dir: Path) -> None:
     manager.shutdown()
 
 
+def test_a_credential_that_speaks_for_whoever_is_there(runtime_dir: Path) -> None:
+    """The recipe's own credential looks at a context, to see for whom it is asked: in a child too."""
+
+    class Contextual:
+        whose = "alice"
+
+        def get_token(self, *scopes: str, **options: Any) -> Any:
+            from azure.core.credentials import AccessToken
+
+            return AccessToken(f"token of {self.whose}", int(time.time() + 3600))
+
+    manager = PoolManager("test")
+    credential = Contextual()
+    pool = manager.pool("p", Things(credential), max_size=8, min_size=1)
+
+    def both() -> bool:
+        for whose in ("alice", "bob", "bob", "alice"):
+            credential.whose = whose
+            for _ in range(2):
+                assert use(pool).token.token_struct == token_struct(f"token of {whose}")
+        return True
+
+    assert both()
+    assert Fork(both).result()
+    assert both()
+    pool.close()
+    manager.shutdown()
+
+
 # --- idle identities --------------------------------------------------------------------------------
 
 
