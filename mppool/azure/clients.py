@@ -90,7 +90,10 @@ class ClientPool(Generic[C]):
         clients = self.clients
         shortcut = (credential if type(credential) is str else id(credential), target)
         if not clients.notes:
-            known = clients.shortcuts.get(shortcut)
+            try:
+                known = clients.shortcuts.get(shortcut)
+            except TypeError:
+                known = None  # a target that is no text: who looks closer says so
             if known is not None and (known[0]() is credential or type(credential) is str):
                 entry = known[1]
                 entry.used_at = monotonic()

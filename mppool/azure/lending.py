@@ -81,21 +81,26 @@ class _WeakAsync(_Weak):
 class _Lent:
     """For the SDK's client: fails at once when the application's credential is gone, also where tokens are left."""
 
-    def __init__(self, manager: Any, credential: Any) -> None:
+    def __init__(self, manager: Any, credential: Any, asynchronous: bool) -> None:
         self._manager = manager
         self._weak = (_WeakAsync if is_async(credential) else _WeakSync)(credential)
-        self._shared: Any = None
+        self._made: dict[str, Any] = {}
+        self._asynchronous = asynchronous
 
     def _source(self, credential: Any) -> Any:
         if isinstance(credential, StaticToken):
             return credential
-        if isinstance(credential, Shared) or is_interactive(credential):
-            # What is shared already is shared only once; and who is signed in, and asking him, is the
-            # business of whoever knows the class itself.
+        if isinstance(credential, Shared):
+            if is_async(credential) == self._asynchronous:
+                return credential
+            return self._share(
+                credential
+            )  # which takes what is in it: shared twice would wait for itself
+        if is_interactive(credential):
+            # Who is signed in, and asking him, is the business of whoever knows the class itself.
             return self._share(credential)
-        if self._shared is None:
-            self._shared = self._share(self._weak)
-        return self._shared
+        # One, whichever thread comes first: it makes the others wait while it fetches a token.
+        return self._made.get("") or self._made.setdefault("", self._share(self._weak))
 
     def _share(self, credential: Any) -> Any:
         raise NotImplementedError
@@ -147,4 +152,4 @@ async def _awaited(answer: Any) -> Any:
 
 def lend(manager: Any, credential: Any, *, asynchronous: bool) -> Any:
     """A credential for one SDK client, which keeps the application's credential not alive."""
-    return (_LentAsync if asynchronous else _LentSync)(manager, credential)
+    return (_LentAsync if asynchronous else _LentSync)(manager, credential, asynchronous)

@@ -146,6 +146,33 @@ def test_all_clients_share_tokens(
         pool.reset()
 
 
+def test_a_burst_on_a_cold_client_asks_for_one_token(
+    pool: BlobServicePool, azurite: Azurite
+) -> None:
+    class Slow(Credential):
+        def get_token(self, *scopes: str, **options: Any) -> Any:
+            time.sleep(0.2)
+            return super().get_token(*scopes, **options)
+
+    credential = Slow()
+    container = new_container(pool.client(KEY, azurite.url)).container_name
+    derived = pool.client(credential, azurite.url).get_container_client(container)
+    with ThreadPoolExecutor(16) as threads:
+        assert all(threads.map(lambda _: derived.exists(), range(16)))
+    assert credential.asked == 1
+
+
+def test_a_credential_that_shares_already(
+    pool: BlobServicePool, manager: PoolManager, azurite: Azurite, credential: Credential
+) -> None:
+    shared = manager.credential(credential)
+    assert new_container(pool.client(shared, azurite.url)).exists()
+    assert shared.get_token("https://storage.azure.com/.default").token
+    assert credential.asked == 1
+    brought = StaticToken(emulator.token())
+    assert new_container(pool.client(brought, azurite.url)).exists()
+
+
 @pytest.mark.parametrize("kind", ["str", "named", "sas", "sas text"])
 def test_keys(pool: BlobServicePool, azurite: Azurite, kind: str) -> None:
     credential = key_credential(kind)
@@ -211,6 +238,7 @@ def test_connection_string(pool: BlobServicePool, azurite: Azurite) -> None:
         (Credential(), "https://user:hidden@shop.blob.core.windows.net"),
         (Credential(), "http://shop.blob.core.windows.net"),
         (Credential(), None),
+        (Credential(), ["shop"]),
         (emulator.AsyncCredential(), "shop"),
     ],
 )
@@ -245,6 +273,29 @@ def test_a_collected_credential_closes_its_clients(pool: BlobServicePool, azurit
     assert pool.stats()["idle"] == 0
     with pytest.raises(StaleLease, match="garbage-collected"):
         container.get_container_properties()
+
+
+def test_also_those_that_were_let_go(pool: BlobServicePool, azurite: Azurite) -> None:
+    credential = Credential()
+    container = new_container(pool.client(credential, azurite.url))
+    assert pool.prune_idle(0) == 1
+    assert container.exists()
+    del credential
+    wait_until(lambda: azurite.connections_of() == 0, "closed connections")
+    with pytest.raises(StaleLease, match="garbage-collected"):
+        container.exists()
+
+
+def test_without_a_server(azurite: Azurite) -> None:
+    with InProcessManager() as local:
+        pool = BlobServicePool(local, connection_verify=str(azurite.certificate), idle_ttl=0.2)
+        credential = Credential()
+        assert new_container(pool.client(credential, azurite.url)).exists()
+        wait_until(lambda: azurite.connections_of() == 0, "the sweep")
+        assert new_container(pool.client(credential, azurite.url)).exists()
+        del credential
+        wait_until(lambda: azurite.connections_of() == 0, "closed connections")
+        pool.reset()
 
 
 def test_the_pool_keeps_no_credential_alive(pool: BlobServicePool, azurite: Azurite) -> None:
