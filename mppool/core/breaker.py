@@ -3,6 +3,7 @@
     closed --- first failure with nothing working, or the third in a row ---> open
     open ----- the back-off has passed, and somebody wants a resource -----> probing
     probing -- the probe fails --> open (the back-off doubles)
+    probing -- it has no result after `PROBE_PATIENCE_S` --> probing, with another probe
     any ------ an opening succeeds --> closed
 
 An opening that was granted before the last step says nothing new, so eight
@@ -18,6 +19,8 @@ from mppool.ids import GrantNumber
 
 FIRST_BACK_OFF_S = 0.1
 LONGEST_BACK_OFF_S = 10.0
+PROBE_PATIENCE_S = 30.0
+"""A probe that has no result by then (its process is stopped, its open hook hangs) keeps nobody else."""
 FAILURES_IN_A_ROW = 3
 
 BreakerState = Literal["closed", "open", "probing"]
@@ -63,19 +66,21 @@ class Breaker:
 
     def permits(self, now: float) -> bool:
         """Whether somebody may open now."""
-        return self.state == "closed" or (self.state == "open" and now >= self.retry_at)
+        return self.state == "closed" or now >= self.retry_at
 
-    def granted(self, number: GrantNumber) -> None:
-        """Somebody was allowed to open; where the breaker is open, he is the one probe."""
-        if self.state == "open":
+    def granted(self, number: GrantNumber, now: float) -> None:
+        """Somebody was allowed to open; unless the breaker is closed, he is the one probe."""
+        if self.state != "closed":
             self.state = "probing"
             self.probe = number
+            self.retry_at = now + PROBE_PATIENCE_S
 
     def probe_lost(self, number: GrantNumber) -> None:
         """The probe ended without a result (declined, or its process died): the next may try at once."""
         if self.probe == number:
             self.state = "open"
             self.probe = None
+            self.retry_at = self._stepped_at
 
 
 Jitter = Callable[[], float]

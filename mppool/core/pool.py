@@ -359,7 +359,7 @@ class PoolBooks:
         ]
         if self.waiting:
             breakers = self.breakers.values()
-            times += [b.retry_at for b in breakers if b.state == "open" and b.retry_at > since]
+            times += [b.retry_at for b in breakers if b.retry_at > since]
         return min(times)
 
     def snapshot(self) -> dict[str, Any]:
@@ -433,7 +433,7 @@ class PoolBooks:
         self.slots.add(slot)
         breaker = self.breakers.get(key)
         if breaker:
-            breaker.granted(number)
+            breaker.granted(number, now)
         self.write_down(Record(self.name, key, number, process, generation))
         self._tell_grant(slot, ticket, fresh=True)
 

@@ -148,7 +148,8 @@ class ColdCheckout:
             # The books refuse in the same instant, and can say why.
             answer = waiter.wait(None if left is None else left + REFUSAL_GRACE_S)
         finally:
-            if not isinstance(answer, (Grant, Refuse)):
+            # A grant for another ticket was passed on by a neighbour: ours is still in the queue.
+            if not isinstance(answer, (Grant, Refuse)) or answer.ticket != waiter.ticket:
                 self._member.tell(Abandoned(waiter.ticket))
         return answer or Refuse(waiter.ticket, "timeout", "")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from mppool.core.breaker import FIRST_BACK_OFF_S, PROBE_PATIENCE_S
 from mppool.core.decisions import Grant, Queued, Refuse
 from mppool.core.events import Closed, Declined, Opened, OpenFailed, Reset
 from mppool.ids import GrantNumber
@@ -38,6 +39,20 @@ def test_with_something_working_only_the_third_in_a_row_does() -> None:
     assert desk.pool.snapshot()["breaker"] == "closed"
     fail(desk)
     assert desk.pool.snapshot()["breaker"] == "open"
+
+
+def test_a_probe_that_has_no_result_keeps_nobody_else_for_ever() -> None:
+    desk = Desk(P, Q)
+    fail(desk)
+    desk.wait(FIRST_BACK_OFF_S)
+    stopped = desk.granted(P)
+    assert isinstance(desk.ask(Q), Refuse)
+    desk.wait(PROBE_PATIENCE_S)
+    second = desk.granted(Q)
+    desk.say(Q, Opened(second, 0.01))
+    assert desk.pool.snapshot()["breaker"] == "closed"
+    desk.say(P, OpenFailed(stopped, "too late to say so"))
+    assert desk.pool.snapshot()["breaker"] == "closed"
 
 
 def test_a_success_between_failures_starts_the_count_anew() -> None:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mppool.core.breaker import FIRST_BACK_OFF_S
+from mppool.core.breaker import FIRST_BACK_OFF_S, PROBE_PATIENCE_S
 from mppool.core.decisions import (
     NOBODY,
     Close,
@@ -216,7 +216,7 @@ def test_an_opening_that_fails_is_tried_again_when_the_back_off_is_over() -> Non
     desk.wait(FIRST_BACK_OFF_S)
     probes = fills(desk, P) + fills(desk, Q)
     assert len(probes) == 1  # one probe, over all processes
-    desk.wait(3600)
+    desk.wait(PROBE_PATIENCE_S - 1)
     assert fills(desk, P) == fills(desk, Q) == []  # while it has no result
     desk.say(P, Opened(probes[0], 0.01))
     assert len(fills(desk, P) + fills(desk, Q)) == 1
