@@ -230,9 +230,9 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         """Put the token where the driver looks for it; the connection string that goes with it."""
         if opening.token is not None:
             attributes[_ACCESS_TOKEN] = opening.token.token_struct
-        structure = attributes.get(_ACCESS_TOKEN)
-        if structure is None:
+        if _ACCESS_TOKEN not in attributes:
             return self._connection_string
+        structure = attributes[_ACCESS_TOKEN]
         check_token_structure(structure)
         # A copy that only this call knows: what others hold they may change while the driver reads it.
         attributes[_ACCESS_TOKEN] = structure = bytes(bytearray(structure))
