@@ -134,6 +134,7 @@ class Face:
             entry.key == key and entry.face is self for entry in self.holdings.table.values()
         ):
             self.shelves.pop(key, None)
+            self.identities.forget_name(key)
 
     def own_popper(self) -> Callable[[], Entry]:
         """What a checkout that names nobody takes from at once; nothing, where only a token tells for whom."""

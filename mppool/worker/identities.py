@@ -195,19 +195,23 @@ def _no_token(face: Face, error: Exception) -> OpenFailed:
 class Known:
     """What is remembered of a credential while it lives, without keeping it alive.
 
-    watch: leads to the credential. pop: takes from the shelf of its key, as far as there was one when this
+    watch: leads to the credential, where it is one's. pop: takes from the shelf of its key, as far as there was one when this
         was last looked at; what it does not find is found by the long way, which looks again.
     """
 
     __slots__ = ("identity", "key", "pop", "watch")
 
     def __init__(
-        self, key: str, identity: str, pop: Callable[[], Entry], watch: ReferenceType[Any]
+        self, key: str, identity: str, pop: Callable[[], Entry], watch: Callable[[], Any]
     ) -> None:
         self.key = key
         self.identity = identity
         self.pop = pop
         self.watch = watch
+
+
+def _never() -> None:
+    """Watches nothing."""
 
 
 class Identities:
@@ -221,6 +225,7 @@ class Identities:
         self._face = face
         self.credential = face.recipe.credential
         self.known: dict[ReferenceType[Any], Known] = {}
+        self._named: dict[str, Known] = {}
         self._insisted: dict[str, float] = {}
         self._checked: set[type] = set()
         self.own_is_known = True
@@ -235,6 +240,7 @@ class Identities:
     def renew(self) -> None:
         """The shelves are new: at the declaration, and in a forked child."""
         self.known = {}
+        self._named = {}
 
     def declared_key(self) -> str:
         """The key that `min_size` belongs to, as far as it can be known without a token."""
@@ -308,7 +314,10 @@ class Identities:
                 "without NUL"
             )
         source = self.credential if credential is None else credential
-        return Bearer(face, face.key_for(identity), identity, source)
+        key = face.key_for(identity)
+        if key in face.shelves:
+            self._named[identity] = Known(key, identity, face.popper_of(key), _never)
+        return Bearer(face, key, identity, source)
 
     def _of_credential(self, credential: Any, timeout: float | None) -> Bearer:
         face = self._face
@@ -357,6 +366,18 @@ class Identities:
             return None  # another one, which compares equal
         known.pop = self._face.popper_of(known.key)
         return known
+
+    def recall_name(self, identity: str, credential: Any) -> Known | None:
+        """What is remembered of a name that a checkout gave, while there is something of that identity."""
+        if type(identity) is not str or not (
+            credential is None or type(credential) in self._checked
+        ):
+            return None
+        return self._named.get(identity)
+
+    def forget_name(self, key: str) -> None:
+        """The sub-pool of this key is empty."""
+        self._named.pop(key.partition("\0")[2], None)
 
     def _remember(self, credential: Any, bearer: Bearer) -> None:
         assert bearer.identity is not None

@@ -110,12 +110,18 @@ class Pool(Generic[T]):
         self, face: Face, timeout: float | None, identity: str | None, credential: Any
     ) -> Lease[T]:
         """A checkout that says for whom. What is remembered of a credential makes it nearly as short."""
-        try:
-            known = face.identities.known.get(ref(credential)) if identity is None else None
-        except TypeError:  # it cannot be referred to weakly, or hashed
-            known = None
-        if known is None or known.watch() is not credential:
-            return self._checkout_anew(face, timeout, identity, credential)
+        if identity is None:
+            try:
+                known = face.identities.known.get(ref(credential))
+            except TypeError:  # it cannot be referred to weakly, or hashed
+                known = None
+            if known is None or known.watch() is not credential:
+                return self._checkout_anew(face, timeout, identity, credential)
+        else:
+            known = face.identities.recall_name(identity, credential)
+            if known is None:
+                return self._checkout_anew(face, timeout, identity, credential)
+            credential = face.identities.credential if credential is None else credential
         try:
             entry = known.pop()
         except IndexError:

@@ -42,6 +42,7 @@ def all_is_there(pool: Any, credential: Any, where: str) -> None:
         ("line", 1, "warm"),
         ("opcode", 1, "warm"),
         ("line", 1, "own"),
+        ("opcode", 1, "named"),
         ("line", 2, "near its end"),
         ("opcode", 11, "near its end"),
         ("line", 3, "moved"),
@@ -53,7 +54,9 @@ def test_a_checkout_is_interrupted_at_every_point(event: str, step: int, what: s
         alice.life = 200.0
     recipe = Things(alice if what == "own" else None)
     pool = InProcessManager().pool("p", recipe, max_size=SIZE)
-    whose = {} if what == "own" else {"credential": alice}
+    whose: dict[str, Any] = {} if what == "own" else {"credential": alice}
+    if what == "named":
+        whose["identity"] = "alice"
     ends_at, tried = time.monotonic() + 8, 0
     for number in range(1, 20000, step):
         all_is_there(pool, alice, "the beginning")
