@@ -7,7 +7,6 @@ import time
 from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mppool.core.books import Books
 from mppool.core.events import Attach
 from mppool.ids import Session, own_process
 from mppool.options import checked_name, checked_options
@@ -84,6 +83,8 @@ class Manager:
 
     def _unattached_snapshot(self) -> dict[str, Any]:
         """What books would say to which this process has just attached, with nothing in its hands."""
+        from mppool.core.books import Books
+
         books = Books(0)
         books.apply(
             own_process(), Session(1), Attach("", self._member.declarations(), []), time.monotonic()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import math
 import re
 from collections.abc import Callable
@@ -116,6 +115,8 @@ def _check_together(pool: str, options: PoolOptions) -> None:
 
 
 def _unknown(name: str) -> str:
+    import difflib  # nobody makes mistakes in production
+
     close = difflib.get_close_matches(name, OPTION_NAMES, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"there is no option {name!r}; {hint}The options are {', '.join(OPTION_NAMES)}"
