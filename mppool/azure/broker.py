@@ -53,11 +53,11 @@ class AzureBroker:
     ) -> TokenInfo:
         """A token: shared by all processes where the identity is known, else the credential's own."""
         inner = _unshared(credential)
-        named = identity_of(credential)
-        if (identity is None and not _is_one_identity(inner)) or self.is_brought(inner):
+        known = identity is not None or identity_of(credential) is not None
+        if self.is_brought(inner) or not (known or _is_one_identity(inner)):
             # Nobody knows whether the next token is the same one's: it is asked for each time.
             return get_token_info(credential, scope)
-        supply = Supply(member, inner, None if identity in (None, named) else identity)
+        supply = Supply(member, inner, identity or _named(credential))
         held = supply.hold((scope,), unlike=unlike, timeout=timeout)
         return TokenInfo(token_struct(held.token), held.expires_on, home_account_of(inner))
 
@@ -71,6 +71,11 @@ class AzureBroker:
 def _unshared(credential: Any) -> Any:
     """What a SharedCredential asks: two that share would wait for each other."""
     return credential.unshared if isinstance(credential, Shared) else credential
+
+
+def _named(credential: Any) -> str | None:
+    """The identity that the application has given to a SharedCredential."""
+    return credential._identity if isinstance(credential, Shared) else None
 
 
 def _is_one_identity(credential: Any) -> bool:

@@ -79,6 +79,7 @@ class Broker(Protocol):
     ) -> Token:
         """A token; the one that all processes share, where the identity is known.
 
+        identity: as the application names it; None: whatever the credential stands for.
         unlike: digest of a token that is near its end: another one is wanted, if the issuer has one.
         """
 
@@ -111,13 +112,13 @@ def digest_of(token: Token) -> str:
 class Bearer:
     """Whoever checks out: the key of his resources, and where a token for a new one comes from.
 
-    identity: None where no token and no identity is involved.
+    identity: None where no token and no identity is involved. given: whether the checkout named it.
     credential: None where the recipe authenticates by itself.
     fetched: a token that was fetched for this checkout already, and is used for its opening.
     deadline: of the checkout (monotonic), for finding out whether a session's token is still the right one.
     """
 
-    __slots__ = ("credential", "deadline", "face", "fetched", "identity", "key")
+    __slots__ = ("credential", "deadline", "face", "fetched", "given", "identity", "key")
 
     def __init__(
         self,
@@ -126,12 +127,15 @@ class Bearer:
         identity: str | None,
         credential: Any,
         fetched: Token | None = None,
+        *,
+        given: bool = False,
     ) -> None:
         self.face = face
         self.key = key
         self.identity = identity
         self.credential = credential
         self.fetched = fetched
+        self.given = given
         self.deadline: float | None = None
 
     def token(self, timeout: float | None, unlike: str = "") -> Token | None:
@@ -145,9 +149,26 @@ class Bearer:
         token = self.fetched
         if token is None:
             member = self.face.member
-            token = broker().fetch(member, self.credential, scope, self.identity, timeout, unlike)
-        self.fetched = None  # a second opening may be much later
+            identity = self.identity if self.given else None
+            token = broker().fetch(member, self.credential, scope, identity, timeout, unlike)
+            if not self.given:
+                self._check_owner(token)
+        if self.given or not (self.identity or "").startswith("tok:"):
+            self.fetched = None  # a second opening may be much later
         return token
+
+    def _check_owner(self, token: Token) -> None:
+        """The key was found out before the token was fetched: it must still be the same one's."""
+        identity = self.identity or ""
+        if identity.startswith("tok:"):
+            now = broker().identity_from(token)
+        else:
+            now = broker().identity_of(self.credential) or ""
+        if now != identity:
+            raise OpenFailed(
+                f"pool {self.face.name!r}: the credential has come to stand for somebody else, or has another "
+                "token, while this checkout was under way; check out again"
+            )
 
     def note(self, entry: Entry, token: Token) -> None:
         """The resource was opened with this token, or has been found to go on with it."""
@@ -248,7 +269,7 @@ class Identities:
         if self.credential is None:
             return face.key_for(None)
         identity = self._identity_without_token(self.credential)
-        self.own_is_known = identity is not None
+        self.own_is_known = identity is not None and not identity.startswith("acct:")
         return face.key_for(identity or _UNKNOWN)
 
     def may_insist(self, key: str) -> bool:
@@ -317,7 +338,7 @@ class Identities:
         key = face.key_for(identity)
         if key in face.shelves:
             self._named[identity] = Known(key, identity, face.popper_of(key), _never)
-        return Bearer(face, key, identity, source)
+        return Bearer(face, key, identity, source, given=True)
 
     def _of_credential(self, credential: Any, timeout: float | None) -> Bearer:
         face = self._face
@@ -357,7 +378,10 @@ class Identities:
     # --- what is remembered ------------------------------------------------------------------------------
 
     def recall(self, credential: Any) -> Known | None:
-        """What is remembered of this very credential."""
+        """What is remembered of this very credential.
+
+        Not the account that has signed in to one: another may.
+        """
         try:
             known = self.known.get(ref(credential))
         except TypeError:  # it cannot be referred to weakly, or hashed: it is looked at every time
@@ -381,6 +405,8 @@ class Identities:
 
     def _remember(self, credential: Any, bearer: Bearer) -> None:
         assert bearer.identity is not None
+        if bearer.identity.startswith("acct:"):
+            return
         table = self.known
         try:
             reference = ref(credential)
@@ -397,6 +423,7 @@ class Identities:
         """A token has told whom the recipe's credential stands for: `min_size` belongs to that from now on."""
         face = self._face
         face.default_key = key
+        # An account that has signed in is looked at each time: another one may.
         self.own_is_known = self.recall(self.credential) is not None
         face.pop = face.own_popper()
         if face.member.holdings.session is not None:

@@ -136,7 +136,7 @@ class Pool(Generic[T]):
                 entry.uses += 1
                 entry.lent_at = now
                 return Lease(entry, face)
-            bearer = Bearer(face, known.key, known.identity, credential)
+            bearer = Bearer(face, known.key, known.identity, credential, given=identity is not None)
             bearer.deadline = self._deadline(timeout)
             if face.prepare(entry, now, bearer):
                 return self._lease(entry)

@@ -187,6 +187,34 @@ def test_a_credential_that_speaks_for_whoever_is_there(runtime_dir: Path) -> Non
     manager.shutdown()
 
 
+def test_an_account_that_signs_in_later_gets_none_of_the_earlier_ones(manager: Any) -> None:
+    pool = manager.pool("p", Things(), max_size=8)
+    credential = Known("acct:alice")
+    alice = use(pool, credential=credential)
+    credential.name = "acct:bob"
+    bob = use(pool, credential=credential)
+    assert (alice.identity, bob.identity) == ("acct:alice", "acct:bob")
+    assert bob.token.token_struct == token_struct("token 2 of acct:bob")
+    credential.name = "acct:alice"
+    assert use(pool, credential=credential) is alice
+    pool.close()
+
+
+def test_a_credential_that_changes_hands_while_a_token_is_fetched(manager: Any) -> None:
+    class Changing(Known):
+        def get_token(self, *scopes: str, **options: Any) -> Any:
+            if self.name == "acct:alice":
+                self.name = "acct:bob"
+            return super().get_token(*scopes, **options)
+
+    pool = manager.pool("p", Things(), max_size=8)
+    credential = Changing("acct:alice")
+    with pytest.raises(OpenFailed, match="somebody else"):
+        pool.checkout(credential=credential)
+    assert use(pool, credential=credential).identity == "acct:bob"
+    pool.close()
+
+
 # --- idle identities --------------------------------------------------------------------------------
 
 
