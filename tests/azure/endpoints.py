@@ -75,7 +75,7 @@ Behaviour = Callable[[Asked], Answer]
 class Endpoint:
     """behaviour: decides about each request for a token; it may be replaced at any time.
 
-    asked: the requests for tokens so far. let_go: set at the end, so that what hangs ends with the test.
+    account: of whoever signs in. asked: the requests for tokens so far. let_go: set at the end, so that what hangs ends with the test.
     """
 
     def __init__(self) -> None:
@@ -84,6 +84,7 @@ class Endpoint:
         self.url = ""
         self.let_go = threading.Event()
         self.device_scope = ""
+        self.account = ACCOUNT_UID
         self._lock = threading.Lock()
 
     @property
@@ -136,9 +137,9 @@ class _Handler(BaseHTTPRequestHandler):
         if answer.status == 200 and isinstance(answer.body, dict):
             answer.body.setdefault("scope", fields.get("scope", self.endpoint.device_scope))
         if answer.status == 200 and "device" in fields.get("grant_type", ""):
-            answer.body.update(_signed_in())
+            answer.body.update(_signed_in(self.endpoint.account))
         if answer.status == 200 and fields.get("grant_type") == "refresh_token":
-            answer.body.update(_signed_in())
+            answer.body.update(_signed_in(self.endpoint.account))
         self._send(answer)
 
     def _configuration(self) -> dict[str, str]:
@@ -175,20 +176,20 @@ def _encoded(value: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
 
 
-def _signed_in() -> dict[str, Any]:
+def _signed_in(account: str) -> dict[str, Any]:
     """What comes with a person's token: who it is, and how to get the next one silently."""
     claims = {
         "iss": f"https://127.0.0.1/{TENANT}/v2.0",
         "tid": TENANT,
         "aud": CLIENT,
         "sub": "subject",
-        "preferred_username": "somebody@example.org",
+        "preferred_username": f"{account}@example.org",
         "exp": int(time.time()) + 3600,
         "iat": int(time.time()),
     }
     return {
         "id_token": f"{_encoded({'alg': 'none'})}.{_encoded(claims)}.",
-        "client_info": _encoded({"uid": ACCOUNT_UID, "utid": TENANT}),
+        "client_info": _encoded({"uid": account, "utid": TENANT}),
         "refresh_token": f"{MARK}-refresh-token",
     }
 

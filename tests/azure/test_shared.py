@@ -28,7 +28,16 @@ from mppool import InProcessManager, PoolManager
 from mppool.azure import SharedCredential, StaticToken, get_token_info, identity_of
 from mppool.errors import ConfigurationError, PoolClosed
 from tests.azure.crowd import SCOPE
-from tests.azure.endpoints import ACCOUNT_UID, CLIENT, MARK, SECRET, TENANT, Answer, Endpoint
+from tests.azure.endpoints import (
+    ACCOUNT_UID,
+    CLIENT,
+    MARK,
+    SECRET,
+    TENANT,
+    Answer,
+    Asked,
+    Endpoint,
+)
 from tests.helpers import wait_until
 
 HOUR = 3600
@@ -447,6 +456,45 @@ def test_device_code_asks_once_and_then_silently(
     assert get_token_info(credential, SCOPE).account_id == f"{ACCOUNT_UID}.{TENANT}"
     known = {entry["identity"] for entry in local.stats()["tokens"]}
     assert known == {f"acct:{ACCOUNT_UID}.{TENANT}"}
+
+
+def test_when_somebody_else_signs_in_nothing_is_mixed(
+    entra: tuple[Endpoint, str], local: InProcessManager
+) -> None:
+    endpoint, certificate = entra
+    credential = DeviceCodeCredential(
+        client_id=CLIENT,
+        tenant_id=TENANT,
+        prompt_callback=lambda *said: None,
+        authority=endpoint.url,
+        disable_instance_discovery=True,
+        connection_verify=certificate,
+    )
+    shared = local.credential(credential)
+    alices = shared.get_token(SCOPE).token
+    alice = identity_of(shared)
+
+    def only_prompts(asked: Asked) -> Answer:
+        if asked.fields["grant_type"] == "refresh_token":
+            return Answer(400, {"error": "invalid_grant"})
+        return asked.token()
+
+    endpoint.behaviour = only_prompts
+    endpoint.account = "bob"
+    other = "https://other/.default"
+    bobs = shared.get_token(other).token
+    assert identity_of(shared) == f"acct:bob.{TENANT}" != alice
+    endpoint.behaviour = lambda asked: asked.token()
+    assert shared.get_token(other).token == bobs
+    assert shared.get_token(SCOPE).token != alices
+    keys = {(entry["identity"], *entry["scopes"]) for entry in local.stats()["tokens"]}
+    assert (alice, SCOPE) in keys
+    entry = next(
+        entry
+        for entry in local.stats()["tokens"]
+        if entry["identity"] == alice and entry["scopes"] == [other]
+    )
+    assert entry["expires_in"] is None, "bob's token under alice's name"
 
 
 class Person(Issuer):
