@@ -13,7 +13,6 @@ doing: whoever was started beside a living server leaves at once. So a start loc
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import random
@@ -25,6 +24,8 @@ import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
+
+import msgspec
 
 from mppool.errors import ConfigurationError, ServerUnavailable
 from mppool.server import liveness
@@ -262,7 +263,7 @@ def _spawn(paths: ManagerPaths, linger: float, writing: int) -> int:
 
     high = fcntl.fcntl(writing, fcntl.F_DUPFD_CLOEXEC, 10)
     arguments = [
-        python, "-I", "-S", "-c", _BOOTSTRAP, json.dumps(_locations()),
+        python, "-I", "-S", "-c", _BOOTSTRAP, msgspec.json.encode(_locations()).decode(),
         str(_READINESS_DESCRIPTOR), os.fspath(paths.runtime_dir), paths.name, repr(float(linger)),
     ]  # fmt: skip
     try:
@@ -301,7 +302,6 @@ def _locations() -> list[str]:
     -I leaves out PYTHONPATH, the user's site and the current directory, so they must be named.
     """
     import filelock
-    import msgspec
 
     import mppool
 
