@@ -1,4 +1,4 @@
-"""What pools ask of credentials (see mppool.worker.identities.Broker)."""
+"""What pools ask of credentials (see mppool.worker.bearer.Broker)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from mppool.azure.supply import Supply, checked_credential
 from mppool.azure.token import TokenInfo, token_struct
 
 if TYPE_CHECKING:
-    from mppool.worker.identities import Token
+    from mppool.worker.bearer import Token
     from mppool.worker.member import Member
 
 

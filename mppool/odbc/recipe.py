@@ -23,7 +23,7 @@ from mppool.odbc.attributes import (
     text_of,
 )
 from mppool.recipe import Opening, Recipe
-from mppool.worker.identities import broker
+from mppool.worker.bearer import broker
 
 if TYPE_CHECKING:
     import pyodbc

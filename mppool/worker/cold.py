@@ -23,16 +23,16 @@ from mppool.errors import (
 )
 from mppool.recipe import Opening
 from mppool.worker.audit import give_up_opening
+from mppool.worker.bearer import NEAR_EXPIRY_S
 from mppool.worker.calls import SessionLost
 from mppool.worker.entry import NEVER, Entry
 from mppool.worker.face import Face, identity_of
 from mppool.worker.housekeeping import due_when_idle
-from mppool.worker.identities import NEAR_EXPIRY_S
 from mppool.worker.waiter import LocalWaiter
 
 if TYPE_CHECKING:
+    from mppool.worker.bearer import Bearer
     from mppool.worker.holdings import Holdings
-    from mppool.worker.identities import Bearer
 
 log = logging.getLogger("mppool")
 

@@ -29,8 +29,8 @@ from mppool.worker.waiter import LocalWaiter
 
 if TYPE_CHECKING:
     from mppool.options import PoolOptions
+    from mppool.worker.bearer import Bearer
     from mppool.worker.holdings import Holdings
-    from mppool.worker.identities import Bearer
     from mppool.worker.member import Member
 
 log = logging.getLogger("mppool")

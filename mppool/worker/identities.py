@@ -13,204 +13,27 @@ A credential whose identity only a token can tell is asked for one at every chec
 
 from __future__ import annotations
 
-import importlib
-import logging
 from collections.abc import Callable
-from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Protocol
+from time import monotonic
+from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, ref
 
 from mppool.core.events import Declare
-from mppool.core.tokens import digest_of as digest_of_text
 from mppool.errors import ConfigurationError, OpenFailed
+from mppool.worker.bearer import Bearer, Token, broker, no_token
 from mppool.worker.entry import NEVER
 
 if TYPE_CHECKING:
     from mppool.worker.entry import Entry
     from mppool.worker.face import Face
-    from mppool.worker.member import Member
-
-log = logging.getLogger("mppool")
-
-NEAR_EXPIRY_S = 300.0
-"""So long before its end a token is asked for anew, and compared."""
 
 INSIST_AGAIN_S = 30.0
 """An issuer that gave the same token, or none, is asked again after so long (azure-identity's retry delay)."""
 
 _MANY = 1024
 
-_BROKER = "mppool.azure.broker"
-
 _UNKNOWN = "?"
 """Stands for the recipe's own identity in its declaration until a token has told it; never a key in use."""
-
-
-class Token(Protocol):
-    """What `opening.token` is: mppool.azure.TokenInfo."""
-
-    token_struct: bytes
-    expires_on: float | None
-
-
-class Broker(Protocol):
-    """What is known of credentials; given by floor 5, which knows Azure's."""
-
-    def check(self, credential: object) -> None:
-        """Raises ConfigurationError for what is no token credential."""
-
-    def identity_of(self, credential: Any) -> str | None:
-        """Whom it stands for; None: only a token can tell, so fetch one, then ask again."""
-
-    def is_brought(self, credential: Any) -> bool:
-        """Whether it only holds a token that the application has brought, whose life is its own business."""
-
-    def is_same(self, one: Any, other: Any) -> bool:
-        """Whether two credentials stand for the same identity as far as anybody can tell."""
-
-    def fetch(
-        self,
-        member: Member,
-        credential: Any,
-        scope: str,
-        identity: str | None,
-        timeout: float | None,
-        unlike: str = "",
-    ) -> Token:
-        """A token; the one that all processes share, where the identity is known.
-
-        identity: as the application names it; None: whatever the credential stands for.
-        unlike: digest of a token that is near its end: another one is wanted, if the issuer has one.
-        """
-
-    def identity_from(self, token: Any) -> str:
-        """The identity that only this token tells."""
-
-
-_broker: Broker | None = None
-
-
-def broker() -> Broker:
-    """The broker, loaded on first use. Raises ConfigurationError where the extra is missing."""
-    global _broker
-    if _broker is None:
-        try:
-            _broker = importlib.import_module(_BROKER).BROKER
-        except ModuleNotFoundError as error:
-            raise ConfigurationError(
-                f"credentials need mppool's extra for Azure ({error}): pip install 'mppool[azure]'"
-            ) from error
-        assert _broker is not None
-    return _broker
-
-
-def digest_of(token: Token) -> str:
-    """Tells the tokens of sessions apart without holding them."""
-    return digest_of_text(token.token_struct[4:].decode("utf-16-le", errors="surrogatepass"))
-
-
-class Bearer:
-    """Whoever checks out: the key of his resources, and where a token for a new one comes from.
-
-    identity: None where no token and no identity is involved. given: whether the checkout named it.
-    credential: None where the recipe authenticates by itself.
-    fetched: a token that was fetched for this checkout already, and is used for its opening.
-    deadline: of the checkout (monotonic), for finding out whether a session's token is still the right one.
-    """
-
-    __slots__ = ("credential", "deadline", "face", "fetched", "given", "identity", "key")
-
-    def __init__(
-        self,
-        face: Face,
-        key: str,
-        identity: str | None,
-        credential: Any,
-        fetched: Token | None = None,
-        *,
-        given: bool = False,
-    ) -> None:
-        self.face = face
-        self.key = key
-        self.identity = identity
-        self.credential = credential
-        self.fetched = fetched
-        self.given = given
-        self.deadline: float | None = None
-
-    def token(self, timeout: float | None, unlike: str = "") -> Token | None:
-        """The token for an opening; None: none is wanted. Raises what the credential raises.
-
-        unlike: digest of the token of a session that is near its end.
-        """
-        scope = self.face.recipe.token_scope
-        if self.credential is None or scope is None:
-            return None
-        token = self.fetched
-        if token is None:
-            member = self.face.member
-            identity = self.identity if self.given else None
-            token = broker().fetch(member, self.credential, scope, identity, timeout, unlike)
-            if not self.given:
-                self._check_owner(token)
-        if self.given or not (self.identity or "").startswith("tok:"):
-            self.fetched = None  # a second opening may be much later
-        return token
-
-    def _check_owner(self, token: Token) -> None:
-        """The key was found out before the token was fetched: it must still be the same one's."""
-        identity = self.identity or ""
-        if identity.startswith("tok:"):
-            now = broker().identity_from(token)
-        else:
-            now = broker().identity_of(self.credential) or ""
-        if now != identity:
-            raise OpenFailed(
-                f"pool {self.face.name!r}: the credential has come to stand for somebody else, or has another "
-                "token, while this checkout was under way; check out again"
-            )
-
-    def note(self, entry: Entry, token: Token) -> None:
-        """The resource was opened with this token, or has been found to go on with it."""
-        entry.token = digest_of(token)
-        if self.face.identities.needs_no_look(self):
-            return
-        entry.ask_at = -NEVER if token.expires_on is None else token.expires_on - NEAR_EXPIRY_S
-
-    def still_holds(self, entry: Entry) -> bool:
-        """Whether the token of a session is still the one that its identity gets. Called near its end.
-
-        False: there is another one, with which the next opening is done. Raises OpenFailed if the token
-        has ended and no other can be had; while it is valid that is nobody's problem.
-        """
-        left = None if self.deadline is None else max(0.0, self.deadline - monotonic())
-        insists = self.face.identities.may_insist(self.key)
-        try:
-            token = self.token(left, entry.token if insists else "")
-        except Exception as error:
-            if time() < entry.ask_at + NEAR_EXPIRY_S or entry.ask_at == -NEVER:
-                log.warning(
-                    "pool %r: no newer token can be had, the session goes on with its own: %s",
-                    self.face.name,
-                    _named(error),
-                )
-                return True
-            raise _no_token(self.face, error) from error
-        if token is None:
-            return True
-        if digest_of(token) == entry.token:
-            self.note(entry, token)
-            return True
-        self.fetched = token
-        return False
-
-
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:2000]
-
-
-def _no_token(face: Face, error: Exception) -> OpenFailed:
-    return OpenFailed(f"pool {face.name!r}: no token can be had: {_named(error)}")
 
 
 class Known:
@@ -355,7 +178,7 @@ class Identities:
             except (ConfigurationError, OpenFailed):
                 raise
             except Exception as error:
-                raise _no_token(face, error) from error
+                raise no_token(face, error) from error
             identity = broker().identity_of(credential)
             if identity is None:
                 identity = broker().identity_from(token)

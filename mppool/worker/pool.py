@@ -11,8 +11,8 @@ from weakref import ref
 from mppool.core.events import ClosePool, Drain, Reset, Resize, WantReady
 from mppool.errors import CheckoutTimeout, PoolClosed
 from mppool.options import PoolOptions, checked_options, checked_timeout
+from mppool.worker.bearer import Bearer
 from mppool.worker.cold import ColdCheckout
-from mppool.worker.identities import Bearer
 from mppool.worker.lease import Lease
 
 if TYPE_CHECKING:
