@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 
 from mppool import PoolManager
+from mppool.azure import BlobServicePool
 from tests.azure import azurite as emulator
-from tests.azure.azurite import Azurite
+from tests.azure.azurite import Azurite, Credential
 from tests.azure.endpoints import Endpoint, authority, serving
 
 _VARIABLES = (
@@ -78,3 +79,17 @@ def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
     """Azurite over https, for all tests of this process."""
     with emulator.running(tmp_path_factory.mktemp("azurite")) as running:
         yield running
+
+
+@pytest.fixture
+def pool(manager: PoolManager, azurite: Azurite) -> Iterator[BlobServicePool]:
+    """Of blob clients that trust that Azurite."""
+    made = BlobServicePool(manager, connection_verify=str(azurite.certificate))
+    yield made
+    made.reset()
+
+
+@pytest.fixture
+def credential() -> Credential:
+    """One whose tokens are good for Azurite."""
+    return Credential()

@@ -7,30 +7,18 @@ import gc
 import os
 import time
 import weakref
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from mppool import ConfigurationError, PoolManager, StaleLease
-from tests.helpers import Fork
-
-pytest.importorskip("azure.storage.blob")
-pytest.importorskip("aiohttp")
-
 from mppool.azure import BlobServicePool, ClientPool
 from tests.azure import azurite as emulator
 from tests.azure.azurite import KEY, AsyncCredential, Azurite, Credential
+from tests.helpers import Fork
 
 # The first run on a machine installs Azurite.
 pytestmark = pytest.mark.timeout(emulator.INSTALL_S + 60)
-
-
-@pytest.fixture
-def pool(manager: PoolManager, azurite: Azurite) -> Iterator[BlobServicePool]:
-    made = BlobServicePool(manager, connection_verify=str(azurite.certificate))
-    yield made
-    made.reset()
 
 
 async def new_container(client: Any) -> Any:
