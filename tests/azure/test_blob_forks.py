@@ -110,10 +110,10 @@ def test_a_fork_while_a_client_is_being_built(
 
 
 def test_what_a_parent_has_open_is_never_finalized_in_a_child(
-    manager: PoolManager, credential: Credential
+    manager: PoolManager,
 ) -> None:
     pools = [BlobServicePool(manager)]
-    pools[0].client(credential, "shop")
+    pools[0].client(KEY, "shop")
     parents = weakref.ref(pools[0].clients)
 
     def drop() -> bool:
