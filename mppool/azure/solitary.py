@@ -8,7 +8,7 @@ from time import monotonic
 from typing import Any
 
 from mppool.core.events import Abandoned, Event
-from mppool.core.pool import Surroundings
+from mppool.core.surroundings import Surroundings
 from mppool.core.token_books import TokenBooks
 from mppool.core.tokens import ANSWERS, TokenFailed, TokenFetched, WantToken
 from mppool.ids import GrantNumber, ProcessId, Ticket

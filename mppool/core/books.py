@@ -39,8 +39,9 @@ from mppool.core.events import (
     TokenReplaced,
     WantReady,
 )
-from mppool.core.pool import PoolBooks, Surroundings
+from mppool.core.pool import PoolBooks
 from mppool.core.slot import Slot, SlotState
+from mppool.core.surroundings import Surroundings
 from mppool.core.token_books import TokenBooks
 from mppool.core.tokens import TokenFailed, TokenFetched, WantToken
 from mppool.ids import GrantNumber, ProcessId, Session, grant_number

@@ -1,4 +1,4 @@
-"""The circuit breaker of one key of one pool: when opening fails, everybody stops trying together.
+"""The circuit breakers of one pool, one per key: when opening fails, everybody stops trying together.
 
     closed --- first failure with nothing working, or the third in a row ---> open
     open ----- the back-off has passed, and somebody wants a resource -----> probing
@@ -12,9 +12,12 @@ openings that fail together count as one step.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterator
 from typing import Literal
 
+from mppool.core.events import OpenFailed
+from mppool.core.slot import Slot
 from mppool.ids import GrantNumber
 
 FIRST_BACK_OFF_S = 0.1
@@ -24,6 +27,7 @@ PROBE_PATIENCE_S = 30.0
 FAILURES_IN_A_ROW = 3
 
 BreakerState = Literal["closed", "open", "probing"]
+Jitter = Callable[[], float]
 
 
 class Breaker:
@@ -83,4 +87,68 @@ class Breaker:
             self.retry_at = self._stepped_at
 
 
-Jitter = Callable[[], float]
+class Breakers:
+    """The breakers of one pool, by key; `PoolBooks` owns them. Where opening has not failed there is none."""
+
+    def __init__(self) -> None:
+        self._breakers: dict[str, Breaker] = {}
+
+    def __len__(self) -> int:
+        return len(self._breakers)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._breakers)
+
+    def get(self, key: str) -> Breaker | None:
+        """The breaker of a key, if opening has failed since it last succeeded."""
+        return self._breakers.get(key)
+
+    def permit(self, key: str, now: float) -> bool:
+        """Whether somebody may open for this key now."""
+        breaker = self._breakers.get(key)
+        return breaker is None or breaker.permits(now)
+
+    def failed(
+        self, slot: Slot, event: OpenFailed, now: float, *, working: bool, jitter: float
+    ) -> Breaker:
+        """An opening failed, see `Breaker.failed`; returns the breaker of its key."""
+        breaker = self._breakers.setdefault(slot.key, Breaker())
+        breaker.failed(
+            slot.number, slot.granted_at, now, event.error, working=working, jitter=jitter
+        )
+        return breaker
+
+    def granted(self, key: str, number: GrantNumber, now: float) -> None:
+        """Somebody was allowed to open for this key."""
+        breaker = self._breakers.get(key)
+        if breaker:
+            breaker.granted(number, now)
+
+    def probe_lost(self, key: str, number: GrantNumber) -> None:
+        """A slot of this key is free; if it was the probe's, see `Breaker.probe_lost`."""
+        breaker = self._breakers.get(key)
+        if breaker:
+            breaker.probe_lost(number)
+
+    def forget(self, key: str) -> None:
+        """Opening for this key succeeded, or nobody needs to know any more that it failed."""
+        self._breakers.pop(key, None)
+
+    def clear(self) -> None:
+        """Whatever failed may be tried again."""
+        self._breakers.clear()
+
+    def shut(self, now: float) -> Iterator[str]:
+        """The keys for which nobody may open now."""
+        return (key for key, breaker in self._breakers.items() if not breaker.permits(now))
+
+    def next_retry(self, since: float) -> float:
+        """When, after `since`, somebody may try again; infinity if nobody is kept from it."""
+        times = (breaker.retry_at for breaker in self._breakers.values())
+        return min((at for at in times if at > since), default=math.inf)
+
+    def worst_state(self) -> BreakerState:
+        """The worst of the states of all keys."""
+        states = {breaker.state for breaker in self._breakers.values()}
+        worst: tuple[BreakerState, ...] = ("open", "probing")
+        return next((state for state in worst if state in states), "closed")

@@ -46,13 +46,15 @@ class Eviction:
             return
         window = self._window(books)
         self._next = now + window
-        for key, breaker in list(books.breakers.items()):
+        for key in list(books.breakers):
+            breaker = books.breakers.get(key)
             if (
-                breaker.retry_at + window <= now
+                breaker is not None
+                and breaker.retry_at + window <= now
                 and not books.slots.by_key[key]
                 and not self.is_asked_for(books, key)
             ):
-                del books.breakers[key]
+                books.breakers.forget(key)
 
     def _window(self, books: PoolBooks) -> float:
         idle = books.options.max_idle

@@ -1,4 +1,5 @@
-"""The books of one pool. The mutable state is: the slots, the waiters, the breakers, the generation.
+"""The books of one pool, and the only owner of its state: slots, waiters, breakers, counters, the bounds
+and options in force, the generation, and what `Upkeep`, `Reclaimer` and `Eviction` remember beside them.
 
 Every public method is told the time and what happened, changes the state, and leaves the decisions in
 `out`. A slot is counted from its grant until its end is proved: by the process itself (Closed,
@@ -9,13 +10,11 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Callable, Iterator
 from typing import Any
 
-from mppool.core import inventory, returns, sharing
-from mppool.core.breaker import Breaker, Jitter
+from mppool.core import bounds, inventory, returns, sharing, snapshot
+from mppool.core.breaker import Breakers
 from mppool.core.decisions import (
-    Addressed,
     Close,
     Decision,
     Draining,
@@ -49,23 +48,11 @@ from mppool.core.eviction import Eviction
 from mppool.core.reclaim import Reclaimer
 from mppool.core.slot import Slot, SlotState
 from mppool.core.statistics import SERVER_COUNTERS
+from mppool.core.surroundings import Surroundings
 from mppool.core.table import SlotTable
 from mppool.core.upkeep import Upkeep
 from mppool.core.waiting import Waiter, Waiting
-from mppool.ids import GrantNumber, ProcessId, Ticket
-
-
-class Surroundings:
-    """What a pool's books share with those of the other pools of the same server."""
-
-    def __init__(self, next_number: Callable[[], GrantNumber], jitter: Jitter) -> None:
-        self.next_number = next_number
-        self.jitter = jitter
-        self.out: list[Addressed] = []
-        self.attached: set[ProcessId] = set()
-        # After a torn journal: living processes whose inventories are still missing. While there are
-        # any, nobody knows what they hold, so nothing new may be opened.
-        self.awaited: set[ProcessId] = set()
+from mppool.ids import ProcessId, Ticket
 
 
 class PoolBooks:
@@ -83,7 +70,7 @@ class PoolBooks:
         self.slots = SlotTable()
         self.waiting = Waiting(self.slots.levels)
         self.slots.level_changed = self.waiting.level_changed
-        self.breakers: dict[str, Breaker] = {}
+        self.breakers = Breakers()
         self.reclaimer = Reclaimer()
         self.upkeep = Upkeep(declaration.key)
         self.eviction = Eviction()
@@ -97,9 +84,10 @@ class PoolBooks:
         """Another process declares the pool. The newest declaration wins, with one warning."""
         declared_at = now - declaration.age
         self.upkeep.declare(process, declaration.key, newest=declared_at > self.declared_at)
-        if declaration.options == self.options or declared_at <= self.declared_at:
-            if declaration.options == self.options:
-                self.declared_at = max(declared_at, self.declared_at)
+        if declaration.options == self.options:
+            self.declared_at = max(declared_at, self.declared_at)
+            return
+        if declared_at <= self.declared_at:
             return
         before, self.options, self.declared_at = self.options, declaration.options, declared_at
         changed = ", ".join(
@@ -113,7 +101,7 @@ class PoolBooks:
     def checkout(self, process: ProcessId, event: Checkout, now: float) -> None:
         """A process wants a resource that it does not have. Answered at once."""
         self.upkeep.wanted = True
-        if self.waiting.has(process, event.ticket) or self._was_granted(process, event.ticket):
+        if self.waiting.has(process, event.ticket) or self.slots.of_ticket(process, event.ticket):
             return  # a duplicate of a checkout that is answered already
         if self.closed:
             self._refuse(process, event.ticket, "closed", f"pool {self.name!r} is closed")
@@ -123,7 +111,7 @@ class PoolBooks:
             breaker
             and self.options.fail_fast
             and not breaker.permits(now)
-            and self._has_room(process, event.key)
+            and bounds.has_room(self, process, event.key)
         ):
             self._refuse(process, event.ticket, "open_failed", breaker.error)
             return
@@ -132,7 +120,7 @@ class PoolBooks:
                 self.grant(process, event.key, event.ticket, now)
                 return
             if event.timeout == 0:
-                self._refuse(process, event.ticket, "timeout", self._how_full(event.key))
+                self._refuse(process, event.ticket, "timeout", bounds.how_full(self, event.key))
                 return
         deadline = math.inf if event.timeout is None else now + event.timeout
         self.waiting.add(Waiter(process, event.ticket, event.key, now, deadline))
@@ -142,10 +130,12 @@ class PoolBooks:
         limit = self.options.max_waiting
         if event.timeout == 0:
             self.waiting.remove(process, event.ticket)
-            self._refuse(process, event.ticket, "timeout", self._how_full(event.key))
+            self._refuse(process, event.ticket, "timeout", bounds.how_full(self, event.key))
         elif limit is not None and len(self.waiting) > limit:
             self.waiting.remove(process, event.ticket)
-            text = f"{limit} checkouts wait already (max_waiting); {self._how_full(event.key)}"
+            text = (
+                f"{limit} checkouts wait already (max_waiting); {bounds.how_full(self, event.key)}"
+            )
             self._refuse(process, event.ticket, "too_many_waiting", text)
         else:
             self.tell(process, Queued(event.ticket))
@@ -212,15 +202,16 @@ class PoolBooks:
     def tick(self, now: float) -> None:
         """Time has passed."""
         for waiter in self.waiting.expired(now):
-            self._refuse(waiter.process, waiter.ticket, "timeout", self._how_full(waiter.key))
+            self._refuse(
+                waiter.process, waiter.ticket, "timeout", bounds.how_full(self, waiter.key)
+            )
         self._settle(now)
 
     # --- commands ----------------------------------------------------------------------------------------
 
     def resize(self, max_size: int | None, min_size: int, now: float) -> None:
         """New bounds. What is open beyond a smaller cap goes when it is idle or released."""
-        self.max_size = max_size
-        self.min_size = min_size
+        self.max_size, self.min_size = max_size, min_size
         self.eviction.afresh()
         self._record()
         self._settle(now)
@@ -281,57 +272,6 @@ class PoolBooks:
         """Whether the process can be told anything."""
         return process in self._around.attached
 
-    def above_cap(self) -> int:
-        """Slots above the cap, after it was lowered."""
-        return 0 if self.max_size is None else max(0, len(self.slots) - self.max_size)
-
-    def excess(self, now: float) -> int:
-        """Slots above the cap for which none is on its way back yet."""
-        return max(0, self.above_cap() - self.slots.on_the_way(now))
-
-    def blocked_by_identity(self, waiter: Waiter) -> bool:
-        """Whether only a slot of the same key can help this waiter."""
-        limit = self.options.max_per_identity
-        return limit is not None and self.slots.by_key[waiter.key] >= limit
-
-    def blocked_by_process(self, waiter: Waiter) -> bool:
-        """Whether only a slot of the same process can help this waiter."""
-        limit = self.options.max_per_process
-        return limit is not None and self.slots.levels[waiter.process] >= limit
-
-    def helps(self, slot: Slot, waiter: Waiter, now: float) -> bool:
-        """Whether the waiter would be nearer to a resource if this slot were free.
-
-        Where both bounds stand in his way, that of his identity is cleared first.
-        """
-        if not self._breaker_permits(waiter.key, now):
-            return False
-        if self.blocked_by_identity(waiter):
-            return slot.key == waiter.key
-        return not self.blocked_by_process(waiter) or slot.process == waiter.process
-
-    def waiting_for_slots(self, now: float) -> int:
-        """Waiters who could open a resource if they had a slot."""
-        waiting = len(self.waiting)
-        if self.breakers and waiting:
-            waiting -= sum(
-                self.waiting.count_of_key(key)
-                for key, breaker in self.breakers.items()
-                if not breaker.permits(now)
-            )
-        return waiting
-
-    def in_line(self, now: float) -> Iterator[Waiter]:
-        """The oldest waiter of every group that may open, the neediest first."""
-        for head in self.waiting.in_line(now):
-            if self._breaker_permits(head.key, now):
-                yield head
-
-    def has_inner_bounds(self) -> bool:
-        """Whether there are bounds beside the cap."""
-        options = self.options
-        return options.max_per_identity is not None or options.max_per_process is not None
-
     def close_slot(self, slot: Slot, reason: CloseReason, now: float) -> None:
         """Have a resource closed that its process brought back."""
         self.slots.move(slot, SlotState.CLOSING)
@@ -349,7 +289,7 @@ class PoolBooks:
 
         What has become due since all was settled last counts too: it is the next tick that does it.
         """
-        if not self.waiting and not self.min_size and not self.above_cap():
+        if not self.waiting and not self.min_size and not bounds.above_cap(self):
             return math.inf
         since = min(now, self._settled_at)
         times = [
@@ -358,35 +298,12 @@ class PoolBooks:
             self.upkeep.next_deadline(self, since),
         ]
         if self.waiting:
-            breakers = self.breakers.values()
-            times += [b.retry_at for b in breakers if b.retry_at > since]
+            times.append(self.breakers.next_retry(since))
         return min(times)
 
     def snapshot(self) -> dict[str, Any]:
-        """What the books know, JSON-compatible; `statistics` of the server adds what the processes know."""
-        return {
-            "name": self.name,
-            "placement": self.options.placement,
-            "max_size": self.max_size,
-            "min_size": self.min_size,
-            "size": len(self.slots),
-            "opening": self.slots.in_state(SlotState.OPENING),
-            "waiting": len(self.waiting),
-            "breaker": self._breaker_state(),
-            "identities": len(self.slots.by_key),
-            "generation": self.generation,
-            "closed": self.closed,
-            "counters": dict(self.counters),
-            "slots": [
-                {
-                    "number": slot.number,
-                    "key": slot.key,
-                    "state": slot.state.value,
-                    "pid": slot.process.pid,
-                }
-                for slot in self.slots
-            ],
-        }
+        """What the books know, JSON-compatible."""
+        return snapshot.of_pool(self)
 
     # --- how it is done ----------------------------------------------------------------------------------
 
@@ -407,7 +324,7 @@ class PoolBooks:
         """Give free slots to those who wait, as far as the bounds allow."""
         if not self.waiting or self._around.awaited:
             return
-        while self._is_below_cap():
+        while bounds.is_below_cap(self):
             line = self.waiting.in_line(now)
             waiter = next((w for w in line if self.may_open(w.process, w.key, now)), None)
             if waiter is None:
@@ -420,20 +337,10 @@ class PoolBooks:
         number = self._around.next_number()
         generation = self.upkeep.generation_of(self, key)
         opened_before = self.counters["opened"] + self.slots.in_state(SlotState.OPENING)
-        slot = Slot(
-            number,
-            process,
-            key,
-            generation,
-            SlotState.OPENING,
-            now,
-            ticket,
-            opened_before,
-        )
+        state = SlotState.OPENING
+        slot = Slot(number, process, key, generation, state, now, ticket, opened_before)
         self.slots.add(slot)
-        breaker = self.breakers.get(key)
-        if breaker:
-            breaker.granted(number, now)
+        self.breakers.granted(key, number, now)
         self.write_down(Record(self.name, key, number, process, generation))
         self._tell_grant(slot, ticket, fresh=True)
 
@@ -447,20 +354,15 @@ class PoolBooks:
         """A resource was opened."""
         self.slots.move(slot, SlotState.OPEN)
         self.counters["opened"] += 1
-        self.breakers.pop(slot.key, None)
+        self.breakers.forget(slot.key)
 
     def _open_failed(self, slot: Slot, event: OpenFailed, now: float) -> None:
         if not event.counted:
             return
         self.counters["open_failed"] += 1
-        breaker = self.breakers.setdefault(slot.key, Breaker())
-        breaker.failed(
-            slot.number,
-            slot.granted_at,
-            now,
-            event.error,
-            working=self.slots.has_working(slot.key),
-            jitter=self._around.jitter(),
+        working = self.slots.open_for(slot.key) > 0
+        breaker = self.breakers.failed(
+            slot, event, now, working=working, jitter=self._around.jitter()
         )
         if self.options.fail_fast and not breaker.permits(now):
             for waiter in self.waiting.of_key(slot.key):
@@ -473,42 +375,13 @@ class PoolBooks:
         self.slots.remove(slot)
         if was_open:
             self.eviction.emptied(self, slot.key)
-        breaker = self.breakers.get(slot.key)
-        if breaker:
-            breaker.probe_lost(slot.number)
+        self.breakers.probe_lost(slot.key, slot.number)
         self.write_down(Erase(slot.number))
-
-    def _was_granted(self, process: ProcessId, ticket: Ticket) -> bool:
-        """Whether this ticket has been granted a slot that is still held."""
-        return self.slots.of_ticket(process, ticket) is not None
 
     def may_open(self, process: ProcessId, key: str, now: float) -> bool:
         """Whether bounds and breaker allow this process one more resource of this key."""
-        return (
-            not self._around.awaited
-            and self._has_room(process, key)
-            and self._breaker_permits(key, now)
-        )
-
-    def _has_room(self, process: ProcessId, key: str) -> bool:
-        per_identity, per_process = self.options.max_per_identity, self.options.max_per_process
-        return (
-            self._is_below_cap()
-            and (per_identity is None or self.slots.by_key[key] < per_identity)
-            and (per_process is None or self.slots.levels[process] < per_process)
-        )
-
-    def _is_below_cap(self) -> bool:
-        return self.max_size is None or len(self.slots) < self.max_size
-
-    def _breaker_permits(self, key: str, now: float) -> bool:
-        breaker = self.breakers.get(key)
-        return breaker is None or breaker.permits(now)
-
-    def _breaker_state(self) -> str:
-        """The worst of the states of all keys."""
-        states = {breaker.state for breaker in self.breakers.values()}
-        return next((state for state in ("open", "probing") if state in states), "closed")
+        has_room = not self._around.awaited and bounds.has_room(self, process, key)
+        return has_room and self.breakers.permit(key, now)
 
     def _count_closed(self, reason: CloseReason) -> None:
         self.counters["closed"] += 1
@@ -518,12 +391,6 @@ class PoolBooks:
     def _refuse(self, process: ProcessId, ticket: Ticket, reason: RefuseReason, text: str) -> None:
         self.counters["refused"] += reason == "too_many_waiting"
         self.tell(process, Refuse(ticket, reason, text))
-
-    def _how_full(self, key: str) -> str:
-        cap = "no cap" if self.max_size is None else f"max_size={self.max_size}"
-        text = f"{len(self.slots)} resources exist ({cap}) in {len(self.slots.levels)} processes"
-        breaker = self.breakers.get(key)
-        return f"{text}; opening failed last with: {breaker.error}" if breaker else text
 
     def _announce(self) -> None:
         """Journal and tell everybody the generation, and whether the pool is closed."""

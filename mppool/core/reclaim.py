@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import TYPE_CHECKING
 
-from mppool.core import sharing
+from mppool.core import bounds, sharing
 from mppool.core.decisions import Reclaim
 from mppool.core.waiting import Waiter
 from mppool.ids import ProcessId
@@ -43,7 +43,7 @@ class Reclaimer:
 
     def plan(self, books: PoolBooks, now: float) -> None:
         """Ask for as many slots as are short, where the policy finds somebody to ask."""
-        if not books.waiting and not books.above_cap():
+        if not books.waiting and not bounds.above_cap(books):
             self._calm(books)
             return
         short = self._short(books, now)
@@ -54,7 +54,7 @@ class Reclaimer:
 
     def next_deadline(self, books: PoolBooks, since: float) -> float:
         """When, after `since`, `plan` may come to another result although nothing happened."""
-        if not books.waiting and not books.above_cap():
+        if not books.waiting and not bounds.above_cap(books):
             return math.inf
         candidates = [
             self._look_at,
@@ -99,7 +99,7 @@ class Reclaimer:
 
     def _short(self, books: PoolBooks, now: float) -> int:
         """Waiters, and slots above the cap, for whom nothing is on its way yet."""
-        wanted = books.waiting_for_slots(now) + books.above_cap()
+        wanted = bounds.waiting_for_slots(books, now) + bounds.above_cap(books)
         return wanted - books.slots.on_the_way(now) - self._asked_for(now)
 
     def _asked_for(self, now: float) -> int:
@@ -108,7 +108,7 @@ class Reclaimer:
 
     def _ask_one(self, books: PoolBooks, now: float) -> bool:
         """Ask somebody for one slot more; False if there is nobody to ask."""
-        if books.excess(now) > self._asked_for(now):
+        if bounds.excess(books, now) > self._asked_for(now):
             # More slots than the cap allows: everybody may be asked.
             donor = self._richest(books, now)
             if donor is not None:
@@ -119,7 +119,7 @@ class Reclaimer:
             donor = self._donor(books, taker, asked_for, now)
             if donor is not None:
                 # A sweep knows nothing of keys: where only one key helps, all that is idle is looked at.
-                self._ask(books, donor, now, everything=books.blocked_by_identity(taker))
+                self._ask(books, donor, now, everything=bounds.blocked_by_identity(books, taker))
                 return True
         return False
 
@@ -147,13 +147,15 @@ class Reclaimer:
         unless his own process has it, for the same key: so two such waiters are enough.
         """
         unblocked = 0
-        for waiter in books.in_line(now):
-            if books.blocked_by_identity(waiter) or books.blocked_by_process(waiter):
+        for waiter in bounds.in_line(books, now):
+            if bounds.blocked_by_identity(books, waiter) or bounds.blocked_by_process(
+                books, waiter
+            ):
                 yield waiter
             elif unblocked < 2:
                 unblocked += 1
                 yield waiter
-            elif not books.has_inner_bounds():
+            elif not bounds.has_inner_bounds(books):
                 return  # nobody further down can be blocked
 
     def _richest(self, books: PoolBooks, now: float) -> ProcessId | None:
@@ -177,11 +179,11 @@ class Reclaimer:
         slots = books.slots
         best, most = None, 0
         # Its own resources for other keys make room without taking from anybody.
-        if not books.blocked_by_identity(taker):
+        if not bounds.blocked_by_identity(books, taker):
             others = slots.levels[taker.process] - slots.level_of(taker.process, taker.key)
             most = max(0, min(others, self._spare(books, taker.process, now)))
             best = taker.process if most else None
-            if books.blocked_by_process(taker):
+            if bounds.blocked_by_process(books, taker):
                 return best
         if not sharing.has_lost_patience(taker, now):
             level = slots.levels[taker.process] + slots.on_the_way(now) + asked_for
@@ -192,7 +194,7 @@ class Reclaimer:
             if process == taker.process:
                 continue
             spare = self._spare(books, process, now)
-            if books.blocked_by_identity(taker):
+            if bounds.blocked_by_identity(books, taker):
                 spare = min(spare, slots.level_of(process, taker.key))
             if spare > most:
                 best, most = process, spare

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from mppool.core import sharing
+from mppool.core import bounds, sharing
 from mppool.core.decisions import Keep
 from mppool.core.slot import Slot
 from mppool.core.waiting import Waiter
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def answer(books: PoolBooks, slot: Slot, now: float) -> None:
     """Decide about an open slot. Exactly one of Close, Grant and Keep goes to its process."""
     process = slot.process
-    if books.closed or books.upkeep.is_stale(books, slot) or books.excess(now):
+    if books.closed or books.upkeep.is_stale(books, slot) or bounds.excess(books, now):
         books.close_slot(slot, "retired", now)
         books.reclaimer.brought_back(books, process, now, given=True)
         return
@@ -47,7 +47,8 @@ def _rival(books: PoolBooks, slot: Slot, now: float) -> Waiter | None:
         (
             head
             for head in books.waiting.in_line(now)
-            if (head.process, head.key) != (slot.process, slot.key) and books.helps(slot, head, now)
+            if (head.process, head.key) != (slot.process, slot.key)
+            and bounds.helps(books, slot, head, now)
         ),
         None,
     )

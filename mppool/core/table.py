@@ -16,7 +16,7 @@ from mppool.ids import GrantNumber, ProcessId, Ticket
 class SlotTable:
     """All slots in use. The counts change only here, together with the slots.
 
-    levels: slots by process. closing: slots whose resources are being closed.
+    levels: slots by process. by_key: slots by identity.
     level_changed: is told of every process that has more or fewer slots than before.
     """
 
@@ -24,7 +24,6 @@ class SlotTable:
         self._slots: dict[GrantNumber, Slot] = {}
         self.levels: Counter[ProcessId] = Counter()
         self.by_key: Counter[str] = Counter()
-        self.closing: dict[GrantNumber, Slot] = {}
         self.level_changed: Callable[[ProcessId], None] = lambda process: None
         self._of_process: dict[ProcessId, dict[GrantNumber, Slot]] = {}
         self._by_ticket: dict[tuple[ProcessId, Ticket], Slot] = {}
@@ -108,10 +107,6 @@ class SlotTable:
         """How many slots are in a state."""
         return self._by_state[state]
 
-    def has_working(self, key: str) -> bool:
-        """Whether some resource of this key is open."""
-        return self.open_for(key) > 0
-
     def open_for(self, key: str) -> int:
         """How many resources of this key are open."""
         return self._open_by_key[key]
@@ -179,7 +174,6 @@ class SlotTable:
         if slot.state is SlotState.OPEN:
             self._open_by_key[slot.key] += 1
         elif slot.state is SlotState.CLOSING:
-            self.closing[slot.number] = slot
             self._closing_by_key[slot.key] += 1
             self._closing_of[slot.process] += 1
 
@@ -188,7 +182,6 @@ class SlotTable:
         if slot.state is SlotState.OPEN:
             _decrement(self._open_by_key, slot.key)
         elif slot.state is SlotState.CLOSING:
-            del self.closing[slot.number]
             self._expected.pop(slot.number, None)
             _decrement(self._closing_by_key, slot.key)
             _decrement(self._closing_of, slot.process)

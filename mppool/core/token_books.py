@@ -42,7 +42,7 @@ from mppool.core.tokens import (
 from mppool.ids import ProcessId, Ticket
 
 if TYPE_CHECKING:
-    from mppool.core.pool import Surroundings
+    from mppool.core.surroundings import Surroundings
 
 CHALLENGE_S = 5.0
 """For so long the answer to a claims challenge is given again to whoever brings the same challenge."""

@@ -20,6 +20,7 @@ from mppool.core.events import (
     Resize,
     Returned,
 )
+from mppool.core.slot import SlotState
 from mppool.ids import GrantNumber, Ticket
 from tests.core.desk import Desk, P, Q, R
 from tests.core.model.parts import POOL
@@ -292,7 +293,7 @@ def test_stale_and_foreign_events_change_nothing() -> None:
     opening, open_, closing = desk.granted(P), desk.opened(P), desk.opened(P)
     desk.queue(Q)
     desk.brings_back(P, closing)
-    assert desk.pool.slots.closing
+    assert desk.pool.slots.in_state(SlotState.CLOSING) == 1
     gone = GrantNumber(12345)
     illegal = [
         (P, Returned(opening)),

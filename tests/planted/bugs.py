@@ -32,9 +32,9 @@ BUGS = [
     # --- the cap and the inner bounds --------------------------------------------------------------------
     Bug(
         "one-too-many",
-        "core/pool.py",
-        "len(self.slots) < self.max_size",
-        "len(self.slots) <= self.max_size",
+        "core/bounds.py",
+        "len(books.slots) < books.max_size",
+        "len(books.slots) <= books.max_size",
         "one resource above the cap",
     ),
     Bug(
@@ -46,16 +46,16 @@ BUGS = [
     ),
     Bug(
         "identity-one-more",
-        "core/pool.py",
-        "self.slots.by_key[key] < per_identity",
-        "self.slots.by_key[key] <= per_identity",
+        "core/bounds.py",
+        "books.slots.by_key[key] < per_identity",
+        "books.slots.by_key[key] <= per_identity",
         "an identity takes more than its part",
     ),
     Bug(
         "process-one-more",
-        "core/pool.py",
-        "self.slots.levels[process] < per_process",
-        "self.slots.levels[process] <= per_process",
+        "core/bounds.py",
+        "books.slots.levels[process] < per_process",
+        "books.slots.levels[process] <= per_process",
         "a process takes more than its part",
     ),
     Bug(
@@ -194,7 +194,7 @@ BUGS = [
     Bug(
         "answered-twice",
         "core/pool.py",
-        "if self.waiting.has(process, event.ticket) or self._was_granted(process, event.ticket):",
+        "if self.waiting.has(process, event.ticket) or self.slots.of_ticket(process, event.ticket):",
         "if self.waiting.has(process, event.ticket):",
         "a repeated checkout takes a second slot",
     ),
@@ -313,37 +313,37 @@ BUGS = [
     ),
     Bug(
         "blocked-takes-anything",
-        "core/pool.py",
-        "        if self.blocked_by_identity(waiter):\n            return slot.key == waiter.key\n",
+        "core/bounds.py",
+        "    if blocked_by_identity(books, waiter):\n        return slot.key == waiter.key\n",
         "",
         "resources are closed for a waiter whom that does not help",
     ),
     Bug(
         "excess-unasked",
         "core/reclaim.py",
-        "if books.excess(now) > self._asked_for(now):",
-        "if not books.waiting and books.excess(now) > self._asked_for(now):",
+        "if bounds.excess(books, now) > self._asked_for(now):",
+        "if not books.waiting and bounds.excess(books, now) > self._asked_for(now):",
         "a lowered cap is never reached while somebody waits",
     ),
     Bug(
         "excess-kept",
         "core/returns.py",
-        "if books.closed or books.upkeep.is_stale(books, slot) or books.excess(now):",
+        "if books.closed or books.upkeep.is_stale(books, slot) or bounds.excess(books, now):",
         "if books.closed or books.upkeep.is_stale(books, slot):",
         "what is above a lowered cap is put back on the shelf",
     ),
     Bug(
         "excess-without-deadline",
         "core/reclaim.py",
-        "        if not books.waiting and not books.above_cap():\n            return math.inf\n",
+        "        if not books.waiting and not bounds.above_cap(books):\n            return math.inf\n",
         "        if not books.waiting:\n            return math.inf\n",
         "one stopped process, and a lowered cap is never reached by the others",
     ),
     Bug(
         "stale-kept",
         "core/returns.py",
-        "if books.closed or books.upkeep.is_stale(books, slot) or books.excess(now):",
-        "if books.closed or books.excess(now):",
+        "if books.closed or books.upkeep.is_stale(books, slot) or bounds.excess(books, now):",
+        "if books.closed or bounds.excess(books, now):",
         "a reset leaves old resources in use for ever",
     ),
     Bug(
@@ -370,8 +370,8 @@ BUGS = [
     ),
     Bug(
         "lost-probe",
-        "core/pool.py",
-        "            breaker.probe_lost(slot.number)\n",
+        "core/breaker.py",
+        "            breaker.probe_lost(number)\n",
         "            pass\n",
         "a probe that dies with its process: nobody ever tries again",
     ),
@@ -385,24 +385,23 @@ BUGS = [
     Bug(
         "shut-without-deadline",
         "core/pool.py",
-        "            times += [b.retry_at for b in breakers if b.state ==",
-        "            times += [b.retry_at for b in () if b.state ==",
+        "            times.append(self.breakers.next_retry(since))\n",
+        "            pass\n",
         "those who wait for a broken database are forgotten when it works again",
     ),
     Bug(
         "one-breaker-for-all",
-        "core/pool.py",
-        "breaker = self.breakers.setdefault(slot.key, Breaker())",
-        "breaker = Breaker()\n        self.breakers = dict.fromkeys([slot.key, *self.slots.by_key,"
-        " *(w.key for w in self.waiting)], breaker)",
+        "core/breaker.py",
+        "        breaker = self._breakers.get(key)\n        return breaker is None or",
+        "        breaker = next(iter(self._breakers.values()), None)\n        return breaker is None or",
         "one identity's refused logins block everybody",
     ),
     # --- declarations, numbers ----------------------------------------------------------------------------
     Bug(
         "oldest-wins",
         "core/pool.py",
-        "if declaration.options == self.options or declared_at <= self.declared_at:",
-        "if declaration.options == self.options or declared_at > self.declared_at:",
+        "if declared_at <= self.declared_at:",
+        "if declared_at > self.declared_at:",
         "a rolling restart goes back to the old bounds",
     ),
     Bug(

@@ -1,0 +1,94 @@
+"""What stands in whose way: the cap, the bounds of one identity and of one process, an open breaker.
+
+Only functions here; the state is that of `PoolBooks`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from mppool.core.slot import Slot
+from mppool.core.waiting import Waiter
+from mppool.ids import ProcessId
+
+if TYPE_CHECKING:
+    from mppool.core.pool import PoolBooks
+
+
+def is_below_cap(books: PoolBooks) -> bool:
+    """Whether the cap leaves room for one more slot."""
+    return books.max_size is None or len(books.slots) < books.max_size
+
+
+def above_cap(books: PoolBooks) -> int:
+    """Slots above the cap, after it was lowered."""
+    return 0 if books.max_size is None else max(0, len(books.slots) - books.max_size)
+
+
+def excess(books: PoolBooks, now: float) -> int:
+    """Slots above the cap for which none is on its way back yet."""
+    return max(0, above_cap(books) - books.slots.on_the_way(now))
+
+
+def has_inner_bounds(books: PoolBooks) -> bool:
+    """Whether there are bounds beside the cap."""
+    options = books.options
+    return options.max_per_identity is not None or options.max_per_process is not None
+
+
+def has_room(books: PoolBooks, process: ProcessId, key: str) -> bool:
+    """Whether all bounds leave room for one more slot of this process for this key."""
+    per_identity, per_process = books.options.max_per_identity, books.options.max_per_process
+    return (
+        is_below_cap(books)
+        and (per_identity is None or books.slots.by_key[key] < per_identity)
+        and (per_process is None or books.slots.levels[process] < per_process)
+    )
+
+
+def blocked_by_identity(books: PoolBooks, waiter: Waiter) -> bool:
+    """Whether only a slot of the same key can help this waiter."""
+    limit = books.options.max_per_identity
+    return limit is not None and books.slots.by_key[waiter.key] >= limit
+
+
+def blocked_by_process(books: PoolBooks, waiter: Waiter) -> bool:
+    """Whether only a slot of the same process can help this waiter."""
+    limit = books.options.max_per_process
+    return limit is not None and books.slots.levels[waiter.process] >= limit
+
+
+def helps(books: PoolBooks, slot: Slot, waiter: Waiter, now: float) -> bool:
+    """Whether the waiter would be nearer to a resource if this slot were free.
+
+    Where both bounds stand in his way, that of his identity is cleared first.
+    """
+    if not books.breakers.permit(waiter.key, now):
+        return False
+    if blocked_by_identity(books, waiter):
+        return slot.key == waiter.key
+    return not blocked_by_process(books, waiter) or slot.process == waiter.process
+
+
+def how_full(books: PoolBooks, key: str) -> str:
+    """For whoever gets nothing: what there is, and why there is no more."""
+    cap = "no cap" if books.max_size is None else f"max_size={books.max_size}"
+    text = f"{len(books.slots)} resources exist ({cap}) in {len(books.slots.levels)} processes"
+    breaker = books.breakers.get(key)
+    return f"{text}; opening failed last with: {breaker.error}" if breaker else text
+
+
+def waiting_for_slots(books: PoolBooks, now: float) -> int:
+    """Waiters who could open a resource if they had a slot."""
+    waiting = len(books.waiting)
+    if books.breakers and waiting:
+        waiting -= sum(books.waiting.count_of_key(key) for key in books.breakers.shut(now))
+    return waiting
+
+
+def in_line(books: PoolBooks, now: float) -> Iterator[Waiter]:
+    """The oldest waiter of every group that may open, the neediest first."""
+    for head in books.waiting.in_line(now):
+        if books.breakers.permit(head.key, now):
+            yield head
