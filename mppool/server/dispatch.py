@@ -1,20 +1,18 @@
 """Routes what processes say to the books, and what the books decide to journal and processes.
 
 No clock, no selector here: the loop tells the time, delivers messages, ends and deaths, and drops
-connections that `broken` marks. The mutable state is: the residents, what the journal still owes, and
-the statistics that are being collected.
+connections that `broken` marks. The mutable state here is: the residents. `Reception`, `Debts` and
+`Collector` own the rest.
 """
 
 from __future__ import annotations
 
 import logging
-import math
 import os
 from collections.abc import Callable, Iterable
 
 import msgspec
 
-from mppool import __version__
 from mppool.core.books import Books
 from mppool.core.decisions import (
     Addressed,
@@ -24,14 +22,12 @@ from mppool.core.decisions import (
     Grant,
     Readiness,
     Record,
-    RecordPool,
 )
 from mppool.core.events import (
     Attach,
     CallEnded,
     Checkout,
     ClosePool,
-    Declaration,
     Declare,
     Detached,
     Died,
@@ -43,34 +39,30 @@ from mppool.core.events import (
     WantReady,
 )
 from mppool.core.tokens import ANSWERS, WantToken
-from mppool.errors import ConfigurationError, ProtocolError
-from mppool.ids import GrantNumber, ProcessId, Session, Ticket, own_process
-from mppool.options import checked_name, checked_options
-from mppool.server import handshake, liveness
+from mppool.errors import ProtocolError
+from mppool.ids import GrantNumber, ProcessId, Session, Ticket
+from mppool.server import liveness
 from mppool.server.collecting import Collector
 from mppool.server.connection import Connection
+from mppool.server.debts import Debts
 from mppool.server.journal import Journal
 from mppool.server.members import Members
+from mppool.server.reception import LEAVING, Reception, check_declaration, check_seconds
 from mppool.server.residents import Resident
 from mppool.wire.messages import (
-    PROTOCOL,
     Attached,
     Done,
     Failed,
     Goodbye,
     Hello,
     Leave,
-    Rejected,
     Report,
     ToServer,
     WantStats,
-    Welcome,
 )
 
 log = logging.getLogger(__name__)
 
-SESSION_BITS = 32
-_LEAVING = Rejected("leaving", "this server is leaving: start the next one")
 _COMMANDS = (Resize, Reset, Drain, ClosePool, WantReady)
 
 
@@ -94,14 +86,9 @@ class Dispatcher:
         self.members = members
         self.residents: dict[ProcessId, Resident] = {}
         self.collector = Collector(manager, books, self.residents)
-        self.longest_linger = 0.0
-        self.leaving = False
+        self.reception = Reception(manager, books, members, self.residents, watch)
         self._watch, self._unwatch, self._leave = watch, unwatch, leave
-        self._own = own_process()
-        self._sessions = 0
-        self._awaited: set[ProcessId] = set()
-        # What could not be written down although it is so; tried again at every look around.
-        self._owed: dict[GrantNumber | str, Record | RecordPool] = {}
+        self._debts = Debts(journal)
 
     # --- beginning -----------------------------------------------------------------------------------------
 
@@ -113,18 +100,18 @@ class Dispatcher:
             if item.process in self.residents or self._is_watched(item.process):
                 slots.append(item)
             else:
-                self._write_down(Erase(item.number), ())
+                self._debts.write_down(Erase(item.number))
         if members and not self.journal.existed:
             log.warning("the journal is gone, but members live: they are asked first")
             self.journal.unsettled()
         if self.journal.torn:
-            self._awaited = {process for process in members if self._is_watched(process)}
+            self._debts.awaited = {process for process in members if self._is_watched(process)}
         log.info(
             "epoch %d: %d slots of %d living processes continued, %d processes awaited",
-            self.journal.epoch, len(slots), len(self.residents), len(self._awaited),
+            self.journal.epoch, len(slots), len(self.residents), len(self._debts.awaited),
         )  # fmt: skip
-        self.books.restore(self.journal.pools, slots, set(self._awaited), now)
-        self._settle_journal()
+        self.books.restore(self.journal.pools, slots, set(self._debts.awaited), now)
+        self._debts.settle_journal()
 
     def _is_watched(self, process: ProcessId) -> bool:
         """Watch a process that is not connected. False if it is dead."""
@@ -143,11 +130,15 @@ class Dispatcher:
         """Take in one message. ProtocolError for what has no place here."""
         connection.ticket = None  # whoever goes on talking has read the answer to his last checkout
         if connection.role is None:
-            self._introduced(connection, message)
+            self.reception.introduced(connection, message)
         elif isinstance(message, Hello):
             raise ProtocolError("a second Hello")
-        elif self.leaving and not isinstance(message, Leave) and connection.role != "errand":
-            self._reject(connection, _LEAVING)
+        elif (
+            self.reception.leaving
+            and not isinstance(message, Leave)
+            and connection.role != "errand"
+        ):
+            self.reception.reject(connection, LEAVING)
         elif isinstance(message, Report):
             self.collector.reported(connection, message, now)
         elif isinstance(message, Leave):
@@ -164,85 +155,12 @@ class Dispatcher:
         else:
             self._event(connection, message, now)
 
-    def _introduced(self, connection: Connection, hello: ToServer) -> None:
-        if not isinstance(hello, Hello):
-            raise ProtocolError(f"a {type(hello).__name__} before Hello")
-        _check_seconds(hello.linger)
-        peer = liveness.peer_of(connection.socket)
-        rejected = handshake.refusal(hello, peer, self.manager)
-        if rejected is None and hello.role == "call":
-            rejected = self._session_refusal(hello.process, hello.session)
-        if rejected is None and hello.role == "errand":
-            connection.pidfd = liveness.watch_peer(connection.socket, hello.process)
-            if connection.pidfd is None:
-                rejected = handshake.birth_refusal(hello.process)
-        if rejected is None and self.leaving:
-            rejected = _LEAVING
-        if rejected is not None:
-            self._reject(connection, rejected)
-            return
-        session = self._new_session() if hello.role == "errand" else hello.session
-        # One object for all connections of a process: what is the same is found faster than what is equal.
-        resident = self.residents.get(hello.process)
-        process = hello.process if resident is None else resident.process
-        connection.welcomed(hello.role, process, session)
-        if hello.role != "control":  # whoever only looks does not say how long it is to stay
-            self.longest_linger = max(self.longest_linger, hello.linger)
-        connection.send(Welcome(PROTOCOL, self.books.epoch, session, self._own, __version__))
-
-    def _session_refusal(self, process: ProcessId, session: Session) -> Rejected | None:
-        if self.books.session_of(process) == session:
-            return None
-        return Rejected("session", f"session {session} of process {process} is over: attach again")
-
-    def _reject(self, connection: Connection, rejected: Rejected) -> None:
-        log.info("%s rejected (%s): %s", connection, rejected.reason, rejected.text)
-        connection.send(rejected)
-        connection.part()
-
-    def _new_session(self) -> Session:
-        self._sessions += 1
-        return Session(self.books.epoch << SESSION_BITS | self._sessions)
-
     def _attach(self, connection: Connection, attach: Attach, now: float) -> None:
-        """Take over an inventory. The process is on file and watched before it can be granted anything."""
-        process = connection.process
-        assert process is not None
-        if connection.role != "errand" or (
-            connection.pidfd is None and not self._is_errand(connection)
-        ):
-            raise ProtocolError("an Attach on a connection that is no errand channel")
-        for declaration in attach.declarations:
-            _check_declaration(declaration)
-        resident = self.residents.get(process)
-        if resident is not None and resident.session > connection.session:
-            self._reject(
-                connection, Rejected("session", "a later session of this process is attached")
-            )
-            return
-        if self.leaving:
-            self._reject(connection, _LEAVING)
-            return
-        try:
-            self.members.add(process)
-        except OSError as error:
-            log.error("process %s cannot be put on file: %s", process, error)
-            connection.send(Failed(f"the server cannot write to its directory: {error.strerror}"))
-            connection.part()
-            return
+        """Take over an inventory."""
+        resident = self.reception.attached(connection, attach)
         if resident is None:
-            assert connection.pidfd is not None
-            resident = Resident(process, connection.pidfd)
-            connection.pidfd = None
-            self.residents[process] = resident
-            self._watch(process, resident.pidfd)
-        elif connection.pidfd is not None:
-            os.close(connection.pidfd)
-            connection.pidfd = None
-        before, resident.errand = resident.errand, connection
-        if before is not None and before is not connection:
-            before.break_off("its process has attached anew")
-        resident.session, resident.label = connection.session, attach.label
+            return
+        process = resident.process
         decisions = self.books.apply(process, connection.session, attach, now)
         connection.send(Attached(connection.session))
         self._carry_out(decisions, now, adopted={item.number for item in attach.held})
@@ -252,11 +170,7 @@ class Dispatcher:
             attach.label or "no label",
             len(attach.held),
         )
-        self._heard(process)
-
-    def _is_errand(self, connection: Connection) -> bool:
-        resident = self.residents.get(connection.process) if connection.process else None
-        return resident is not None and resident.errand is connection
+        self._debts.heard(process)
 
     def _command(
         self,
@@ -283,19 +197,19 @@ class Dispatcher:
         assert process is not None
         assert isinstance(event, msgspec.Struct)
         if isinstance(event, Declare):
-            _check_declaration(event.declaration)
+            check_declaration(event.declaration)
         elif isinstance(event, Opened):
-            _check_seconds(event.seconds)
+            check_seconds(event.seconds)
         on_call = connection.role == "call"
         if on_call:
-            stale = self._session_refusal(process, connection.session)
+            stale = self.reception.session_refusal(process, connection.session)
             if stale is not None:
-                self._reject(connection, stale)
+                self.reception.reject(connection, stale)
                 return
         if isinstance(event, (Checkout, WantToken)):
             if not on_call:
                 raise ProtocolError(f"a {type(event).__name__} on an errand channel")
-            _check_seconds(event.timeout)
+            check_seconds(event.timeout)
             connection.ticket = event.ticket
             decisions = self.books.apply(process, connection.session, event, now)
             if not self._carry_out(decisions, now, reply_to=connection, ticket=event.ticket):
@@ -320,7 +234,7 @@ class Dispatcher:
             return
         if connection.role == "call" and connection.ticket is not None:
             self._tell(process, connection.session, CallEnded(connection.ticket), now)
-        elif self._is_errand(connection):
+        elif self.reception.is_errand(connection):
             self.residents[process].errand = None
             self._tell(process, connection.session, Detached(), now)
 
@@ -339,7 +253,7 @@ class Dispatcher:
         self._tell(process, resident.session, Died(), now)
         self.members.remove(process)
         log.info("process %s (%s) died with %d slots", process, resident.label or "no label", held)
-        self._heard(process)
+        self._debts.heard(process)
 
     def tick(self, now: float) -> None:
         """Carry out what has become due."""
@@ -359,18 +273,11 @@ class Dispatcher:
         """Every few seconds: member files that vanished, and what could not be written at the time."""
         for process in self.residents:
             self.members.add(process)
-        for identity, decision in list(self._owed.items()):
-            try:
-                self.journal.write(decision)
-            except OSError as error:
-                log.error("the journal still cannot be written: %s", error)
-                return
-            self._owed.pop(identity, None)
-        self._settle_journal()
+        self._debts.pay()
 
     def say_goodbye(self) -> None:
         """Tell all processes that the server is leaving."""
-        self.leaving = True
+        self.reception.leaving = True
         for resident in self.residents.values():
             if resident.errand is not None:
                 resident.errand.send(Goodbye())
@@ -408,7 +315,7 @@ class Dispatcher:
         queue = list(decisions)  # grows where a failure leads to more
         for process, decision in queue:
             if process is None:
-                error = self._write_down(decision, adopted)
+                error = self._debts.write_down(decision, adopted)
                 if error is not None and isinstance(decision, Record):
                     failed.add(decision.number)
                     event = JournalFailed(decision.number, error)
@@ -430,65 +337,9 @@ class Dispatcher:
                     resident.errand.send(decision)
         return answered
 
-    def _write_down(self, decision: object, adopted: Iterable[GrantNumber]) -> str | None:
-        """Carry out a decision for the journal. The reason, if a grant could not be written down.
-
-        What is so in any case (an inventory, the state of a pool) is owed instead, and written later.
-        """
-        assert isinstance(decision, (Record, Erase, RecordPool))
-        try:
-            self.journal.write(decision)
-        except OSError as error:
-            log.error("%s", error)
-            if isinstance(decision, Record) and decision.number not in adopted:
-                return str(error)
-            if not isinstance(decision, Erase):
-                self._owed[_debt(decision)] = decision
-        else:
-            if self._owed:
-                self._owed.pop(_debt(decision), None)
-        if isinstance(decision, Erase):
-            self._owed.pop(decision.number, None)
-        return None
-
-    def _heard(self, process: ProcessId) -> None:
-        """What a process holds is known now."""
-        if process in self._awaited:
-            self._awaited.discard(process)
-            self._settle_journal()
-
-    def _settle_journal(self) -> None:
-        if not self.journal.torn or self._awaited or self._owed:
-            return
-        try:
-            self.journal.settled()
-            log.info("journal: whole again, everybody has been heard")
-        except OSError as error:
-            log.error("the journal stays torn for now: %s", error)
-
 
 def _is_answer(decision: Decision, ticket: Ticket | None) -> bool:
     """Whether this is the direct answer to the checkout with this ticket, or else to Drain or WantReady."""
     if ticket is None:
         return isinstance(decision, (Draining, Readiness))
     return isinstance(decision, ANSWERS) and decision.ticket == ticket
-
-
-def _debt(decision: Record | RecordPool | Erase) -> GrantNumber | str:
-    return decision.pool if isinstance(decision, RecordPool) else decision.number
-
-
-def _check_seconds(seconds: float | None) -> None:
-    """Refuse what is no duration. What is not a number would upset every later comparison of times."""
-    if seconds is not None and not 0.0 <= seconds < math.inf:
-        raise ProtocolError(f"{seconds} is no number of seconds")
-
-
-def _check_declaration(declaration: Declaration) -> None:
-    """Refuse what no mppool declares: the books take options at their word."""
-    _check_seconds(declaration.age)
-    try:
-        checked_name("pool", declaration.pool)
-        checked_options(declaration.pool, msgspec.structs.asdict(declaration.options))
-    except ConfigurationError as error:
-        raise ProtocolError(str(error)) from error

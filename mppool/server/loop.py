@@ -17,10 +17,9 @@ from collections.abc import Callable
 from mppool.core.books import Books
 from mppool.errors import ProtocolError
 from mppool.ids import ProcessId
-from mppool.server import liveness
 from mppool.server.connection import Connection
 from mppool.server.dispatch import Dispatcher
-from mppool.server.handshake import user_is_allowed
+from mppool.server.door import Door
 from mppool.server.journal import Journal, boot_id, pid_namespace_inode
 from mppool.server.members import Members
 from mppool.server.rendezvous import Rendezvous
@@ -39,17 +38,14 @@ FAREWELL_S = 0.5
 """After Goodbye, how long processes may say what they close."""
 LEAST_LINGER_S = 0.05
 """Where nobody asks for any linger: how often is looked whether everybody has gone."""
-ACCEPT_PAUSE_S = 0.1
-"""After running out of descriptors, how long no one is accepted."""
-ACCEPTS_AT_ONCE = 64
 
 
 class Server:
     """The server of one manager: `serve_forever` returns after an orderly leave.
 
-    The mutable state is: the connections, those among them that have not introduced themselves, and the
-    few deadlines below. `leave` may be called from any thread and from signal handlers; everything else
-    belongs to the thread that serves.
+    The mutable state is: the connections, those among them that need attention, and the few deadlines
+    below; the `Door` owns the strangers. `leave` may be called from any thread and from signal handlers;
+    everything else belongs to the thread that serves.
     """
 
     def __init__(
@@ -70,13 +66,13 @@ class Server:
             self._open_things.callback(thing.close)
         self._connections: set[Connection] = set()
         self._attention: list[Connection] = []  # broken, parting, or with something to send
-        self._strangers: dict[Connection, None] = {}  # in the order in which they came
+        self._door = Door(
+            self._rendezvous, self._selector, self._connections, self._attention, self._guarded
+        )
         self._welcome = 0  # connections of those who have introduced themselves
         self._had_clients = False
         self._idle_since: float | None = None
         self._look_at = 0.0
-        self._accept_at: float | None = None
-        self._is_short = False  # of descriptors
         self._farewell_until: float | None = None
         self._asked_to_leave = False
         self._is_open = False
@@ -104,9 +100,8 @@ class Server:
             self._rendezvous.claim(patience_s)
             self._open_books()
             self._rendezvous.listen(self._journal.epoch)
-            assert self._rendezvous.listener is not None
-            self._register(self._rendezvous.listener, self._accept)
-            self._register(self._wake_reading, self._woken)
+            self._door.open()
+            self._selector.register(self._wake_reading, selectors.EVENT_READ, self._woken)
             self._rendezvous.publish()
         except BaseException:
             self._rendezvous.withdraw()
@@ -180,8 +175,8 @@ class Server:
         """Whatever is due: of the books, of silent strangers, of our own files, of idleness."""
         self._guarded(self._dispatcher.tick, now)
         self._drop_silent(now)
-        if self._accept_at is not None and now >= self._accept_at:
-            self._accept_again()
+        if self._door.accept_at is not None and now >= self._door.accept_at:
+            self._door.open()
         if now >= self._look_at:
             self._look_at = now + LOOK_AROUND_S
             self._guarded(self._look_around)
@@ -207,12 +202,12 @@ class Server:
 
     def _next_deadline(self, now: float) -> float:
         due = self._look_at
-        if self._strangers:
-            due = min(due, next(iter(self._strangers)).accepted_at + HANDSHAKE_S)
+        if self._door.strangers:
+            due = min(due, next(iter(self._door.strangers)).accepted_at + HANDSHAKE_S)
         at = self._dispatcher.next_deadline(now)
         if at is not None and at < due:
             due = at
-        for at in (self._accept_at, self._farewell_until):
+        for at in (self._door.accept_at, self._farewell_until):
             if at is not None and at < due:
                 due = at
         if self._idle_since is not None:
@@ -228,56 +223,6 @@ class Server:
 
     # --- connections ----------------------------------------------------------------------------------------------
 
-    def _accept(self, _mask: int) -> None:
-        if self._rendezvous.listener is not None:
-            self._accept_from(self._rendezvous.listener)
-
-    def _accept_from(self, listener: socket.socket) -> None:
-        for _ in range(ACCEPTS_AT_ONCE):
-            try:
-                accepted, _ = listener.accept()
-            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-                return
-            except OSError as error:  # EMFILE, mostly
-                self._pause_accepting(error, listener)
-                return
-            self._is_short = False
-            self._guarded(self._begin, accepted)
-
-    def _begin(self, accepted: socket.socket) -> None:
-        """A new connection; only the right user's is kept."""
-        connection = Connection(accepted, time.monotonic(), self._attention)
-        peer = liveness.peer_of(accepted)
-        connection.peer_pid = peer.pid
-        refusal = user_is_allowed(peer)
-        if refusal is not None:
-            log.warning("user %d, pid %d: rejected", peer.uid, peer.pid)
-            connection.send(refusal)
-            accepted.close()
-            return
-        self._connections.add(connection)
-        self._strangers[connection] = None
-        connection.registered = selectors.EVENT_READ
-        self._selector.register(accepted, selectors.EVENT_READ, connection)
-
-    def _pause_accepting(self, error: OSError, listener: socket.socket) -> None:
-        """Out of descriptors: those who wait stay in the backlog; the silent are dropped early."""
-        if not self._is_short:
-            self._is_short = True
-            log.warning("nobody new is accepted until this is over: %s", error.strerror)
-        now = time.monotonic()
-        if self._accept_at is None:
-            self._selector.unregister(listener)
-        self._accept_at = now + ACCEPT_PAUSE_S
-        for stranger in list(self._strangers):
-            if stranger.accepted_at < now - ACCEPT_PAUSE_S:
-                stranger.break_off("it said nothing, and descriptors are short")
-
-    def _accept_again(self) -> None:
-        self._accept_at = None
-        if self._rendezvous.listener is not None:
-            self._register(self._rendezvous.listener, self._accept)
-
     def _ready(self, connection: Connection, mask: int) -> None:
         """A connection can be read or written."""
         if connection.is_done():
@@ -289,8 +234,8 @@ class Server:
             if mask & selectors.EVENT_READ:
                 for message in connection.receive():
                     self._dispatcher.said(connection, message, now)
-                    if connection.role is not None and connection in self._strangers:
-                        del self._strangers[connection]
+                    if connection.role is not None and connection in self._door.strangers:
+                        del self._door.strangers[connection]
                         self._welcome += 1
                         self._had_clients = True
                         self._idle_since = None
@@ -323,8 +268,8 @@ class Server:
         self._connections.discard(connection)
         self._selector.unregister(connection.socket)
         connection.socket.close()
-        if connection in self._strangers:
-            del self._strangers[connection]
+        if connection in self._door.strangers:
+            del self._door.strangers[connection]
         else:
             self._welcome -= 1
         self._guarded(self._dispatcher.ended, connection, now)
@@ -332,7 +277,7 @@ class Server:
             self._idle_since = now
 
     def _drop_silent(self, now: float) -> None:
-        for stranger in list(self._strangers):
+        for stranger in list(self._door.strangers):
             if stranger.accepted_at + HANDSHAKE_S > now:
                 return
             log.info("%s is dropped: it did not introduce itself", stranger)
@@ -350,9 +295,6 @@ class Server:
     def _unwatch(self, pidfd: int) -> None:
         self._selector.unregister(pidfd)
 
-    def _register(self, end: socket.socket, callback: Callable[[int], None]) -> None:
-        self._selector.register(end, selectors.EVENT_READ, callback)
-
     def _woken(self, _mask: int) -> None:
         try:
             self._wake_reading.recv(4096)
@@ -364,19 +306,19 @@ class Server:
     def _patience(self) -> float:
         """How long nobody must have needed the server before it leaves."""
         least = LEAST_LINGER_S if self._had_clients else FIRST_CLIENT_S
-        return max(self._linger, self._dispatcher.longest_linger, least)
+        return max(self._linger, self._dispatcher.reception.longest_linger, least)
 
     def _linger_out(self, now: float) -> None:
         """Leave if nobody is connected, nobody is coming, and no living process holds anything."""
         if self._idle_since is None or now < self._idle_since + self._patience():
             return
-        if self._strangers or self._welcome or self._dispatcher.books.slots_held():
+        if self._door.strangers or self._welcome or self._dispatcher.books.slots_held():
             self._idle_since = now
             return
         # Whoever connects from here on finds no address; whoever has connected already is in the backlog.
         self._rendezvous.withdraw()
-        self._accept(selectors.EVENT_READ)
-        if self._strangers:
+        self._door.accept()
+        if self._door.strangers:
             self._idle_since = now
             self._guarded(self._look_around)  # puts the address back
             return
@@ -391,7 +333,7 @@ class Server:
             self.leave()
             return
         if before is not None and before is not self._rendezvous.listener:
-            self._change_listener(before)
+            self._door.change_listener(before)
         if self._keep_log is not None:
             self._keep_log()
         if not self._journal.is_in_place():
@@ -399,21 +341,13 @@ class Server:
             self._journal.put_back()
         self._dispatcher.look_around()
 
-    def _change_listener(self, before: socket.socket) -> None:
-        """The socket's file had vanished: nobody finds the old one any more."""
-        self._accept_from(before)
-        if self._accept_at is None:
-            self._selector.unregister(before)
-        before.close()
-        self._accept_again()
-
     def _say_goodbye(self) -> None:
         if self._farewell_until is not None:
             return
         self._farewell_until = time.monotonic() + FAREWELL_S
         self._rendezvous.withdraw()
         self._dispatcher.say_goodbye()
-        self._accept(selectors.EVENT_READ)  # those in the backlog are told, too
+        self._door.accept()  # those in the backlog are told, too
 
     def _has_left(self) -> bool:
         """Whether everything is said: nobody is left who could still give something back."""
@@ -421,7 +355,7 @@ class Server:
             return False
         if time.monotonic() >= self._farewell_until:
             return True
-        if self._strangers or any(connection.unsent for connection in self._connections):
+        if self._door.strangers or any(connection.unsent for connection in self._connections):
             return False
         attached = any(connection.role == "errand" for connection in self._connections)
         return not attached or not self._dispatcher.books.slots_held()
