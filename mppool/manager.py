@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mppool.core.decisions import Draining
 from mppool.core.events import Drain
 from mppool.errors import ConfigurationError, PoolError, ServerUnavailable
+from mppool.ids import birth_of
 from mppool.managing import Manager
 from mppool.meeting import Meeting
 from mppool.options import checked_name, checked_timeout
@@ -32,13 +33,36 @@ _POLL_S = 0.005
 _DRAIN_POLL_S = 0.02
 
 # Managers of one name and directory share what a process holds, so that `PoolManager("shop")` in two modules
-# is one manager. Values live as long as some manager uses them.
-_members: weakref.WeakValueDictionary[tuple[str, str], Member] = weakref.WeakValueDictionary()
+# is one manager; two members of one process for one server would each take the other's slots for free.
+# A member stays as long as some manager uses it. `_finding` guards the look-up together with the making.
+_members: weakref.WeakKeyDictionary[Member, Meeting] = weakref.WeakKeyDictionary()
+_finding = threading.Lock()
+
+
+def _renew_lock() -> None:
+    global _finding
+    _finding = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew_lock)
 
 
 def members() -> list[Member]:
     """This process as a member of each PoolManager that it has made."""
-    return list(_members.values())
+    with _finding:
+        return list(_members)
+
+
+def _member_for(meeting: Meeting) -> Member:
+    """The member of whatever managers there are that meet where this one does, by today's user."""
+    with _finding:
+        where = (meeting.name, meeting.likely_directory())
+        for member, other in list(_members.items()):
+            if (other.name, other.likely_directory()) == where:
+                return member
+        member = Member(meeting.name, lambda made: ServerLink(made, meeting))
+        _members[member] = meeting
+        return member
 
 
 class PoolManager(Manager, BaseManager):
@@ -76,17 +100,7 @@ class PoolManager(Manager, BaseManager):
             )
         directory = None if runtime_dir is None else os.fspath(Path(runtime_dir).absolute())
         self._meeting = Meeting(name, directory, seconds)
-        self._member = self._shared_member()
-
-    def _shared_member(self) -> Member:
-        key = (self.name, self._meeting.likely_directory())
-        member = _members.get(key)
-        if member is None:
-            meeting = self._meeting
-            member = _members.setdefault(
-                key, Member(self.name, lambda made: ServerLink(made, meeting))
-            )
-        return member
+        self._member = _member_for(self._meeting)
 
     def __reduce__(self) -> tuple[Any, ...]:
         meeting = self._meeting
@@ -113,7 +127,9 @@ class PoolManager(Manager, BaseManager):
 
         paths = self._meeting.paths()
         found = read_address(paths)
-        return None if found is None else os.fspath(paths.runtime_dir / found.socket)
+        if found is None or birth_of(found.server.pid) != found.server.birth:
+            return None
+        return os.fspath(paths.runtime_dir / found.socket)
 
     @property
     def directory(self) -> Path:
@@ -124,9 +140,12 @@ class PoolManager(Manager, BaseManager):
 
     @property
     def server_pid(self) -> int | None:
-        """Pid of the server: None if there is none."""
+        """Pid of the server that this process is connected to, else of the one that is there, else None."""
         from mppool.server.launch import server_pid
 
+        connected = self._link.connected_server()
+        if connected is not None and birth_of(connected.pid) == connected.birth:
+            return connected.pid
         return server_pid(self._meeting.paths())
 
     def start(self, initializer: Any = None, initargs: Any = ()) -> None:
@@ -165,7 +184,8 @@ class PoolManager(Manager, BaseManager):
         pid = self.server_pid
         if pid is None:
             return
-        self._link.control(Leave(), time.monotonic() + _SHUTDOWN_PATIENCE_S)
+        if self._link.control(Leave(), time.monotonic() + _SHUTDOWN_PATIENCE_S) is None:
+            self._link.send_message(Leave())  # its address has vanished, but we are connected to it
         if not self._wait_until(lambda: self.server_pid != pid, _SHUTDOWN_PATIENCE_S):
             raise ServerUnavailable(
                 f"manager {self.name!r}: the server with pid {pid} was asked to leave and is still there; "

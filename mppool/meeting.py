@@ -30,12 +30,16 @@ class Meeting:
         self.name = name
         self.runtime_dir = runtime_dir
         self.linger = linger
+        self._named_by_environment = os.environ.get("MPPOOL_RUNTIME_DIR")
         self._paths: tuple[int, ManagerPaths] | None = None
 
     def likely_directory(self) -> str:
-        """Where this would meet if it were used now: however it is named, one directory is one directory."""
-        given = self.runtime_dir or os.environ.get("MPPOOL_RUNTIME_DIR")
-        return os.path.realpath(given or f"/tmp/mppool-{os.geteuid()}")  # noqa: S108  # a name to compare
+        """Where this meets, or would meet if it were used now; one directory, however it is named."""
+        from mppool.server.runtime import likely_runtime_dir
+
+        if self._paths is not None and self._paths[0] == os.getpid():
+            return os.path.realpath(self._paths[1].runtime_dir)
+        return os.path.realpath(likely_runtime_dir(self.runtime_dir or self._named_by_environment))
 
     def paths(self) -> ManagerPaths:
         """The files of the manager; resolved again in a child, whose effective user may be another."""
@@ -52,11 +56,11 @@ class Meeting:
 
         return find_or_start(self.paths(), linger=self.linger, deadline=deadline)
 
-    def look(self) -> socket.socket | None:
-        """A connection to the server, if there is one."""
+    def look(self, deadline: float | None = None) -> socket.socket | None:
+        """A connection to the server, if there is one; while it is too busy to listen, until the deadline."""
         from mppool.server.launch import connect
 
-        return connect(self.paths())
+        return connect(self.paths(), deadline)
 
     def replace(self, ask_to_leave: Callable[[], None], deadline: float) -> None:
         """Have the server that is there leave, and start one of this release in its place."""

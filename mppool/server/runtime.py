@@ -94,18 +94,21 @@ class ManagerPaths:
         _private_directory(self.members)
 
 
+def likely_runtime_dir(runtime_dir: str | os.PathLike[str] | None = None) -> str:
+    """The runtime directory for this argument, environment and effective user."""
+    given = (
+        os.fspath(runtime_dir) if runtime_dir is not None else os.environ.get(RUNTIME_DIR_VARIABLE)
+    )
+    return given or os.path.join(SYSTEM_TEMPORARY_DIR, f"mppool-{os.geteuid()}")
+
+
 def manager_paths(name: str, runtime_dir: str | os.PathLike[str] | None = None) -> ManagerPaths:
     """The paths of a manager for the *effective* user of the calling process, without I/O.
 
     Ask again after a fork: a root master's workers may run as somebody else.
     """
     checked_name("manager", name)
-    given = (
-        os.fspath(runtime_dir) if runtime_dir is not None else os.environ.get(RUNTIME_DIR_VARIABLE)
-    )
-    if not given:
-        given = os.path.join(SYSTEM_TEMPORARY_DIR, f"mppool-{os.geteuid()}")
-    path = Path(os.path.abspath(given))
+    path = Path(os.path.abspath(likely_runtime_dir(runtime_dir)))
     length = len(os.fsencode(path)) + 1 + _LONGEST_SOCKET_NAME
     if length > SUN_PATH_BYTES:
         raise ConfigurationError(

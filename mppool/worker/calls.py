@@ -25,6 +25,10 @@ _SLICE_S = 1
 _SLICE = struct.pack("ll", _SLICE_S, 0)
 
 
+SESSION_PAUSE_S = 0.01
+"""Between a session that was lost and the next try: the server may be saying farewell."""
+
+
 class SessionLost(Exception):
     """The server is gone, or does not know this session any more: attach again and ask again."""
 

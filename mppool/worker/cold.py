@@ -24,7 +24,7 @@ from mppool.errors import (
 from mppool.recipe import Opening
 from mppool.worker.audit import give_up_opening
 from mppool.worker.bearer import NEAR_EXPIRY_S
-from mppool.worker.calls import SessionLost
+from mppool.worker.calls import SESSION_PAUSE_S, SessionLost
 from mppool.worker.entry import NEVER, Entry
 from mppool.worker.face import Face, identity_of
 from mppool.worker.housekeeping import due_when_idle
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("mppool")
 
 
-ASK_GRACE_S = 0.25
+ASK_GRACE_S = 0.1
 """How long the books may take to answer although the timeout is shorter."""
 
 REFUSAL_GRACE_S = 0.005
@@ -136,7 +136,14 @@ class ColdCheckout:
         try:
             answer = self._member.call(event, self._ask_until)
         except SessionLost:
-            return Retry
+            # A pause, for the server may be saying farewell; a neighbour's release ends it.
+            left = self._left()
+            if left == 0:
+                return Refuse(waiter.ticket, "timeout", "the server was leaving")
+            return (
+                waiter.wait(SESSION_PAUSE_S if left is None else min(SESSION_PAUSE_S, left))
+                or Retry
+            )
         except TimeoutError:
             return Refuse(waiter.ticket, "timeout", "the server did not answer in time")
         if not isinstance(answer, Queued):

@@ -103,15 +103,25 @@ class Errands:
     def _run(self) -> None:
         if not self._running.acquire(blocking=False):
             return  # there is one; whoever started this one was interrupted and did not know
-        while True:
-            try:
-                self._turn()
-            except Exception:
-                # A bug must not end the thread: the others wait for what it brings.
-                log.exception(
-                    "manager %r: the errand thread goes on after an error", self._member.name
-                )
-                self._drop_channel()
+        try:
+            while True:
+                self._guarded_turn()
+        finally:
+            self._running.release()  # whoever misses the thread may start another
+
+    def _guarded_turn(self) -> None:
+        try:
+            self._turn()
+        except Exception:
+            # A bug must not end the thread: the others wait for what it brings.
+            log.exception("manager %r: the errand thread goes on after an error", self._member.name)
+            self._drop_channel()
+
+    def revive(self) -> None:
+        """Start the thread again if it has ended, which nothing but an exit within it can do."""
+        thread = self._thread
+        if thread is not None and not thread.is_alive():
+            self.ensure_running()
 
     def _turn(self) -> None:
         assert self._wake_up is not None

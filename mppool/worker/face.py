@@ -325,8 +325,26 @@ class Face:
     def shelve(self, entry: Entry) -> None:
         """Put a resource on its shelf, and look whether somebody wants it."""
         entry.shelf.append(entry)
-        if self.attention or self.closed:
+        self.look_after_shelving(entry)
+
+    def look_after_shelving(self, entry: Entry) -> None:
+        """What was put on a shelf may be wanted elsewhere, or not be wanted at all any more.
+
+        Both flags are set first by whoever sets them, and the shelf is swept afterwards: either he finds the
+        resource there, or it is seen here.
+        """
+        if entry.retire_at == AT_ONCE:
+            self.close_if_shelved(entry)
+        if self.attention:
             self.attend(entry.key)
+
+    def close_if_shelved(self, entry: Entry) -> None:
+        """Close a resource that is not to be lent any more, unless somebody has taken it from its shelf."""
+        try:
+            entry.shelf.remove(entry)
+        except ValueError:
+            return
+        self.member.close_soon(entry, entry.retire_reason)
 
     def attend(self, key: str) -> None:
         """Somebody waits, here or elsewhere: what lies on this shelf goes to him."""
@@ -340,7 +358,8 @@ class Face:
             except IndexError:
                 return
             if not self._give_to_oldest(queue, entry):
-                shelf.append(entry)
+                self.shelve(entry)  # and look again: somebody else may wait by now
+                return
 
     def _give_to_oldest(self, queue: deque[LocalWaiter], answer: Any) -> bool:
         # Waiters leave the queue by themselves: one that was taken out before it is given anything could be
@@ -405,8 +424,7 @@ class Face:
         """Put a resource back that was borrowed for a moment: the shelf is in the order of last uses."""
         before = sum(other.released_at < entry.released_at for other in list(entry.shelf))
         entry.shelf.insert(before, entry)
-        if self.attention or self.closed:
-            self.attend(entry.key)
+        self.look_after_shelving(entry)
 
     def bring_back(self, entry: Entry, event: Returned | IdleTooLong | None = None) -> None:
         """Lay a resource aside until the books say what becomes of it."""

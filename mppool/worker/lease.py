@@ -109,8 +109,8 @@ class Lease(Generic[T]):
                 entry.released_at = now
                 # The shelf of the entry's own era: in a forked child this is the parent's, which nobody reads.
                 entry.shelf.append(entry)
-                if face.attention:
-                    face.attend(entry.key)
+                if face.attention or entry.retire_at <= now:
+                    face.look_after_shelving(entry)
             else:
                 face.put_back_slowly(entry, now)
             if held >= BRIEF_S and not entry.killed:

@@ -14,7 +14,7 @@ from mppool.core.decisions import Grant
 from mppool.core.events import Checkout, Event
 from mppool.core.tokens import WantToken
 from mppool.errors import PoolError, ServerUnavailable
-from mppool.ids import Session, Ticket, own_process
+from mppool.ids import ProcessId, Session, Ticket, own_process
 from mppool.wire.framing import FrameReader, encode, process_side_reader
 from mppool.wire.messages import (
     PROTOCOL,
@@ -24,10 +24,11 @@ from mppool.wire.messages import (
     Hello,
     Leave,
     Message,
+    Rejected,
     Role,
 )
 from mppool.worker.audit import release_own
-from mppool.worker.calls import Connection, OlderServer, SessionLost, introduce
+from mppool.worker.calls import SESSION_PAUSE_S, Connection, OlderServer, SessionLost, introduce
 from mppool.worker.errands import Errands
 from mppool.worker.fork import bury, close_quietly
 from mppool.worker.late import LateLock
@@ -60,6 +61,7 @@ class ErrandChannel:
         self.sock = connection.sock
         self.session = connection.session
         self.reader: FrameReader[Any] = process_side_reader()
+        self.server: ProcessId | None = None
         self.early: list[Any] = []
         self.unsent = bytearray()
 
@@ -179,7 +181,7 @@ class ServerLink:
             with holdings.lock:
                 attach = self._member.attachment()
             channel = ErrandChannel(connection)
-            channel.session = welcome.session
+            channel.session, channel.server = welcome.session, welcome.server
             connection.send(attach, patience)
             while not self._is_attached(channel, patience):
                 continue
@@ -258,6 +260,7 @@ class ServerLink:
             if deadline is not None:
                 # Starting a server was no waiting either: there must be time to ask it.
                 deadline = max(deadline, monotonic() + ANSWER_GRACE_S)
+        self.errands.revive()
         if holdings.outbox:
             self.flush(deadline)
         session = holdings.session
@@ -270,6 +273,9 @@ class ServerLink:
         else:
             ticket = connection.ticket
         answer = connection.exchange(message, deadline)
+        if isinstance(answer, Rejected):
+            connection.close()
+            raise SessionLost(answer.text)
         connection.ticket = ticket
         return answer, connection
 
@@ -284,7 +290,7 @@ class ServerLink:
             connection.close()
 
     def _new_connection(self, session: Session, deadline: float | None) -> Connection:
-        sock = self._server.look()
+        sock = self._server.look(deadline)
         if sock is None:
             raise SessionLost("the server has just gone")
         connection = self._connection(sock, session)
@@ -342,6 +348,7 @@ class ServerLink:
         with self._sending:
             if channel.unsent:
                 self.push(channel)
+        self.flush()  # whoever found us sending has left it to us
 
     def send_message(self, message: Message) -> None:
         """Send something that is no event on the errand channel. Called by the errand thread."""
@@ -350,12 +357,18 @@ class ServerLink:
             if channel is not None:
                 channel.unsent += encode(message)
                 self.push(channel)
+        self.flush()
 
     def _break(self, channel: ErrandChannel) -> None:
         try:
             channel.sock.shutdown(socket.SHUT_RDWR)
         except OSError:
             log.debug("the errand channel was gone already")
+
+    def connected_server(self) -> ProcessId | None:
+        """The server that this process is attached to."""
+        channel = self.channel
+        return None if channel is None else channel.server
 
     def wake(self) -> None:
         """See Link."""
@@ -404,6 +417,7 @@ class ServerLink:
                         f"{type(event).__name__} within {CONTROL_DEADLINE_S:g} s ({error}); try again, "
                         "or look at it with `mppool doctor`"
                     ) from error
+                threading.Event().wait(SESSION_PAUSE_S)
                 continue
             if isinstance(answer, Failed):
                 raise PoolError(answer.text)
@@ -422,7 +436,7 @@ class ServerLink:
         protocol: to speak; a server of an older release is spoken to in the newest that it knows.
         only_older: say nothing to a server that is as new as this release.
         """
-        sock = self._server.look()
+        sock = self._server.look(deadline)
         if sock is None:
             return None
         connection = self._connection(sock, Session(0))

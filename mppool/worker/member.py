@@ -22,6 +22,7 @@ from mppool.core.decisions import (
 )
 from mppool.core.events import (
     Attach,
+    BackendFailed,
     Checkout,
     CloseReason,
     Declaration,
@@ -31,7 +32,13 @@ from mppool.core.events import (
     Held,
     NotMine,
 )
-from mppool.core.tokens import FetchToken, TokenDecision, TokenGiven, TokenRefused
+from mppool.core.tokens import (
+    FetchToken,
+    TokenDecision,
+    TokenFetched,
+    TokenGiven,
+    TokenRefused,
+)
 from mppool.errors import ConfigurationMismatch, PoolError, ServerUnavailable
 from mppool.ids import GrantNumber, Session, Ticket
 from mppool.recipe import Recipe
@@ -57,8 +64,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("mppool")
 
 
-LOOK_AGAIN_S = 0.05
-"""How soon after a pool was reset or closed its shelves are looked through once more."""
+_NOT_IN_INVENTORIES = (BackendFailed, TokenFetched)
+"""What an inventory does not say, so that the next server must hear it too."""
 
 _process_name = ""
 
@@ -108,8 +115,10 @@ class Member:
         face = self.faces.get(name)
         if face is None:
             face = self.faces.setdefault(name, Face(self, name, recipe, options))
+            # Said in any case: another thread may be attaching, and have counted the faces already.
+            self.holdings.outbox.append(Declare(face.declaration()))
             if self.holdings.session is not None:
-                self.tell(Declare(face.declaration()))
+                self.link.flush()
         if face.options != options:
             differences = ", ".join(
                 f"{option}={getattr(face.options, option)!r} and {getattr(options, option)!r}"
@@ -175,7 +184,11 @@ class Member:
 
     def attachment(self) -> Attach:
         """The first word of a new session; what the outbox says is in it. Caller holds the holdings' lock."""
-        self.holdings.outbox.clear()
+        outbox = self.holdings.outbox
+        for _ in range(len(outbox)):
+            event = outbox.popleft()
+            if isinstance(event, _NOT_IN_INVENTORIES):
+                outbox.append(event)
         self.holdings.voided.clear()
         for face in self.faces.values():
             face.forget_retired()
@@ -315,8 +328,6 @@ class Member:
         face.closed = face.closed or changed.closed
         for entry in face.retire_older_than(changed.generation, changed.key):
             self.close_soon(entry, entry.retire_reason)
-        # A release that looked just before may append just now: the housekeeper looks once more.
-        self.housekeeper.expects(monotonic() + LOOK_AGAIN_S)
 
     def _on_drop_token(self, drop: DropToken, session: Session) -> None:
         face = self.faces.get(drop.pool)

@@ -51,8 +51,8 @@ class Server(Protocol):
     def connect(self, deadline: float) -> socket.socket:
         """A connection to the server, which is started if there is none. Raises ServerUnavailable."""
 
-    def look(self) -> socket.socket | None:
-        """A connection to the server, if there is one."""
+    def look(self, deadline: float | None = None) -> socket.socket | None:
+        """A connection to the server, if there is one; while it is too busy to listen, until the deadline."""
 
     def replace(self, ask_to_leave: Callable[[], None], deadline: float) -> None:
         """Have the server that is there leave, and start one of this release in its place."""

@@ -32,7 +32,7 @@ from mppool.core.tokens import (
 )
 from mppool.errors import PoolError, ServerUnavailable
 from mppool.ids import Ticket
-from mppool.worker.calls import SessionLost
+from mppool.worker.calls import SESSION_PAUSE_S, SessionLost
 from mppool.worker.waiter import LocalWaiter
 
 if TYPE_CHECKING:
@@ -191,6 +191,7 @@ class TokenShare:
             # The session was lost; ask the next server.
             if deadline is not None and monotonic() >= deadline:
                 raise TokenUnavailable(_TOO_LATE, 0.0)
+            time.sleep(SESSION_PAUSE_S)
 
     def peek(self, key: TokenKey) -> HeldToken | None:
         """The copy that this process holds, if it may be used without asking anybody."""
