@@ -90,6 +90,15 @@ def checked_options(pool: str, given: dict[str, Any]) -> PoolOptions:
     return options
 
 
+def changes(before: PoolOptions, after: PoolOptions) -> str:
+    """What differs, for people."""
+    return ", ".join(
+        f"{name}={getattr(before, name)!r} became {getattr(after, name)!r}"
+        for name in OPTION_NAMES
+        if getattr(before, name) != getattr(after, name)
+    )
+
+
 def checked_timeout(pool: str, value: object) -> float | None:
     """The timeout of one call in seconds (None: for ever), or ConfigurationError."""
     try:

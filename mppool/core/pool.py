@@ -53,6 +53,7 @@ from mppool.core.table import SlotTable
 from mppool.core.upkeep import Upkeep
 from mppool.core.waiting import Waiter, Waiting
 from mppool.ids import ProcessId, Ticket
+from mppool.options import changes
 
 
 class PoolBooks:
@@ -63,8 +64,7 @@ class PoolBooks:
         self.name = declaration.pool
         self.options = options
         self.declared_at = declared_at
-        self.max_size = options.max_size
-        self.min_size = options.min_size
+        self.max_size, self.min_size = options.max_size, options.min_size
         self.generation = 0
         self.closed = False
         self.slots = SlotTable()
@@ -90,12 +90,8 @@ class PoolBooks:
         if declared_at <= self.declared_at:
             return
         before, self.options, self.declared_at = self.options, declaration.options, declared_at
-        changed = ", ".join(
-            f"{name}={getattr(before, name)!r} became {getattr(self.options, name)!r}"
-            for name in before.__struct_fields__
-            if getattr(before, name) != getattr(self.options, name)
-        )
-        self.tell(process, Notice(self.name, f"this declaration replaces an older one: {changed}"))
+        text = f"this declaration replaces an older one: {changes(before, self.options)}"
+        self.tell(process, Notice(self.name, text))
         self.resize(self.options.max_size, self.options.min_size, now)
 
     def checkout(self, process: ProcessId, event: Checkout, now: float) -> None:
@@ -133,9 +129,8 @@ class PoolBooks:
             self._refuse(process, event.ticket, "timeout", bounds.how_full(self, event.key))
         elif limit is not None and len(self.waiting) > limit:
             self.waiting.remove(process, event.ticket)
-            text = (
-                f"{limit} checkouts wait already (max_waiting); {bounds.how_full(self, event.key)}"
-            )
+            full = bounds.how_full(self, event.key)
+            text = f"{limit} checkouts wait already (max_waiting); {full}"
             self._refuse(process, event.ticket, "too_many_waiting", text)
         else:
             self.tell(process, Queued(event.ticket))
@@ -202,9 +197,8 @@ class PoolBooks:
     def tick(self, now: float) -> None:
         """Time has passed."""
         for waiter in self.waiting.expired(now):
-            self._refuse(
-                waiter.process, waiter.ticket, "timeout", bounds.how_full(self, waiter.key)
-            )
+            text = bounds.how_full(self, waiter.key)
+            self._refuse(waiter.process, waiter.ticket, "timeout", text)
         self._settle(now)
 
     # --- commands ----------------------------------------------------------------------------------------
@@ -218,9 +212,8 @@ class PoolBooks:
 
     def reset(self, now: float) -> None:
         """A new generation: whatever was opened before goes when it is idle or released."""
-        self.generation = self.upkeep.next_generation(self)
+        self.upkeep.begin_generation(self)
         self.breakers.clear()
-        self._announce()
         self._settle(now)
 
     def drain(self, process: ProcessId, generation: int | None, now: float) -> None:
@@ -254,7 +247,7 @@ class PoolBooks:
         for waiter in self.waiting:
             self.waiting.remove(waiter.process, waiter.ticket)
             self._refuse(waiter.process, waiter.ticket, "closed", f"pool {self.name!r} was closed")
-        self._announce()
+        self.announce()
         self._settle(now)
 
     # --- what others may know ----------------------------------------------------------------------------
@@ -392,7 +385,7 @@ class PoolBooks:
         self.counters["refused"] += reason == "too_many_waiting"
         self.tell(process, Refuse(ticket, reason, text))
 
-    def _announce(self) -> None:
+    def announce(self) -> None:
         """Journal and tell everybody the generation, and whether the pool is closed."""
         self._record()
         for process in self._around.attached:

@@ -15,6 +15,10 @@ if TYPE_CHECKING:
     from mppool.core.pool import PoolBooks
 
 
+MOST_STALE_KEYS = 1000
+"""So many keys are remembered whose backends were found gone; with one more, the pool begins a generation."""
+
+
 class Upkeep:
     """State beside that of `PoolBooks`.
 
@@ -29,6 +33,7 @@ class Upkeep:
         self.wanted = False
         self.declarers: dict[ProcessId, str] = {}
         self.winner: ProcessId | None = None
+        # What is older is stale, by key; only where the pool's own generation does not say so already.
         self._stale_before: dict[str, int] = {}
 
     def declare(self, process: ProcessId, key: str, *, newest: bool) -> None:
@@ -115,8 +120,17 @@ class Upkeep:
         """Greater than any that was ever begun, for the pool or for one of its keys."""
         return max(books.generation, *self._stale_before.values(), 0) + 1
 
+    def begin_generation(self, books: PoolBooks) -> None:
+        """Whatever was opened before is stale, whatever its key: no key need be remembered."""
+        books.generation = self.next_generation(books)
+        self._stale_before.clear()
+        books.announce()
+
     def _begin(self, books: PoolBooks, key: str, generation: int) -> None:
         self._stale_before[key] = generation
+        if len(self._stale_before) > MOST_STALE_KEYS:
+            self.begin_generation(books)
+            return
         for process in self.declarers:
             books.tell(process, PoolChanged(books.name, generation, books.closed, key))
 

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from mppool.core import upkeep
 from mppool.core.breaker import FIRST_BACK_OFF_S, PROBE_PATIENCE_S
 from mppool.core.decisions import (
     NOBODY,
@@ -362,6 +363,35 @@ def test_the_next_server_learns_from_inventories_what_is_stale() -> None:
     desk.say(P, Returned(old))
     assert desk.hears(P, Close) == [Close(old, "retired")]
     assert desk.ask(P).generation == 3
+
+
+def test_a_reset_forgets_what_was_remembered_of_single_keys() -> None:
+    desk = Desk(P)
+    desk.opened(P)
+    desk.say(P, BackendFailed(POOL, "k", 0))
+    assert len(desk.pool.upkeep._stale_before) == 1
+    desk.command(Reset(POOL))
+    assert not desk.pool.upkeep._stale_before
+    assert desk.ask(P).generation == 2
+
+
+def test_a_failure_of_one_key_too_many_begins_a_generation_for_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(upkeep, "MOST_STALE_KEYS", 2)
+    desk = Desk(P, Q)
+    bobs = desk.opened(P, "bob")
+    for key in ("alice", "carol"):
+        desk.say(P, BackendFailed(POOL, key, 0))
+    desk.forget()
+    desk.say(P, BackendFailed(POOL, "dave", 0))
+    assert not desk.pool.upkeep._stale_before
+    assert desk.pool.generation == 4  # greater than the three of single keys
+    for process in (P, Q):
+        assert desk.hears(process, PoolChanged) == [PoolChanged(POOL, 4, False)]
+    desk.say(P, Returned(bobs))
+    assert desk.hears(P, Close) == [Close(bobs, "retired")]
+    assert desk.ask(P, "alice").generation == 4
 
 
 # --- figures --------------------------------------------------------------------------------------------
