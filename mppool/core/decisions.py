@@ -1,7 +1,7 @@
 """What must then be done: everything that the books ever answer.
 
-Each decision is addressed to one process, except for `Record` and `Erase`, which the server carries out
-itself, in the journal, before it sends the decisions that follow them.
+Each decision is addressed to one process, except for `Record`, `Erase` and `RecordPool`, which the server
+carries out itself, in the journal, before it sends the decisions that follow them.
 """
 
 from __future__ import annotations
@@ -66,7 +66,10 @@ class Keep(Decision, frozen=True, tag=True):
 
 
 class Close(Decision, frozen=True, tag=True):
-    """Answer to Returned: close the resource and say Closed, with this reason."""
+    """Close the resource and say Closed, with this reason.
+
+    Answer to Returned and IdleTooLong; also sent for what a process holds although it is in no books.
+    """
 
     number: GrantNumber
     reason: CloseReason

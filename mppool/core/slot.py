@@ -1,12 +1,14 @@
 """One slot in use, from its grant to its end, and the transitions that are legal.
 
-             Opened              Returned, answered by Close
+             Opened        Returned or IdleTooLong, answered by Close
     OPENING --------> OPEN ------------------------------> CLOSING
-       |               |  \\__ Returned, answered by            |
-       |               |      Keep or Grant: stays OPEN        |
+       |               |  \\__ Returned or IdleTooLong,          |
+       |               |      answered by Keep or Grant:       |
+       |               |      stays OPEN                       |
        | OpenFailed    | Closed                                | Closed
        | Declined      |                                       |
-       | NotMine       v                                       v
+       | NotMine       |                                       |
+       | Closed        v                                       v
        +-----------> FREE <------------------------------------+
 
 The death of the process, or an inventory without the number, frees a slot from any state. Whatever the

@@ -17,15 +17,22 @@
 Actors, and the files that speak for them:
 
 - runtime.py      where everything lies: one directory per user, one sub-directory per manager
-- launch.py       the only file that clients use: finds the server or starts one
+- launch.py       what clients do: finds the server or starts one
 - rendezvous.py   the server's own files: alive lock, socket, address file; put back when they vanish
-- loop.py         the only thread: accepts, reads, writes, keeps deadlines
+- loop.py         the only thread: reads, writes, keeps deadlines
+- door.py         accepts; who has not introduced himself is a stranger
+- connection.py   frames of one peer, half read and half sent
 - handshake.py    who may come in
+- reception.py    who may talk, under which session, and who is attached
+- residents.py    the living processes that the server knows
 - dispatch.py     routes messages to the books and decisions to their processes
+- debts.py        what could not be written down yet, and who has not been heard yet
 - journal.py      what the next server must know, in place on disk
 - members.py      one small file per attached process, for the day the journal is torn
 - liveness.py     what proves that a process is dead; the end of a connection does not
+- collecting.py   asks processes for their reports, for whoever wants statistics
 - statistics.py   merges the books' figures with what the processes report
+- logfile.py      its log, of bounded size; put back when it vanishes
 
 How the server ends:
 

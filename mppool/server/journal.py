@@ -235,9 +235,7 @@ class Journal:
             raise JournalError(
                 f"a record of {len(payload)} bytes does not fit; shorten the pool's name"
             )
-        length = struct.pack("<H", len(payload))
-        block = struct.pack("<I", zlib.crc32(payload, zlib.crc32(length))) + length + payload
-        return block.ljust(RECORD_BYTES, b"\0")
+        return _checked(payload).ljust(RECORD_BYTES, b"\0")
 
     def _grow(self) -> None:
         """Make room, reserving the blocks now: a full disk is noticed before anybody depends on it."""
@@ -262,11 +260,7 @@ class Journal:
             self._write_header(msgspec.structs.replace(self.header, unsettled=True))
 
     def _write_header(self, header: Header) -> None:
-        payload = self._encoder.encode(header)
-        length = struct.pack("<H", len(payload))
-        block = (
-            MAGIC + struct.pack("<I", zlib.crc32(payload, zlib.crc32(length))) + length + payload
-        )
+        block = MAGIC + _checked(self._encoder.encode(header))
         self._pwrite(block.ljust(HEADER_BYTES, b"\0"), 0)
         self.header = header
 
@@ -341,6 +335,12 @@ def _offset(place: int) -> int:
 def _identity(item: Record | RecordPool) -> GrantNumber | str:
     """What a record is found by: a slot's grant, a pool's name."""
     return item.pool if isinstance(item, RecordPool) else item.number
+
+
+def _checked(payload: bytes) -> bytes:
+    """A payload behind its checksum and length."""
+    length = struct.pack("<H", len(payload))
+    return struct.pack("<I", zlib.crc32(payload, zlib.crc32(length))) + length + payload
 
 
 def _checked_payload(block: bytes) -> bytes:
