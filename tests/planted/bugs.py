@@ -347,6 +347,13 @@ BUGS = [
         "a reset leaves old resources in use for ever",
     ),
     Bug(
+        "stale-keys-for-ever",
+        "core/upkeep.py",
+        "        self._stale_before.clear()\n",
+        "",
+        "every identity whose backend ever failed is remembered as long as the server lives",
+    ),
+    Bug(
         "one-close-for-each",
         "core/returns.py",
         "    if outside <= books.slots.on_the_way(now):\n        return None\n",
