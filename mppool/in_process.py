@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
-from mppool.errors import PoolError
-from mppool.managing import Manager
+from mppool.errors import ConfigurationError, PoolError
+from mppool.managing import Manager, refuse_initializer
 from mppool.options import checked_name
 from mppool.worker.local import LocalLink
 from mppool.worker.member import Member
@@ -41,8 +41,15 @@ class InProcessManager(Manager):
         """Pid of the process that keeps the books: this one."""
         return os.getpid()
 
-    def start(self) -> None:
-        """Nothing to start."""
+    def start(self, initializer: Any = None, initargs: Any = ()) -> None:
+        """Nothing to start. Raises ConfigurationError for an initializer, as PoolManager does."""
+        refuse_initializer(self.name, initializer)
+
+    def get_server(self) -> NoReturn:
+        """There is none: raises ConfigurationError."""
+        raise ConfigurationError(
+            f"the in-process manager {self.name!r} has no server to run; PoolManager has one"
+        )
 
     def connect(self) -> None:
         """Nothing to connect to."""

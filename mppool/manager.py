@@ -14,7 +14,7 @@ from mppool.core.decisions import Draining
 from mppool.core.events import Drain
 from mppool.errors import ConfigurationError, PoolError, ServerUnavailable
 from mppool.ids import birth_of
-from mppool.managing import Manager
+from mppool.managing import Manager, refuse_initializer
 from mppool.meeting import Meeting
 from mppool.options import checked_name, checked_timeout
 from mppool.wire.messages import Failed
@@ -153,11 +153,7 @@ class PoolManager(Manager, BaseManager):
 
         Raises ConfigurationError for an initializer: nothing of the application runs in the server.
         """
-        if initializer is not None:
-            raise ConfigurationError(
-                f"manager {self.name!r}: start(initializer=...) is not offered: the server runs nothing of "
-                "the application; do it in the recipe's open or configure hook"
-            )
+        refuse_initializer(self.name, initializer)
         self._link.ensure_session(time.monotonic() + _SHUTDOWN_PATIENCE_S)
 
     def connect(self) -> None:
@@ -185,7 +181,9 @@ class PoolManager(Manager, BaseManager):
         if pid is None:
             return
         if self._link.control(Leave(), time.monotonic() + _SHUTDOWN_PATIENCE_S) is None:
-            self._link.send_message(Leave())  # its address has vanished, but we are connected to it
+            self._link.outgoing.send_message(
+                Leave()
+            )  # its address has vanished, but we are connected to it
         if not self._wait_until(lambda: self.server_pid != pid, _SHUTDOWN_PATIENCE_S):
             raise ServerUnavailable(
                 f"manager {self.name!r}: the server with pid {pid} was asked to leave and is still there; "
@@ -246,14 +244,6 @@ class PoolManager(Manager, BaseManager):
         trace: TracebackType | None,
     ) -> None:
         self.shutdown()
-
-    @classmethod
-    def register(cls, *arguments: Any, **keywords: Any) -> None:
-        """Not offered: a driver must not share the server's process."""
-        raise ConfigurationError(
-            "PoolManager.register is not offered: what crashes in the server would take all pools with it; "
-            "use multiprocessing.managers.SyncManager for other shared objects"
-        )
 
 
 def _rebuild_manager(name: str, runtime_dir: str | None, linger: float) -> PoolManager:

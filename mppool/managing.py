@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mppool.core.events import Attach
+from mppool.errors import ConfigurationError
 from mppool.ids import Session, own_process
 from mppool.options import checked_name, checked_options
 from mppool.recipe import HOOKS, as_recipe
@@ -81,6 +82,14 @@ class Manager:
             stats["pools"].update({name: own["pools"][name] for name in unknown})
         return stats
 
+    @classmethod
+    def register(cls, *arguments: Any, **keywords: Any) -> None:
+        """Not offered: a driver must not share the server's process."""
+        raise ConfigurationError(
+            "register is not offered: what crashes in the server would take all pools with it; "
+            "use multiprocessing.managers.SyncManager for other shared objects"
+        )
+
     def _unattached_snapshot(self) -> dict[str, Any]:
         """What books would say to which this process has just attached, with nothing in its hands."""
         from mppool.core.books import Books
@@ -105,6 +114,15 @@ class Manager:
             name=self._member.name,
             server_pid=os.getpid(),
             uptime=uptime,
+        )
+
+
+def refuse_initializer(manager: str, initializer: Any) -> None:
+    """BaseManager.start has one; ours has no process in which it could run."""
+    if initializer is not None:
+        raise ConfigurationError(
+            f"manager {manager!r}: start(initializer=...) is not offered: the server runs nothing of the "
+            "application; do it in the recipe's open or configure hook"
         )
 
 

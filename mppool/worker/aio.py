@@ -1,20 +1,28 @@
-"""Checkout for asyncio: the blocking work happens in a thread of the loop's executor."""
+"""Checkout for asyncio: what blocks happens in a thread, and never in the event loop's.
+
+Checkouts wait in the loop's executor. Giving back does not: an executor full of waiting checkouts would never
+run the release that they wait for. It is a chore of the member, for which there is always a thread.
+"""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mppool.worker.lease import Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+    from types import TracebackType
 
 T = TypeVar("T")
 
+log = logging.getLogger("mppool")
+
 
 class AsyncLease(Lease[T]):
-    """A lease for `async with`: giving back runs in a thread, for a reset may take its time."""
+    """A lease for `async with`."""
 
     __slots__ = ()
 
@@ -26,8 +34,39 @@ class AsyncLease(Lease[T]):
     async def __aenter__(self) -> T:
         return self.resource
 
-    async def __aexit__(self, *_: object) -> None:
-        await asyncio.get_running_loop().run_in_executor(None, self.release)
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if error is None and self._face.plain:
+            self.release()  # nothing but an append
+            return
+        # Shielded: a task that is cancelled here has given its lease back all the same.
+        await asyncio.shield(_give_back(self, error))
+
+
+def _give_back(lease: Lease[Any], error: BaseException | None) -> asyncio.Future[None]:
+    """Leave the lease, in another thread, for a reset may take its time."""
+    loop = asyncio.get_running_loop()
+    done: asyncio.Future[None] = loop.create_future()
+
+    def settle() -> None:
+        if not done.done():
+            done.set_result(None)
+
+    def chore() -> None:
+        try:
+            lease.__exit__(None if error is None else type(error), error, None)
+        finally:
+            try:
+                loop.call_soon_threadsafe(settle)
+            except RuntimeError:
+                log.debug("the event loop was closed before a lease had been given back")
+
+    lease._face.member.chores.add(chore)
+    return done
 
 
 async def checkout(blocking: Callable[[], Lease[T]]) -> AsyncLease[T]:
@@ -36,13 +75,13 @@ async def checkout(blocking: Callable[[], Lease[T]]) -> AsyncLease[T]:
     try:
         return AsyncLease(await asyncio.shield(future))
     except asyncio.CancelledError:
-        future.add_done_callback(_release_result)
+        future.add_done_callback(_give_back_result)
         raise
 
 
-def _release_result(future: asyncio.Future[Lease[Any]]) -> None:
+def _give_back_result(future: asyncio.Future[Lease[Any]]) -> None:
     if not future.cancelled() and future.exception() is None:
-        future.result().release()
+        _give_back(future.result(), None)
 
 
 class AsyncCheckout:
@@ -61,6 +100,11 @@ class AsyncCheckout:
         self._lease = await checkout(self._blocking)
         return self._lease.resource
 
-    async def __aexit__(self, *_: object) -> None:
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
         assert self._lease is not None
-        await self._lease.__aexit__()
+        await self._lease.__aexit__(kind, error, trace)

@@ -21,7 +21,8 @@ from mppool.worker.late import LateLock
 from mppool.worker.report import Reporter
 
 if TYPE_CHECKING:
-    from mppool.worker.link import ErrandChannel, ServerLink
+    from mppool.worker.channel import ErrandChannel
+    from mppool.worker.link import ServerLink
     from mppool.worker.member import Member
 
 log = logging.getLogger("mppool")
@@ -72,7 +73,7 @@ class Errands:
         self._thread: threading.Thread | None = None
         self._attach_at = 0.0
         self._pause = 0.0
-        self.reporter = Reporter(member, link.send_message)
+        self.reporter = Reporter(member, link.outgoing.send_message)
 
     def descriptors(self) -> list[int]:
         """What a forked child must close."""
@@ -125,7 +126,7 @@ class Errands:
 
     def _turn(self) -> None:
         assert self._wake_up is not None
-        channel = self._link.channel
+        channel = self._link.outgoing.channel
         if channel is None:
             self._without_channel()
             return
@@ -143,7 +144,7 @@ class Errands:
         self._look_around()
         events = ready.get(channel.sock.fileno(), 0)
         if events & select.POLLOUT:
-            self._link.push_more(channel)
+            self._link.outgoing.push_more(channel)
         if events & ~select.POLLOUT:
             self._receive(channel)
 
@@ -197,7 +198,7 @@ class Errands:
         return False
 
     def _drop_channel(self) -> None:
-        channel = self._link.channel
+        channel = self._link.outgoing.channel
         if channel is not None:
             self._link.lost(channel)
 

@@ -15,7 +15,6 @@ from mppool.core.events import Checkout, Event
 from mppool.core.tokens import WantToken
 from mppool.errors import PoolError, ServerUnavailable
 from mppool.ids import ProcessId, Session, Ticket, own_process
-from mppool.wire.framing import FrameReader, encode, process_side_reader
 from mppool.wire.messages import (
     PROTOCOL,
     Attached,
@@ -29,12 +28,12 @@ from mppool.wire.messages import (
 )
 from mppool.worker.audit import release_own
 from mppool.worker.calls import SESSION_PAUSE_S, Connection, OlderServer, SessionLost, introduce
+from mppool.worker.channel import ErrandChannel, Outgoing
 from mppool.worker.errands import Errands
 from mppool.worker.fork import bury, close_quietly
 from mppool.worker.late import LateLock
 
 if TYPE_CHECKING:
-    from mppool.worker.holdings import Holdings
     from mppool.worker.member import Member
     from mppool.worker.protocols import Server
 
@@ -50,29 +49,12 @@ ANSWER_GRACE_S = 0.1
 """A server that lives answers at once; whoever has just attached to it may ask, whatever time it took."""
 
 
-class ErrandChannel:
-    """The one connection on which the server speaks unasked.
-
-    Its incoming side belongs to the errand thread. `unsent` belongs to whoever holds the link's `_sending`.
-    """
-
-    def __init__(self, connection: Connection) -> None:
-        self.connection = connection
-        self.sock = connection.sock
-        self.session = connection.session
-        self.reader: FrameReader[Any] = process_side_reader()
-        self.server: ProcessId | None = None
-        self.early: list[Any] = []
-        self.unsent = bytearray()
-
-
 class ServerLink:
     """Over a server.
 
     _attaching: held while a session is made, which is I/O, bounded by each caller's deadline. It guards
         nothing else, and whoever holds it may take the others.
-    _sending: guards `channel` and its outgoing side; held during sends that cannot block. Whoever holds it
-        may take the holdings' lock.
+    outgoing: the errand channel, with the lock that guards it.
     _idle: call connections that nobody uses (atomic operations).
     _connections: all that are open, for a forked child to close.
     _orphans: tickets of checkouts that the server may have cancelled because their connection ended.
@@ -90,11 +72,10 @@ class ServerLink:
 
     def _start(self) -> None:
         ServerLink._attaching.forget(self)
-        self._sending = threading.RLock()
+        self.outgoing = Outgoing(self._member, self.wake)
         self._idle: deque[Connection] = deque()
         self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._orphans: deque[Ticket] = deque()
-        self.channel: ErrandChannel | None = None
         self.farewell = False
         self.errands = Errands(self._member, self)
 
@@ -104,7 +85,7 @@ class ServerLink:
         connections = list(self._connections)
         inherited = [connection.sock.fileno() for connection in connections]
         inherited += self.errands.descriptors()
-        bury((connections, self.channel, self.errands, self._attaching, self._sending))
+        bury((connections, self.outgoing, self.errands, self._attaching))
         close_quietly([descriptor for descriptor in inherited if descriptor >= 0])
         self._start()
 
@@ -118,7 +99,7 @@ class ServerLink:
         if self._member.holdings.session is not None:
             return True
         wait = -1.0 if deadline is None else max(0.0, deadline - monotonic())
-        if deadline is not None and self.channel is None and not self._was_attached:
+        if deadline is not None and self.outgoing.channel is None and not self._was_attached:
             wait = max(wait, START_GRACE_S)
         attaching = self._attaching  # in a child forked from here, the attribute names another lock
         if not attaching.acquire(timeout=wait):
@@ -195,10 +176,7 @@ class ServerLink:
             connection.close()
             raise
         self.farewell = False
-        # `_sending`: nobody who is just sending takes an event of the new session for the old channel.
-        with self._sending, holdings.lock:
-            self.channel = channel
-            holdings.session = channel.session
+        self.outgoing.begin(channel)
         self._was_attached = True
         self.errands.ensure_running()
         self.flush()
@@ -229,12 +207,8 @@ class ServerLink:
 
     def lost(self, channel: ErrandChannel) -> None:
         """The errand channel ended. Called by the errand thread."""
-        holdings = self._member.holdings
-        with self._sending, holdings.lock:
-            if self.channel is not channel:
-                return
-            self.channel = None
-            holdings.session = None
+        if not self.outgoing.end(channel):
+            return
         channel.connection.close()
         while self._idle:
             self._idle.pop().close()
@@ -298,76 +272,12 @@ class ServerLink:
         return connection
 
     def flush(self, deadline: float | None = None) -> None:
-        """See Link. With a deadline: wait for another thread that is sending just now.
-
-        Whoever appends to the outbox calls this; the one who is sending looks again before he leaves, so
-        nothing is left lying.
-        """
-        holdings = self._member.holdings
-        sending = self._sending
-        while holdings.outbox and holdings.session is not None:
-            if deadline is None:
-                if not sending.acquire(blocking=False):
-                    return
-            elif not sending.acquire(timeout=max(0.0, deadline - monotonic())):
-                raise TimeoutError("another thread is still sending to the server")
-            try:
-                self._send_outbox(holdings)
-            finally:
-                sending.release()
-
-    def _send_outbox(self, holdings: Holdings) -> None:
-        """Caller holds `_sending`."""
-        channel = self.channel
-        if channel is None:
-            return
-        try:
-            while holdings.outbox:
-                channel.unsent += encode(holdings.outbox.popleft())
-            self.push(channel)
-        except BaseException:
-            # Half a frame may be on its way; the next session begins with an inventory.
-            self._break(channel)
-            raise
-
-    def push(self, channel: ErrandChannel) -> None:
-        """Send what is unsent as far as it goes; the errand thread does the rest. Holder of `_sending` only."""
-        try:
-            sent = channel.sock.send(channel.unsent)
-        except BlockingIOError:
-            sent = 0
-        except OSError:
-            channel.unsent.clear()  # the errand thread sees the end of the channel too
-            return
-        del channel.unsent[:sent]
-        if channel.unsent:
-            self.wake()
-
-    def push_more(self, channel: ErrandChannel) -> None:
-        """The channel takes more again. Called by the errand thread."""
-        with self._sending:
-            if channel.unsent:
-                self.push(channel)
-        self.flush()  # whoever found us sending has left it to us
-
-    def send_message(self, message: Message) -> None:
-        """Send something that is no event on the errand channel. Called by the errand thread."""
-        with self._sending:
-            channel = self.channel
-            if channel is not None:
-                channel.unsent += encode(message)
-                self.push(channel)
-        self.flush()
-
-    def _break(self, channel: ErrandChannel) -> None:
-        try:
-            channel.sock.shutdown(socket.SHUT_RDWR)
-        except OSError:
-            log.debug("the errand channel was gone already")
+        """See Link, and Outgoing.flush."""
+        self.outgoing.flush(deadline)
 
     def connected_server(self) -> ProcessId | None:
         """The server that this process is attached to."""
-        channel = self.channel
+        channel = self.outgoing.channel
         return None if channel is None else channel.server
 
     def wake(self) -> None:
@@ -393,7 +303,7 @@ class ServerLink:
 
     def interrupted(self) -> None:
         """See Link."""
-        release_own(self._attaching, self._sending)
+        release_own(self._attaching, self.outgoing.lock())
         self.errands.interrupted()
         self._revive()
 

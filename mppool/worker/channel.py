@@ -1,0 +1,146 @@
+"""The errand channel: the one connection on which the server speaks unasked, and a process without waiting."""
+
+from __future__ import annotations
+
+import logging
+import socket
+import threading
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from mppool.ids import ProcessId
+from mppool.wire.framing import FrameReader, encode, process_side_reader
+from mppool.wire.messages import Message
+from mppool.worker.calls import Connection
+
+if TYPE_CHECKING:
+    from mppool.worker.audit import Releasable
+    from mppool.worker.holdings import Holdings
+    from mppool.worker.member import Member
+
+log = logging.getLogger("mppool")
+
+
+class ErrandChannel:
+    """One attachment's channel.
+
+    Its incoming side belongs to the errand thread. `unsent` belongs to whoever holds Outgoing's `_sending`.
+    """
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.sock = connection.sock
+        self.session = connection.session
+        self.reader: FrameReader[Any] = process_side_reader()
+        self.server: ProcessId | None = None
+        self.early: list[Any] = []
+        self.unsent = bytearray()
+
+
+class Outgoing:
+    """Which channel there is, and what goes out on it.
+
+    _sending: guards `channel` and its outgoing side; held during sends that cannot block. Whoever holds it
+        may take the holdings' lock. It is reentrant so that an interrupted thread can free it.
+    _sender: the thread that sends just now; a finalizer that runs within its sending must not overtake it.
+    """
+
+    def __init__(self, member: Member, wake: Callable[[], None]) -> None:
+        self._member = member
+        self._wake = wake
+        self._sending = threading.RLock()
+        self._sender: int | None = None
+        self.channel: ErrandChannel | None = None
+
+    def begin(self, channel: ErrandChannel) -> None:
+        """A session begins. Nobody who is just sending takes an event of it for the channel before."""
+        holdings = self._member.holdings
+        with self._sending, holdings.lock:
+            self.channel = channel
+            holdings.session = channel.session
+
+    def end(self, channel: ErrandChannel) -> bool:
+        """The session of this channel is over; False if that is known already."""
+        holdings = self._member.holdings
+        with self._sending, holdings.lock:
+            if self.channel is not channel:
+                return False
+            self.channel = None
+            holdings.session = None
+            return True
+
+    def lock(self) -> Releasable:
+        """What an interrupted thread may still own."""
+        return self._sending
+
+    def flush(self, deadline: float | None = None) -> None:
+        """Send the outbox. With a deadline: wait for another thread that is sending just now.
+
+        Whoever appends to the outbox calls this; the one who is sending looks again before he leaves, so
+        nothing is left lying. Raises TimeoutError at the deadline.
+        """
+        holdings = self._member.holdings
+        while holdings.outbox and holdings.session is not None:
+            if self._sender == threading.get_ident():
+                return
+            if deadline is None:
+                if not self._sending.acquire(blocking=False):
+                    return
+            elif not self._sending.acquire(timeout=max(0.0, deadline - monotonic())):
+                raise TimeoutError("another thread is still sending to the server")
+            try:
+                self._sender = threading.get_ident()
+                self._send_outbox(holdings)
+            finally:
+                self._sender = None
+                self._sending.release()
+
+    def _send_outbox(self, holdings: Holdings) -> None:
+        """Caller holds `_sending`."""
+        channel = self.channel
+        if channel is None:
+            return
+        try:
+            while holdings.outbox:
+                channel.unsent += encode(holdings.outbox.popleft())
+            self._push(channel)
+        except BaseException:
+            # Half a frame may be on its way; the next session begins with an inventory.
+            self._break(channel)
+            raise
+
+    def _push(self, channel: ErrandChannel) -> None:
+        """Send what is unsent as far as it goes; the errand thread does the rest. Caller holds `_sending`."""
+        try:
+            sent = channel.sock.send(channel.unsent)
+        except BlockingIOError:
+            sent = 0
+        except OSError:
+            channel.unsent.clear()  # the errand thread sees the end of the channel too
+            return
+        del channel.unsent[:sent]
+        if channel.unsent:
+            self._wake()
+
+    def push_more(self, channel: ErrandChannel) -> None:
+        """The channel takes more again. Called by the errand thread."""
+        with self._sending:
+            if channel.unsent:
+                self._push(channel)
+        self.flush()  # whoever found us sending has left it to us
+
+    def send_message(self, message: Message) -> None:
+        """Send something that is no event."""
+        with self._sending:
+            channel = self.channel
+            if channel is not None:
+                channel.unsent += encode(message)
+                self._push(channel)
+        self.flush()
+
+    def _break(self, channel: ErrandChannel) -> None:
+        try:
+            channel.sock.shutdown(socket.SHUT_RDWR)
+        except OSError:
+            log.debug("the errand channel was gone already")
