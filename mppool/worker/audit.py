@@ -21,6 +21,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mppool.core.events import Declined, OpenFailed
+from mppool.worker.shelf import forget_shelf
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -163,7 +164,7 @@ def _tell_given_up(entry: Entry, error: str | None, counted: bool) -> None:
         # Told first: an interrupt between the two leaves it in the table, where the audit finds it.
         holdings.outbox.append(event)
         holdings.table.pop(number, None)
-        entry.face.forget_shelf(entry.key)
+        forget_shelf(entry.face, entry.key)
     entry.face.member.flush()
 
 

@@ -28,6 +28,7 @@ from mppool.worker.calls import SESSION_PAUSE_S, SessionLost
 from mppool.worker.entry import NEVER, Entry
 from mppool.worker.face import Face, identity_of
 from mppool.worker.housekeeping import due_when_idle
+from mppool.worker.shelf import shelve, take
 from mppool.worker.waiter import LocalWaiter
 
 if TYPE_CHECKING:
@@ -96,7 +97,7 @@ class ColdCheckout:
 
     def _from_shelf(self) -> Entry | None:
         face = self._face
-        while (entry := face.take(self._key)) is not None:
+        while (entry := take(face, self._key)) is not None:
             if face.prepare(entry, monotonic(), self._bearer):
                 return entry
         return None
@@ -129,7 +130,7 @@ class ColdCheckout:
 
     def _ask(self, waiter: LocalWaiter) -> Any:
         """Entry, Grant, Refuse or Retry."""
-        entry = self._face.take(self._key)  # enqueued first, looked again: no release is missed
+        entry = take(self._face, self._key)  # enqueued first, looked again: no release is missed
         if entry is not None:
             return entry
         event = Checkout(self._face.name, self._key, waiter.ticket, self._left())
@@ -187,7 +188,7 @@ class ColdCheckout:
     def _hand_on(self, given: Any, holdings: Holdings) -> None:
         """Something was given in the instant in which we stopped waiting: it goes to the next."""
         if isinstance(given, Entry):
-            self._face.shelve(given)
+            shelve(given)
         elif isinstance(given, Grant):
             self._member.decline(given, holdings)
 
@@ -305,7 +306,7 @@ def open_for_shelf(face: Face, grant: Grant) -> None:
     except BaseException:
         log.exception("pool %r: opening failed; it is tried again later (min_size)", face.name)
     else:
-        face.shelve(entry)
+        shelve(entry)
 
 
 def _text_of(error: BaseException) -> str:

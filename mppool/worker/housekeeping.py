@@ -16,7 +16,9 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from mppool.core.events import IdleTooLong
+from mppool.worker.ending import kill
 from mppool.worker.entry import AT_ONCE, LONG_CLOSE_S, NEVER
+from mppool.worker.shelf import borrow, bring_back, shelve_where_it_lay, take_idle
 
 if TYPE_CHECKING:
     from mppool.worker.entry import Entry
@@ -117,7 +119,7 @@ class Housekeeper:
                 _watch_close(face, entry, now)
             elif entry.lent_at and face.watched:
                 self._watch_lease(face, entry, now)
-        for entry in face.take_idle(lambda entry: _recycling_due(face, entry) <= now):
+        for entry in take_idle(face, lambda entry: _recycling_due(face, entry) <= now):
             self._recycle(face, entry, now)
         idle = [entry for shelf in list(face.shelves.values()) for entry in list(shelf)]
         if not face.checking and any(_check_due(face, entry) <= now for entry in idle):
@@ -149,17 +151,17 @@ class Housekeeper:
         if now >= entry.retire_at or face.closed:
             self._member.close_soon(entry, entry.retire_reason)
         else:
-            face.bring_back(entry, IdleTooLong(entry.number))
+            bring_back(entry, IdleTooLong(entry.number))
 
     def _watch_lease(self, face: Face, entry: Entry, now: float) -> None:
         lent_at = entry.lent_at
         if not lent_at:
             return
         age = now - lent_at
-        warn, kill = face.options.max_lease_warn, face.options.max_lease_kill
-        if kill is not None and age >= kill:
-            if face.kill(entry, lent_at):
-                _complain(face, entry, age, f"max_lease_kill={kill:g} s; its resource is closed")
+        warn, limit = face.options.max_lease_warn, face.options.max_lease_kill
+        if limit is not None and age >= limit:
+            if kill(entry, lent_at):
+                _complain(face, entry, age, f"max_lease_kill={limit:g} s; its resource is closed")
                 face.observe("use", age)
                 self._member.close_soon(entry, "killed")
         elif warn is not None and age >= warn and not entry.warned:
@@ -221,9 +223,9 @@ def check_idle(face: Face) -> None:
     where it lay: neither its uses nor its last use change, so checks keep nothing alive.
     """
     try:
-        while entry := face.borrow(lambda entry: _check_due(face, entry) <= monotonic()):
+        while entry := borrow(face, lambda entry: _check_due(face, entry) <= monotonic()):
             if face.is_healthy(entry):
-                face.shelve_where_it_lay(entry)
+                shelve_where_it_lay(entry)
             face.borrowed = None
     finally:
         face.borrowed = None

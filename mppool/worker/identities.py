@@ -22,6 +22,7 @@ from mppool.core.events import Declare
 from mppool.errors import ConfigurationError, OpenFailed
 from mppool.worker.bearer import Bearer, Token, broker, no_token
 from mppool.worker.entry import NEVER
+from mppool.worker.shelf import own_popper, popper_of
 
 if TYPE_CHECKING:
     from mppool.worker.entry import Entry
@@ -160,7 +161,7 @@ class Identities:
         source = self.credential if credential is None else credential
         key = face.key_for(identity)
         if key in face.shelves:
-            self._named[identity] = Known(key, identity, face.popper_of(key), _never)
+            self._named[identity] = Known(key, identity, popper_of(face, key), _never)
         return Bearer(face, key, identity, source, given=True)
 
     def _of_credential(self, credential: Any, timeout: float | None) -> Bearer:
@@ -211,7 +212,7 @@ class Identities:
             return None
         if known is None or known.watch() is not credential:
             return None  # another one, which compares equal
-        known.pop = self._face.popper_of(known.key)
+        known.pop = popper_of(self._face, known.key)
         return known
 
     def recall_name(self, identity: str, credential: Any) -> Known | None:
@@ -239,7 +240,7 @@ class Identities:
             return
         # Runs at any instruction, in any thread: one atomic step, for the hash is kept in the reference.
         watch = ref(credential, lambda gone: table.pop(reference, None))
-        pop = self._face.popper_of(bearer.key)
+        pop = popper_of(self._face, bearer.key)
         table[reference] = Known(bearer.key, bearer.identity, pop, watch)
 
     def _own_key_is(self, key: str) -> None:
@@ -248,6 +249,6 @@ class Identities:
         face.default_key = key
         # An account that has signed in is looked at each time: another one may.
         self.own_is_known = self.recall(self.credential) is not None
-        face.pop = face.own_popper()
+        face.pop = own_popper(face)
         if face.member.holdings.session is not None:
             face.member.tell(Declare(face.declaration()))

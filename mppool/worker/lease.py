@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
 
 from mppool.core.statistics import BRIEF_S
 from mppool.errors import ForkedLease, LeaseReleased, PoolError, StaleLease
+from mppool.worker.shelf import look_after_shelving
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -110,7 +111,7 @@ class Lease(Generic[T]):
                 # The shelf of the entry's own era: in a forked child this is the parent's, which nobody reads.
                 entry.shelf.append(entry)
                 if face.attention or entry.retire_at <= now:
-                    face.look_after_shelving(entry)
+                    look_after_shelving(entry)
             else:
                 face.put_back_slowly(entry, now)
             if held >= BRIEF_S and not entry.killed:

@@ -47,11 +47,21 @@ from mppool.worker.audit import Audit, forget_frames, release_own
 from mppool.worker.calls import SessionLost
 from mppool.worker.chores import Chores
 from mppool.worker.cold import Retry, open_for_shelf, open_resource
+from mppool.worker.ending import (
+    begin_close,
+    close,
+    drop_token,
+    finish_close,
+    forget_retired,
+    is_retired,
+    retire_older_than,
+)
 from mppool.worker.entry import AT_ONCE, Entry
 from mppool.worker.face import Face
 from mppool.worker.fork import bury, renew_in_children
 from mppool.worker.holdings import Holdings
 from mppool.worker.housekeeping import Housekeeper
+from mppool.worker.shelf import forget_shelf, shelve, shelve_where_it_lay, sweep, take_idle
 from mppool.worker.tokens import TokenShare
 
 if TYPE_CHECKING:
@@ -191,7 +201,7 @@ class Member:
                 outbox.append(event)
         self.holdings.voided.clear()
         for face in self.faces.values():
-            face.forget_retired()
+            forget_retired(face)
         return Attach(self.label or _process_name, self.declarations(), self.inventory())
 
     def register(self, grant: Grant, session: Session) -> bool:
@@ -205,7 +215,7 @@ class Member:
             if holdings.session != session or grant.number in holdings.voided:
                 return False
             entry.grant = grant
-            if face.is_retired(grant.key, grant.generation):
+            if is_retired(face, grant.key, grant.generation):
                 entry.retire_at = AT_ONCE
             holdings.table[grant.number] = entry
             # Not before it is in the table: as long as it is, the shelf is not forgotten.
@@ -218,7 +228,7 @@ class Member:
             if grant.number in holdings.table:
                 holdings.outbox.append(Declined(grant.number))
                 del holdings.table[grant.number]
-                self.faces[grant.pool].forget_shelf(grant.key)
+                forget_shelf(self.faces[grant.pool], grant.key)
         self.flush()
 
     def retry(self, ticket: Ticket) -> None:
@@ -269,7 +279,7 @@ class Member:
                     grant.ticket
                 )  # it was lost on the way; who waits for it must not wait for ever
             elif not face.give_to(grant.key, grant.ticket, entry):
-                face.shelve(entry)
+                shelve(entry)
         elif not self.register(grant, session) or face.give_to(grant.key, grant.ticket, grant):
             return
         elif grant.ticket == NOBODY:
@@ -285,7 +295,7 @@ class Member:
                 # It was offered because it was idle for long, and is wanted all the same (min_size).
                 entry.kept_until = now + max_idle
                 self.housekeeper.expects(entry.kept_until)
-            entry.face.shelve_where_it_lay(entry)
+            shelve_where_it_lay(entry)
 
     def _on_close(self, close: Close, session: Session) -> None:
         entry = self._take_aside(close.number)
@@ -311,7 +321,7 @@ class Member:
         left = reclaim.sweep
         for key in list(face.shelves):
             if left > 0:
-                left -= face.sweep(key, left, reclaim.idle_for)
+                left -= sweep(face, key, left, reclaim.idle_for)
 
     def _on_ask(self, ask: Ask, session: Session) -> None:
         with self.holdings.lock:
@@ -326,18 +336,18 @@ class Member:
         if face is None:
             return
         face.closed = face.closed or changed.closed
-        for entry in face.retire_older_than(changed.generation, changed.key):
+        for entry in retire_older_than(face, changed.generation, changed.key):
             self.close_soon(entry, entry.retire_reason)
 
     def _on_drop_token(self, drop: DropToken, session: Session) -> None:
         face = self.faces.get(drop.pool)
         if face is not None:
-            face.drop_token(drop.key, drop.token)
+            drop_token(face, drop.key, drop.token)
 
     def close_soon(self, entry: Entry, reason: CloseReason) -> None:
         """Close a resource that the caller owns, in another thread."""
-        if entry.face.begin_close(entry):
-            self.chores.add(lambda: entry.face.finish_close(entry, reason))
+        if begin_close(entry):
+            self.chores.add(lambda: finish_close(entry, reason))
 
     def _on_token(self, answer: TokenDecision, session: Session) -> None:
         self.tokens.answered(answer)
@@ -369,7 +379,7 @@ class Member:
     def server_leaves(self) -> None:
         """The server says goodbye: close what is idle (rule 8)."""
         for face in list(self.faces.values()):
-            for entry in face.take_idle(lambda entry: True):
+            for entry in take_idle(face, lambda entry: True):
                 self.close_soon(entry, "retired")
 
     def warm_up(self, pool: str, seconds: float) -> None:
@@ -391,15 +401,15 @@ class Member:
         entry = self.holdings.table.get(answer.number) if isinstance(answer, Grant) else None
         if entry is not None:
             open_resource(entry, answer, seconds, bearer)
-            face.shelve(entry)
+            shelve(entry)
         elif isinstance(answer, Refuse) and answer.reason != "timeout":
             raise PoolError(answer.text)
 
     def close_idle(self) -> None:
         """Close what lies idle, in this thread: the process is about to leave."""
         for face in list(self.faces.values()):
-            for entry in face.take_idle(lambda entry: True):
-                face.close(entry, "drained")
+            for entry in take_idle(face, lambda entry: True):
+                close(entry, "drained")
 
     def needs_books(self) -> bool:
         """Whether anything is held, or anybody waits."""

@@ -13,6 +13,7 @@ from mppool.errors import CheckoutTimeout, PoolClosed
 from mppool.options import PoolOptions, checked_options, checked_timeout
 from mppool.worker.bearer import Bearer
 from mppool.worker.cold import ColdCheckout
+from mppool.worker.ending import retire
 from mppool.worker.lease import Lease
 
 if TYPE_CHECKING:
@@ -225,7 +226,7 @@ class Pool(Generic[T]):
         before = face.entries()
         face.member.link.command(Reset(self.name))
         # The word goes round on another connection; in this process nothing old is handed out from now on.
-        face.retire(before)
+        retire(face, before)
 
     def drain(self, timeout: float = 30.0) -> int:
         """Close what is idle, everywhere, and wait up to `timeout` seconds for leases to come back.
@@ -272,7 +273,7 @@ class Pool(Generic[T]):
         face = self._face
         face.member.link.command(ClosePool(self.name))
         face.closed = True
-        face.retire(face.entries())
+        retire(face, face.entries())
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._rebuild

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections import deque
 from time import monotonic
 from typing import Any
 
@@ -61,3 +62,10 @@ class LocalWaiter:
             given = self._gate.acquire(timeout=max(0.0, left))
             if given or self._settled or (until is not None and monotonic() >= until):
                 return self.withdraw()
+
+
+def give_to_oldest(queue: deque[LocalWaiter], answer: Any) -> bool:
+    """Give to the first who still waits; False if nobody does."""
+    # Waiters leave the queue by themselves: one that was taken out before it is given anything could be
+    # forgotten, if this thread is interrupted between the two.
+    return any(waiter.give(answer) for waiter in list(queue))

@@ -31,6 +31,7 @@ from mppool.core.events import WantReady
 from mppool.errors import CheckoutTimeout, OpenFailed, PoolClosed, StaleLease
 from mppool.in_process import InProcessManager
 from mppool.worker.lease import Lease
+from mppool.worker.shelf import borrow, shelve_where_it_lay
 
 _numbers = itertools.count(1)
 
@@ -221,9 +222,9 @@ class Pool:
         """Check what is available, one after the other, while nobody waits for one."""
         face, began = self._core._face, monotonic()
         try:
-            while entry := face.borrow(lambda entry: entry.checked_at < began):
+            while entry := borrow(face, lambda entry: entry.checked_at < began):
                 if face.is_healthy(entry):
-                    face.shelve_where_it_lay(entry)
+                    shelve_where_it_lay(entry)
                 face.borrowed = None
         finally:
             face.borrowed = None

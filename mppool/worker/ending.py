@@ -1,0 +1,135 @@
+"""The end of a resource: it is closed by whoever owns it, or marked so that its next owner closes it."""
+
+from __future__ import annotations
+
+import logging
+import traceback
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from mppool.core.events import Closed, CloseReason
+from mppool.worker.entry import AT_ONCE, LONG_CLOSE_S, Entry
+from mppool.worker.shelf import forget_shelf, take_idle
+
+if TYPE_CHECKING:
+    from mppool.worker.face import Face
+
+log = logging.getLogger("mppool")
+
+
+# --- closing ---------------------------------------------------------------------------------------------
+
+
+def close(entry: Entry, reason: CloseReason) -> None:
+    """Close a resource that the caller owns. Its slot is free when its close has returned."""
+    if begin_close(entry):
+        finish_close(entry, reason)
+
+
+def begin_close(entry: Entry) -> bool:
+    """From now on nobody else closes it, or counts it as idle or in use. False if somebody does already."""
+    with entry.holdings.lock:
+        if entry.state == "closing" or entry.holdings.forked:
+            return False  # a hook that closes its own resource; two threads that both want to
+        entry.state = "closing"
+        entry.warned = False
+        entry.closing_at = monotonic()
+    return True
+
+
+def finish_close(entry: Entry, reason: CloseReason) -> None:
+    """Run the hook, and tell the books when it has returned."""
+    face = entry.face
+    face.member.housekeeper.expects(entry.closing_at + LONG_CLOSE_S)
+    try:
+        face.recipe.close(entry.resource)
+    except Exception:
+        face.count("hook_errors")
+        log.warning("pool %r: closing a resource raised; it is gone", face.name, exc_info=True)
+    except BaseException as error:
+        # Perhaps it was not closed yet, and its frames keep it: it ends before its slot is free.
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        if not entry.holdings.forked:
+            _forget(entry, reason)
+
+
+def _forget(entry: Entry, reason: CloseReason) -> None:
+    face, holdings = entry.face, entry.holdings
+    entry.resource = None
+    with holdings.lock:
+        # Told first: what is interrupted in between stays in the table, where the audit finds it.
+        holdings.outbox.append(Closed(entry.number, reason))
+        holdings.side.pop(entry.number, None)
+        if holdings.table.pop(entry.number, None) is not None:
+            face.past_uses += entry.uses
+        forget_shelf(face, entry.key)
+    face.member.flush()
+
+
+# --- the end of a lease ----------------------------------------------------------------------------------
+
+
+def take_from_lease(entry: Entry) -> bool:
+    """End the lease; False if it was killed before. Either this happens, or `kill`."""
+    with entry.holdings.lock:
+        entry.lent_at = 0.0
+        return not entry.killed
+
+
+def kill(entry: Entry, lent_at: float) -> bool:
+    """End the lease that began then; False if it was released before. The caller owns the resource then."""
+    with entry.holdings.lock:
+        if entry.lent_at != lent_at or entry.killed or entry.state != "open":
+            return False
+        entry.killed = True
+        return True
+
+
+# --- letting end -----------------------------------------------------------------------------------------
+
+
+def retire_older_than(face: Face, generation: int, key: str | None) -> list[Entry]:
+    """Let everything of an older generation end: what is idle is returned, to be closed by the caller.
+
+    key: only resources of this key are meant; None: all.
+    """
+    with face.holdings.lock:
+        face.retired[key] = generation
+        for entry in face.holdings.table.values():
+            meant = entry.face is face and key in (None, entry.key)
+            if meant and (face.closed or entry.generation < generation):
+                entry.retire_at = AT_ONCE
+                entry.retire_reason = "retired"
+    return take_idle(face, lambda entry: entry.retire_at == AT_ONCE)
+
+
+def retire(face: Face, entries: list[Entry]) -> None:
+    """Let these end: those that lie idle soon, the others when they are released."""
+    with face.holdings.lock:
+        for entry in entries:
+            entry.retire_reason = "retired"
+            entry.retire_at = AT_ONCE
+    for entry in take_idle(face, lambda entry: entry.retire_at == AT_ONCE):
+        face.member.close_soon(entry, entry.retire_reason)
+
+
+def is_retired(face: Face, key: str, generation: int) -> bool:
+    """Whether what was granted in this generation must end. Caller holds the holdings' lock.
+
+    A grant comes on another connection than the word that its generation is over.
+    """
+    newest = max(face.retired.get(None, 0), face.retired.get(key, 0))
+    return face.closed or generation < newest
+
+
+def forget_retired(face: Face) -> None:
+    """Another server counts generations anew, and says at which it is. Caller holds the lock."""
+    face.retired.clear()
+
+
+def drop_token(face: Face, key: str, token: str) -> None:
+    """Close what lies idle for this key and was opened with the token of this digest."""
+    for entry in take_idle(face, lambda entry: entry.token == token and entry.key == key):
+        face.member.close_soon(entry, "retired")
