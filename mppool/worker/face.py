@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from mppool.core.events import BackendFailed, Declaration, TokenReplaced
 from mppool.core.statistics import BOUNDS, HISTOGRAMS, WORKER_COUNTERS
+from mppool.errors import ConfigurationMismatch
 from mppool.recipe import Recipe, overrides
 from mppool.worker.ending import close, drop_token, retire_older_than, take_from_lease
 from mppool.worker.entry import Entry
@@ -118,6 +119,28 @@ class Face:
     def shelf_of(self, key: str) -> deque[Entry]:
         """The shelf of a key; made for its first resource (setdefault is atomic)."""
         return self.shelves.setdefault(key, deque())
+
+    def check_same(self, recipe: Recipe[Any], options: PoolOptions) -> None:
+        """Raises ConfigurationMismatch if a second declaration in this process differs from the first."""
+        twice = f"pool {self.name!r} is declared twice in this process"
+        if self.options != options:
+            differences = ", ".join(
+                f"{option}={getattr(self.options, option)!r} and {getattr(options, option)!r}"
+                for option in options.__struct_fields__
+                if getattr(self.options, option) != getattr(options, option)
+            )
+            raise ConfigurationMismatch(
+                f"{twice}, with {differences}; declare it once, or use another name"
+            )
+        if self.fingerprint != recipe.fingerprint():
+            raise ConfigurationMismatch(
+                f"{twice}, with recipes that open different things; declare it once, or use another name"
+            )
+        if not self.identities.is_own(recipe.credential):
+            raise ConfigurationMismatch(
+                f"{twice}, with different credentials; give one of them to checkout(credential=...), or use "
+                "another name"
+            )
 
     def declaration(self) -> Declaration:
         """This pool as the books are told of it."""

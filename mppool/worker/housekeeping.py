@@ -10,6 +10,7 @@ Hooks do not run here, they are handed to the chores: one that hangs must not de
 from __future__ import annotations
 
 import logging
+import os
 import threading
 from collections import deque
 from time import monotonic
@@ -176,7 +177,7 @@ def _complain(face: Face, entry: Entry, age: float, limit: str) -> None:
         age,
         limit,
         entry.thread,
-        face.member.pid(),
+        os.getpid(),
         f" at\n{entry.stack}" if entry.stack else "; track_leaks=True would tell where",
     )
 
@@ -190,7 +191,7 @@ def _watch_close(face: Face, entry: Entry, now: float) -> None:
             "the close hook returns",
             face.name,
             now - entry.closing_at,
-            face.member.pid(),
+            os.getpid(),
         )
 
 

@@ -4,22 +4,10 @@ from __future__ import annotations
 
 import itertools
 import logging
-import os
 from time import monotonic
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
-from mppool.core.decisions import (
-    NOBODY,
-    Ask,
-    Close,
-    DropToken,
-    Grant,
-    Keep,
-    Notice,
-    PoolChanged,
-    Reclaim,
-    Refuse,
-)
+from mppool.core.decisions import Grant, Refuse
 from mppool.core.events import (
     Attach,
     BackendFailed,
@@ -30,38 +18,24 @@ from mppool.core.events import (
     Declined,
     Event,
     Held,
-    NotMine,
 )
-from mppool.core.tokens import (
-    FetchToken,
-    TokenDecision,
-    TokenFetched,
-    TokenGiven,
-    TokenRefused,
-)
-from mppool.errors import ConfigurationMismatch, PoolError, ServerUnavailable
-from mppool.ids import GrantNumber, Session, Ticket
+from mppool.core.tokens import TokenFetched
+from mppool.errors import PoolError, ServerUnavailable
+from mppool.ids import Session, Ticket
 from mppool.recipe import Recipe
 from mppool.worker import report
 from mppool.worker.audit import Audit, forget_frames, release_own
 from mppool.worker.calls import SessionLost
 from mppool.worker.chores import Chores
-from mppool.worker.cold import Retry, open_for_shelf, open_resource
-from mppool.worker.ending import (
-    begin_close,
-    close,
-    drop_token,
-    finish_close,
-    forget_retired,
-    is_retired,
-    retire_older_than,
-)
+from mppool.worker.cold import Retry, open_resource
+from mppool.worker.deciding import carry_out
+from mppool.worker.ending import begin_close, close, finish_close, forget_retired, is_retired
 from mppool.worker.entry import AT_ONCE, Entry
 from mppool.worker.face import Face
 from mppool.worker.fork import bury, renew_in_children
 from mppool.worker.holdings import Holdings
 from mppool.worker.housekeeping import Housekeeper
-from mppool.worker.shelf import forget_shelf, shelve, shelve_where_it_lay, sweep, take_idle
+from mppool.worker.shelf import forget_shelf, shelve, take_idle
 from mppool.worker.tokens import TokenShare
 
 if TYPE_CHECKING:
@@ -129,26 +103,7 @@ class Member:
             self.holdings.outbox.append(Declare(face.declaration()))
             if self.holdings.session is not None:
                 self.link.flush()
-        if face.options != options:
-            differences = ", ".join(
-                f"{option}={getattr(face.options, option)!r} and {getattr(options, option)!r}"
-                for option in options.__struct_fields__
-                if getattr(face.options, option) != getattr(options, option)
-            )
-            raise ConfigurationMismatch(
-                f"pool {name!r} is declared twice in this process, with {differences}; declare it once, "
-                "or use another name"
-            )
-        if face.fingerprint != recipe.fingerprint():
-            raise ConfigurationMismatch(
-                f"pool {name!r} is declared twice in this process, with recipes that open different "
-                "things; declare it once, or use another name"
-            )
-        if not face.identities.is_own(recipe.credential):
-            raise ConfigurationMismatch(
-                f"pool {name!r} is declared twice in this process, with different credentials; give one of "
-                "them to checkout(credential=...), or use another name"
-            )
+        face.check_same(recipe, options)
         return face
 
     # --- to the books ------------------------------------------------------------------------------------
@@ -233,10 +188,11 @@ class Member:
 
     def retry(self, ticket: Ticket) -> None:
         """The thread that waits with this ticket must ask again: its place in the queue is gone."""
-        self._answer(ticket, Retry)
+        self.answer(ticket, Retry)
         self.tokens.retry(ticket, Retry)
 
-    def _answer(self, ticket: Ticket, answer: Any) -> None:
+    def answer(self, ticket: Ticket, answer: Any) -> None:
+        """Answer the thread that waits with this ticket, if there is one."""
         for face in list(self.faces.values()):
             for waiter in face.all_waiters():
                 if waiter.ticket == ticket:
@@ -260,113 +216,12 @@ class Member:
 
     def deliver(self, decision: Any, session: Session) -> None:
         """Do what the books decided. Called in the order of the decisions, by one thread at a time."""
-        if session != self.holdings.session:
-            return  # said by a server, or in a session, that is over; the inventory has decided since
-        handler = self._handlers.get(type(decision))
-        if handler is None:
-            log.error(
-                "manager %r: a %s came on the errand channel", self.name, type(decision).__name__
-            )
-        else:
-            handler(self, decision, session)
-
-    def _on_grant(self, grant: Grant, session: Session) -> None:
-        face = self.faces[grant.pool]
-        if not grant.fresh:
-            entry = self._take_aside(grant.number)
-            if entry is None:
-                self.retry(
-                    grant.ticket
-                )  # it was lost on the way; who waits for it must not wait for ever
-            elif not face.give_to(grant.key, grant.ticket, entry):
-                shelve(entry)
-        elif not self.register(grant, session) or face.give_to(grant.key, grant.ticket, grant):
-            return
-        elif grant.ticket == NOBODY:
-            self.chores.add(lambda: open_for_shelf(face, grant))
-        else:
-            self.decline(grant, self.holdings)
-
-    def _on_keep(self, keep: Keep, session: Session) -> None:
-        entry = self._take_aside(keep.number)
-        if entry is not None:
-            now, max_idle = monotonic(), entry.face.options.max_idle
-            if max_idle is not None and entry.kept_until <= now:
-                # It was offered because it was idle for long, and is wanted all the same (min_size).
-                entry.kept_until = now + max_idle
-                self.housekeeper.expects(entry.kept_until)
-            shelve_where_it_lay(entry)
-
-    def _on_close(self, close: Close, session: Session) -> None:
-        entry = self._take_aside(close.number)
-        if entry is not None:
-            self.close_soon(entry, close.reason)
-
-    def _take_aside(self, number: GrantNumber) -> Entry | None:
-        """A resource that was brought back is in our hands again."""
-        with self.holdings.lock:
-            entry = self.holdings.side.pop(number, None)
-            if entry is not None:
-                entry.state = "open"
-        return entry
-
-    def _on_refuse(self, refuse: Refuse, session: Session) -> None:
-        self._answer(refuse.ticket, refuse)
-
-    def _on_reclaim(self, reclaim: Reclaim, session: Session) -> None:
-        face = self.faces[reclaim.pool]
-        if reclaim.contended:
-            self.audit.want_again()
-        face.set_contended(reclaim.contended)
-        left = reclaim.sweep
-        for key in list(face.shelves):
-            if left > 0:
-                left -= sweep(face, key, left, reclaim.idle_for)
-
-    def _on_ask(self, ask: Ask, session: Session) -> None:
-        with self.holdings.lock:
-            if ask.number in self.holdings.table:
-                return
-            self.holdings.voided.add(ask.number)
-            self.holdings.outbox.append(NotMine(ask.number))
-        self.flush()
-
-    def _on_pool_changed(self, changed: PoolChanged, session: Session) -> None:
-        face = self.faces.get(changed.pool)
-        if face is None:
-            return
-        face.closed = face.closed or changed.closed
-        for entry in retire_older_than(face, changed.generation, changed.key):
-            self.close_soon(entry, entry.retire_reason)
-
-    def _on_drop_token(self, drop: DropToken, session: Session) -> None:
-        face = self.faces.get(drop.pool)
-        if face is not None:
-            drop_token(face, drop.key, drop.token)
+        carry_out(self, decision, session)
 
     def close_soon(self, entry: Entry, reason: CloseReason) -> None:
         """Close a resource that the caller owns, in another thread."""
         if begin_close(entry):
             self.chores.add(lambda: finish_close(entry, reason))
-
-    def _on_token(self, answer: TokenDecision, session: Session) -> None:
-        self.tokens.answered(answer)
-
-    def _on_notice(self, notice: Notice, session: Session) -> None:
-        log.warning("pool %r: %s", notice.pool, notice.text)
-
-    _handlers: ClassVar[dict[type, Callable[[Member, Any, Session], None]]] = {
-        Grant: _on_grant,
-        Keep: _on_keep,
-        Close: _on_close,
-        Refuse: _on_refuse,
-        Reclaim: _on_reclaim,
-        Ask: _on_ask,
-        PoolChanged: _on_pool_changed,
-        DropToken: _on_drop_token,
-        Notice: _on_notice,
-        **dict.fromkeys((TokenGiven, FetchToken, TokenRefused), _on_token),
-    }
 
     def session_lost(self) -> None:
         """Nobody can be told anything now: those who wait ask again, under the next session."""
@@ -436,10 +291,6 @@ class Member:
                     f"; taken {age:.1f} s ago at\n{entry.stack}" if entry.stack else "",
                 )
                 self.close_soon(entry, "leaked")
-
-    def pid(self) -> int:
-        """Of this process."""
-        return os.getpid()
 
     def report(self, request: int) -> Report:
         """The figures of this process."""

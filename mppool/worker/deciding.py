@@ -1,0 +1,150 @@
+"""What the books decided is done here: one function for each decision."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from mppool.core.decisions import (
+    NOBODY,
+    Ask,
+    Close,
+    DropToken,
+    Grant,
+    Keep,
+    Notice,
+    PoolChanged,
+    Reclaim,
+    Refuse,
+)
+from mppool.core.events import NotMine
+from mppool.core.tokens import FetchToken, TokenDecision, TokenGiven, TokenRefused
+from mppool.ids import GrantNumber, Session
+from mppool.worker.cold import open_for_shelf
+from mppool.worker.ending import drop_token, retire_older_than
+from mppool.worker.entry import Entry
+from mppool.worker.shelf import shelve, shelve_where_it_lay, sweep
+
+if TYPE_CHECKING:
+    from mppool.worker.member import Member
+
+log = logging.getLogger("mppool")
+
+
+def carry_out(member: Member, decision: Any, session: Session) -> None:
+    """See Member.deliver."""
+    if session != member.holdings.session:
+        return  # said by a server, or in a session, that is over; the inventory has decided since
+    handler = _HANDLERS.get(type(decision))
+    if handler is None:
+        log.error(
+            "manager %r: a %s came on the errand channel", member.name, type(decision).__name__
+        )
+    else:
+        handler(member, decision, session)
+
+
+def _on_grant(member: Member, grant: Grant, session: Session) -> None:
+    face = member.faces[grant.pool]
+    if not grant.fresh:
+        entry = _take_aside(member, grant.number)
+        if entry is None:
+            # It was lost on the way; who waits for it must not wait for ever.
+            member.retry(grant.ticket)
+        elif not face.give_to(grant.key, grant.ticket, entry):
+            shelve(entry)
+    elif not member.register(grant, session) or face.give_to(grant.key, grant.ticket, grant):
+        return
+    elif grant.ticket == NOBODY:
+        member.chores.add(lambda: open_for_shelf(face, grant))
+    else:
+        member.decline(grant, member.holdings)
+
+
+def _on_keep(member: Member, keep: Keep, session: Session) -> None:
+    entry = _take_aside(member, keep.number)
+    if entry is not None:
+        now, max_idle = monotonic(), entry.face.options.max_idle
+        if max_idle is not None and entry.kept_until <= now:
+            # It was offered because it was idle for long, and is wanted all the same (min_size).
+            entry.kept_until = now + max_idle
+            member.housekeeper.expects(entry.kept_until)
+        shelve_where_it_lay(entry)
+
+
+def _on_close(member: Member, close: Close, session: Session) -> None:
+    entry = _take_aside(member, close.number)
+    if entry is not None:
+        member.close_soon(entry, close.reason)
+
+
+def _take_aside(member: Member, number: GrantNumber) -> Entry | None:
+    """A resource that was brought back is in our hands again."""
+    with member.holdings.lock:
+        entry = member.holdings.side.pop(number, None)
+        if entry is not None:
+            entry.state = "open"
+    return entry
+
+
+def _on_refuse(member: Member, refuse: Refuse, session: Session) -> None:
+    member.answer(refuse.ticket, refuse)
+
+
+def _on_reclaim(member: Member, reclaim: Reclaim, session: Session) -> None:
+    face = member.faces[reclaim.pool]
+    if reclaim.contended:
+        member.audit.want_again()
+    face.set_contended(reclaim.contended)
+    left = reclaim.sweep
+    for key in list(face.shelves):
+        if left > 0:
+            left -= sweep(face, key, left, reclaim.idle_for)
+
+
+def _on_ask(member: Member, ask: Ask, session: Session) -> None:
+    with member.holdings.lock:
+        if ask.number in member.holdings.table:
+            return
+        member.holdings.voided.add(ask.number)
+        member.holdings.outbox.append(NotMine(ask.number))
+    member.flush()
+
+
+def _on_pool_changed(member: Member, changed: PoolChanged, session: Session) -> None:
+    face = member.faces.get(changed.pool)
+    if face is None:
+        return
+    face.closed = face.closed or changed.closed
+    for entry in retire_older_than(face, changed.generation, changed.key):
+        member.close_soon(entry, entry.retire_reason)
+
+
+def _on_drop_token(member: Member, drop: DropToken, session: Session) -> None:
+    face = member.faces.get(drop.pool)
+    if face is not None:
+        drop_token(face, drop.key, drop.token)
+
+
+def _on_token(member: Member, answer: TokenDecision, session: Session) -> None:
+    member.tokens.answered(answer)
+
+
+def _on_notice(member: Member, notice: Notice, session: Session) -> None:
+    log.warning("pool %r: %s", notice.pool, notice.text)
+
+
+_HANDLERS: dict[type, Callable[[Member, Any, Session], None]] = {
+    Grant: _on_grant,
+    Keep: _on_keep,
+    Close: _on_close,
+    Refuse: _on_refuse,
+    Reclaim: _on_reclaim,
+    Ask: _on_ask,
+    PoolChanged: _on_pool_changed,
+    DropToken: _on_drop_token,
+    Notice: _on_notice,
+    **dict.fromkeys((TokenGiven, FetchToken, TokenRefused), _on_token),
+}
