@@ -10,12 +10,42 @@ checkout --> shelf --------------------------------------------> lease      (war
                     |                                              v
                     +---- Reclaim, Keep, Close -------> shelf <----+
 
-pool.py      Pool: the public face; checkout, release, control
-face.py      what this process has of one pool: shelves, local waiters, the contended flag
-holdings.py  everything that a forked child must not touch: table of resources, session, sockets
-member.py    this process as a member of a manager: carries out decisions, tells events
-link.py      the way to the books: a server (ServerLink) or this process itself (LocalLink)
-errands.py   the one background thread: reads errands, looks after timers
-chores.py    hooks that may take long, away from the errand thread
-fork.py      what happens in a child
+For users
+  pool.py          Pool: the public face; checkout, release, control
+  aio.py           checkout for asyncio
+  lease.py         Lease: the right to use one resource until it is given back
+
+A pool in this process
+  face.py          what this process has of one pool, and what a checkout and a release do with a resource
+  shelf.py         where idle resources lie: how they are taken, put back, and brought back to the books
+  ending.py        the end of a resource: closing it, killing its lease, retiring what is too old
+  entry.py         one resource, and what is known of it
+  waiter.py        a thread that waits, and the one answer that it gets
+  cold.py          a checkout that found nothing on the shelf: ask the books, wait, open
+
+For whom a checkout is
+  identities.py    which resources it may get
+  bearer.py        who checks out, and where a token for a new resource comes from
+  tokens.py        copies of shared tokens, and how this process comes by new ones
+
+A manager in this process
+  member.py        what all threads share of one manager: tells the books what happens
+  deciding.py      does what the books decide
+  holdings.py      everything that a forked child must not touch: table of resources, session, outbox
+  report.py        the figures of this process, for the statistics
+
+The way to the books
+  protocols.py     what a link must do, and what it must know of a server
+  link.py          ServerLink: to a server
+  calls.py         connections for calls: one exchange at a time, with a deadline
+  channel.py       the connection on which the server speaks unasked: errands come, events go
+  local.py         LocalLink: the books are in this process
+
+In the background, and in emergencies
+  errands.py       the one background thread: reads errands, looks after timers, attaches anew
+  housekeeping.py  what has to be done when time has passed: recycling, checks, overdue leases
+  chores.py        hooks that may take long, away from the background thread
+  audit.py         finds what nobody holds any more because a thread was interrupted
+  fork.py          what happens in a forked child
+  late.py          locks that are made when they are first used
 """

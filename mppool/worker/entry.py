@@ -24,7 +24,7 @@ class Entry:
     """A resource and what is known of it.
 
     Whoever took it from a shelf owns it until he puts it back, so most fields need no lock: `uses`,
-    `released_at`, `lent_at` belong to the owner. `state` is guarded by the holdings' lock.
+    `released_at`, `lent_at` belong to the owner. `state` and `killed` are guarded by the holdings' lock.
     `retire_at` may be lowered by anybody at any time (a single store): from then on the resource is
     closed instead of being handed out.
     """

@@ -13,16 +13,17 @@ from mppool.worker.entry import Entry
 class Holdings:
     """The table of resources and the session. A forked child buries its parent's and starts with new ones.
 
-    lock: guards `table`, `side`, `session`, `voided`, every entry's `state`, and the contended flags of
-        the faces. Taking the inventory and registering a grant both happen under it (rule 2). While it is
-        held there is no I/O, no hook, no logging, and no other lock is taken.
+    lock: guards `table`, `side`, `session`, `voided`; of every entry `state` and `killed`; and of every face
+        `waiters`, `contended`, `attention`, `counters`, `past_uses`, `retired`, and the removal of a shelf
+        from `shelves`. Taking the inventory and registering a grant both happen under it (rule 2). While it
+        is held there is no I/O, no hook, no logging, and no other lock is taken.
+        Reentrant, so that a thread that was interrupted can free what it still owns (see audit.py), and a
+        finalizer of the application that releases a lease in the middle of a locked region gets through.
     table: every resource from before its opening until after its closing, so that nothing is ever
         finalized by accident, least of all in a child (rule 5).
     side: resources that were brought back; only the server's Grant, Keep or Close takes them out (rule 6).
     outbox: events not sent yet. Appended to and popped from without the lock (atomic operations).
     leaked: entries whose lease was collected. Finalizers append; the errand thread empties.
-        Reentrant, so that a thread that was interrupted can free what it still owns (see audit.py), and a
-        finalizer of the application that releases a lease in the middle of a locked region gets through.
     forked: set once, in a child, by the fork hook.
     """
 

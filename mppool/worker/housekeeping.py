@@ -47,13 +47,14 @@ class Housekeeper:
 
     `_planned` is when the thread will look next; only that thread writes it. Others read it and append to
     `_expected` (atomic operations): a stale value costs one superfluous wake-up at most.
+    `_changing` guards changes of `_keepers`, a tuple that is replaced as a whole, so that the thread needs no
+    lock to go through it. `_keepers_due` belongs to the thread alone.
     """
 
     def __init__(self, member: Member) -> None:
         self._member = member
         self._planned = NEVER
         self._expected: deque[float] = deque()
-        # Replaced as a whole, so that the thread needs no lock to go through it.
         self._keepers: tuple[Keeper, ...] = ()
         self._keepers_due = NEVER
         self._changing = threading.Lock()

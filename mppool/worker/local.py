@@ -39,13 +39,14 @@ _FIRST_SESSION = Session(1)
 class LocalLink:
     """Books of our own, under a lock.
 
-    _lock: guards `_books`, `_session` and the order of `_decided`; whoever holds it may take the holdings'
-        lock, and nothing else happens while it is held.
+    _lock: guards `_books`, `_process`, `_session`, `_whole`, the order of `_decided`, and the start and end of
+        the background thread: `_thread`, `_wake_up`, `_running`. Whoever holds it may take the holdings'
+        lock, and nothing else happens while it is held. `wake` and `tidy` read without it.
     _delivering: held by the one thread that carries out decisions, so that they are carried out in order.
     _whole: False while the books are being changed, so that it stays False where that was interrupted.
-    _suspect: set when a thread was interrupted between a decision and its carrying out. Whoever finds the
-        books in either state writes them anew, from what is really held: the cure for a server's death.
-
+    _suspect: set when a thread was interrupted between a decision and its carrying out, by that thread and
+        without a lock (a single store); cleared under `_lock`. Whoever finds the books in either state
+        writes them anew, from what is really held: the cure for a server's death.
     _looking: held by the one thread that looks after what time brings.
     by_hand: somebody else calls `look_around` now and then; there is no thread before a checkout has to wait.
 
