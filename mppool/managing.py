@@ -106,7 +106,7 @@ class Manager:
         from mppool.server.statistics import ProcessFigures, Totals, merged
 
         pools = {one.pool: one for one in report.pools}
-        figures = [ProcessFigures(own_process(), self._member.label, pools, stale=False)]
+        figures = [ProcessFigures(own_process(), "", pools, stale=False)]
         return merged(
             snapshot,
             figures,

@@ -40,11 +40,10 @@ def stats(pool: ClientPool[Any]) -> dict[str, Any]:
     in_use = max(0, opened - idle)
     counters = {**clients.counters}
     counters["checkouts"] = clients.past_uses + sum(entry.uses for entry in entries)
-    label = pool.manager._member.label
     now = monotonic()
     process = {
         "pid": os.getpid(),
-        "label": label,
+        "label": "",
         "in_use": in_use,
         "idle": idle,
         "waiting": waiting,

@@ -69,7 +69,6 @@ class Member:
 
     def __init__(self, name: str, make_link: Callable[[Member], Link]) -> None:
         self.name = name
-        self.label = ""
         self.faces: dict[str, Face] = {}
         self.holdings = Holdings()
         self.chores = Chores(name)
@@ -157,7 +156,7 @@ class Member:
         self.holdings.voided.clear()
         for face in self.faces.values():
             forget_retired(face)
-        return Attach(self.label or _process_name, self.declarations(), self.inventory())
+        return Attach(_process_name, self.declarations(), self.inventory())
 
     def register(self, grant: Grant, session: Session) -> bool:
         """Enter a fresh grant into the table; False if it belongs to another session, or was voided (rule 2)."""
