@@ -47,12 +47,22 @@ def finish_close(entry: Entry, reason: CloseReason) -> None:
         face.count("hook_errors")
         log.warning("pool %r: closing a resource raised; it is gone", face.name, exc_info=True)
     except BaseException as error:
-        # Perhaps it was not closed yet, and its frames keep it: it ends before its slot is free.
+        # Interrupted, perhaps before anything was closed, and its frames or its user may keep it: it is
+        # closed once more, for it must have ended before its slot is free.
         traceback.clear_frames(error.__traceback__)
+        if not entry.holdings.forked:
+            _close_again(entry)
         raise
     finally:
         if not entry.holdings.forked:
             _forget(entry, reason)
+
+
+def _close_again(entry: Entry) -> None:
+    try:
+        entry.face.recipe.close(entry.resource)
+    except Exception:
+        log.debug("pool %r: it was closed already", entry.face.name, exc_info=True)
 
 
 def _forget(entry: Entry, reason: CloseReason) -> None:
