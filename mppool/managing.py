@@ -12,7 +12,7 @@ from mppool.errors import ConfigurationError
 from mppool.ids import Session, own_process
 from mppool.options import checked_name, checked_options
 from mppool.recipe import HOOKS, as_recipe
-from mppool.worker.member import Member
+from mppool.worker.member import Member, process_name
 from mppool.worker.pool import Pool
 
 if TYPE_CHECKING:
@@ -106,7 +106,7 @@ class Manager:
         from mppool.server.statistics import ProcessFigures, Totals, merged
 
         pools = {one.pool: one for one in report.pools}
-        figures = [ProcessFigures(own_process(), "", pools, stale=False)]
+        figures = [ProcessFigures(own_process(), process_name(), pools, stale=False)]
         return merged(
             snapshot,
             figures,

@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool.core.statistics import BOUNDS, HISTOGRAMS, SERVER_COUNTERS, WORKER_COUNTERS
+from mppool.worker.member import process_name
 
 if TYPE_CHECKING:
     from mppool.azure.client_table import Entry
@@ -43,7 +44,7 @@ def stats(pool: ClientPool[Any]) -> dict[str, Any]:
     now = monotonic()
     process = {
         "pid": os.getpid(),
-        "label": "",
+        "label": process_name(),
         "in_use": in_use,
         "idle": idle,
         "waiting": waiting,

@@ -54,6 +54,11 @@ _NOT_IN_INVENTORIES = (BackendFailed, TokenFetched)
 _process_name = ""
 
 
+def process_name() -> str:
+    """The label of this process in statistics; empty where nobody has named it."""
+    return _process_name
+
+
 def name_process(name: str) -> None:
     """The label of this process in the statistics of all managers, from its next attachment on."""
     global _process_name
