@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import sysconfig
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -79,3 +80,28 @@ def answer(port: int) -> str | None:
         return None
     finally:
         connection.close()
+
+
+def test_tox(runtime_dir: Path, tmp_path: Path) -> None:
+    """Without a network: what its environments would install, they find where we have it."""
+    pytest.importorskip("tox")
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    search_path = os.pathsep.join([sysconfig.get_path("purelib"), str(ROOT)])
+    version = f"py{sys.version_info.major}{sys.version_info.minor}"
+    done = subprocess.run(
+        [
+            sys.executable, "-m", "tox", "run-parallel", "--conf", str(EXAMPLES / "tox" / "tox.ini"),
+            "--workdir", str(tmp_path / "work"), "-f", version, "--parallel-no-spinner",
+            "-x", "testenv.deps=", "-x", f"testenv.set_env+=PYTHONPATH={search_path}",
+            "--", "-p", "no:cacheprovider",
+        ],
+        env={**kept, "MPPOOL_RUNTIME_DIR": str(runtime_dir), "TMPDIR": str(tmp_path)},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=50,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stdout
+    for suite in ("orders", "reports"):
+        assert f"{version}-{suite}: OK" in done.stdout
+    assert (runtime_dir / "shop-tests").is_dir(), "the environments did not meet"
