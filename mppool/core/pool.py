@@ -69,9 +69,9 @@ class PoolBooks:
         self.closed = False
         self.slots = SlotTable()
         self.waiting = Waiting(self.slots.levels)
-        self.slots.level_changed = self.waiting.level_changed
+        self.slots.level_changed = self._level_changed
         self.breakers = Breakers()
-        self.reclaimer = Reclaimer()
+        self.reclaimer = Reclaimer(self.slots)
         self.upkeep = Upkeep(declaration.key)
         self.eviction = Eviction()
         self.counters: Counter[str] = Counter(dict.fromkeys(SERVER_COUNTERS, 0))
@@ -307,6 +307,10 @@ class PoolBooks:
         self.reclaimer.plan(self, now)
         self.eviction.sweep(self, now)
         self._settled_at = now
+
+    def _level_changed(self, process: ProcessId) -> None:
+        self.waiting.level_changed(process)
+        self.reclaimer.level_changed(process)
 
     def _forget_process(self, process: ProcessId) -> None:
         self.waiting.remove_process(process)

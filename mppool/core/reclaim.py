@@ -6,11 +6,15 @@ until it is answered, is overdue, or nobody waits any more.
 
 from __future__ import annotations
 
+import heapq
 import math
+from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from mppool.core import bounds, sharing
 from mppool.core.decisions import Reclaim
+from mppool.core.heap import ascending
+from mppool.core.table import SlotTable
 from mppool.core.waiting import Waiter
 from mppool.ids import ProcessId
 
@@ -33,8 +37,16 @@ class Asked:
 class Reclaimer:
     """Who is contended, who is left in peace, and when to look for surplus again."""
 
-    def __init__(self) -> None:
+    def __init__(self, slots: SlotTable) -> None:
+        self._table = slots
         self.asked: dict[ProcessId, Asked] = {}
+        self._wanted = 0  # of all of them
+        # Those that are counted on still, in the order in which they will not be any longer.
+        self._timely: OrderedDict[ProcessId, Asked] = OrderedDict()
+        self._timely_wanted = 0
+        # A heap of (-left, process): how many slots they could still be asked for. What has been overtaken
+        # by events is passed over, and dropped in the end.
+        self._richest: list[tuple[int, ProcessId]] = []
         # Until when: processes that brought back what helped nobody. Asked again at once, they would
         # bring the same again, and so on for ever.
         self._in_peace: dict[ProcessId, float] = {}
@@ -61,8 +73,11 @@ class Reclaimer:
             books.slots.next_disappointment(since),
             books.waiting.next_loss_of_patience(since),
         ]
-        candidates += [asked.until for asked in self.asked.values()]
         candidates += self._in_peace.values()
+        for asked in self._timely.values():
+            if asked.until > since:
+                candidates.append(asked.until)
+                break
         return min((at for at in candidates if at > since), default=math.inf)
 
     def brought_back(
@@ -76,7 +91,7 @@ class Reclaimer:
         asked = self.asked.get(process)
         if asked is None:
             return
-        asked.wanted -= 1
+        self._want(process, asked, -1)
         if asked.wanted <= 0 or not given:
             self._let_go(books, process)
         if kept:
@@ -84,11 +99,11 @@ class Reclaimer:
 
     def forget(self, process: ProcessId) -> None:
         """The process is dead, or was attached anew and knows nothing of what it was asked."""
-        self.asked.pop(process, None)
+        self._expect_nothing(process)
         self._in_peace.pop(process, None)
 
     def _let_go(self, books: PoolBooks, process: ProcessId) -> None:
-        self.asked.pop(process, None)
+        self._expect_nothing(process)
         books.tell(process, Reclaim(books.name, contended=False, sweep=0, idle_for=0.0))
 
     def _calm(self, books: PoolBooks) -> None:
@@ -104,19 +119,39 @@ class Reclaimer:
 
     def _asked_for(self, now: float) -> int:
         """Slots that are counted on although nobody has brought them yet."""
-        return sum(asked.wanted for asked in self.asked.values() if now < asked.until)
+        while self._timely:
+            process, asked = next(iter(self._timely.items()))
+            if now < asked.until:
+                break
+            del self._timely[process]
+            self._timely_wanted -= asked.wanted
+        return self._timely_wanted
+
+    def _want(self, process: ProcessId, asked: Asked, change: int) -> None:
+        """Want more or fewer slots of a process."""
+        asked.wanted += change
+        self._wanted += change
+        if process in self._timely:
+            self._timely_wanted += change
+        self.level_changed(process)
+
+    def _expect_nothing(self, process: ProcessId) -> None:
+        asked = self.asked.get(process)
+        if asked is not None:
+            self._want(process, asked, -asked.wanted)
+            self._timely.pop(process, None)
+            del self.asked[process]
 
     def _ask_one(self, books: PoolBooks, now: float) -> bool:
         """Ask somebody for one slot more; False if there is nobody to ask."""
         if bounds.excess(books, now) > self._asked_for(now):
             # More slots than the cap allows: everybody may be asked.
-            donor = self._richest(books, now)
+            donor = next((process for process, _ in self._by_spare(books, now)), None)
             if donor is not None:
                 self._ask(books, donor, now, everything=False)
             return donor is not None
-        asked_for = sum(asked.wanted for asked in self.asked.values())
         for taker in self._takers(books, now):
-            donor = self._donor(books, taker, asked_for, now)
+            donor = self._donor(books, taker, now)
             if donor is not None:
                 # A sweep knows nothing of keys: where only one key helps, all that is idle is looked at.
                 self._ask(books, donor, now, everything=bounds.blocked_by_identity(books, taker))
@@ -125,10 +160,29 @@ class Reclaimer:
 
     def _ask(self, books: PoolBooks, donor: ProcessId, now: float, *, everything: bool) -> None:
         asked = self.asked.setdefault(donor, Asked(now))
-        asked.wanted += 1
         asked.until = now + sharing.ANSWER_S
+        if donor not in self._timely:
+            self._timely_wanted += asked.wanted
+        self._timely[donor] = asked
+        self._timely.move_to_end(donor)
+        self._want(donor, asked, 1)
         sweep = books.slots.levels[donor] if everything else asked.wanted
         books.tell(donor, Reclaim(books.name, contended=True, sweep=sweep, idle_for=0.0))
+
+    def level_changed(self, process: ProcessId) -> None:
+        """A process can be asked for more or fewer slots than before."""
+        left = self._left(process)
+        if left > 0:
+            heapq.heappush(self._richest, (-left, process))
+            if len(self._richest) > 4 * len(self._table.levels) + 64:
+                self._richest = [(-self._left(each), each) for each in self._table.levels]
+                heapq.heapify(self._richest)
+
+    def _left(self, process: ProcessId) -> int:
+        """How many slots a process has that it neither closes nor was asked for."""
+        asked = self.asked.get(process)
+        held = self._table.levels[process] - self._table.closing_of(process)
+        return held - (asked.wanted if asked else 0)
 
     def _spare(self, books: PoolBooks, process: ProcessId, now: float) -> int:
         """How many more slots a process can be asked for at all."""
@@ -137,8 +191,22 @@ class Reclaimer:
             return 0
         if asked is not None and now >= asked.until:
             return 0
-        held = books.slots.levels[process] - books.slots.closing_of(process)
-        return held - (asked.wanted if asked else 0)
+        return self._left(process)
+
+    def _by_spare(self, books: PoolBooks, now: float) -> Iterator[tuple[ProcessId, int]]:
+        """Who can be asked, and for how many slots: the richest first, and only as far as it is asked."""
+        richest = self._richest
+        while richest and self._left(richest[0][1]) != -richest[0][0]:
+            heapq.heappop(richest)
+        seen: set[ProcessId] = set()
+        for minus_left, process in ascending(richest):
+            if minus_left >= 0:
+                return
+            if self._left(process) == -minus_left and process not in seen:
+                seen.add(process)
+                spare = self._spare(books, process, now)
+                if spare > 0:
+                    yield process, spare
 
     def _takers(self, books: PoolBooks, now: float) -> Iterator[Waiter]:
         """For whom slots may be asked for, the neediest first.
@@ -158,24 +226,8 @@ class Reclaimer:
             elif not bounds.has_inner_bounds(books):
                 return  # nobody further down can be blocked
 
-    def _richest(self, books: PoolBooks, now: float) -> ProcessId | None:
-        """Whoever can be asked for the most."""
-        best, most = None, 0
-        for process, level in books.slots.richest():
-            if level <= most:
-                break
-            spare = self._spare(books, process, now)
-            if spare > most:
-                best, most = process, spare
-        return best
-
-    def _donor(
-        self, books: PoolBooks, taker: Waiter, asked_for: int, now: float
-    ) -> ProcessId | None:
-        """The richest process that may fairly be asked for one more slot, or None.
-
-        asked_for: slots that anybody was asked for; they will be there before this one.
-        """
+    def _donor(self, books: PoolBooks, taker: Waiter, now: float) -> ProcessId | None:
+        """The richest process that may fairly be asked for one more slot, or None."""
         slots = books.slots
         best, most = None, 0
         # Its own resources for other keys make room without taking from anybody.
@@ -186,18 +238,19 @@ class Reclaimer:
             if bounds.blocked_by_process(books, taker):
                 return best
         if not sharing.has_lost_patience(taker, now):
-            level = slots.levels[taker.process] + slots.on_the_way(now) + asked_for
+            # What others were asked for will be there before this one.
+            level = slots.levels[taker.process] + slots.on_the_way(now) + self._wanted
             most = max(most, sharing.least_fair_level(level) - 1)
-        for process, level in slots.richest():
-            if level <= most:
+        for process, spare in self._by_spare(books, now):
+            if spare <= most:
                 break  # nor has anybody further down more
             if process == taker.process:
                 continue
-            spare = self._spare(books, process, now)
+            part = spare
             if bounds.blocked_by_identity(books, taker):
-                spare = min(spare, slots.level_of(process, taker.key))
-            if spare > most:
-                best, most = process, spare
+                part = min(spare, slots.level_of(process, taker.key))
+            if part > most:
+                best, most = process, part
         return best
 
     def _look_for_surplus(self, books: PoolBooks, now: float, short: int) -> None:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
 import math
 from collections import Counter, OrderedDict
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from mppool.core.heap import ascending
 from mppool.core.slot import Slot, SlotState
 from mppool.ids import GrantNumber, ProcessId, Ticket
 
@@ -17,7 +15,7 @@ class SlotTable:
     """All slots in use. The counts change only here, together with the slots.
 
     levels: slots by process. by_key: slots by identity.
-    level_changed: is told of every process that has more or fewer slots than before.
+    level_changed: is told of every process that has more or fewer slots, or closes more or fewer of them.
     """
 
     def __init__(self) -> None:
@@ -29,8 +27,6 @@ class SlotTable:
         self._by_ticket: dict[tuple[ProcessId, Ticket], Slot] = {}
         # Slots whose ends are counted on, in the order in which they will have been counted on for too long.
         self._expected: OrderedDict[GrantNumber, Slot] = OrderedDict()
-        # A heap of (-level, process); what has been overtaken by events is passed over, and dropped in the end.
-        self._richest: list[tuple[int, ProcessId]] = []
         self._closing_by_key: Counter[str] = Counter()
         self._by_both: Counter[tuple[ProcessId, str]] = Counter()
         self._by_state: Counter[SlotState] = Counter()
@@ -60,17 +56,6 @@ class SlotTable:
         self._forget_ticket(slot)
         slot.ticket = ticket
         self._by_ticket[slot.process, ticket] = slot
-
-    def richest(self) -> Iterator[tuple[ProcessId, int]]:
-        """All processes with their levels, the richest first; only as far as it is asked."""
-        richest, levels = self._richest, self.levels
-        while richest and levels.get(richest[0][1]) != -richest[0][0]:
-            heapq.heappop(richest)
-        seen: set[ProcessId] = set()
-        for minus_level, process in ascending(richest):
-            if levels.get(process) == -minus_level and process not in seen:
-                seen.add(process)
-                yield process, -minus_level
 
     def level_of(self, process: ProcessId, key: str) -> int:
         """How many slots a process has for a key."""
@@ -125,13 +110,14 @@ class SlotTable:
         self.by_key[slot.key] += 1
         self._by_both[slot.process, slot.key] += 1
         self._count_state(slot)
-        self._level_changed(slot.process)
+        self.level_changed(slot.process)
 
     def move(self, slot: Slot, state: SlotState) -> None:
         """Put a slot into another state."""
         self._uncount_state(slot)
         slot.state = state
         self._count_state(slot)
+        self.level_changed(slot.process)
 
     def rename(self, slot: Slot, key: str) -> None:
         """The slot turns out to be for another key than was believed."""
@@ -154,20 +140,11 @@ class SlotTable:
         _decrement(self._by_both, (slot.process, slot.key))
         self._uncount_state(slot)
         slot.state = SlotState.FREE
-        self._level_changed(slot.process)
+        self.level_changed(slot.process)
 
     def _forget_ticket(self, slot: Slot) -> None:
         if slot.ticket and self._by_ticket.get((slot.process, slot.ticket)) is slot:
             del self._by_ticket[slot.process, slot.ticket]
-
-    def _level_changed(self, process: ProcessId) -> None:
-        level = self.levels.get(process)
-        if level is not None:
-            heapq.heappush(self._richest, (-level, process))
-        if len(self._richest) > 4 * len(self.levels) + 64:
-            self._richest = [(-level, process) for process, level in self.levels.items()]
-            heapq.heapify(self._richest)
-        self.level_changed(process)
 
     def _count_state(self, slot: Slot) -> None:
         self._by_state[slot.state] += 1

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -11,6 +12,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mppool.core import sharing
+from mppool.core.reclaim import Reclaimer
 from mppool.core.slot import Slot, SlotState
 from mppool.core.table import SlotTable
 from mppool.core.waiting import Waiter, Waiting
@@ -29,10 +31,22 @@ class Line(RuleBasedStateMachine):
         self.now = 1000.0
         self.slots = SlotTable()
         self.waiting = Waiting(self.slots.levels)
-        self.slots.level_changed = self.waiting.level_changed
+        self.reclaimer = Reclaimer(self.slots)
+        self.slots.level_changed = self.level_changed
+        self.asked: dict[ProcessId, tuple[int, float]] = {}
+        self.everybody: Any = SimpleNamespace(
+            name="p",
+            slots=self.slots,
+            is_attached=lambda process: True,
+            tell=lambda process, decision: None,
+        )
         self.waiters: list[Waiter] = []
         self.held: list[Slot] = []
         self.serial = 0
+
+    def level_changed(self, process: ProcessId) -> None:
+        self.waiting.level_changed(process)
+        self.reclaimer.level_changed(process)
 
     def next(self) -> int:
         self.serial += 1
@@ -94,12 +108,34 @@ class Line(RuleBasedStateMachine):
 
         assert list(self.waiting.in_line(self.now)) == sorted(heads.values(), key=place)
 
+    @rule(process=a_process)
+    def ask(self, process: ProcessId) -> None:
+        if self.reclaimer._spare(self.everybody, process, self.now) > 0:
+            self.reclaimer._ask(self.everybody, process, self.now, everything=False)
+            wanted, _ = self.asked.get(process, (0, 0.0))
+            self.asked[process] = (wanted + 1, self.now + sharing.ANSWER_S)
+
+    @rule(process=a_process, given=st.booleans())
+    def bring_back(self, process: ProcessId, given: bool) -> None:
+        self.reclaimer.brought_back(self.everybody, process, self.now, given=given)
+        if process in self.asked:
+            wanted, until = self.asked.pop(process)
+            if wanted > 1 and given:
+                self.asked[process] = (wanted - 1, until)
+
     @invariant()
-    def the_richest_are_those_with_the_most(self) -> None:
-        levels = Counter(slot.process for slot in self.held)
-        found = list(self.slots.richest())
-        assert dict(found) == dict(levels)
-        assert [level for _, level in found] == sorted(levels.values(), reverse=True)
+    def the_richest_are_those_that_can_be_asked_for_the_most(self) -> None:
+        left = Counter(slot.process for slot in self.held if slot.state is SlotState.OPEN)
+        for process, (wanted, until) in self.asked.items():
+            left[process] -= wanted if until > self.now else 10**6
+        found = list(self.reclaimer._by_spare(self.everybody, self.now))
+        assert dict(found) == {process: spare for process, spare in left.items() if spare > 0}
+        assert [spare for _, spare in found] == sorted(dict(found).values(), reverse=True)
+
+    @invariant()
+    def what_was_asked_for_is_counted_on_for_a_while(self) -> None:
+        timely = sum(wanted for wanted, until in self.asked.values() if until > self.now)
+        assert self.reclaimer._asked_for(self.now) == timely
 
     @invariant()
     def what_is_counted_on_is_what_closes_and_not_for_too_long(self) -> None:
@@ -130,3 +166,16 @@ Line.TestCase.settings = settings(
     suppress_health_check=[HealthCheck.too_slow],
 )
 TestLine = Line.TestCase
+
+
+def test_what_was_asked_for_and_not_given_can_be_asked_for_again() -> None:
+    line = Line()
+    process = PROCESSES[0]
+    line.hold(process, "alice")
+    line.hold(process, "alice")
+    line.the_richest_are_those_that_can_be_asked_for_the_most()
+    for _ in range(2):
+        line.ask(process)
+        line.the_richest_are_those_that_can_be_asked_for_the_most()
+    line.bring_back(process, given=False)
+    line.the_richest_are_those_that_can_be_asked_for_the_most()

@@ -279,9 +279,23 @@ BUGS = [
     Bug(
         "silent-masks",
         "core/reclaim.py",
-        "return sum(asked.wanted for asked in self.asked.values() if now < asked.until)",
-        "return sum(asked.wanted for asked in self.asked.values())",
+        "return self._timely_wanted",
+        "return self._wanted",
         "a stopped process masks what lies idle elsewhere (rule 7)",
+    ),
+    Bug(
+        "group-not-ranked-again",
+        "core/waiting.py",
+        "            self._rank_group(head)\n        if waiter is oldest",
+        "            pass\n        if waiter is oldest",
+        "the next waiter of a group is never in line",
+    ),
+    Bug(
+        "spare-not-ranked-again",
+        "core/reclaim.py",
+        "            self._timely_wanted += change\n        self.level_changed(process)",
+        "            self._timely_wanted += change",
+        "what was not brought back is never asked for again",
     ),
     Bug(
         "hung-close-masks",
