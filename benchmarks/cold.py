@@ -121,7 +121,7 @@ def _servers() -> Iterator[dict[str, Callable[[], Callable[[], Any]]]]:
         proxy = closing.enter_context(_base_manager())
         manager = closing.enter_context(private_manager())
         full = manager.pool("full", object, max_size=1)
-        roomy = manager.pool("roomy", object)
+        roomy = manager.pool("roomy", object, max_size=2 * max(CLIENTS))
         closing.callback(full.checkout().release)
         yield {
             PING_PONG: lambda: _ping_pong(directory_of_echo),

@@ -332,9 +332,8 @@ class SimulatedProcess:
 
 def simulation(quick: bool) -> list[Table]:
     """More threads than slots, in more processes than slots: 1,000 processes on 500 slots."""
-    cases = [(10, 4, 20)] if quick else [(100, 4, 200), (1000, 2, 500)]
-    seconds = 1.0 if quick else 5.0
-    return [_simulated(*case, seconds) for case in cases]
+    cases = [(10, 4, 20, 1.0)] if quick else [(100, 4, 200, 5.0), (1000, 2, 500, 2.0)]
+    return [_simulated(*case) for case in cases]
 
 
 def _simulated(processes: int, threads: int, slots: int, seconds: float) -> Table:
