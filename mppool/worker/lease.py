@@ -143,8 +143,11 @@ class Lease(Generic[T]):
             if self._over:
                 return
             entry = self._entry
+            # Taken away, for in a cycle our owner may be finalized after us, and release us then.
+            del self._entry
         except AttributeError:
             return
+        self._over = True
         holdings = entry.holdings
         if not holdings.forked and not entry.killed:
             holdings.leaked.append(entry)

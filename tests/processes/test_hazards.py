@@ -403,7 +403,6 @@ def test_hazard_15_a_lease_that_ends_in_the_middle_of_a_locked_region(
     assert witness.figures()["peak"] == 1
 
 
-@pytest.mark.xfail(reason="the finalizer of a lease leaves its entry to a release that comes later")
 def test_hazard_15_a_lease_that_is_released_after_it_was_finalized(
     manager: PoolManager, witness: Witness
 ) -> None:
