@@ -43,7 +43,7 @@ def test_without_anything_to_look_after_there_is_no_thread(make_pool: MakePool) 
     pool = make_pool(min_size=2, max_size=4)
     with pool.obj():
         pool.stats()
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
 
 
 def test_the_warning_comes_at_the_time_of_the_kill_by_default(make_pool: MakePool) -> None:

@@ -112,7 +112,7 @@ def test_what_is_only_declared_costs_nothing(runtime_dir: Path) -> None:
     manager = PoolManager("t")
     pools = [manager.pool(f"p{number}", list, min_size=1) for number in range(10)]
     assert [pool.name for pool in pools]
-    assert threading.active_count() == threads
+    assert threading.active_count() <= threads
     assert len(os.listdir("/proc/self/fd")) == descriptors
     assert processes_using(runtime_dir) == {}
     assert list(runtime_dir.iterdir()) == []

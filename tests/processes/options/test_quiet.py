@@ -55,6 +55,6 @@ def test_who_uses_nothing_has_no_thread(declare: Declare, manager: PoolManager) 
     before = threading.active_count()
     pool = declare(min_size=2, check_interval=0.01, max_idle=0.01, max_lease_warn=0.01)
     pool.stats()
-    assert threading.active_count() == before
+    assert threading.active_count() <= before
     assert threads(os.getpid()) >= before
     assert manager.server_pid is None
