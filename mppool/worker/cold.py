@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("mppool")
 
 
-ASK_GRACE_S = 0.1
+ASK_GRACE_S = 0.25
 """How long the books may take to answer although the timeout is shorter."""
 
 REFUSAL_GRACE_S = 0.005
