@@ -317,7 +317,9 @@ def test_hooks_with_fewer_sessions_than_workers_and_without_a_database(
 ) -> None:
     server = gunicorn("--workers", "3", config=HOOKS, APP_CAP=1)
     answer = server.ask_until("/look", lambda answer: len(answer["labels"]) == 3)
-    assert witness.peak == 1
+    wait_until(
+        lambda: witness.peak == 1, "the session of one of them"
+    )  # the others have accepted by then
     assert answer["stats"]["pools"]["orders"]["counters"]["timeouts"] == 0
     assert server.ask("/use")
     assert "WARNING" not in server.text()
