@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -192,3 +193,54 @@ def test_one_server_over_all_reloads(
     wait_until(lambda: not is_alive(pid), "the server to linger out")
     assert manager.server_pid is None
     assert not witness.sessions()
+
+
+STARTS_AT_IMPORT = """
+import os, multiprocessing
+from multiprocessing.managers import BaseManager
+from werkzeug._reloader import run_with_reloader
+started = os.open(os.environ["STARTED"], os.O_WRONLY | os.O_APPEND)
+if os.environ["KIND"] == "naive":
+    manager = BaseManager(ctx=multiprocessing.get_context("fork"))
+    manager.start()
+    os.write(started, f"{manager._process.pid}\\n".encode())
+else:
+    from mppool import PoolManager
+    manager = PoolManager("t", linger=0.0)
+    pool = manager.pool("p", object, max_size=1)
+def main():
+    if os.environ["KIND"] != "naive":
+        with pool.checkout(timeout=20):
+            os.write(started, f"{manager.server_pid}\\n".encode())
+    os._exit(0)
+run_with_reloader(main)
+"""
+
+
+@pytest.mark.parametrize(("kind", "servers"), [("naive", 2), ("ours", 1)])
+def test_hazard_18_importing_the_application_in_the_reloaders_parent_starts_nothing(
+    kind: str, servers: int, runtime_dir: Path, tmp_path: Path
+) -> None:
+    """The stand-in: a server that is started by import is started twice, and once for nobody."""
+    pytest.importorskip("werkzeug")
+    site, started = tmp_path / "site1.py", tmp_path / "started"
+    site.write_text(STARTS_AT_IMPORT)
+    started.touch()
+    outside = {name: value for name, value in os.environ.items() if "WERKZEUG" not in name}
+    environment = {**outside, "PYTHONPATH": str(ROOT), "KIND": kind, "STARTED": str(started)}
+    try:
+        # Not through pipes: the stand-in's servers inherit them, and would keep them open.
+        subprocess.run(
+            [sys.executable, str(site)],
+            env=environment,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            timeout=40,
+            check=True,
+        )
+    finally:
+        pids = [int(line) for line in started.read_text().split()]
+        for pid in pids:
+            if kind == "naive" and is_alive(pid):
+                os.kill(pid, signal.SIGKILL)
+    assert len(pids) == servers

@@ -10,17 +10,18 @@ Each test here has a naive stand-in beside it, which shows that what is asserted
  6  inherited sockets: test_forks.py (with a stand-in), tests/server/test_server.py
  7  the end of a connection is not a death: tests/server/test_server.py, tests/server/test_recovery.py
  8  grants to the dead, recycled pids: here; tests/server/test_liveness.py, test_launch.py (pid namespaces)
- 9  a server that is somebody's child: tests/server/test_launch.py, tests/integrations/test_gunicorn.py
-10  shared_memory and Semaphore: neither is used; that the dead lose no permit: test_must_show.py
-11  worker_exit in the master: tests/integrations/test_gunicorn.py
+ 9  a server that is somebody's child: test_hazards_deployment.py (with stand-ins),
+    tests/server/test_launch.py, tests/integrations/test_gunicorn.py
+10  shared_memory and Semaphore: test_hazards_deployment.py (with stand-ins)
+11  worker_exit in the master: test_hazards_deployment.py (with a stand-in), tests/integrations/test_gunicorn.py
 12  atexit in children, forkserver by default: test_forks.py (every start method)
-13  gevent: tests/integrations/test_gunicorn_gevent.py
+13  gevent: test_hazards_deployment.py (with a stand-in), tests/integrations/test_gunicorn_gevent.py
 14  a long TMPDIR: tests/server/test_runtime.py
 15  finalizers at any instruction: here; tests/azure/test_blob_ends.py
-16  one server per master, starters and idle exits that race: tests/server/test_launch.py, test_server.py,
-    tests/integrations/test_gunicorn.py
-17  two-core timings: benchmarks/measuring.py pins
-18  reloaders: tests/integrations/test_reloaders.py, test_reloaders_examples.py
+16  one server per master, starters and idle exits that race: test_hazards_deployment.py (with stand-ins),
+    tests/server/test_launch.py, test_server.py, tests/integrations/test_gunicorn.py
+17  two-core timings: test_hazards_deployment.py; benchmarks/measuring.py pins
+18  reloaders: tests/integrations/test_reloaders.py (with a stand-in), test_reloaders_examples.py
 """
 
 from __future__ import annotations
