@@ -7,17 +7,28 @@ import shutil
 import signal
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import settings
 
+from tests import secrecy
 from tests.helpers import is_alive, processes_using
 
 # Examples are bounded in number; how long one takes says more about the machine than about the code.
 settings.register_profile("mppool", deadline=None)
 settings.load_profile("mppool")
+
+secrecy.install()
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_teardown() -> Generator[None, None, None]:
+    """After all fixtures have ended: a test fails where a secret was seen in it."""
+    yield
+    if seen := secrecy.WATCH.take():
+        pytest.fail("a secret was seen in\n" + "\n".join(seen), pytrace=False)
 
 
 @pytest.fixture
@@ -30,7 +41,9 @@ def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="mppt-", dir="/tmp"))
     monkeypatch.setenv("MPPOOL_RUNTIME_DIR", str(directory))
     yield directory
+    secrecy.WATCH.see_files(directory)
     problems = _end_servers(directory)
+    secrecy.WATCH.see_files(directory)  # what they have written while they left
     shutil.rmtree(directory)
     if problems:
         pytest.fail("left behind:\n" + "\n".join(problems))

@@ -19,12 +19,12 @@ from urllib.parse import parse_qs, urlsplit
 
 import trustme
 
+from tests.secrecy import MARK
+
 TENANT = "11111111-2222-3333-4444-555555555555"
 CLIENT = "99999999-8888-7777-6666-555555555555"
-SECRET = "s3cr3t-that-must-never-be-seen-anywhere"
+SECRET = f"{MARK}-of-a-client-that-must-never-be-seen-anywhere"
 ACCOUNT_UID = "aaaaaaaa-0000-0000-0000-000000000001"
-MARK = "Zq7"
-"""In every token, for tests that look for tokens where none may be."""
 
 
 class Answer:

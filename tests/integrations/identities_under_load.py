@@ -16,6 +16,7 @@ import threading
 from mppool import PoolManager
 from mppool.azure import StaticToken
 from mppool.odbc import OdbcRecipe
+from tests.secrecy import MARK
 
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank")
 THREADS = 4
@@ -32,7 +33,7 @@ class Named:
 
 
 def token_of(name: str) -> str:
-    return f"token-of-{name}"
+    return f"{MARK}-of-{name}"
 
 
 def main() -> None:

@@ -22,7 +22,8 @@ from mppool.azure import StaticToken, token_struct
 from mppool.odbc import OdbcRecipe
 from mppool.odbc.attributes import ACCESS_TOKEN
 from tests.helpers import Fork, wait_until
-from tests.tds.double import EXPIRED, TdsDouble
+from tests.secrecy import MARK
+from tests.tds.double import EXPIRED, Seen, TdsDouble
 
 HOUR = 3600.0
 
@@ -41,7 +42,7 @@ class Issuer:
         assert scopes == ("https://database.windows.net/.default",)
         self.asked += 1
         token = self._tokens.pop(0) if len(self._tokens) > 1 else self._tokens[0]
-        return AccessToken(token, int(time.time() + self.life))
+        return AccessToken(f"{MARK} {token}", int(time.time() + self.life))
 
 
 class Silent(Issuer):
@@ -70,14 +71,24 @@ def use(pool: Any, said: str = "1", **whose: Any) -> int:
         return int(connection.execute("SELECT spid").fetchval())
 
 
+def brought(text: str, **more: Any) -> StaticToken:
+    """A token of the application's own."""
+    return StaticToken(f"{MARK} {text}", **more)
+
+
+def bearer_of(session: Seen) -> str | None:
+    """What the token of a session says, without the mark that all tokens of the tests bear."""
+    return None if session.token is None else session.token.removeprefix(f"{MARK} ")
+
+
 # --- whose session ----------------------------------------------------------------------------------
 
 
 def test_each_identity_has_sessions_of_its_own(manager: Any, tds: TdsDouble) -> None:
-    pool = manager.pool("p", OdbcRecipe(tds.connection_string("UID=sa;PWD=secret")), max_size=4)
+    pool = manager.pool("p", OdbcRecipe(tds.connection_string(f"UID=sa;PWD={MARK}")), max_size=4)
     whose: list[dict[str, Any]] = [
-        {"credential": StaticToken("token of alice")},
-        {"credential": StaticToken("token of bob")},
+        {"credential": brought("token of alice")},
+        {"credential": brought("token of bob")},
         {"identity": "carol", "credential": Issuer("token of carol")},
         {},
     ]
@@ -86,7 +97,7 @@ def test_each_identity_has_sessions_of_its_own(manager: Any, tds: TdsDouble) -> 
     assert [use(pool, **one) for one in whose] == first
     assert use(pool, identity="carol") == first[2]  # the name alone is enough for what is open
     seen = {session.number: session for session in tds.open_sessions()}
-    assert [seen[number].token for number in first] == [
+    assert [bearer_of(seen[number]) for number in first] == [
         "token of alice",
         "token of bob",
         "token of carol",
@@ -102,9 +113,9 @@ def test_equal_tokens_are_one_identity_whatever_object_brings_them(
     manager: Any, tds: TdsDouble
 ) -> None:
     pool = manager.pool("p", OdbcRecipe(tds.connection_string()), max_size=4)
-    first = use(pool, credential=StaticToken("token"))
-    assert use(pool, credential=StaticToken("token")) == first
-    assert use(pool, credential=StaticToken("token ")) != first
+    first = use(pool, credential=brought("token"))
+    assert use(pool, credential=brought("token")) == first
+    assert use(pool, credential=brought("token ")) != first
     pool.close()
 
 
@@ -157,14 +168,14 @@ def test_no_token_is_fetched_where_a_session_lies_ready(manager: Any, tds: TdsDo
 
 
 def test_the_checkouts_credential_comes_before_the_recipes(manager: Any, tds: TdsDouble) -> None:
-    recipe = OdbcRecipe(tds.connection_string(), credential=StaticToken("own"))
+    recipe = OdbcRecipe(tds.connection_string(), credential=brought("own"))
     pool = manager.pool("p", recipe, max_size=4, min_size=1)
     assert pool.wait_ready(20.0)
     own = use(pool)
-    other = use(pool, credential=StaticToken("other"))
-    named = use(pool, identity="named", credential=StaticToken("other"))
+    other = use(pool, credential=brought("other"))
+    named = use(pool, identity="named", credential=brought("other"))
     by_name = use(pool, identity="by name")
-    tokens = {session.number: session.token for session in tds.open_sessions()}
+    tokens = {session.number: bearer_of(session) for session in tds.open_sessions()}
     assert [tokens[number] for number in (own, other, named, by_name)] == [
         "own",
         "other",
@@ -182,7 +193,7 @@ def test_min_size_of_a_credential_whose_identity_only_a_token_tells(
     recipe = OdbcRecipe(tds.connection_string(), credential=Issuer("mine"))
     pool = manager.pool("p", recipe, max_size=4, min_size=2)
     assert pool.wait_ready(20.0)
-    assert [session.token for session in tds.wait_for_open(2)] == ["mine", "mine"]
+    assert [bearer_of(session) for session in tds.wait_for_open(2)] == ["mine", "mine"]
     use(pool)
     keys = {resource["identity_key"] for resource in pool.stats()["resources"]}
     assert len(keys) == 1
@@ -205,18 +216,19 @@ def test_another_credential_in_a_second_declaration_is_refused(tds: TdsDouble) -
 def test_an_idle_session_of_somebody_else_makes_room(manager: Any, tds: TdsDouble) -> None:
     pool = manager.pool("p", OdbcRecipe(tds.connection_string()), max_size=2)
     for name in ("alice", "bob", "carol", "alice", "dave"):
-        use(pool, name, identity=name, credential=StaticToken(name))
+        use(pool, name, identity=name, credential=brought(name))
         assert len(tds.open_sessions()) <= 3  # the double sees the end of one a moment later
     tds.wait_for_open(2)
     assert all(
-        set(one.statements) <= {f"SELECT '{one.token}'", "SELECT spid"} for one in tds.sessions()
+        set(one.statements) <= {f"SELECT '{bearer_of(one)}'", "SELECT spid"}
+        for one in tds.sessions()
     )
     with (
-        pool.checkout(identity="erin", credential=StaticToken("erin")),
-        pool.checkout(identity="frank", credential=StaticToken("frank")),
+        pool.checkout(identity="erin", credential=brought("erin")),
+        pool.checkout(identity="frank", credential=brought("frank")),
         pytest.raises(CheckoutTimeout),
     ):
-        pool.checkout(0.05, identity="grace", credential=StaticToken("grace"))
+        pool.checkout(0.05, identity="grace", credential=brought("grace"))
     pool.close()
 
 
@@ -225,7 +237,7 @@ def test_an_idle_session_of_somebody_else_makes_room(manager: Any, tds: TdsDoubl
 
 def test_a_session_is_reset_before_anybody_else_uses_it(manager: Any, tds: TdsDouble) -> None:
     pool = manager.pool("p", OdbcRecipe(tds.connection_string()), max_size=1)
-    me = StaticToken("me")
+    me = brought("me")
     with pool.checkout(credential=me) as connection:
         connection.execute("INSERT nothing")
     use(pool, credential=me)
@@ -237,18 +249,18 @@ def test_a_session_is_reset_before_anybody_else_uses_it(manager: Any, tds: TdsDo
 
 def test_a_killed_session_is_replaced_and_nobody_notices(manager: Any, tds: TdsDouble) -> None:
     pool = manager.pool("p", OdbcRecipe(tds.connection_string()), max_size=2, check_idle_for=0.0)
-    me = StaticToken("me")
+    me = brought("me")
     first = use(pool, credential=me)
     tds.kill(first)
     assert use(pool, credential=me) != first
-    assert [session.token for session in tds.sessions()] == ["me", "me"]
+    assert [bearer_of(session) for session in tds.sessions()] == ["me", "me"]
     pool.close()
 
 
 def test_a_child_gets_a_session_of_its_own(runtime_dir: Path, tds: TdsDouble) -> None:
     manager = PoolManager("test")
     pool = manager.pool("p", OdbcRecipe(tds.connection_string()), max_size=6)
-    me = StaticToken("me")
+    me = brought("me")
     issuer = Issuer("named")
     mine = [use(pool, credential=me), use(pool, identity="named", credential=issuer)]
 
@@ -259,7 +271,7 @@ def test_a_child_gets_a_session_of_its_own(runtime_dir: Path, tds: TdsDouble) ->
     theirs = [number for child in children for number in child.result()]
     assert [use(pool, credential=me), use(pool, identity="named", credential=issuer)] == mine
     assert not set(mine) & set(theirs)
-    assert {session.token for session in tds.sessions()} == {"me", "named"}
+    assert {bearer_of(session) for session in tds.sessions()} == {"me", "named"}
     pool.close()
     manager.shutdown()
 
@@ -280,7 +292,7 @@ def test_near_its_end_another_token_replaces_the_session(
     use(pool, "again", **me)
     assert credential.asked == 2  # one fetch finds out, and the same token opens
     (left,) = tds.wait_for_open(1)
-    assert left.token == "new"
+    assert bearer_of(left) == "new"
     assert pool.stats()["counters"]["reopened"] == 1
     # The new one is as near to its end, but the issuer is left in peace for a while.
     for _ in range(3):
@@ -348,8 +360,8 @@ def test_idle_siblings_in_other_processes_go_with_the_old_token(
     wait_until(lambda: pool.stats()["idle"] == 2, "both sessions to lie idle")
     use(pool, identity="me", credential=credential)
     assert child.result() == ["me"]
-    assert [session.token for session in tds.wait_for_open(1)] == ["new"]
-    assert [session.token for session in tds.sessions()] == ["old", "old", "new"]
+    assert [bearer_of(session) for session in tds.wait_for_open(1)] == ["new"]
+    assert [bearer_of(session) for session in tds.sessions()] == ["old", "old", "new"]
     pool.close()
     manager.shutdown()
 
@@ -358,22 +370,22 @@ def test_the_life_of_a_brought_token_is_the_applications_business(
     manager: Any, tds: TdsDouble
 ) -> None:
     pool = manager.pool("p", OdbcRecipe(tds.connection_string()), max_size=4)
-    me = StaticToken("mine", expires_on=time.time() - 10)
+    me = brought("mine", expires_on=time.time() - 10)
     assert len({use(pool, credential=me) for _ in range(3)}) == 1
     assert len({use(pool, identity="x", credential=me) for _ in range(3)}) == 1
     pool.close()
 
 
 def test_a_brought_token_that_the_server_refuses(manager: Any, tds: TdsDouble) -> None:
-    tds.refuse("stale-token-of-mine", EXPIRED)
+    tds.refuse(f"{MARK} stale-token-of-mine", EXPIRED)
     pool = manager.pool("p", OdbcRecipe(tds.connection_string()), max_size=4)
     with pytest.raises(OpenFailed, match="Token is expired") as refused:
-        pool.checkout(credential=StaticToken("stale-token-of-mine"))
+        pool.checkout(credential=brought("stale-token-of-mine"))
     assert "28000" in str(refused.value)
     assert "18456" in str(refused.value)
     assert "stale-token-of-mine" not in str(refused.value)
     # It blocks nobody else.
-    use(pool, credential=StaticToken("good"))
+    use(pool, credential=brought("good"))
     pool.close()
 
 
@@ -387,15 +399,15 @@ def test_attrs_before_is_called_only_when_a_connection_is_opened(
 
     def attributes() -> tuple[dict[int, bytes], float]:
         calls.append(1)
-        return {ACCESS_TOKEN: token_struct(f"brought {len(calls)}")}, time.time() + HOUR
+        return {ACCESS_TOKEN: token_struct(f"{MARK} brought {len(calls)}")}, time.time() + HOUR
 
-    recipe = OdbcRecipe(tds.connection_string("UID=sa;PWD=x"), attrs_before=attributes)
+    recipe = OdbcRecipe(tds.connection_string(f"UID=sa;PWD={MARK}"), attrs_before=attributes)
     pool = manager.pool("p", recipe, max_size=2)
     assert not calls
     assert use(pool) == use(pool)
     assert len(calls) == 1
     (session,) = tds.open_sessions()
-    assert (session.token, session.user) == ("brought 1", "")
+    assert (bearer_of(session), session.user) == ("brought 1", "")
     pool.close()
 
 
@@ -405,7 +417,7 @@ def test_attrs_before_that_say_when_they_end_are_replaced_in_time(
     lives = [301.0, 10.0]
 
     def attributes() -> tuple[dict[int, bytes], float]:
-        return {ACCESS_TOKEN: token_struct("brought")}, time.time() + lives.pop(0)
+        return {ACCESS_TOKEN: token_struct(f"{MARK} brought")}, time.time() + lives.pop(0)
 
     pool = manager.pool("p", OdbcRecipe(tds.connection_string(), attrs_before=attributes))
     first = use(pool)
@@ -440,7 +452,7 @@ def test_what_is_no_token_never_reaches_the_driver(
         pool.checkout(identity=identity, credential=Answers(token))
     assert "x" * 50 not in str(refused.value)
     assert tds.sessions() == []
-    assert use(pool, credential=StaticToken("good")) > 0
+    assert use(pool, credential=brought("good")) > 0
     pool.close()
 
 
@@ -465,14 +477,14 @@ def test_what_is_no_credential_is_refused(tds: TdsDouble, credential: Any) -> No
 def test_a_credential_for_a_recipe_that_wants_no_token(tds: TdsDouble) -> None:
     pool = InProcessManager().pool("p", object)
     with pytest.raises(ConfigurationError, match="token_scope"):
-        pool.checkout(credential=StaticToken("x"))
+        pool.checkout(credential=brought("x"))
 
 
 def test_two_tokens_at_once_are_refused(tds: TdsDouble) -> None:
     with pytest.raises(ConfigurationError, match="1256"):
         OdbcRecipe(
             tds.connection_string(),
-            credential=StaticToken("one"),
+            credential=brought("one"),
             attrs_before={ACCESS_TOKEN: token_struct("other")},
         )
 
@@ -494,7 +506,7 @@ def test_a_refused_login_is_no_storm(runtime_dir: Path, tds: TdsDouble) -> None:
             nonlocal failed
             while time.monotonic() < ends:
                 with pytest.raises(OpenFailed, match="18456"):
-                    pool.checkout(identity="me", credential=StaticToken("refused"))
+                    pool.checkout(identity="me", credential=brought("refused"))
                 failed += 1
             return failed
 
@@ -516,7 +528,7 @@ def test_a_refused_login_is_no_storm(runtime_dir: Path, tds: TdsDouble) -> None:
 
 def _can_log_in(pool: Any) -> bool:
     try:
-        use(pool, identity="me", credential=StaticToken("refused"))
+        use(pool, identity="me", credential=brought("refused"))
     except OpenFailed:
         return False
     return True

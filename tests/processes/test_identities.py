@@ -15,6 +15,7 @@ from mppool import ConfigurationError, InProcessManager, OpenFailed, PoolManager
 from mppool.azure import StaticToken, TokenInfo, token_struct
 from mppool.recipe import Opening, Recipe
 from tests.helpers import Fork, wait_until
+from tests.secrecy import MARK
 
 SCOPE = "https://example.org/.default"
 
@@ -57,7 +58,7 @@ class Known:
 
         assert scopes == (SCOPE,)
         self.asked += 1
-        return AccessToken(f"token {self.asked} of {self.name}", int(time.time() + self.life))
+        return AccessToken(f"{MARK} {self.asked} of {self.name}", int(time.time() + self.life))
 
 
 @pytest.fixture(params=["one process", "many processes"])
@@ -81,7 +82,7 @@ def test_any_recipe_that_names_a_scope_is_given_tokens(manager: Any) -> None:
     alice = Known("alice")
     thing = use(pool, credential=alice)
     assert thing.identity == "alice"
-    assert thing.token == TokenInfo(token_struct("token 1 of alice"), thing.token.expires_on)
+    assert thing.token == TokenInfo(token_struct(f"{MARK} 1 of alice"), thing.token.expires_on)
     assert use(pool, credential=alice) is thing
     assert use(pool, credential=Known("alice")) is thing
     assert use(pool).token is None
@@ -167,7 +168,7 @@ def test_a_credential_that_speaks_for_whoever_is_there(runtime_dir: Path) -> Non
         def get_token(self, *scopes: str, **options: Any) -> Any:
             from azure.core.credentials import AccessToken
 
-            return AccessToken(f"token of {self.whose}", int(time.time() + 3600))
+            return AccessToken(f"{MARK} of {self.whose}", int(time.time() + 3600))
 
     manager = PoolManager("test")
     credential = Contextual()
@@ -177,7 +178,7 @@ def test_a_credential_that_speaks_for_whoever_is_there(runtime_dir: Path) -> Non
         for whose in ("alice", "bob", "bob", "alice"):
             credential.whose = whose
             for _ in range(2):
-                assert use(pool).token.token_struct == token_struct(f"token of {whose}")
+                assert use(pool).token.token_struct == token_struct(f"{MARK} of {whose}")
         return True
 
     assert both()
@@ -194,7 +195,7 @@ def test_an_account_that_signs_in_later_gets_none_of_the_earlier_ones(manager: A
     credential.name = "acct:bob"
     bob = use(pool, credential=credential)
     assert (alice.identity, bob.identity) == ("acct:alice", "acct:bob")
-    assert bob.token.token_struct == token_struct("token 2 of acct:bob")
+    assert bob.token.token_struct == token_struct(f"{MARK} 2 of acct:bob")
     credential.name = "acct:alice"
     assert use(pool, credential=credential) is alice
     pool.close()
@@ -275,7 +276,7 @@ def test_nothing_is_kept_of_what_is_gone(manager: Any) -> None:
     face = pool._face
     for number in range(100):
         use(pool, credential=Known(f"user {number}"))
-        use(pool, credential=StaticToken(f"token {number}"))
+        use(pool, credential=StaticToken(f"{MARK} {number}"))
         use(pool, identity=f"name {number}")
         use(pool, identity=f"name {number}")
     wait_until(lambda: len(face.shelves) <= 3, "the shelves of those who are gone to be forgotten")
