@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 INI_OPTION = "mppool_manager_name"
 VARIABLE = "MPPOOL_PYTEST_NAME"
 _RUN_LINGER_S = 5.0
+_REMOVE_PATIENCE_S = 2.0
 _RUN_ATTRIBUTE = "_mppool_run"
 
 
@@ -79,7 +81,14 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         from mppool.manager import PoolManager
 
         PoolManager(name, runtime_dir=directory).shutdown()
-        shutil.rmtree(directory)
+        _remove(directory)
+
+
+def _remove(directory: Path) -> None:
+    """Remove it beside a server that is just leaving and tidies up in it as well."""
+    deadline = time.monotonic() + _REMOVE_PATIENCE_S
+    while directory.exists() and time.monotonic() < deadline:
+        shutil.rmtree(directory, ignore_errors=True)
 
 
 @pytest.fixture(scope="session")

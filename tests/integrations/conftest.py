@@ -9,10 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from mppool import PoolManager
 from mppool.errors import ConfigurationError
 from mppool.odbc import driver_manager
 from tests.helpers import component_is_missing
-from tests.integrations.postgresql import Database, PostgresqlServer, what_is_missing
+from tests.integrations.postgresql import Database, Postgresql, what_is_missing
+from tests.sharing import shared
 from tests.tds.fixtures import microsoft_driver, tds
 
 __all__ = ["microsoft_driver", "tds"]
@@ -46,21 +48,19 @@ def sqlite_odbc(odbc_drivers: list[str], tmp_path: Path) -> str:
 
 
 @pytest.fixture(scope="session")
-def postgresql_server(odbc_drivers: list[str]) -> Iterator[PostgresqlServer]:
-    """A PostgreSQL server for the tests of this process (each xdist worker has its own: 0.7 s)."""
+def postgresql_server(odbc_drivers: list[str], mppool_manager: PoolManager) -> Iterator[Postgresql]:
+    """A PostgreSQL server that all xdist workers of this run share."""
     missing = what_is_missing()
     if missing:
         component_is_missing(missing)
-    server = PostgresqlServer()
-    try:
-        server.start()
+    with shared(mppool_manager, "postgresql") as address:
+        server = Postgresql(address["port"])
         yield server
-    finally:
-        server.stop()
+        server.disconnect()
 
 
 @pytest.fixture
-def postgresql(postgresql_server: PostgresqlServer) -> Iterator[Database]:
+def postgresql(postgresql_server: Postgresql) -> Iterator[Database]:
     """A new PostgreSQL database."""
     database = postgresql_server.create_database()
     yield database

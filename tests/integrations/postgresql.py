@@ -8,7 +8,8 @@ import shutil
 import socket
 import subprocess
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -32,11 +33,45 @@ class PostgresqlFailed(Exception):
     """A program of PostgreSQL's failed; the message holds what it printed."""
 
 
-class PostgresqlServer:
-    """One server; each test gets a database of its own in it."""
+class Postgresql:
+    """A running server, as its clients see it; each test gets a database of its own in it."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+        self._databases = 0
+        self._admin: Any = None
+
+    def connection_string(self, database: str) -> str:
+        """How OdbcRecipe or pyodbc connects to one of the databases."""
+        return f"Driver={DRIVER};Server=127.0.0.1;Port={self.port};Database={database};UID=postgres;PWD=unused"
+
+    def query(self, statement: str, *parameters: Any) -> list[Any]:
+        """Execute as administrator, outside of any pool."""
+        if self._admin is None:
+            pyodbc = driver_manager.load()
+            self._admin = pyodbc.connect(self.connection_string("postgres"), autocommit=True)
+        cursor = self._admin.execute(statement, *parameters)
+        return cursor.fetchall() if cursor.description else []
+
+    def create_database(self) -> Database:
+        """A new, empty database. Its name is that of no other process's."""
+        self._databases += 1
+        name = f"test_{os.getpid()}_{os.urandom(4).hex()}_{self._databases}"
+        self.query(f"create database {name}")
+        return Database(self, name)
+
+    def disconnect(self) -> None:
+        """End the administrator's session."""
+        if self._admin is not None:
+            self._admin.close()
+            self._admin = None
+
+
+class PostgresqlServer(Postgresql):
+    """One that this process starts and stops."""
 
     def __init__(self) -> None:
-        self.port = 0
+        super().__init__(0)
         self._directory = Path(tempfile.mkdtemp(prefix="mppool-pg-", dir="/tmp"))
         if os.geteuid() == 0:
             shutil.chown(self._directory, "postgres")
@@ -44,8 +79,6 @@ class PostgresqlServer:
         self._run(
             "initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"
         )
-        self._databases = 0
-        self._admin: Any = None
 
     def start(self) -> None:
         """Start on a free port, and wait until it answers."""
@@ -53,7 +86,7 @@ class PostgresqlServer:
             self.port = _free_port()
             options = (
                 f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' "
-                "-c fsync=off -c max_connections=200"
+                "-c fsync=off -c max_connections=400"
             )
             try:
                 self._run(
@@ -72,38 +105,18 @@ class PostgresqlServer:
                 if attempt == 4:
                     raise
                 # Somebody else may have taken the port in between.
-        pyodbc = driver_manager.load()
-        self._admin = pyodbc.connect(self.connection_string("postgres"), autocommit=True)
 
     def halt(self, mode: str = "fast") -> None:
         """Stop the server, as an administrator would; `start` starts it again, on another port."""
-        self._admin.close()
-        self._admin = None
+        self.disconnect()
         self._run("pg_ctl", "-D", self._data, "-m", mode, "-w", "stop")
 
     def stop(self) -> None:
         """Stop the server and remove its directory."""
-        if self._admin is not None:
-            self._admin.close()
+        self.disconnect()
         if (self._data / "postmaster.pid").exists():
             self._run("pg_ctl", "-D", self._data, "-m", "immediate", "-w", "stop")
         shutil.rmtree(self._directory)
-
-    def connection_string(self, database: str) -> str:
-        """How OdbcRecipe or pyodbc connects to one of the databases."""
-        return f"Driver={DRIVER};Server=127.0.0.1;Port={self.port};Database={database};UID=postgres;PWD=unused"
-
-    def query(self, statement: str, *parameters: Any) -> list[Any]:
-        """Execute as administrator, outside of any pool."""
-        cursor = self._admin.execute(statement, *parameters)
-        return cursor.fetchall() if cursor.description else []
-
-    def create_database(self) -> Database:
-        """A new, empty database."""
-        self._databases += 1
-        name = f"test_{os.getpid()}_{self._databases}"
-        self.query(f"create database {name}")
-        return Database(self, name)
 
     def _run(self, program: str, *arguments: Any) -> None:
         programs = _programs()
@@ -127,10 +140,21 @@ class PostgresqlServer:
                 raise PostgresqlFailed(f"{program}: {output.read()}")
 
 
+@contextmanager
+def kept() -> Iterator[dict[str, Any]]:
+    """A server for all xdist workers, see tests/sharing.py."""
+    server = PostgresqlServer()
+    try:
+        server.start()
+        yield {"port": server.port}
+    finally:
+        server.stop()
+
+
 class Database:
     """One database, and the witness of how many sessions it has."""
 
-    def __init__(self, server: PostgresqlServer, name: str) -> None:
+    def __init__(self, server: Postgresql, name: str) -> None:
         self._server = server
         self.name = name
         self.port = server.port
