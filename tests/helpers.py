@@ -15,6 +15,8 @@ from typing import Any, NoReturn, TypeVar
 
 import pytest
 
+from tests import secrecy
+
 T = TypeVar("T")
 
 ROOT = Path(__file__).parent.parent
@@ -123,6 +125,7 @@ def run_python(
         timeout=timeout,
         check=False,
     )
+    secrecy.WATCH.see("what a process printed", done.stdout + done.stderr)
     if done.returncode:
         pytest.fail(f"exit status {done.returncode}\n{done.stdout}\n{done.stderr}")
     return done

@@ -69,7 +69,7 @@ class Watch:
     def see_objects(self) -> None:
         """The reprs of all objects of mppool's classes that exist in this process."""
         for one in gc.get_objects():
-            if type(one).__module__.partition(".")[0] != "mppool":
+            if not str(type(one).__module__).startswith("mppool."):
                 continue
             try:
                 self.see(f"the repr of a {type(one).__name__}", repr(one))
@@ -87,19 +87,26 @@ class Watch:
 WATCH = Watch()
 
 
-class _Handler(logging.Handler):
-    """Looks at everything, and passes on what would have been logged without it.
+def _watch_logs() -> None:
+    """Everything is looked at, and what would have been logged without that goes on to the handlers.
 
     Not more, for a test that forks: a thread that is writing to one of pytest's files at that moment leaves
     the file's lock behind, held for ever, and the child stops where it logs next.
     """
+    for name in _LOGGERS:
+        logging.getLogger(name).setLevel(_EVERYTHING)
+    formatter = logging.Formatter()
+    handle = logging.Logger.callHandlers
 
-    def emit(self, record: logging.LogRecord) -> None:
-        WATCH.see("the log", self.format(record))
-        root = logging.getLogger()
-        level = logging.getLogger(record.name).getEffectiveLevel()
-        if record.levelno >= (root.level if level == _EVERYTHING else level):
-            root.callHandlers(record)
+    def watched(self: logging.Logger, record: logging.LogRecord) -> None:
+        if record.name.partition(".")[0] in _LOGGERS:
+            WATCH.see("the log", formatter.format(record))
+            level = self.getEffectiveLevel()
+            if record.levelno < (logging.getLogger().level if level == _EVERYTHING else level):
+                return
+        handle(self, record)
+
+    logging.Logger.callHandlers = watched  # type: ignore[method-assign]
 
 
 def _watch_results(cls: type, name: str) -> None:
@@ -137,12 +144,7 @@ def _watch_errors() -> None:
 
 def install() -> None:
     """Watch this process, and those that it will fork."""
-    handler = _Handler()
-    for name in _LOGGERS:
-        logger = logging.getLogger(name)
-        logger.setLevel(_EVERYTHING)
-        logger.addHandler(handler)
-        logger.propagate = False
+    _watch_logs()
     for cls in (Manager, Pool, ClientPool, CompatPool):
         _watch_results(cls, "stats")
     _watch_errors()

@@ -12,6 +12,7 @@ from mppool.azure import BlobServicePool
 from tests.azure import azurite as emulator
 from tests.azure.azurite import Azurite, Credential
 from tests.azure.endpoints import Endpoint, authority, serving
+from tests.secrecy import WATCH
 
 _VARIABLES = (
     "IDENTITY_ENDPOINT",
@@ -71,6 +72,8 @@ def manager(runtime_dir: Path) -> Iterator[PoolManager]:
     """A manager of this test alone."""
     made = PoolManager("tokens", runtime_dir=runtime_dir)
     yield made
+    made.stats()  # looked at there
+    WATCH.see_objects()
     made.shutdown()
 
 

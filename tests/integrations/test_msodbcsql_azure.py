@@ -14,6 +14,7 @@ from mppool.odbc import OdbcRecipe
 from tests.azure.conftest import _VARIABLES
 from tests.azure.endpoints import Asked, Endpoint, authority, serving
 from tests.helpers import Fork, wait_until
+from tests.secrecy import MARK
 from tests.tds.double import TdsDouble
 
 TENANT = "11111111-2222-3333-4444-555555555555"
@@ -139,10 +140,10 @@ def test_two_applications_of_one_tenant(
             )
 
         pool = manager.pool("p", OdbcRecipe(tds.connection_string()), max_size=4)
-        one = use(pool, credential=application("application-one", "first secret"))
+        one = use(pool, credential=application("application-one", f"{MARK} first"))
         # Its secret was rotated: the same application.
-        assert use(pool, credential=application("application-one", "second secret")) == one
-        assert use(pool, credential=application("application-two", "first secret")) != one
+        assert use(pool, credential=application("application-one", f"{MARK} second")) == one
+        assert use(pool, credential=application("application-two", f"{MARK} first")) != one
         assert endpoint.count == 2
         pool.close()
 

@@ -14,6 +14,7 @@ import pytest
 from mppool.errors import ConfigurationError
 from mppool.odbc import driver_manager
 from tests.helpers import component_is_missing
+from tests.secrecy import WATCH
 from tests.tds.double import TdsDouble
 
 
@@ -55,4 +56,5 @@ def tds(microsoft_driver: Path, tmp_path: Path) -> Iterator[TdsDouble]:
     """A double of this test's own."""
     double = TdsDouble(tmp_path, microsoft_driver)
     yield double
+    WATCH.see_objects()
     double.stop()
