@@ -10,7 +10,7 @@ from typing import Any
 from mppool.core.events import Abandoned, Event
 from mppool.core.surroundings import Surroundings
 from mppool.core.token_books import TokenBooks
-from mppool.core.tokens import ANSWERS, TokenFailed, TokenFetched, WantToken
+from mppool.core.tokens import TokenFailed, TokenFetched, WantToken, is_answer
 from mppool.ids import GrantNumber, ProcessId, Ticket
 from mppool.worker.chores import Chores
 from mppool.worker.tokens import TokenShare
@@ -58,7 +58,7 @@ class Solitary:
             self._books.tick(now)
             self._books.want(_SELF, event, now)
             decisions = self._take_out()
-        mine = [one for one in decisions if _is_answer(one, event.ticket)]
+        mine = [one for one in decisions if is_answer(one, event.ticket)]
         self._deliver([one for one in decisions if one not in mine])
         return mine[0]
 
@@ -83,7 +83,3 @@ class Solitary:
     def _deliver(self, decisions: list[Any]) -> None:
         for decision in decisions:
             self.share.answered(decision)
-
-
-def _is_answer(decision: Any, ticket: Ticket) -> bool:
-    return isinstance(decision, ANSWERS) and decision.ticket == ticket

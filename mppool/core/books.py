@@ -82,17 +82,18 @@ class Books:
         self, process: ProcessId, session: Session, event: Event, now: float
     ) -> list[Addressed]:
         """Take in what happened and return what must be done, in order."""
-        if isinstance(event, Attach):
-            if session >= self._sessions.get(
-                process, session
-            ):  # else a later one is attached already
+        handler = self._handlers.get(type(event))
+        if handler is not None:
+            if self._sessions.get(process) == session:
+                handler(self, process, event, now)
+        elif isinstance(event, Attach):
+            # Else a later session is attached already.
+            if session >= self._sessions.get(process, session):
                 self._attach(process, session, event, now)
         elif isinstance(event, Died):
             self._died(process, now)
         elif isinstance(event, JournalFailed):
             self._journal_failed(event, now)
-        elif self._sessions.get(process) == session:
-            self._apply_current(process, event, now)
         return self._take_out()
 
     def tick(self, now: float) -> list[Addressed]:
@@ -152,11 +153,6 @@ class Books:
             ],
             "pools": {name: pool.snapshot() for name, pool in self.pools.items()},
         }
-
-    def _apply_current(self, process: ProcessId, event: Event, now: float) -> None:
-        handler = self._handlers.get(type(event))
-        if handler is not None:
-            handler(self, process, event, now)
 
     def _checkout(self, process: ProcessId, event: Checkout, now: float) -> None:
         pool = self.pools.get(event.pool)
@@ -278,7 +274,7 @@ class Books:
 
     def _ask_about(self, process: ProcessId, event: CallEnded, now: float) -> None:
         for pool in self.pools.values():
-            slot = pool.slots.of_ticket(process, event.ticket)
+            slot = pool.slots.by_ticket.get((process, event.ticket))
             if slot is not None and slot.state is SlotState.OPENING:
                 self._around.out.append((process, Ask(slot.number)))
 

@@ -18,12 +18,13 @@ if TYPE_CHECKING:
 
 def is_below_cap(books: PoolBooks) -> bool:
     """Whether the cap leaves room for one more slot."""
-    return books.max_size is None or len(books.slots) < books.max_size
+    return books.max_size is None or len(books.slots.by_number) < books.max_size
 
 
 def above_cap(books: PoolBooks) -> int:
     """Slots above the cap, after it was lowered."""
-    return 0 if books.max_size is None else max(0, len(books.slots) - books.max_size)
+    size, cap = len(books.slots.by_number), books.max_size
+    return size - cap if cap is not None and size > cap else 0
 
 
 def excess(books: PoolBooks, now: float) -> int:
@@ -39,11 +40,11 @@ def has_inner_bounds(books: PoolBooks) -> bool:
 
 def has_room(books: PoolBooks, process: ProcessId, key: str) -> bool:
     """Whether all bounds leave room for one more slot of this process for this key."""
+    if not is_below_cap(books):
+        return False
     per_identity, per_process = books.options.max_per_identity, books.options.max_per_process
-    return (
-        is_below_cap(books)
-        and (per_identity is None or books.slots.by_key[key] < per_identity)
-        and (per_process is None or books.slots.levels[process] < per_process)
+    return (per_identity is None or books.slots.by_key[key] < per_identity) and (
+        per_process is None or books.slots.levels[process] < per_process
     )
 
 
@@ -74,7 +75,7 @@ def helps(books: PoolBooks, slot: Slot, waiter: Waiter, now: float) -> bool:
 def how_full(books: PoolBooks, key: str) -> str:
     """For whoever gets nothing: what there is, and why there is no more."""
     cap = "no cap" if books.max_size is None else f"max_size={books.max_size}"
-    text = f"{len(books.slots)} resources exist ({cap}) in {len(books.slots.levels)} processes"
+    text = f"{len(books.slots.by_number)} resources exist ({cap}) in {len(books.slots.levels)} processes"
     breaker = books.breakers.get(key)
     return f"{text}; opening failed last with: {breaker.error}" if breaker else text
 

@@ -87,32 +87,19 @@ class Breaker:
             self.retry_at = self._stepped_at
 
 
-class Breakers:
+class Breakers(dict[str, Breaker]):
     """The breakers of one pool, by key; `PoolBooks` owns them. Where opening has not failed there is none."""
-
-    def __init__(self) -> None:
-        self._breakers: dict[str, Breaker] = {}
-
-    def __len__(self) -> int:
-        return len(self._breakers)
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._breakers)
-
-    def get(self, key: str) -> Breaker | None:
-        """The breaker of a key, if opening has failed since it last succeeded."""
-        return self._breakers.get(key)
 
     def permit(self, key: str, now: float) -> bool:
         """Whether somebody may open for this key now."""
-        breaker = self._breakers.get(key)
+        breaker = self.get(key)
         return breaker is None or breaker.permits(now)
 
     def failed(
         self, slot: Slot, event: OpenFailed, now: float, *, working: bool, jitter: float
     ) -> Breaker:
         """An opening failed, see `Breaker.failed`; returns the breaker of its key."""
-        breaker = self._breakers.setdefault(slot.key, Breaker())
+        breaker = self.setdefault(slot.key, Breaker())
         breaker.failed(
             slot.number, slot.granted_at, now, event.error, working=working, jitter=jitter
         )
@@ -120,35 +107,31 @@ class Breakers:
 
     def granted(self, key: str, number: GrantNumber, now: float) -> None:
         """Somebody was allowed to open for this key."""
-        breaker = self._breakers.get(key)
+        breaker = self.get(key)
         if breaker:
             breaker.granted(number, now)
 
     def probe_lost(self, key: str, number: GrantNumber) -> None:
         """A slot of this key is free; if it was the probe's, see `Breaker.probe_lost`."""
-        breaker = self._breakers.get(key)
+        breaker = self.get(key)
         if breaker:
             breaker.probe_lost(number)
 
     def forget(self, key: str) -> None:
         """Opening for this key succeeded, or nobody needs to know any more that it failed."""
-        self._breakers.pop(key, None)
-
-    def clear(self) -> None:
-        """Whatever failed may be tried again."""
-        self._breakers.clear()
+        self.pop(key, None)
 
     def shut(self, now: float) -> Iterator[str]:
         """The keys for which nobody may open now."""
-        return (key for key, breaker in self._breakers.items() if not breaker.permits(now))
+        return (key for key, breaker in self.items() if not breaker.permits(now))
 
     def next_retry(self, since: float) -> float:
         """When, after `since`, somebody may try again; infinity if nobody is kept from it."""
-        times = (breaker.retry_at for breaker in self._breakers.values())
+        times = (breaker.retry_at for breaker in self.values())
         return min((at for at in times if at > since), default=math.inf)
 
     def worst_state(self) -> BreakerState:
         """The worst of the states of all keys."""
-        states = {breaker.state for breaker in self._breakers.values()}
+        states = {breaker.state for breaker in self.values()}
         worst: tuple[BreakerState, ...] = ("open", "probing")
         return next((state for state in worst if state in states), "closed")

@@ -97,7 +97,8 @@ class PoolBooks:
     def checkout(self, process: ProcessId, event: Checkout, now: float) -> None:
         """A process wants a resource that it does not have. Answered at once."""
         self.upkeep.wanted = True
-        if self.waiting.has(process, event.ticket) or self.slots.of_ticket(process, event.ticket):
+        name = (process, event.ticket)
+        if name in self.waiting.by_name or name in self.slots.by_ticket:
             return  # a duplicate of a checkout that is answered already
         if self.closed:
             self._refuse(process, event.ticket, "closed", f"pool {self.name!r} is closed")
@@ -111,7 +112,7 @@ class PoolBooks:
         ):
             self._refuse(process, event.ticket, "open_failed", breaker.error)
             return
-        if not self.waiting:  # nobody who might come first
+        if not self.waiting.by_name:  # nobody who might come first
             if self.may_open(process, event.key, now):
                 self.grant(process, event.key, event.ticket, now)
                 return
@@ -121,7 +122,7 @@ class PoolBooks:
         deadline = math.inf if event.timeout is None else now + event.timeout
         self.waiting.add(Waiter(process, event.ticket, event.key, now, deadline))
         self._serve(now)
-        if not self.waiting.has(process, event.ticket):
+        if name not in self.waiting.by_name:
             return
         limit = self.options.max_waiting
         if event.timeout == 0:
@@ -282,7 +283,7 @@ class PoolBooks:
 
         What has become due since all was settled last counts too: it is the next tick that does it.
         """
-        if not self.waiting and not self.min_size and not bounds.above_cap(self):
+        if not self.waiting.by_name and not self.min_size and not bounds.above_cap(self):
             return math.inf
         since = min(now, self._settled_at)
         times = [

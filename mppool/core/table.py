@@ -14,17 +14,18 @@ from mppool.ids import GrantNumber, ProcessId, Ticket
 class SlotTable:
     """All slots in use. The counts change only here, together with the slots.
 
-    levels: slots by process. by_key: slots by identity.
+    levels: slots by process. by_key: slots by identity. by_number: all of them.
+    by_ticket: the slot that was granted to a ticket of a process, while it is in use.
     level_changed: is told of every process that has more or fewer slots, or closes more or fewer of them.
     """
 
     def __init__(self) -> None:
-        self._slots: dict[GrantNumber, Slot] = {}
+        self.by_number: dict[GrantNumber, Slot] = {}
         self.levels: Counter[ProcessId] = Counter()
         self.by_key: Counter[str] = Counter()
         self.level_changed: Callable[[ProcessId], None] = lambda process: None
         self._of_process: dict[ProcessId, dict[GrantNumber, Slot]] = {}
-        self._by_ticket: dict[tuple[ProcessId, Ticket], Slot] = {}
+        self.by_ticket: dict[tuple[ProcessId, Ticket], Slot] = {}
         # Slots whose ends are counted on, in the order in which they will have been counted on for too long.
         self._expected: OrderedDict[GrantNumber, Slot] = OrderedDict()
         self._closing_by_key: Counter[str] = Counter()
@@ -34,28 +35,24 @@ class SlotTable:
         self._closing_of: Counter[ProcessId] = Counter()
 
     def __len__(self) -> int:
-        return len(self._slots)
+        return len(self.by_number)
 
     def __iter__(self) -> Iterator[Slot]:
-        return iter(self._slots.values())
+        return iter(self.by_number.values())
 
     def get(self, number: GrantNumber) -> Slot | None:
         """The slot that was granted under this number, while it is in use."""
-        return self._slots.get(number)
+        return self.by_number.get(number)
 
     def of(self, process: ProcessId) -> list[Slot]:
         """The slots of one process."""
         return list(self._of_process.get(process, {}).values())
 
-    def of_ticket(self, process: ProcessId, ticket: Ticket) -> Slot | None:
-        """The slot that was granted to this ticket, while it is in use."""
-        return self._by_ticket.get((process, ticket))
-
     def give_to(self, slot: Slot, ticket: Ticket) -> None:
         """The slot goes to another ticket of its process."""
         self._forget_ticket(slot)
         slot.ticket = ticket
-        self._by_ticket[slot.process, ticket] = slot
+        self.by_ticket[slot.process, ticket] = slot
 
     def level_of(self, process: ProcessId, key: str) -> int:
         """How many slots a process has for a key."""
@@ -102,10 +99,10 @@ class SlotTable:
 
     def add(self, slot: Slot) -> None:
         """Enter a slot."""
-        self._slots[slot.number] = slot
+        self.by_number[slot.number] = slot
         self._of_process.setdefault(slot.process, {})[slot.number] = slot
         if slot.ticket:
-            self._by_ticket[slot.process, slot.ticket] = slot
+            self.by_ticket[slot.process, slot.ticket] = slot
         self.levels[slot.process] += 1
         self.by_key[slot.key] += 1
         self._by_both[slot.process, slot.key] += 1
@@ -129,7 +126,7 @@ class SlotTable:
 
     def remove(self, slot: Slot) -> None:
         """A slot is free."""
-        del self._slots[slot.number]
+        del self.by_number[slot.number]
         others = self._of_process[slot.process]
         del others[slot.number]
         if not others:
@@ -143,8 +140,8 @@ class SlotTable:
         self.level_changed(slot.process)
 
     def _forget_ticket(self, slot: Slot) -> None:
-        if slot.ticket and self._by_ticket.get((slot.process, slot.ticket)) is slot:
-            del self._by_ticket[slot.process, slot.ticket]
+        if slot.ticket and self.by_ticket.get((slot.process, slot.ticket)) is slot:
+            del self.by_ticket[slot.process, slot.ticket]
 
     def _count_state(self, slot: Slot) -> None:
         self._by_state[slot.state] += 1

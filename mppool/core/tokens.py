@@ -137,11 +137,15 @@ class TokenRefused(Decision, frozen=True, tag=True):
     retry_in: float
 
 
-ANSWERS = (Grant, Queued, Refuse, TokenGiven, FetchToken, TokenQueued, TokenRefused)
-"""What may be the direct answer to a Checkout or WantToken: the one with its ticket."""
-
 TokenEvent = WantToken | TokenFetched | TokenFailed
 TokenDecision = TokenGiven | FetchToken | TokenQueued | TokenRefused
+
+_ANSWERS = frozenset((Grant, Queued, Refuse, TokenGiven, FetchToken, TokenQueued, TokenRefused))
+
+
+def is_answer(decision: Decision, ticket: Ticket) -> bool:
+    """Whether this is the direct answer to the Checkout or WantToken with this ticket."""
+    return type(decision) in _ANSWERS and decision.ticket == ticket  # type: ignore[attr-defined]
 
 
 def digest_of(token: str) -> str:

@@ -46,13 +46,14 @@ class Waiting:
     """The waiters of one pool. Time only ever goes on from one call to the next.
 
     levels: slots by process, kept by somebody else, who calls `level_changed` after every change.
+    by_name: all of them, in order of arrival.
 
     A group is what is interchangeable: the waiters of one process for one key, oldest first.
     """
 
     def __init__(self, levels: Mapping[ProcessId, int]) -> None:
         self._levels = levels
-        self._all: _Queue = OrderedDict()
+        self.by_name: _Queue = OrderedDict()
         self._of_process: dict[ProcessId, _Queue] = {}
         self._of_key: dict[str, _Queue] = {}
         self._groups: dict[ProcessId, dict[str, _Queue]] = {}
@@ -66,17 +67,17 @@ class Waiting:
         self._serial = 0
 
     def __len__(self) -> int:
-        return len(self._all)
+        return len(self.by_name)
 
     def __iter__(self) -> Iterator[Waiter]:
-        return iter(list(self._all.values()))
+        return iter(list(self.by_name.values()))
 
     def add(self, waiter: Waiter) -> None:
         """Enqueue a waiter whose ticket is not queued yet."""
         self._serial += 1
         waiter.serial = self._serial
         name = (waiter.process, waiter.ticket)
-        self._all[name] = self._patient[name] = waiter
+        self.by_name[name] = self._patient[name] = waiter
         _put_into(self._of_process, waiter.process, name, waiter)
         _put_into(self._of_key, waiter.key, name, waiter)
         groups = self._groups.setdefault(waiter.process, {})
@@ -94,7 +95,7 @@ class Waiting:
     def remove(self, process: ProcessId, ticket: Ticket) -> Waiter | None:
         """Take a waiter out; None if it is not queued."""
         name = (process, ticket)
-        waiter = self._all.pop(name, None)
+        waiter = self.by_name.pop(name, None)
         if waiter is None:
             return None
         self._patient.pop(name, None)
@@ -127,10 +128,6 @@ class Waiting:
         """How many wait for a key."""
         return len(self._of_key.get(key, ()))
 
-    def has(self, process: ProcessId, ticket: Ticket) -> bool:
-        """Whether this ticket is queued."""
-        return (process, ticket) in self._all
-
     def first(self, process: ProcessId, key: str) -> Waiter | None:
         """The oldest waiter of a group."""
         group = self._groups.get(process, {}).get(key)
@@ -138,7 +135,7 @@ class Waiting:
 
     def count_outside(self, process: ProcessId, key: str) -> int:
         """How many wait who are not of this group."""
-        return len(self._all) - len(self._groups.get(process, {}).get(key, ()))
+        return len(self.by_name) - len(self._groups.get(process, {}).get(key, ()))
 
     # --- the order of service ----------------------------------------------------------------------------
 
@@ -287,12 +284,12 @@ class Waiting:
     def _is_outdated(self, entry: _Deadline) -> bool:
         """Whether an entry is not of a waiter that is queued now."""
         _, serial, process, ticket = entry
-        waiter = self._all.get((process, ticket))
+        waiter = self.by_name.get((process, ticket))
         return waiter is None or waiter.serial != serial
 
     def _forget_outdated(self) -> None:
         """Most waiters are served long before their deadlines; their entries must not pile up."""
-        if len(self._deadlines) > 2 * len(self._all) + 64:
+        if len(self._deadlines) > 2 * len(self.by_name) + 64:
             self._deadlines = [e for e in self._deadlines if not self._is_outdated(e)]
             heapq.heapify(self._deadlines)
 

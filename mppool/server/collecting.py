@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Mapping
 
@@ -94,9 +95,9 @@ class Collector:
                     self._residents[process].stale = True
             self._answer(wanted, now)
 
-    def deadline(self) -> float | None:
-        """When `tick` is wanted next."""
-        return self._wanted[0].deadline if self._wanted else None
+    def deadline(self) -> float:
+        """When `tick` is wanted next; infinity if nobody waits."""
+        return self._wanted[0].deadline if self._wanted else math.inf
 
     def _answer_complete(self, now: float) -> None:
         complete = [one for one in self._wanted if not one.missing]

@@ -23,17 +23,18 @@ class Connection:
 
     role, process, session: None or 0 until the peer has introduced itself.
     ticket: of the last checkout that was made here; what an interrupted call leaves behind.
-    broken: why it must be dropped, or None. Nothing is dropped where that is found, which may be deep in
-        serving somebody else, but by the loop, which finds it in `attention`.
-    parting: a last word was sent, and it is closed; whoever does not read may miss the word.
-    registered: the selector's events that it is registered for.
+    is_done: nothing more may be read from it, because it is broken, or because a last word was sent (whoever
+        does not read may miss it). Nothing is dropped where that is found, which may be deep in serving
+        somebody else, but by the loop, which finds it in `attention`.
+    broken: why it must be dropped, or None.
+    registered: the events that the loop waits for.
     """
 
     __slots__ = (
         "accepted_at",
         "attention",
         "broken",
-        "parting",
+        "is_done",
         "peer_pid",
         "pidfd",
         "process",
@@ -62,7 +63,7 @@ class Connection:
         self.pidfd: int | None = None
         self.peer_pid = 0
         self.broken: str | None = None
-        self.parting = False
+        self.is_done = False
         self.registered = 0
 
     def __str__(self) -> str:
@@ -73,19 +74,16 @@ class Connection:
         self.role, self.process, self.session = role, process, session
         self.reader.limit = MAX_FRAME_BYTES
 
-    def is_done(self) -> bool:
-        """Whether nothing more may be read from it."""
-        return self.parting or self.broken is not None
-
     def break_off(self, reason: str) -> None:
         """It must be dropped, unsent or not."""
         if self.broken is None:
             self.broken = reason
+            self.is_done = True
             self.attention.append(self)
 
     def part(self) -> None:
         """The last word was sent: close it."""
-        self.parting = True
+        self.is_done = True
         self.attention.append(self)
 
     def send(self, message: msgspec.Struct) -> None:
@@ -124,6 +122,8 @@ class Connection:
 
     def receive(self) -> list[ToServer]:
         """The messages that have arrived; the end shows in `broken`. ProtocolError for garbage."""
+        if self.is_done:
+            return []
         try:
             data = self.socket.recv(RECEIVE_BYTES)
         except (BlockingIOError, InterruptedError):

@@ -1,6 +1,6 @@
 """Routes what processes say to the books, and what the books decide to journal and processes.
 
-No clock, no selector here: the loop tells the time, delivers messages, ends and deaths, and drops
+No clock, no epoll here: the loop tells the time, delivers messages, ends and deaths, and drops
 connections that `broken` marks. The mutable state here is: the residents. `Reception`, `Debts` and
 `Collector` own the rest.
 """
@@ -10,8 +10,7 @@ from __future__ import annotations
 import logging
 import os
 from collections.abc import Callable, Iterable
-
-import msgspec
+from typing import Any, ClassVar
 
 from mppool.core.books import Books
 from mppool.core.decisions import (
@@ -38,7 +37,7 @@ from mppool.core.events import (
     Resize,
     WantReady,
 )
-from mppool.core.tokens import ANSWERS, WantToken
+from mppool.core.tokens import WantToken, is_answer
 from mppool.errors import ProtocolError
 from mppool.ids import GrantNumber, ProcessId, Session, Ticket
 from mppool.server import liveness
@@ -47,7 +46,13 @@ from mppool.server.connection import Connection
 from mppool.server.debts import Debts
 from mppool.server.journal import Journal
 from mppool.server.members import Members
-from mppool.server.reception import LEAVING, Reception, check_declaration, check_seconds
+from mppool.server.reception import (
+    LEAVING,
+    Reception,
+    check_declaration,
+    check_seconds,
+    session_is_over,
+)
 from mppool.server.residents import Resident
 from mppool.wire.messages import (
     Attached,
@@ -62,8 +67,6 @@ from mppool.wire.messages import (
 )
 
 log = logging.getLogger(__name__)
-
-_COMMANDS = (Resize, Reset, Drain, ClosePool, WantReady)
 
 
 class Dispatcher:
@@ -129,31 +132,26 @@ class Dispatcher:
     def said(self, connection: Connection, message: ToServer, now: float) -> None:
         """Take in one message. ProtocolError for what has no place here."""
         connection.ticket = None  # whoever goes on talking has read the answer to his last checkout
+        kind = type(message)
         if connection.role is None:
             self.reception.introduced(connection, message)
-        elif isinstance(message, Hello):
-            raise ProtocolError("a second Hello")
-        elif (
-            self.reception.leaving
-            and not isinstance(message, Leave)
-            and connection.role != "errand"
-        ):
+        elif self.reception.leaving and kind is not Leave and connection.role != "errand":
             self.reception.reject(connection, LEAVING)
-        elif isinstance(message, Report):
-            self.collector.reported(connection, message, now)
-        elif isinstance(message, Leave):
-            connection.send(Done())
-            self._leave()
-        elif isinstance(message, WantStats):
-            self.collector.wanted(connection, now)
-        elif isinstance(message, Attach):
-            self._attach(connection, message, now)
-        elif isinstance(message, _COMMANDS):
-            self._command(connection, message, now)
-        elif connection.role == "control":
-            raise ProtocolError(f"a {type(message).__name__} on a control connection")
         else:
-            self._event(connection, message, now)
+            self._handlers.get(kind, Dispatcher._event)(self, connection, message, now)
+
+    def _hello(self, connection: Connection, hello: Hello, now: float) -> None:
+        raise ProtocolError("a second Hello")
+
+    def _report(self, connection: Connection, report: Report, now: float) -> None:
+        self.collector.reported(connection, report, now)
+
+    def _want_stats(self, connection: Connection, wanted: WantStats, now: float) -> None:
+        self.collector.wanted(connection, now)
+
+    def _leave_asked(self, connection: Connection, leave: Leave, now: float) -> None:
+        connection.send(Done())
+        self._leave()
 
     def _attach(self, connection: Connection, attach: Attach, now: float) -> None:
         """Take over an inventory."""
@@ -192,34 +190,46 @@ class Dispatcher:
         if not answered and connection.role != "errand":
             connection.send(Done())
 
+    def _question(self, connection: Connection, event: Checkout | WantToken, now: float) -> None:
+        """What is answered at once, on the same connection."""
+        if connection.role != "call":
+            raise ProtocolError(f"a {type(event).__name__} on {connection}")
+        check_seconds(event.timeout)
+        process, ticket = connection.process, event.ticket
+        assert process is not None
+        connection.ticket = ticket
+        decisions = self.books.apply(process, connection.session, event, now)
+        answered = self._carry_out(decisions, now, reply_to=connection, ticket=ticket)
+        if not answered and not self._is_stale(connection):
+            connection.send(Failed(f"ticket {ticket} was answered already"))
+
     def _event(self, connection: Connection, event: ToServer, now: float) -> None:
+        """What happened in a process; on a call connection it is answered by Done."""
         process = connection.process
         assert process is not None
-        assert isinstance(event, msgspec.Struct)
+        if connection.role == "control":
+            raise ProtocolError(f"a {type(event).__name__} on a control connection")
         if isinstance(event, Declare):
             check_declaration(event.declaration)
         elif isinstance(event, Opened):
             check_seconds(event.seconds)
         on_call = connection.role == "call"
-        if on_call:
-            stale = self.reception.session_refusal(process, connection.session)
-            if stale is not None:
-                self.reception.reject(connection, stale)
-                return
-        if isinstance(event, (Checkout, WantToken)):
-            if not on_call:
-                raise ProtocolError(f"a {type(event).__name__} on an errand channel")
-            check_seconds(event.timeout)
-            connection.ticket = event.ticket
-            decisions = self.books.apply(process, connection.session, event, now)
-            if not self._carry_out(decisions, now, reply_to=connection, ticket=event.ticket):
-                connection.send(Failed(f"ticket {event.ticket} was answered already"))
+        if on_call and self._is_stale(connection):
             return
         decisions = self.books.apply(process, connection.session, event, now)  # type: ignore[arg-type]
         if decisions:
             self._carry_out(decisions, now)
         if on_call:
             connection.send(Done())
+
+    def _is_stale(self, connection: Connection) -> bool:
+        """Whether the session of a call connection is over; if so, that was said."""
+        process, session = connection.process, connection.session
+        assert process is not None
+        if self.books.session_of(process) == session:
+            return False
+        self.reception.reject(connection, session_is_over(process, session))
+        return True
 
     # --- what happens -----------------------------------------------------------------------------------------
 
@@ -262,12 +272,10 @@ class Dispatcher:
             self._carry_out(self.books.tick(now), now)
         self.collector.tick(now)
 
-    def next_deadline(self, now: float) -> float | None:
-        """When `tick` is wanted next."""
+    def next_deadline(self, now: float) -> float:
+        """When `tick` is wanted next; infinity if only something that happens can change anything."""
         of_books, of_collector = self.books.next_deadline(now), self.collector.deadline()
-        if of_books is None or of_collector is None:
-            return of_collector if of_books is None else of_books
-        return min(of_books, of_collector)
+        return of_collector if of_books is None else min(of_books, of_collector)
 
     def look_around(self) -> None:
         """Every few seconds: member files that vanished, and what could not be written at the time."""
@@ -298,7 +306,7 @@ class Dispatcher:
 
     def _carry_out(
         self,
-        decisions: Iterable[Addressed],
+        decisions: list[Addressed],
         now: float,
         *,
         reply_to: Connection | None = None,
@@ -312,15 +320,14 @@ class Dispatcher:
         """
         answered = False
         failed: set[GrantNumber] = set()
-        queue = list(decisions)  # grows where a failure leads to more
-        for process, decision in queue:
+        for process, decision in decisions:  # grows where a failure leads to more
             if process is None:
                 error = self._debts.write_down(decision, adopted)
                 if error is not None and isinstance(decision, Record):
                     failed.add(decision.number)
                     event = JournalFailed(decision.number, error)
                     session = self.books.session_of(decision.process) or Session(0)
-                    queue.extend(self.books.apply(decision.process, session, event, now))
+                    decisions.extend(self.books.apply(decision.process, session, event, now))
             elif failed and isinstance(decision, Grant) and decision.number in failed:
                 continue
             elif (
@@ -337,9 +344,21 @@ class Dispatcher:
                     resident.errand.send(decision)
         return answered
 
+    # A table, and not a chain of isinstance: that is slow where the metaclass is not `type`.
+    _handlers: ClassVar[dict[type, Callable[[Dispatcher, Connection, Any, float], None]]] = {
+        Checkout: _question,
+        WantToken: _question,
+        Attach: _attach,
+        **dict.fromkeys((Resize, Reset, Drain, ClosePool, WantReady), _command),
+        Hello: _hello,
+        Report: _report,
+        WantStats: _want_stats,
+        Leave: _leave_asked,
+    }
+
 
 def _is_answer(decision: Decision, ticket: Ticket | None) -> bool:
     """Whether this is the direct answer to the checkout with this ticket, or else to Drain or WantReady."""
     if ticket is None:
         return isinstance(decision, (Draining, Readiness))
-    return isinstance(decision, ANSWERS) and decision.ticket == ticket
+    return is_answer(decision, ticket)

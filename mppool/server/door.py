@@ -6,7 +6,6 @@ Who has the wrong user is turned away here; all others are strangers until they 
 from __future__ import annotations
 
 import logging
-import selectors
 import socket
 import time
 from collections.abc import Callable
@@ -14,6 +13,7 @@ from collections.abc import Callable
 from mppool.server import liveness
 from mppool.server.connection import Connection
 from mppool.server.handshake import user_is_allowed
+from mppool.server.poller import READ, Poller
 from mppool.server.rendezvous import Rendezvous
 
 log = logging.getLogger(__name__)
@@ -34,7 +34,7 @@ class Door:
     def __init__(
         self,
         rendezvous: Rendezvous,
-        selector: selectors.BaseSelector,
+        poller: Poller[Connection | Callable[[], None]],
         connections: set[Connection],
         attention: list[Connection],
         guarded: Callable[..., None],
@@ -42,7 +42,7 @@ class Door:
         """connections, attention: the `Server` owns them; whoever comes in is entered."""
         self.strangers: dict[Connection, None] = {}
         self.accept_at: float | None = None
-        self._rendezvous, self._selector = rendezvous, selector
+        self._rendezvous, self._poller = rendezvous, poller
         self._connections, self._attention = connections, attention
         self._guarded = guarded
         self._is_short = False  # of descriptors
@@ -51,9 +51,7 @@ class Door:
         """Accept from now on, or again."""
         self.accept_at = None
         if self._rendezvous.listener is not None:
-            self._selector.register(
-                self._rendezvous.listener, selectors.EVENT_READ, self._accept_ready
-            )
+            self._poller.register(self._rendezvous.listener.fileno(), self.accept)
 
     def accept(self) -> None:
         """Let in whoever is in the backlog."""
@@ -64,12 +62,9 @@ class Door:
         """The socket's file had vanished: nobody finds the old one any more."""
         self._accept_from(before)
         if self.accept_at is None:
-            self._selector.unregister(before)
+            self._poller.unregister(before.fileno())
         before.close()
         self.open()
-
-    def _accept_ready(self, _mask: int) -> None:
-        self.accept()
 
     def _accept_from(self, listener: socket.socket) -> None:
         for _ in range(ACCEPTS_AT_ONCE):
@@ -96,8 +91,8 @@ class Door:
             return
         self._connections.add(connection)
         self.strangers[connection] = None
-        connection.registered = selectors.EVENT_READ
-        self._selector.register(accepted, selectors.EVENT_READ, connection)
+        connection.registered = READ
+        self._poller.register(accepted.fileno(), connection)
 
     def _pause(self, error: OSError, listener: socket.socket) -> None:
         """Out of descriptors: those who wait stay in the backlog; the silent are dropped early."""
@@ -106,7 +101,7 @@ class Door:
             log.warning("nobody new is accepted until this is over: %s", error.strerror)
         now = time.monotonic()
         if self.accept_at is None:
-            self._selector.unregister(listener)
+            self._poller.unregister(listener.fileno())
         self.accept_at = now + ACCEPT_PAUSE_S
         for stranger in list(self.strangers):
             if stranger.accepted_at < now - ACCEPT_PAUSE_S:

@@ -1,4 +1,4 @@
-"""The server's one thread: a selector, non-blocking sockets, deadlines.
+"""The server's one thread: epoll, non-blocking sockets, deadlines.
 
 Nothing here blocks and nothing here decides. A connection that misbehaves, or for which our own code
 fails, is dropped; all others are served on.
@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import logging
 import random
-import selectors
 import socket
 import time
 from collections.abc import Callable
@@ -22,6 +21,7 @@ from mppool.server.dispatch import Dispatcher
 from mppool.server.door import Door
 from mppool.server.journal import Journal, boot_id, pid_namespace_inode
 from mppool.server.members import Members
+from mppool.server.poller import READ, WRITE, Poller
 from mppool.server.rendezvous import Rendezvous
 from mppool.server.runtime import ManagerPaths
 from mppool.wire.messages import Rejected
@@ -56,18 +56,18 @@ class Server:
         self._linger = linger
         self._keep_log = keep_log
         self._rendezvous = Rendezvous(paths)
-        self._selector = selectors.DefaultSelector()
+        self._poller: Poller[Connection | Callable[[], None]] = Poller()
         self._wake_reading, self._wake_writing = socket.socketpair()
         self._wake_reading.setblocking(False)
         self._wake_writing.setblocking(False)
         self._open_things = contextlib.ExitStack()  # closed in reverse
         self._open_things.callback(self._rendezvous.close)
-        for thing in (self._wake_reading, self._wake_writing, self._selector):
+        for thing in (self._wake_reading, self._wake_writing, self._poller):
             self._open_things.callback(thing.close)
         self._connections: set[Connection] = set()
         self._attention: list[Connection] = []  # broken, parting, or with something to send
         self._door = Door(
-            self._rendezvous, self._selector, self._connections, self._attention, self._guarded
+            self._rendezvous, self._poller, self._connections, self._attention, self._guarded
         )
         self._welcome = 0  # connections of those who have introduced themselves
         self._had_clients = False
@@ -101,7 +101,7 @@ class Server:
             self._open_books()
             self._rendezvous.listen(self._journal.epoch)
             self._door.open()
-            self._selector.register(self._wake_reading, selectors.EVENT_READ, self._woken)
+            self._poller.register(self._wake_reading.fileno(), self._woken)
             self._rendezvous.publish()
         except BaseException:
             self._rendezvous.withdraw()
@@ -161,7 +161,7 @@ class Server:
     def _turn(self) -> None:
         now = time.monotonic()
         deadline = self._next_deadline(now)
-        self._serve_ready(self._selector.select(max(0.0, deadline - now)))
+        self._serve_ready(self._poller.wait(max(0.0, deadline - now)))
         now = time.monotonic()
         if self._attention:
             self._attend(now)
@@ -183,33 +183,30 @@ class Server:
         if not self._asked_to_leave:
             self._linger_out(now)
 
-    def _serve_ready(self, ready: list[tuple[selectors.SelectorKey, int]]) -> None:
+    def _serve_ready(self, ready: list[tuple[Connection | Callable[[], None], int]]) -> None:
         """Calls come last: what a process said on its errand channel before it called is taken in first.
 
         Else a process that gives something back and asks anew could be refused what is free.
         """
         calls = []
-        for key, mask in ready:
-            data = key.data
-            if not isinstance(data, Connection):
-                self._guarded(data, mask)
-            elif data.role == "call":
-                calls.append((data, mask))
+        for concerned, events in ready:
+            if not isinstance(concerned, Connection):
+                self._guarded(concerned)
+            elif concerned.role == "call":
+                calls.append((concerned, events))
             else:
-                self._ready(data, mask)
-        for connection, mask in calls:
-            self._ready(connection, mask)
+                self._ready(concerned, events)
+        for connection, events in calls:
+            self._ready(connection, events)
 
     def _next_deadline(self, now: float) -> float:
-        due = self._look_at
+        due = min(self._look_at, self._dispatcher.next_deadline(now))
         if self._door.strangers:
             due = min(due, next(iter(self._door.strangers)).accepted_at + HANDSHAKE_S)
-        at = self._dispatcher.next_deadline(now)
-        if at is not None and at < due:
-            due = at
-        for at in (self._door.accept_at, self._farewell_until):
-            if at is not None and at < due:
-                due = at
+        if self._door.accept_at is not None:
+            due = min(due, self._door.accept_at)
+        if self._farewell_until is not None:
+            due = min(due, self._farewell_until)
         if self._idle_since is not None:
             due = min(due, self._idle_since + self._patience())
         return due
@@ -223,23 +220,19 @@ class Server:
 
     # --- connections ----------------------------------------------------------------------------------------------
 
-    def _ready(self, connection: Connection, mask: int) -> None:
+    def _ready(self, connection: Connection, events: int) -> None:
         """A connection can be read or written."""
-        if connection.is_done():
-            return
         now = time.monotonic()
         try:
-            if mask & selectors.EVENT_WRITE and connection.unsent:
+            if events & WRITE and connection.unsent:
                 connection.flush()
-            if mask & selectors.EVENT_READ:
+            if events & READ:
                 for message in connection.receive():
+                    is_first_word = connection.role is None
                     self._dispatcher.said(connection, message, now)
-                    if connection.role is not None and connection in self._door.strangers:
-                        del self._door.strangers[connection]
-                        self._welcome += 1
-                        self._had_clients = True
-                        self._idle_since = None
-                    if connection.is_done():
+                    if is_first_word and connection.role is not None:
+                        self._is_welcome(connection)
+                    if connection.is_done:
                         break
         except ProtocolError as error:
             log.warning("%s sent what the protocol does not allow: %s", connection, error)
@@ -249,24 +242,31 @@ class Server:
             log.exception("%s is dropped: serving it failed", connection)
             connection.break_off("serving it failed")
 
+    def _is_welcome(self, connection: Connection) -> None:
+        """It has introduced itself: no stranger any more."""
+        del self._door.strangers[connection]
+        self._welcome += 1
+        self._had_clients = True
+        self._idle_since = None
+
     def _attend(self, now: float) -> None:
         """Drop what is broken or done with; wait for writability where, and only where, it is wanted."""
         while self._attention:  # the end of one connection may break another
             connection = self._attention.pop()
             if connection not in self._connections:
                 continue
-            if connection.is_done():
+            if connection.is_done:
                 self._drop(connection, now)
                 continue
-            wanted = selectors.EVENT_READ | (selectors.EVENT_WRITE if connection.unsent else 0)
+            wanted = READ | WRITE if connection.unsent else READ
             if wanted != connection.registered:
                 connection.registered = wanted
-                self._selector.modify(connection.socket, wanted, connection)
+                self._poller.modify(connection.socket.fileno(), wanted)
 
     def _drop(self, connection: Connection, now: float) -> None:
         log.debug("%s is closed: %s", connection, connection.broken or "said goodbye")
         self._connections.discard(connection)
-        self._selector.unregister(connection.socket)
+        self._poller.unregister(connection.socket.fileno())
         connection.socket.close()
         if connection in self._door.strangers:
             del self._door.strangers[connection]
@@ -286,16 +286,12 @@ class Server:
     # --- deaths and wake-ups ----------------------------------------------------------------------------------------
 
     def _watch(self, process: ProcessId, pidfd: int) -> None:
-        self._selector.register(
-            pidfd,
-            selectors.EVENT_READ,
-            lambda _mask: self._guarded(self._dispatcher.died, process, time.monotonic()),
-        )
+        self._poller.register(pidfd, lambda: self._dispatcher.died(process, time.monotonic()))
 
     def _unwatch(self, pidfd: int) -> None:
-        self._selector.unregister(pidfd)
+        self._poller.unregister(pidfd)
 
-    def _woken(self, _mask: int) -> None:
+    def _woken(self) -> None:
         try:
             self._wake_reading.recv(4096)
         except (BlockingIOError, InterruptedError):

@@ -61,8 +61,9 @@ class Reception:
         check_seconds(hello.linger)
         peer = liveness.peer_of(connection.socket)
         rejected = handshake.refusal(hello, peer, self._manager)
-        if rejected is None and hello.role == "call":
-            rejected = self.session_refusal(hello.process, hello.session)
+        is_call = rejected is None and hello.role == "call"
+        if is_call and self._books.session_of(hello.process) != hello.session:
+            rejected = session_is_over(hello.process, hello.session)
         if rejected is None and hello.role == "errand":
             connection.pidfd = liveness.watch_peer(connection.socket, hello.process)
             if connection.pidfd is None:
@@ -80,12 +81,6 @@ class Reception:
         if hello.role != "control":  # whoever only looks does not say how long it is to stay
             self.longest_linger = max(self.longest_linger, hello.linger)
         connection.send(Welcome(PROTOCOL, self._books.epoch, session, self._own, __version__))
-
-    def session_refusal(self, process: ProcessId, session: Session) -> Rejected | None:
-        """Why nothing is taken in under this session, or None."""
-        if self._books.session_of(process) == session:
-            return None
-        return Rejected("session", f"session {session} of process {process} is over: attach again")
 
     def reject(self, connection: Connection, rejected: Rejected) -> None:
         """Say so, and part."""
@@ -144,6 +139,11 @@ class Reception:
     def _new_session(self) -> Session:
         self._sessions += 1
         return Session(self._books.epoch << SESSION_BITS | self._sessions)
+
+
+def session_is_over(process: ProcessId, session: Session) -> Rejected:
+    """Nothing is taken in under an old session."""
+    return Rejected("session", f"session {session} of process {process} is over: attach again")
 
 
 def check_seconds(seconds: float | None) -> None:

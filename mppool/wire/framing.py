@@ -40,18 +40,18 @@ class FrameReader(Generic[M]):
     """
 
     def __init__(self, decoder: msgspec.msgpack.Decoder[M], limit: int = MAX_FRAME_BYTES) -> None:
-        self._decoder = decoder
+        self._decode = decoder.decode
         self._buffer = bytearray()
         self.limit = limit
 
     def feed(self, data: bytes) -> list[M]:
         """The messages that `data` completes. ProtocolError for what is no message; feed no more then."""
         buffer = self._buffer
-        size = len(data) - HEADER_BYTES
+        length = len(data) - HEADER_BYTES
         if (
             not buffer
-            and int.from_bytes(data[:HEADER_BYTES], "big") == size
-            and 0 <= size <= self.limit
+            and 0 <= length <= self.limit
+            and int.from_bytes(data[:HEADER_BYTES], "big") == length
         ):
             return [self._decoded(data[HEADER_BYTES:])]  # nearly always it is just one frame
         buffer += data
@@ -75,7 +75,7 @@ class FrameReader(Generic[M]):
 
     def _decoded(self, body: bytes | memoryview) -> M:
         try:
-            return self._decoder.decode(body)
+            return self._decode(body)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise ProtocolError(
                 f"a frame of {len(body)} bytes holds no known message: {error}"

@@ -123,7 +123,8 @@ class Connection:
         """Send one message whole."""
         frame = encode(message)
         while True:
-            self._limit(deadline)
+            if deadline is not None or self._timeout is not None:
+                self._limit(deadline)
             try:
                 sent = self.sock.send(frame)
             except BlockingIOError:  # a slice of time has passed

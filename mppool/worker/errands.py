@@ -120,8 +120,7 @@ class Errands:
 
     def revive(self) -> None:
         """Start the thread again if it has ended, which nothing but an exit within it can do."""
-        thread = self._thread
-        if thread is not None and not thread.is_alive():
+        if self._thread is not None and not self._running.locked():
             self.ensure_running()
 
     def _turn(self) -> None:

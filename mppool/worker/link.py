@@ -219,7 +219,7 @@ class ServerLink:
     def call(self, event: Event, deadline: float | None) -> Any:
         """See Link. Raises SessionLost, TimeoutError, ServerUnavailable."""
         answer, connection = self._exchange(event, deadline)
-        if isinstance(answer, Grant) and not self._member.register(answer, connection.session):
+        if type(answer) is Grant and not self._member.register(answer, connection.session):
             raise SessionLost("the session ended while the grant was on its way")
         # Not earlier: if this thread is interrupted before the grant is registered, the connection ends
         # with it, and that is why the server asks what became of the grant.
@@ -241,13 +241,13 @@ class ServerLink:
         if session is None:
             raise SessionLost("the server has just gone")
         connection = self._take_connection(session, deadline)
-        self.retry_orphans()
+        if self._orphans:
+            self.retry_orphans()
+        ticket = connection.ticket
         if isinstance(message, (Checkout, WantToken)):
-            ticket: Ticket | None = message.ticket
-        else:
-            ticket = connection.ticket
+            ticket = message.ticket
         answer = connection.exchange(message, deadline)
-        if isinstance(answer, Rejected):
+        if type(answer) is Rejected:
             connection.close()
             raise SessionLost(answer.text)
         connection.ticket = ticket

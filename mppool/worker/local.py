@@ -19,9 +19,9 @@ from mppool.core.decisions import (
     RecordPool,
 )
 from mppool.core.events import Checkout, ClosePool, Drain, Event, Reset, Resize, WantReady
-from mppool.core.tokens import ANSWERS, TokenQueued, WantToken
+from mppool.core.tokens import TokenQueued, WantToken, is_answer
 from mppool.errors import PoolError
-from mppool.ids import ProcessId, Session, own_process
+from mppool.ids import ProcessId, Session, Ticket, own_process
 from mppool.worker.audit import release_own
 from mppool.worker.calls import SessionLost
 from mppool.worker.errands import WakeUp
@@ -112,13 +112,13 @@ class LocalLink:
             self.wake()  # the books may want a tick earlier than the thread believes
         return answer
 
-    def _take_in(self, decisions: list[Addressed], ticket: int | None) -> Any:
+    def _take_in(self, decisions: list[Addressed], ticket: Ticket | None) -> Any:
         """Queue decisions for delivery; the answer to a checkout is returned. Caller holds `_lock`."""
         answer = None
         for process, decision in decisions:
             if process is None:
                 continue
-            if isinstance(decision, ANSWERS) and decision.ticket == ticket:
+            if ticket is not None and is_answer(decision, ticket):
                 answer = decision
             else:
                 self._decided.append((self._session, decision))

@@ -154,7 +154,7 @@ class Line(RuleBasedStateMachine):
     def tickets_find_their_slots(self) -> None:
         for slot in self.held:
             assert slot.ticket is not None
-            assert self.slots.of_ticket(slot.process, slot.ticket) is slot
+            assert self.slots.by_ticket[slot.process, slot.ticket] is slot
         for process in PROCESSES:
             assert self.slots.of(process) == [s for s in self.held if s.process == process]
 

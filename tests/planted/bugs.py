@@ -33,8 +33,8 @@ BUGS = [
     Bug(
         "one-too-many",
         "core/bounds.py",
-        "len(books.slots) < books.max_size",
-        "len(books.slots) <= books.max_size",
+        "len(books.slots.by_number) < books.max_size",
+        "len(books.slots.by_number) <= books.max_size",
         "one resource above the cap",
     ),
     Bug(
@@ -76,15 +76,15 @@ BUGS = [
     Bug(
         "old-session-speaks",
         "core/books.py",
-        "elif self._sessions.get(process) == session:",
-        "elif process in self._sessions:",
+        "if self._sessions.get(process) == session:",
+        "if process in self._sessions:",
         "what was said under an old session frees what the new one holds",
     ),
     Bug(
         "old-attach-wins",
         "core/books.py",
-        "                process, session\n            ):  # else",
-        "                process, session\n            ) or True:  # else",
+        "if session >= self._sessions.get(process, session):",
+        "if True:",
         "a stale inventory overrules a newer one",
     ),
     Bug(
@@ -194,8 +194,8 @@ BUGS = [
     Bug(
         "answered-twice",
         "core/pool.py",
-        "if self.waiting.has(process, event.ticket) or self.slots.of_ticket(process, event.ticket):",
-        "if self.waiting.has(process, event.ticket):",
+        "if name in self.waiting.by_name or name in self.slots.by_ticket:",
+        "if name in self.waiting.by_name:",
         "a repeated checkout takes a second slot",
     ),
     Bug(
@@ -413,8 +413,8 @@ BUGS = [
     Bug(
         "one-breaker-for-all",
         "core/breaker.py",
-        "        breaker = self._breakers.get(key)\n        return breaker is None or",
-        "        breaker = next(iter(self._breakers.values()), None)\n        return breaker is None or",
+        "        breaker = self.get(key)\n        return breaker is None or",
+        "        breaker = next(iter(self.values()), None)\n        return breaker is None or",
         "one identity's refused logins block everybody",
     ),
     # --- declarations, numbers ----------------------------------------------------------------------------

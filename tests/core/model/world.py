@@ -359,7 +359,7 @@ class World:
                 raise Violation(f"LOST: {worker.side} were brought back and never answered")
             local = [t for t in worker.threads if t.phase == "queued"]
             for thread in local:
-                if not pool.waiting.has(worker.process, thread.ticket):
+                if (worker.process, thread.ticket) not in pool.waiting.by_name:
                     raise Violation(
                         f"FORGOTTEN: ticket {thread.ticket} waits, the books don't know it"
                     )
