@@ -14,7 +14,6 @@ import functools
 import gc
 import logging
 import os
-import tempfile
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -47,14 +46,14 @@ class Watch:
     """What was seen, in this process and its forked children."""
 
     def __init__(self) -> None:
-        # Without a name; a fork shares its position, so that reports of several processes follow each other.
-        self._file = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # as long as the run
+        # Kept as long as the run. A fork shares its position: reports of several processes follow each other.
+        self._file = os.memfd_create("secrecy")
         self._taken = 0
 
     def see(self, where: str, text: str) -> None:
         """Report it if it shows a secret."""
         if shows_secret(text):
-            os.write(self._file.fileno(), f"{where}: {text[:_LONGEST_REPORT]}\n".encode())
+            os.write(self._file, f"{where}: {text[:_LONGEST_REPORT]}\n".encode())
 
     def see_files(self, directory: Path) -> None:
         """All files below the directory, and their names."""
@@ -78,8 +77,8 @@ class Watch:
 
     def take(self) -> list[str]:
         """What was reported since the last call."""
-        length = os.fstat(self._file.fileno()).st_size - self._taken
-        reports = os.pread(self._file.fileno(), length, self._taken)
+        length = os.fstat(self._file).st_size - self._taken
+        reports = os.pread(self._file, length, self._taken)
         self._taken += len(reports)
         return reports.decode(errors="replace").splitlines()
 

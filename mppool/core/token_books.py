@@ -59,13 +59,14 @@ SWEEP_S = 60.0
 class _Asker:
     """Who wants a token, and what would not do for him."""
 
-    __slots__ = ("bad", "claims", "deadline", "patience", "process", "ticket")
+    __slots__ = ("bad", "claims", "deadline", "near", "patience", "process", "ticket")
 
     def __init__(self, process: ProcessId, event: WantToken, now: float) -> None:
         self.process = process
         self.ticket = event.ticket
         self.claims = event.claims
         self.bad = event.bad
+        self.near = event.near
         self.patience = min(max(event.patience, 0.0), LONGEST_PATIENCE_S)
         self.deadline = math.inf if event.timeout is None else now + event.timeout
 
@@ -87,9 +88,11 @@ class _Entry:
     """What is known of one key. Instants are of the server's monotonic clock.
 
     claims, fetched_at: of the fetch `number`, which brought `issued`.
+    again_at: when the issuer, asked for another token, gave this one again.
     """
 
     __slots__ = (
+        "again_at",
         "asked_at",
         "claims",
         "digest",
@@ -111,6 +114,7 @@ class _Entry:
         self.digest = ""
         self.claims = ""
         self.fetched_at = -math.inf
+        self.again_at = -math.inf
         self.expires_at = -math.inf
         self.usable_until = -math.inf
         self.refresh_at = -math.inf
@@ -127,8 +131,10 @@ class _Entry:
         if digest == self.digest:
             # The issuer's own cache thinks that it is not time yet.
             self.refresh_at = now + min(REFRESH_AGAIN_S, life / 2)
+            self.again_at = now
         else:
             self.refresh_at = now + refresh_in(event.expires_in, event.refresh_in)
+            self.again_at = -math.inf
         self.issued, self.digest, self.number = event.issued, digest, event.fetch
         self.claims, self.fetched_at, self.expires_at = claims, now, now + event.expires_in
         self.usable_until = now + life - margin_of(life)
@@ -143,7 +149,9 @@ class _Entry:
         if not self.is_usable(now):
             return False
         if not asker.claims:
-            return not asker.bad or asker.bad != self.digest
+            # Else each of many processes would be appointed in turn, to be given the same token again.
+            again = asker.near and now < self.again_at + REFRESH_AGAIN_S
+            return not asker.bad or asker.bad != self.digest or again
         # Only what was fetched for this very challenge will do, even if it is newer than what was refused.
         # The asker's copy may be that already, where another thread of his process was faster.
         recent = now < self.fetched_at + CHALLENGE_S

@@ -64,6 +64,7 @@ class WantToken(Event, frozen=True, tag=True):
     claims: of a claims challenge: the token that is cached does not satisfy it.
     bad: digest of the token that the challenge refused, or that the caller found expired; a cached token with
         another digest is newer and is given.
+    near: the bad token is valid, but near its end: where the issuer has just given it again, it will do.
     patience: seconds that a fetch by this asker may take before somebody else is appointed.
     """
 
@@ -73,6 +74,7 @@ class WantToken(Event, frozen=True, tag=True):
     claims: str = ""
     bad: str = ""
     patience: float = FETCH_PATIENCE_S
+    near: bool = False
 
 
 class TokenFetched(Event, frozen=True, tag=True):

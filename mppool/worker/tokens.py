@@ -174,12 +174,12 @@ class TokenShare:
         if held is not None and not claims and held.is_fresh():  # noqa: SIM102  # the usual case first
             if not unlike or digest_of(held.token) != unlike:
                 return held
-        bad = unlike
+        bad, near = unlike, bool(unlike)
         if held is not None and (claims or not held.is_usable()):
-            bad = digest_of(held.token)
+            bad, near = digest_of(held.token), False
         deadline = None if timeout is None else monotonic() + timeout
         while True:
-            answer = self._ask(key, claims, bad, deadline, source.patience)
+            answer = self._ask(key, claims, bad, near, deadline, source.patience)
             if isinstance(answer, TokenGiven):
                 return self._given(key, answer, source)
             if isinstance(answer, FetchToken):
@@ -228,7 +228,13 @@ class TokenShare:
         self._member.tell(TokenFailed(fetch, key, "the appointed thread waits no longer", 0.0))
 
     def _ask(
-        self, key: TokenKey, claims: str, bad: str, deadline: float | None, patience: float
+        self,
+        key: TokenKey,
+        claims: str,
+        bad: str,
+        near: bool,
+        deadline: float | None,
+        patience: float,
     ) -> Any:
         """The server's decision; None: ask again; an exception: there is no server to be had."""
         ticket = self._member.next_ticket()
@@ -236,9 +242,8 @@ class TokenShare:
         self._waiters[ticket] = waiter
         now = monotonic()
         left = math.inf if deadline is None else max(0.0, deadline - now)
-        want = WantToken(
-            key, ticket, None if deadline is None else left, claims, bad, patience=patience
-        )
+        timeout = None if deadline is None else left
+        want = WantToken(key, ticket, timeout, claims, bad, patience, near)
         try:
             answer = self._member.call(want, now + min(left, SERVER_PATIENCE_S))
             if isinstance(answer, TokenQueued):

@@ -377,6 +377,28 @@ def test_who_found_his_copy_expired_gets_another_one() -> None:
     assert isinstance(counter.want(Q, bad=digest_of("one")), FetchToken)
 
 
+def test_a_token_near_its_end_that_the_issuer_gives_again_is_asked_for_once_for_all() -> None:
+    """Sessions in all processes look for another token; each would be appointed in turn, and get the same."""
+    counter = Counter()
+    counter.fetch()
+    near = {"bad": digest_of("one"), "near": True}
+    appointed = counter.want(P, **near)
+    assert isinstance(appointed, FetchToken)
+    assert isinstance(counter.want(Q, **near), TokenQueued)
+    (given,) = counter.bring(P, appointed.fetch, "one", 300.0)
+    assert given.issued.token == "one"
+    assert counter.want(R, **near).issued.token == "one"
+    # Whose copy has expired by the wall clock is not content with that.
+    expired = counter.want(R, bad=digest_of("one"))
+    assert isinstance(expired, FetchToken)
+    counter.fail(R, expired.fetch, 1.0)
+    counter.wait(REFRESH_AGAIN_S)
+    again = counter.want(R, **near)
+    assert isinstance(again, FetchToken)
+    counter.bring(R, again.fetch, "two", 300.0)
+    assert isinstance(counter.want(R, bad=digest_of("two"), near=True), FetchToken)
+
+
 # --- housekeeping -----------------------------------------------------------------------------------------
 
 
@@ -412,7 +434,7 @@ def test_no_token_is_in_the_snapshot_nor_in_any_repr() -> None:
 
 def test_the_words_travel() -> None:
     words = [
-        WantToken(KEY, Ticket(1), None, "C", "bad", patience=3.0),
+        WantToken(KEY, Ticket(1), None, "C", "bad", patience=3.0, near=True),
         TokenFetched(5, KEY, Issued("t", 1.0, None, 2.0), 3.0, None),
         TokenFailed(5, KEY, "no", 1.0),
     ]
