@@ -5,7 +5,14 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mppool.azure.credentials import StaticToken, get_token_info
-from mppool.azure.identity import azure_class_of, compute_identity_key, home_account_of, identity_of
+from mppool.azure.identity import (
+    azure_class_of,
+    compute_identity_key,
+    has_account,
+    home_account_of,
+    identity_of,
+)
+from mppool.azure.objects import fit_for_use
 from mppool.azure.shared import Shared
 from mppool.azure.supply import Supply, checked_credential
 from mppool.azure.token import TokenInfo, token_struct
@@ -24,7 +31,7 @@ class AzureBroker:
 
     def identity_of(self, credential: Any) -> str | None:
         """Whom it stands for; None: only a token can tell."""
-        return identity_of(credential)
+        return identity_of(_here(credential))
 
     def is_brought(self, credential: Any) -> bool:
         """Whether it holds a token of the application's own."""
@@ -53,13 +60,13 @@ class AzureBroker:
     ) -> TokenInfo:
         """A token: shared by all processes where the identity is known, else the credential's own."""
         inner = _unshared(credential)
-        known = identity is not None or identity_of(credential) is not None
+        known = identity is not None or identity_of(_here(credential)) is not None
         if self.is_brought(inner) or not (known or _is_one_identity(inner)):
             # Nobody knows whether the next token is the same one's: it is asked for each time.
             return get_token_info(credential, scope)
         supply = Supply(member, inner, identity or _named(credential))
         held = supply.hold((scope,), unlike=unlike, timeout=timeout)
-        return TokenInfo(token_struct(held.token), held.expires_on, home_account_of(inner))
+        return TokenInfo(token_struct(held.token), held.expires_on, home_account_of(_here(inner)))
 
     def identity_from(self, token: Token) -> str:
         """The hash of the whole token: its claims may be forged (hazard 31)."""
@@ -71,6 +78,11 @@ class AzureBroker:
 def _unshared(credential: Any) -> Any:
     """What a SharedCredential asks: two that share would wait for each other."""
     return credential.unshared if isinstance(credential, Shared) else credential
+
+
+def _here(credential: Any) -> Any:
+    """The object that people sign in to in this process: in a forked child that is a copy."""
+    return fit_for_use(credential) if has_account(credential) else credential
 
 
 def _named(credential: Any) -> str | None:

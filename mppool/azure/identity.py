@@ -124,6 +124,11 @@ def is_interactive(credential: object) -> bool:
     return azure_class_of(credential) in ("InteractiveBrowserCredential", "DeviceCodeCredential")
 
 
+def has_account(credential: object) -> bool:
+    """Whether the credential stands for whoever has signed in to it."""
+    return is_interactive(credential) or azure_class_of(credential) == "UsernamePasswordCredential"
+
+
 def home_account_of(credential: object) -> str | None:
     """The account that is signed in, where the credential knows one."""
     record = getattr(credential, "_auth_record", None)

@@ -8,10 +8,13 @@ import logging
 import os
 import threading
 import weakref
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 from mppool.azure.identity import azure_class_of, is_interactive
 from mppool.errors import ConfigurationError
+
+T = TypeVar("T")
 
 log = logging.getLogger("mppool")
 
@@ -33,6 +36,8 @@ _serials = itertools.count(1)
 _known: dict[int, _Known] = {}
 # Copies that a forked child has made of what it inherited, by the serial of the original.
 _copies: dict[int, Any] = {}
+# What belongs to an object that was seen, as long as that lives, by its serial.
+_belongings: dict[int, Any] = {}
 _lock = threading.Lock()
 """Guards that no object gets two serials, or two copies. Copying happens while it is held."""
 
@@ -53,6 +58,18 @@ def serial_of(credential: object) -> int:
     Raises ConfigurationError for an object that cannot be referred to weakly.
     """
     return _seen(credential).serial
+
+
+def belongings_of(credential: object, make: Callable[[], T]) -> T:
+    """What belongs to this very object, as long as it lives: what `make()` gave first. It must not refer to it.
+
+    Raises ConfigurationError for an object that cannot be referred to weakly.
+    """
+    serial = serial_of(credential)
+    made = _belongings.get(serial)
+    if made is None:
+        made = _belongings.setdefault(serial, make())
+    return made  # type: ignore[no-any-return]
 
 
 def fit_for_use(credential: Any) -> Any:
@@ -87,6 +104,7 @@ def _seen(credential: object) -> _Known:
             if entry is not None and entry.reference is gone:
                 _known.pop(address, None)
             _copies.pop(serial, None)
+            _belongings.pop(serial, None)
 
         try:
             reference = weakref.ref(credential, forget)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mppool.azure.credentials import StaticToken
 from mppool.azure.supply import Supply, checked_credential, checked_identity
 from mppool.errors import ConfigurationError, PoolClosed
+from mppool.worker.fork import renew_in_children
 
 if TYPE_CHECKING:
     from azure.core.credentials import AccessToken, AccessTokenInfo
@@ -50,6 +51,11 @@ class Shared:
         self._record: object = None
         self._closed = False
         self._token_type, self._info_type = _types_of_azure_core()
+        renew_in_children(self)
+
+    def after_fork_in_child(self) -> None:
+        """In a child people sign in to a copy: the first look goes there, and not to what is at hand."""
+        self._ready = {}
 
     @property
     def unshared(self) -> Any:

@@ -13,13 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 from mppool.azure.credentials import RawToken, ask, check_credential, is_async
 from mppool.azure.failures import OnlyHere, describe, raise_for_others
-from mppool.azure.identity import azure_class_of, identity_of
-from mppool.azure.objects import fit_for_use, serial_of
-from mppool.azure.solitary import Solitary
+from mppool.azure.identity import azure_class_of, has_account, identity_of
+from mppool.azure.objects import belongings_of, fit_for_use
 from mppool.azure.token import MAX_TOKEN_BYTES
 from mppool.core.tokens import FETCH_PATIENCE_S, TokenKey
 from mppool.errors import ConfigurationError
 from mppool.worker.fork import renew_in_children
+from mppool.worker.solitary import Solitary
 from mppool.worker.tokens import (
     DEFAULT_TIMEOUT_S,
     Fetched,
@@ -49,12 +49,6 @@ _UNKNOWN = "unknown"
 LONGEST_IDENTITY = 1024
 MOST_SCOPES = 64
 
-_ACCOUNT_KINDS = (
-    "InteractiveBrowserCredential",
-    "DeviceCodeCredential",
-    "UsernamePasswordCredential",
-)
-
 
 class _AccountChanged(OnlyHere):
     """Somebody else than before has signed in: the token is not of the identity that was asked for."""
@@ -64,13 +58,34 @@ class _Closed(OnlyHere):
     """The credential was closed meanwhile, so it refreshes nothing."""
 
 
+class _Common:
+    """What all supplies of one credential object have in common, whatever pool or client they are for.
+
+    asking: held while a credential with a signed-in account is asked, so that two threads that want tokens
+        for two scopes do not make it prompt twice.
+    """
+
+    def __init__(self) -> None:
+        self.asking = threading.Lock()
+        self._solitary: dict[str, Solitary] = {}
+        renew_in_children(self)
+
+    def after_fork_in_child(self) -> None:
+        """Whoever was asking does not exist here."""
+        self.asking = threading.Lock()
+        for solitary in self._solitary.values():
+            solitary.after_fork_in_child()
+
+    def solitary(self) -> Solitary:
+        """The tokens of this process alone, made when they are first needed."""
+        found = self._solitary.get("")
+        return self._solitary.setdefault("", Solitary()) if found is None else found
+
+
 class Supply:
     """Hands out tokens of one credential.
 
     identity: what the credential stands for, in all processes alike; None: see `identity_of`.
-
-    _asking: held while a credential with a signed-in account is asked, so that two threads that want tokens
-        for two scopes do not make it prompt twice.
     """
 
     def __init__(self, member: Member, credential: Any, identity: str | None = None) -> None:
@@ -78,34 +93,24 @@ class Supply:
         self._given = checked_identity(identity)
         self.credential = credential
         self.closed = False
-        self._by_account = identity is None and azure_class_of(credential) in _ACCOUNT_KINDS
+        self._by_account = identity is None and has_account(credential)
         self._fixed = self._given
         if self._fixed is None and not self._by_account:
             self._fixed = identity_of(credential)
-        self._serial = self._serial_of(credential)
-        self._asking = threading.Lock()
-        self._solitary: dict[str, Solitary] = {}
-        renew_in_children(self)
-
-    def after_fork_in_child(self) -> None:
-        """Whoever was asking does not exist here."""
-        self._asking = threading.Lock()
-        for solitary in self._solitary.values():
-            solitary.after_fork_in_child()
+        self._common, self._is_known = self._common_of(credential)
 
     @staticmethod
-    def _serial_of(credential: Any) -> int | None:
+    def _common_of(credential: Any) -> tuple[_Common, bool]:
+        """And whether the object can be told from others, so that a copy of it can be kept for it."""
         try:
-            return serial_of(credential)
-        except (
-            ConfigurationError
-        ):  # it cannot be referred to weakly, so a copy of it cannot be kept for it
-            return None
+            return belongings_of(credential, _Common), True
+        except ConfigurationError:  # it cannot be referred to weakly
+            return _Common(), False
 
     @property
     def identity(self) -> str | None:
         """Whom the credential stands for; None: its tokens are not shared between processes."""
-        return identity_of(self.credential) if self._by_account else self._fixed
+        return identity_of(self._fit()) if self._by_account else self._fixed
 
     def where(
         self, scopes: tuple[str, ...], tenant_id: str, enable_cae: bool
@@ -115,10 +120,9 @@ class Supply:
         identity = self.identity
         if identity is not None:
             return self._member.tokens, TokenKey(identity, scopes, tenant_id, bool(enable_cae))
-        solitary = self._solitary.get("")
-        if solitary is None:
-            solitary = self._solitary.setdefault("", Solitary())
-        return solitary.share, TokenKey(_UNKNOWN, scopes, tenant_id, bool(enable_cae))
+        return self._common.solitary().share, TokenKey(
+            _UNKNOWN, scopes, tenant_id, bool(enable_cae)
+        )
 
     def hold(
         self,
@@ -174,9 +178,7 @@ class Supply:
         )
 
     def _may_prompt(self) -> bool:
-        return azure_class_of(self.credential) in _ACCOUNT_KINDS or hasattr(
-            self.credential, "authenticate"
-        )
+        return has_account(self.credential) or hasattr(self.credential, "authenticate")
 
     def _fetch(
         self,
@@ -189,7 +191,7 @@ class Supply:
     ) -> Fetched:
         if not self._may_prompt():
             return _as_fetched(self._ask(asker, key, claims, may_prompt))
-        asking = self._asking
+        asking = self._common.asking
         if not asking.acquire(timeout=timeout):
             raise TokenUnavailable("somebody is still signing in", 0.0)
         try:
@@ -206,17 +208,20 @@ class Supply:
     ) -> RawToken:
         if self.closed:
             raise _Closed("the credential was closed")
-        credential = self.credential
-        if self._serial is not None:
-            credential = self.credential = fit_for_use(credential)
         return asker(
-            credential,
+            self._fit(),
             key.scopes,
             claims=claims,
             tenant_id=key.tenant,
             enable_cae=key.cae,
             may_prompt=may_prompt,
         )
+
+    def _fit(self) -> Any:
+        """The credential, or in a forked child a copy, which is the one that people sign in to there."""
+        if self._is_known:
+            self.credential = fit_for_use(self.credential)
+        return self.credential
 
 
 def _as_fetched(raw: RawToken) -> Fetched:

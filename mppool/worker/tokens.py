@@ -37,6 +37,7 @@ from mppool.worker.waiter import LocalWaiter
 
 if TYPE_CHECKING:
     from mppool.worker.chores import Chores
+    from mppool.worker.solitary import Solitary
 
 log = logging.getLogger("mppool")
 
@@ -92,6 +93,11 @@ class HeldToken:
         self.usable_until = issued.usable_until
         self.number = number
         self.ask_at = ask_at
+
+    def numbered(self, number: int) -> HeldToken:
+        """A copy that counts as having come with another fetch."""
+        issued = Issued(self.token, self.expires_on, self.refresh_on, self.usable_until)
+        return HeldToken(issued, number, self.ask_at)
 
     def is_usable(self) -> bool:
         """By the wall clock, which goes on while the machine is suspended (rule 14)."""
@@ -151,6 +157,7 @@ class TokenShare:
         self._held: dict[TokenKey, HeldToken] = {}
         self._many = MANY_COPIES
         self._waiters: dict[Ticket, LocalWaiter] = {}
+        self._alone: dict[str, Solitary] = {}
 
     def get(
         self,
@@ -187,7 +194,7 @@ class TokenShare:
             if isinstance(answer, TokenRefused):
                 raise TokenUnavailable(answer.text, answer.retry_in)
             if isinstance(answer, BaseException):
-                return self._fetch_alone(key, claims, source, answer)
+                return self._get_alone(key, source, claims, unlike, deadline, answer)
             # The session was lost; ask the next server.
             if deadline is not None and monotonic() >= deadline:
                 raise TokenUnavailable(_TOO_LATE, 0.0)
@@ -222,6 +229,8 @@ class TokenShare:
     def forget_waiters(self) -> None:
         """In a forked child: the parent's threads do not wait here."""
         self._waiters = {}
+        for solitary in self._alone.values():
+            solitary.after_fork_in_child()
 
     def _decline(self, key: TokenKey, fetch: int) -> None:
         """Nobody waits any more, so nobody will fetch: the next one shall be appointed."""
@@ -316,18 +325,32 @@ class TokenShare:
                 self._held.pop(key, None)
         self._many = max(MANY_COPIES, 2 * len(self._held))
 
-    def _fetch_alone(
-        self, key: TokenKey, claims: str, source: Source, error: BaseException
+    def _get_alone(
+        self,
+        key: TokenKey,
+        source: Source,
+        claims: str,
+        unlike: str,
+        deadline: float | None,
+        error: BaseException,
     ) -> HeldToken:
-        """There is no server to be had: a token is worth more than sharing it."""
+        """There is no server to be had: a token is worth more than sharing it between processes."""
         log.warning("a token of %s is fetched for this process alone: %s", key.identity, error)
-        issued, expires_in, said = _as_issued(source.fetch(claims))
+        left = None if deadline is None else max(0.0, deadline - monotonic())
+        share = self._alone_share()
+        held = share.get(key, source, claims=claims, unlike=unlike, timeout=left)
         before = self._held.get(key)
         # As new as what is here: it replaces that, and is replaced by whatever comes over a server.
-        number = 0 if before is None else before.number
-        held = HeldToken(issued, number, monotonic() + refresh_in(expires_in, said))
-        self._keep(key, held)
-        return held
+        mine = held.numbered(0 if before is None else before.number)
+        self._keep(key, mine)
+        return mine
+
+    def _alone_share(self) -> TokenShare:
+        """The threads of this process share its tokens all the same."""
+        from mppool.worker.solitary import Solitary
+
+        found = self._alone.get("")
+        return (self._alone.setdefault("", Solitary()) if found is None else found).share
 
 
 def _as_issued(fetched: Fetched) -> tuple[Issued, float, float | None]:

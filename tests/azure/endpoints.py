@@ -140,6 +140,8 @@ class _Handler(BaseHTTPRequestHandler):
             answer.body.update(_signed_in(self.endpoint.account))
         if answer.status == 200 and fields.get("grant_type") == "refresh_token":
             answer.body.update(_signed_in(self.endpoint.account))
+        if answer.status == 200 and fields.get("grant_type") == "authorization_code":
+            answer.body.update(_signed_in(self.endpoint.account, nonce=fields["code"]))
         self._send(answer)
 
     def _configuration(self) -> dict[str, str]:
@@ -176,7 +178,7 @@ def _encoded(value: Any) -> str:
     return base64.urlsafe_b64encode(json.dumps(value).encode()).decode().rstrip("=")
 
 
-def _signed_in(account: str) -> dict[str, Any]:
+def _signed_in(account: str, **more: str) -> dict[str, Any]:
     """What comes with a person's token: who it is, and how to get the next one silently."""
     claims = {
         "iss": f"https://127.0.0.1/{TENANT}/v2.0",
@@ -186,6 +188,7 @@ def _signed_in(account: str) -> dict[str, Any]:
         "preferred_username": f"{account}@example.org",
         "exp": int(time.time()) + 3600,
         "iat": int(time.time()),
+        **more,
     }
     return {
         "id_token": f"{_encoded({'alg': 'none'})}.{_encoded(claims)}.",

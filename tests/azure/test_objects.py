@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,7 @@ from azure.identity import DeviceCodeCredential, ManagedIdentityCredential
 
 from mppool import PoolManager
 from mppool.azure.objects import fit_for_use, serial_of
-from tests.azure.crowd import SCOPE
+from tests.azure.crowd import SCOPE, slowly
 from tests.azure.endpoints import CLIENT, TENANT, Endpoint
 from tests.azure.test_shared import Issuer
 from tests.helpers import Fork
@@ -108,6 +109,13 @@ def test_a_server_that_does_not_answer_is_done_without(
         assert "for this process alone" in caplog.text
         assert shared.get_token(SCOPE).token == token
         assert msi.count == 1
+        # Without a server too the threads of a process make one request for each token.
+        msi.behaviour = slowly
+        other = "https://storage.azure.com/.default"
+        with ThreadPoolExecutor(8) as threads:
+            tokens = set(threads.map(lambda _: shared.get_token(other).token, range(16)))
+        assert len(tokens) == 1
+        assert msi.count == 2
     finally:
         os.kill(pid, signal.SIGCONT)
     manager.shutdown()

@@ -5,14 +5,15 @@ from __future__ import annotations
 import multiprocessing
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import pytest
-from azure.identity import ManagedIdentityCredential
+from azure.identity import DefaultAzureCredential, ManagedIdentityCredential
 
 from mppool import Opening, PoolManager, Recipe
-from tests.azure.crowd import SCOPE, crowd
+from tests.azure.crowd import SCOPE, crowd, slowly
 from tests.azure.endpoints import Answer, Asked, Endpoint
 from tests.helpers import Fork, wait_until
 from tests.secrecy import MARK
@@ -69,6 +70,28 @@ def test_one_process_refreshes_ahead_while_the_others_go_on(
     assert went_on, f"calls while the refresh was under way: {list(calls)}"
     assert all(len(tokens) == 2 for tokens in seen), seen
     assert msi.count == 2, f"{msi.count} requests for {sum(calls)} calls"
+
+
+@pytest.mark.parametrize("kind", ["in a pool", "shared"])
+def test_threads_with_an_unknown_identity_make_one_request(
+    kind: str, msi: Endpoint, manager: PoolManager
+) -> None:
+    """Nobody knows whose it is, so its tokens stay in this process; they are fetched once all the same."""
+    msi.behaviour = slowly
+    pool = manager.pool("p", Sessions(), max_size=PROCESSES)
+    credential = DefaultAzureCredential()
+    shared = manager.credential(credential)
+
+    def use() -> str:
+        if kind == "shared":
+            return str(shared.get_token(SCOPE).token.split(".")[1])
+        with pool.checkout(credential=credential) as session:
+            return session
+
+    with ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(lambda _: use(), range(16))) == {"1"}
+    assert msi.count == 1
+    credential.close()
 
 
 class Sessions(Recipe[str]):

@@ -1,0 +1,87 @@
+"""A token cache for the threads of this process alone: of a credential whose identity nobody knows, or where no
+server can be had.
+"""
+
+from __future__ import annotations
+
+import itertools
+import threading
+from time import monotonic
+from typing import Any
+
+from mppool.core.events import Abandoned, Event
+from mppool.core.surroundings import Surroundings
+from mppool.core.token_books import TokenBooks
+from mppool.core.tokens import TokenFailed, TokenFetched, WantToken, is_answer
+from mppool.ids import GrantNumber, ProcessId, Ticket
+from mppool.worker.chores import Chores
+from mppool.worker.tokens import TokenShare
+
+_NAME = "tokens"
+_SELF = ProcessId(0, 0)
+
+
+class Solitary:
+    """The same books as the server's, under a lock.
+
+    _lock: guards `_books` and `_around`; nothing else happens while it is held.
+
+    There is no thread that looks at the clock: whoever waits minds his own timeout, and whoever comes next
+    takes over from one who hangs.
+    """
+
+    def __init__(self) -> None:
+        self._tickets = itertools.count(1)
+        self.share = TokenShare(self)
+        self._start(1)
+
+    def _start(self, epoch: int) -> None:
+        self._lock = threading.Lock()
+        self._around = Surroundings(lambda: GrantNumber(0), lambda: 0.5)
+        self._around.attached.add(_SELF)
+        self._books = TokenBooks(self._around, epoch)
+        self._epoch = epoch
+        self.chores = Chores(_NAME)
+
+    def after_fork_in_child(self) -> None:
+        """Copies of tokens stay; threads that fetch or wait do not exist here."""
+        self.share.forget_waiters()
+        self._start(self._epoch + 1)
+
+    def next_ticket(self) -> Ticket:
+        """A ticket that was never used."""
+        return Ticket(next(self._tickets))
+
+    def call(self, event: Event, deadline: float | None) -> Any:
+        """Tell the books; the answer to the ticket is returned."""
+        assert isinstance(event, WantToken)
+        with self._lock:
+            now = monotonic()
+            self._books.tick(now)
+            self._books.want(_SELF, event, now)
+            decisions = self._take_out()
+        mine = [one for one in decisions if is_answer(one, event.ticket)]
+        self._deliver([one for one in decisions if one not in mine])
+        return mine[0]
+
+    def tell(self, event: Event) -> None:
+        """Tell the books, without an answer."""
+        with self._lock:
+            now = monotonic()
+            if isinstance(event, TokenFetched):
+                self._books.fetched(event, now)
+            elif isinstance(event, TokenFailed):
+                self._books.failed(event, now)
+            elif isinstance(event, Abandoned):
+                self._books.abandon(_SELF, event.ticket)
+            decisions = self._take_out()
+        self._deliver(decisions)
+
+    def _take_out(self) -> list[Any]:
+        """Caller holds `_lock`."""
+        decisions, self._around.out = self._around.out, []
+        return [decision for _, decision in decisions]
+
+    def _deliver(self, decisions: list[Any]) -> None:
+        for decision in decisions:
+            self.share.answered(decision)
