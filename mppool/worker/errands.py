@@ -159,8 +159,8 @@ class Errands:
             return
         for message in messages:
             self._handle(channel, message)
-        if not data:
-            self._link.lost(channel)
+        if not data:  # with anything unread, the end of a Unix socket would have been an error
+            self._link.lost(channel, heard=True)
 
     def _handle(self, channel: ErrandChannel, message: object) -> None:
         if isinstance(message, WantReport):
@@ -174,7 +174,7 @@ class Errands:
     def _without_channel(self) -> None:
         """Attach to the next server, and start it if the last one did not leave in order."""
         self._look_around()
-        if not self._member.needs_books():
+        if not (self._member.needs_books() or self._link.unheard):
             self._pause = 0.0
             self._sleep(None)
             return

@@ -58,6 +58,9 @@ class ServerLink:
     _idle: call connections that nobody uses (atomic operations).
     _connections: all that are open, for a forked child to close.
     _orphans: tickets of checkouts that the server may have cancelled because their connection ended.
+    farewell: the last server has said goodbye, so nobody starts the next one without need.
+    unheard: the journal may count slots of ours that we have given back: a word that the last server has
+        not read is lost with it. Its successor waits for our inventory, also where that is empty.
 
     The locks are reentrant so that `interrupted` can free those that its thread still owns.
     """
@@ -77,6 +80,7 @@ class ServerLink:
         self._connections: weakref.WeakSet[Connection] = weakref.WeakSet()
         self._orphans: deque[Ticket] = deque()
         self.farewell = False
+        self.unheard = False
         self.errands = Errands(self._member, self)
 
     def after_fork_in_child(self) -> None:
@@ -175,7 +179,7 @@ class ServerLink:
         except BaseException:
             connection.close()
             raise
-        self.farewell = False
+        self.farewell = self.unheard = False
         self.outgoing.begin(channel)
         self._was_attached = True
         self.errands.ensure_running()
@@ -205,10 +209,16 @@ class ServerLink:
     def _hello(self, role: Role, session: Session, protocol: int = PROTOCOL) -> Hello:
         return Hello(protocol, self._server.name, own_process(), role, session, self._server.linger)
 
-    def lost(self, channel: ErrandChannel) -> None:
-        """The errand channel ended. Called by the errand thread."""
+    def lost(self, channel: ErrandChannel, *, heard: bool = False) -> None:
+        """The errand channel ended. Called by the errand thread.
+
+        heard: the server has closed it, and had read everything that was said on it.
+        """
         if not self.outgoing.end(channel):
             return
+        holdings = self._member.holdings
+        said_all = not (channel.unsent or holdings.outbox or holdings.table)
+        self.unheard = not (self.farewell and heard and said_all)
         channel.connection.close()
         while self._idle:
             self._idle.pop().close()

@@ -1,0 +1,91 @@
+"""Words that a dying server has not read: what was given back then is no capacity lost.
+
+Its successor finds the slots in the journal, and waits until their process says what it really has. A process
+that has nothing any more must say so too, although it needs nothing.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from mppool import CheckoutTimeout, PoolManager
+from tests.helpers import Fork, is_alive, wait_until
+from tests.processes.witness import Witness
+
+Forks = Callable[..., Fork]
+
+
+def _die_unheard(manager: PoolManager, meanwhile: Callable[[], Any]) -> None:
+    """The server is killed, and has not read what was said to it last."""
+    pid = manager.server_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        meanwhile()
+    finally:
+        os.kill(pid, signal.SIGKILL)
+    wait_until(lambda: not is_alive(pid), "the server's death")
+
+
+def _use(pool: Any) -> bool:
+    with pool.checkout(timeout=15) as session:
+        return bool(session.ask("mine"))
+
+
+def test_what_was_closed_while_the_server_died_can_be_had_elsewhere(
+    manager: PoolManager, witness: Witness, fork: Forks
+) -> None:
+    pool = manager.pool("p", witness.recipe(), max_size=1)
+    lease = pool.checkout(timeout=10)
+    _die_unheard(manager, lease.discard)
+    assert fork(_use, pool).result()
+    assert witness.figures()["peak"] == 1
+
+
+def test_what_was_granted_to_somebody_who_gave_up_while_the_server_died_can_be_had_elsewhere(
+    manager: PoolManager, witness: Witness, fork: Forks
+) -> None:
+    pool = manager.pool("p", witness.recipe(), max_size=1)
+    assert _use(pool)
+    pool.reset()
+    wait_until(lambda: witness.figures()["held"] == 0, "the old generation's end")
+
+    def give_up() -> None:
+        with pytest.raises(CheckoutTimeout):
+            pool.checkout(timeout=0.1)
+
+    for _ in range(3):
+        _die_unheard(manager, give_up)
+        assert fork(_use, pool).result()
+    assert witness.figures()["peak"] == 1
+
+
+def test_what_is_closed_after_an_orderly_shutdown_can_be_had_elsewhere(
+    manager: PoolManager, witness: Witness, fork: Forks
+) -> None:
+    pool = manager.pool("p", witness.recipe(), max_size=1)
+    lease = pool.checkout(timeout=10)
+    manager.shutdown()
+    lease.discard()
+    assert fork(_use, pool).result()
+    assert witness.figures()["peak"] == 1
+
+
+def test_after_an_orderly_shutdown_a_process_that_has_nothing_starts_nothing(
+    manager: PoolManager, witness: Witness
+) -> None:
+    pool = manager.pool("p", witness.recipe(), max_size=1)
+    assert _use(pool)
+    manager.shutdown()
+    wait_until(lambda: witness.figures()["held"] == 0, "what was idle to be closed")
+    link: Any = pool._face.member.link
+    wait_until(lambda: link.outgoing.channel is None, "the end of the session")
+    assert any(thread.name == "mppool-errands-t" for thread in threading.enumerate())
+    assert not link.unheard
+    assert manager.server_pid is None
