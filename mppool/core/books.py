@@ -94,7 +94,8 @@ class Books:
             self._died(process, now)
         elif isinstance(event, JournalFailed):
             self._journal_failed(event, now)
-        return self._take_out()
+        out, self._around.out = self._around.out, []
+        return out
 
     def tick(self, now: float) -> list[Addressed]:
         """Carry out whatever has become due."""
@@ -107,7 +108,9 @@ class Books:
         """When `tick` is wanted next, or None if only an event can change anything."""
         at = self.tokens.next_deadline()
         for pool in self.pools.values():
-            at = min(at, pool.next_deadline(now))
+            due = pool.next_deadline(now)
+            if due < at:
+                at = due
         return None if at == math.inf else at
 
     def command(self, process: ProcessId, event: Command, now: float) -> list[Addressed]:

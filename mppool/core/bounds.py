@@ -40,7 +40,7 @@ def has_inner_bounds(books: PoolBooks) -> bool:
 
 def has_room(books: PoolBooks, process: ProcessId, key: str) -> bool:
     """Whether all bounds leave room for one more slot of this process for this key."""
-    if not is_below_cap(books):
+    if books.max_size is not None and len(books.slots.by_number) >= books.max_size:
         return False
     per_identity, per_process = books.options.max_per_identity, books.options.max_per_process
     return (per_identity is None or books.slots.by_key[key] < per_identity) and (

@@ -378,8 +378,9 @@ class PoolBooks:
 
     def may_open(self, process: ProcessId, key: str, now: float) -> bool:
         """Whether bounds and breaker allow this process one more resource of this key."""
-        has_room = not self._around.awaited and bounds.has_room(self, process, key)
-        return has_room and self.breakers.permit(key, now)
+        if self._around.awaited or not bounds.has_room(self, process, key):
+            return False
+        return self.breakers.permit(key, now)
 
     def _count_closed(self, reason: CloseReason) -> None:
         self.counters["closed"] += 1
@@ -387,7 +388,8 @@ class PoolBooks:
             self.counters[reason] += 1
 
     def _refuse(self, process: ProcessId, ticket: Ticket, reason: RefuseReason, text: str) -> None:
-        self.counters["refused"] += reason == "too_many_waiting"
+        if reason == "too_many_waiting":
+            self.counters["refused"] += 1
         self.tell(process, Refuse(ticket, reason, text))
 
     def announce(self) -> None:

@@ -194,11 +194,19 @@ class Dispatcher:
         """What is answered at once, on the same connection."""
         if connection.role != "call":
             raise ProtocolError(f"a {type(event).__name__} on {connection}")
-        check_seconds(event.timeout)
+        if event.timeout:
+            check_seconds(event.timeout)
         process, ticket = connection.process, event.ticket
         assert process is not None
         connection.ticket = ticket
         decisions = self.books.apply(process, connection.session, event, now)
+        if (
+            len(decisions) == 1
+            and decisions[0][0] == process
+            and is_answer(decisions[0][1], ticket)
+        ):
+            connection.send(decisions[0][1])  # nothing to write down, and nobody else to be told
+            return
         answered = self._carry_out(decisions, now, reply_to=connection, ticket=ticket)
         if not answered and not self._is_stale(connection):
             connection.send(Failed(f"ticket {ticket} was answered already"))
@@ -274,8 +282,9 @@ class Dispatcher:
 
     def next_deadline(self, now: float) -> float:
         """When `tick` is wanted next; infinity if only something that happens can change anything."""
-        of_books, of_collector = self.books.next_deadline(now), self.collector.deadline()
-        return of_collector if of_books is None else min(of_books, of_collector)
+        due = self.books.next_deadline(now)
+        at = self.collector.deadline()
+        return at if due is None or at < due else due
 
     def look_around(self) -> None:
         """Every few seconds: member files that vanished, and what could not be written at the time."""

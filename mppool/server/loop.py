@@ -10,8 +10,8 @@ import contextlib
 import logging
 import random
 import socket
-import time
 from collections.abc import Callable
+from time import monotonic
 
 from mppool.core.books import Books
 from mppool.errors import ProtocolError
@@ -36,6 +36,9 @@ FIRST_CLIENT_S = 2.0
 """Whoever started the server gets at least so long to connect, whatever linger says."""
 FAREWELL_S = 0.5
 """After Goodbye, how long processes may say what they close."""
+BUSY_TURNS = 8
+"""While there is somebody to serve, deadlines are looked at only every so many turns: looking takes as long as
+deciding, and a turn takes far less than a millisecond."""
 LEAST_LINGER_S = 0.05
 """Where nobody asks for any linger: how often is looked whether everybody has gone."""
 
@@ -77,6 +80,7 @@ class Server:
         self._asked_to_leave = False
         self._is_open = False
         self._superseded = False
+        self._busy_turns = 0  # since the deadlines were looked at
 
     @property
     def address(self) -> str:
@@ -107,7 +111,7 @@ class Server:
             self._rendezvous.withdraw()
             self._release()
             raise
-        now = time.monotonic()
+        now = monotonic()
         self._idle_since = now
         self._look_at = now + LOOK_AROUND_S
         self._is_open = True
@@ -128,7 +132,7 @@ class Server:
             leave=self.leave,
         )
         self._open_things.callback(self._dispatcher.close)
-        self._dispatcher.restore(time.monotonic())
+        self._dispatcher.restore(monotonic())
 
     def leave(self) -> None:
         """Ask the loop to leave in order; returns at once. For any thread and any signal handler."""
@@ -159,19 +163,31 @@ class Server:
     # --- one turn -----------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        now = time.monotonic()
-        deadline = self._next_deadline(now)
-        self._serve_ready(self._poller.wait(max(0.0, deadline - now)))
-        now = time.monotonic()
+        """Serve who is ready. Where nobody is, or nobody has been for some turns, look at the deadlines, too."""
+        ready = self._poller.wait(0.0) if self._busy_turns < BUSY_TURNS else None
+        if ready:
+            self._busy_turns += 1
+            self._serve_ready(ready)
+        else:
+            self._busy_turns = 0
+            self._keep_deadlines()
         if self._attention:
-            self._attend(now)
-        if now >= deadline:
-            self._keep_deadlines(now)
-            self._attend(now)
+            self._attend(monotonic())
         if self._asked_to_leave:
             self._say_goodbye()
 
-    def _keep_deadlines(self, now: float) -> None:
+    def _keep_deadlines(self) -> None:
+        """Wait until somebody is ready or something is due, and see to it."""
+        now = monotonic()
+        deadline = self._next_deadline(now)
+        self._serve_ready(self._poller.wait(deadline - now if deadline > now else 0.0))
+        now = monotonic()
+        if now >= deadline:
+            if self._attention:
+                self._attend(now)
+            self._do_what_is_due(now)
+
+    def _do_what_is_due(self, now: float) -> None:
         """Whatever is due: of the books, of silent strangers, of our own files, of idleness."""
         self._guarded(self._dispatcher.tick, now)
         self._drop_silent(now)
@@ -188,19 +204,18 @@ class Server:
 
         Else a process that gives something back and asks anew could be refused what is free.
         """
-        calls = []
+        if len(ready) > 1:
+            ready.sort(key=_comes_last)
         for concerned, events in ready:
-            if not isinstance(concerned, Connection):
-                self._guarded(concerned)
-            elif concerned.role == "call":
-                calls.append((concerned, events))
-            else:
+            if isinstance(concerned, Connection):
                 self._ready(concerned, events)
-        for connection, events in calls:
-            self._ready(connection, events)
+            else:
+                self._guarded(concerned)
 
     def _next_deadline(self, now: float) -> float:
-        due = min(self._look_at, self._dispatcher.next_deadline(now))
+        due = self._dispatcher.next_deadline(now)
+        if due > self._look_at:
+            due = self._look_at
         if self._door.strangers:
             due = min(due, next(iter(self._door.strangers)).accepted_at + HANDSHAKE_S)
         if self._door.accept_at is not None:
@@ -222,11 +237,11 @@ class Server:
 
     def _ready(self, connection: Connection, events: int) -> None:
         """A connection can be read or written."""
-        now = time.monotonic()
+        now = monotonic()
         try:
-            if events & WRITE and connection.unsent:
+            if connection.unsent and events & ~READ:
                 connection.flush()
-            if events & READ:
+            if events & ~WRITE:
                 for message in connection.receive():
                     is_first_word = connection.role is None
                     self._dispatcher.said(connection, message, now)
@@ -286,7 +301,7 @@ class Server:
     # --- deaths and wake-ups ----------------------------------------------------------------------------------------
 
     def _watch(self, process: ProcessId, pidfd: int) -> None:
-        self._poller.register(pidfd, lambda: self._dispatcher.died(process, time.monotonic()))
+        self._poller.register(pidfd, lambda: self._dispatcher.died(process, monotonic()))
 
     def _unwatch(self, pidfd: int) -> None:
         self._poller.unregister(pidfd)
@@ -340,7 +355,7 @@ class Server:
     def _say_goodbye(self) -> None:
         if self._farewell_until is not None:
             return
-        self._farewell_until = time.monotonic() + FAREWELL_S
+        self._farewell_until = monotonic() + FAREWELL_S
         self._rendezvous.withdraw()
         self._dispatcher.say_goodbye()
         self._door.accept()  # those in the backlog are told, too
@@ -349,7 +364,7 @@ class Server:
         """Whether everything is said: nobody is left who could still give something back."""
         if self._farewell_until is None:
             return False
-        if time.monotonic() >= self._farewell_until:
+        if monotonic() >= self._farewell_until:
             return True
         if self._door.strangers or any(connection.unsent for connection in self._connections):
             return False
@@ -372,3 +387,7 @@ class Server:
             connection.socket.close()
         self._connections.clear()
         self._open_things.close()
+
+
+def _comes_last(ready: tuple[Connection | Callable[[], None], int]) -> bool:
+    return isinstance(ready[0], Connection) and ready[0].role == "call"

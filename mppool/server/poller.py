@@ -38,12 +38,14 @@ class Poller(Generic[H]):
         del self._concerned[descriptor]
 
     def wait(self, timeout: float) -> list[tuple[H, int]]:
-        """Who is concerned, and the events; empty after `timeout` seconds. An error or an end is both READ
-        and WRITE, for either operation will find it."""
+        """Who is concerned, and the events; empty after `timeout` seconds.
+
+        An event that is not asked for, an error or an end, concerns reading and writing.
+        """
         concerned = self._concerned
         # All are looked up before any is told: a descriptor that is closed meanwhile may be another's by then.
         return [
-            (concerned[descriptor], events if not events & ~(READ | WRITE) else READ | WRITE)
+            (concerned[descriptor], events)
             for descriptor, events in self._epoll.poll(timeout, EVENTS_AT_ONCE)
         ]
 

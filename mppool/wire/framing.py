@@ -53,7 +53,11 @@ class FrameReader(Generic[M]):
             and 0 <= length <= self.limit
             and int.from_bytes(data[:HEADER_BYTES], "big") == length
         ):
-            return [self._decoded(data[HEADER_BYTES:])]  # nearly always it is just one frame
+            # Nearly always it is just one frame.
+            try:
+                return [self._decode(data[HEADER_BYTES:])]
+            except _UNDECODABLE as error:
+                raise _unknown(length, error) from None
         buffer += data
         messages: list[M] = []
         start = 0
@@ -67,24 +71,26 @@ class FrameReader(Generic[M]):
                 )
             if len(buffer) - body < length:
                 break
-            messages.append(self._decoded(memoryview(buffer)[body : body + length]))
+            try:
+                messages.append(self._decode(memoryview(buffer)[body : body + length]))
+            except _UNDECODABLE as error:
+                raise _unknown(length, error) from None
             start = body + length
         if start:
             del buffer[:start]
         return messages
 
-    def _decoded(self, body: bytes | memoryview) -> M:
-        try:
-            return self._decode(body)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise ProtocolError(
-                f"a frame of {len(body)} bytes holds no known message: {error}"
-            ) from None
-
     @property
     def pending(self) -> int:
         """Bytes of a frame that is not complete yet."""
         return len(self._buffer)
+
+
+_UNDECODABLE = (msgspec.DecodeError, UnicodeDecodeError)
+
+
+def _unknown(length: int, error: Exception) -> ProtocolError:
+    return ProtocolError(f"a frame of {length} bytes holds no known message: {error}")
 
 
 def server_side_reader() -> FrameReader[ToServer]:

@@ -122,16 +122,13 @@ class Connection:
     def send(self, message: Event | Message, deadline: float | None) -> None:
         """Send one message whole."""
         frame = encode(message)
-        while True:
+        while frame:
             if deadline is not None or self._timeout is not None:
                 self._limit(deadline)
             try:
-                sent = self.sock.send(frame)
+                frame = frame[self.sock.send(frame) :]
             except BlockingIOError:  # a slice of time has passed
                 continue
-            if sent == len(frame):
-                return
-            frame = frame[sent:]
 
     def receive(self, deadline: float | None) -> Any:
         """The answer to what was just sent; the server never sends two on a call connection."""
@@ -144,12 +141,12 @@ class Connection:
             if not data:
                 raise SessionLost("the server closed the connection")
             messages = self._reader.feed(data)
-            if len(messages) > 1:
+            if len(messages) == 1:
+                return messages[0]
+            if messages:
                 raise ProtocolError(
                     "the server sent two answers to one call; this is a bug in mppool"
                 )
-            if messages:
-                return messages[0]
             self._limit(deadline)
 
     def _limit(self, deadline: float | None) -> None:
