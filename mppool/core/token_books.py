@@ -140,6 +140,12 @@ class _Entry:
         self.usable_until = now + life - margin_of(life)
         self.error, self.retry_at = "", -math.inf
 
+    def refuse(self, event: TokenFailed, now: float) -> float:
+        """Have nobody try again for a while; so many seconds."""
+        pause = min(event.retry_in, LONGEST_RETRY_S)
+        self.error, self.retry_at = event.error, now + pause
+        return pause
+
     def is_usable(self, now: float) -> bool:
         """Whether there is a token that may still be given to somebody."""
         return self.issued is not None and now < self.usable_until
@@ -210,14 +216,20 @@ class TokenBooks:
     def failed(self, event: TokenFailed, now: float) -> None:
         """The appointed process failed. Whoever waits for a first token is told; the next may try later."""
         entry = self._entries.get(event.key)
-        if entry is None or entry.fetch is None or entry.fetch.number != event.fetch:
+        if entry is None:
+            return
+        if entry.fetch is None:
+            # From one who took too long, and nobody has come after him: what the issuer said counts for all.
+            if event.retry_in > 0 and event.fetch > entry.number:
+                entry.refuse(event, now)
+            return
+        if entry.fetch.number != event.fetch:
             return
         self._end_fetch(event.key, entry)
         if not event.retry_in > 0:
             self._pass_on(event.key, entry, now)
             return
-        pause = min(event.retry_in, LONGEST_RETRY_S)
-        entry.error, entry.retry_at = event.error, now + pause
+        pause = entry.refuse(event, now)
         queue, entry.queue = entry.queue, OrderedDict()
         for asker in queue.values():
             self._tell(asker.process, TokenRefused(asker.ticket, event.error, pause))

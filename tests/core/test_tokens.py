@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import defaultdict
 from typing import Any
 
 import pytest
-from hypothesis import settings
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from mppool.core.decisions import Decision
-from mppool.core.events import Abandoned, Attach, CallEnded, Detached, Died
+from mppool.core.events import Abandoned, CallEnded, Detached, Died
 from mppool.core.token_books import CHALLENGE_S, KEPT_UNUSED_S, LONGEST_RETRY_S, SWEEP_S
 from mppool.core.tokens import (
     FETCH_PATIENCE_S,
@@ -29,11 +25,9 @@ from mppool.core.tokens import (
     TokenRefused,
     WantToken,
     digest_of,
-    life_of,
-    margin_of,
     refresh_in,
 )
-from mppool.ids import ProcessId, Session, Ticket
+from mppool.ids import ProcessId, Ticket
 from mppool.wire.framing import encode, process_side_reader, server_side_reader
 from tests.core.desk import Desk, P, Q, R
 
@@ -249,6 +243,20 @@ def test_an_old_failure_says_nothing_about_a_new_fetch() -> None:
     assert isinstance(counter.want(R), TokenQueued)
 
 
+def test_a_failure_that_comes_late_counts_where_nobody_has_come_after() -> None:
+    counter = Counter()
+    hung = counter.want(P)
+    counter.wait(FETCH_PATIENCE_S)
+    assert counter.fail(P, hung.fetch, 17.0) == []
+    assert counter.want(Q).retry_in == 17.0
+    counter.wait(17.0)
+    again = counter.want(Q)
+    counter.bring(Q, again.fetch, "one")
+    counter.fail(P, hung.fetch, 17.0)  # older than the token
+    counter.desk.clock.advance(HOUR - USABLE_S)
+    assert isinstance(counter.want(Q), FetchToken)
+
+
 # --- who is appointed goes --------------------------------------------------------------------------------
 
 
@@ -458,163 +466,3 @@ def test_refresh_times() -> None:
     assert refresh_in(HOUR, -5.0) == HOUR - 300
     assert refresh_in(HOUR, 2 * HOUR) == HOUR - 300
     assert refresh_in(HOUR, math.nan) == HOUR - 300
-
-
-# --- whatever happens -------------------------------------------------------------------------------------
-
-PROCESSES = [ProcessId(pid, 1) for pid in (1, 2, 3)]
-KEYS = [KEY, OTHER]
-
-
-class TokenMachine(RuleBasedStateMachine):
-    """Processes ask, fetch, fail, hang, die and come back in any order.
-
-    appointed: number of each fetch that the books count on -> (key, process, until when).
-    brought: fetches whose token has not come, whether the books count on them or not.
-    """
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.desk = Desk(*PROCESSES)
-        self.tickets = itertools.count(1)
-        self.sessions = itertools.count(100)
-        self.waiting: dict[tuple[ProcessId, int], tuple[TokenKey, float]] = {}
-        self.appointed: dict[int, tuple[TokenKey, ProcessId, float]] = {}
-        self.open: dict[int, tuple[TokenKey, ProcessId]] = {}
-        self.born: dict[str, tuple[TokenKey, float, int]] = {}
-        self.newest: dict[TokenKey, int] = defaultdict(int)
-        self.texts = itertools.count(1)
-
-    # What the processes hear.
-
-    def hear(self) -> None:
-        told, self.desk.told = self.desk.told, {}
-        for process, decisions in told.items():
-            for decision in decisions:
-                self.hear_one(process, decision)
-
-    def hear_one(self, process: ProcessId, decision: Any) -> None:
-        now = self.desk.clock()
-        if not isinstance(decision, (TokenGiven, FetchToken, TokenRefused)):
-            return
-        asked = self.waiting.pop((process, decision.ticket), None)
-        assert asked is not None, "an answer that nobody waits for"
-        if isinstance(decision, FetchToken):
-            self.appoint(decision.fetch, decision.key, process)
-            assert decision.key == asked[0]
-        elif isinstance(decision, TokenGiven):
-            key, ends, number = self.born[decision.issued.token]
-            assert key == asked[0] == decision.key, "a token for another key"
-            assert now < ends, "a token that has expired"
-            assert number == decision.number
-            assert number >= self.newest[key], "a newer token was replaced by an older one"
-            self.newest[key] = number
-            if decision.duty:
-                self.appoint(decision.duty, decision.key, process)
-
-    def appoint(self, fetch: int, key: TokenKey, process: ProcessId) -> None:
-        now = self.desk.clock()
-        for other, (its_key, _, until) in list(self.appointed.items()):
-            if its_key == key:
-                assert until <= now, "two are believed to fetch one key"
-                del self.appointed[other]
-        self.appointed[fetch] = (key, process, now + FETCH_PATIENCE_S)
-        self.open[fetch] = (key, process)
-
-    def say(self, process: ProcessId, event: Any) -> None:
-        self.desk.say(process, event)
-        self.hear()
-
-    # What happens.
-
-    @rule(
-        process=st.sampled_from(PROCESSES),
-        key=st.sampled_from(KEYS),
-        timeout=st.sampled_from([0.0, 5.0, 100.0]),
-        claims=st.sampled_from(["", "", "C", "D"]),
-    )
-    def ask(self, process: ProcessId, key: TokenKey, timeout: float, claims: str) -> None:
-        if self.desk.books.session_of(process) is None:
-            return
-        ticket = next(self.tickets)
-        self.waiting[process, ticket] = (key, self.desk.clock() + timeout)
-        self.say(process, WantToken(key, Ticket(ticket), timeout, claims))
-
-    @precondition(lambda self: self.open)
-    @rule(data=st.data(), life=st.sampled_from([-5.0, 0.5, 20.0, 302.0, 3600.0]))
-    def bring(self, data: Any, life: float) -> None:
-        fetch = data.draw(st.sampled_from(sorted(self.open)))
-        key, process = self.open.pop(fetch)
-        if self.desk.books.session_of(process) is None:
-            return
-        text = f"token {next(self.texts)}"
-        length = life_of(life)
-        self.born[text] = (key, self.desk.clock() + length - margin_of(length), fetch)
-        self.appointed.pop(fetch, None)
-        self.say(process, TokenFetched(fetch, key, issued(text), life, None))
-
-    @precondition(lambda self: self.open)
-    @rule(data=st.data(), retry_in=st.sampled_from([0.0, 1.0, 50.0]))
-    def fail(self, data: Any, retry_in: float) -> None:
-        fetch = data.draw(st.sampled_from(sorted(self.open)))
-        key, process = self.open.pop(fetch)
-        if self.desk.books.session_of(process) is None:
-            return
-        self.appointed.pop(fetch, None)
-        self.say(process, TokenFailed(fetch, key, "no", retry_in))
-
-    @rule(process=st.sampled_from(PROCESSES), dies=st.booleans())
-    def go(self, process: ProcessId, dies: bool) -> None:
-        for asked in [asked for asked in self.waiting if asked[0] == process]:
-            del self.waiting[asked]
-        for fetch, (_, whose, _) in list(self.appointed.items()):
-            if whose == process:
-                del self.appointed[fetch]
-        if dies:
-            for fetch, (_, whose) in list(self.open.items()):
-                if whose == process:
-                    del self.open[fetch]
-        self.say(process, Died() if dies else Detached())
-
-    @rule(process=st.sampled_from(PROCESSES))
-    def come_back(self, process: ProcessId) -> None:
-        if self.desk.books.session_of(process) is None:
-            session = Session(next(self.sessions))
-            event = Attach("", [], [])
-            self.desk.note(self.desk.books.apply(process, session, event, self.desk.clock()))
-            self.hear()
-
-    @precondition(lambda self: self.waiting)
-    @rule(data=st.data(), abandons=st.booleans())
-    def stop_waiting(self, data: Any, abandons: bool) -> None:
-        process, ticket = data.draw(st.sampled_from(sorted(self.waiting)))
-        del self.waiting[process, ticket]
-        word = Abandoned if abandons else CallEnded
-        self.say(process, word(Ticket(ticket)))
-
-    @rule(seconds=st.sampled_from([0.1, 1.0, 6.0, 31.0, 300.0]))
-    def time_passes(self, seconds: float) -> None:
-        """Tick by tick, as the server does it."""
-        end = self.desk.clock() + seconds
-        while True:
-            at = self.desk.books.next_deadline(self.desk.clock())
-            if at is None or at > end:
-                break
-            self.desk.clock.advance(max(0.0, at - self.desk.clock()))
-            self.desk.note(self.desk.books.tick(self.desk.clock()))
-            self.hear()
-        self.desk.clock.advance(end - self.desk.clock())
-
-    @invariant()
-    def nobody_waits_beyond_his_timeout(self) -> None:
-        now = self.desk.clock()
-        assert all(deadline >= now - 1e-9 for _, deadline in self.waiting.values())
-
-    @invariant()
-    def whoever_waits_waits_for_somebody(self) -> None:
-        fetched = {key for key, _, _ in self.appointed.values()}
-        assert {key for key, _ in self.waiting.values()} <= fetched
-
-
-TokenMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
-test_whatever_happens = TokenMachine.TestCase
