@@ -283,8 +283,10 @@ class PoolBooks:
 
         What has become due since all was settled last counts too: it is the next tick that does it.
         """
-        if not self.waiting.by_name and not self.min_size and not bounds.above_cap(self):
-            return math.inf
+        if not self.waiting.by_name and not self.min_size:
+            cap = self.max_size
+            if cap is None or len(self.slots.by_number) <= cap:
+                return math.inf
         since = min(now, self._settled_at)
         times = [
             self.waiting.next_deadline(),

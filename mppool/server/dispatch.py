@@ -130,12 +130,10 @@ class Dispatcher:
     # --- what is said ----------------------------------------------------------------------------------------
 
     def said(self, connection: Connection, message: ToServer, now: float) -> None:
-        """Take in one message. ProtocolError for what has no place here."""
+        """Take in one message of somebody who has introduced himself. ProtocolError for what has no place here."""
         connection.ticket = None  # whoever goes on talking has read the answer to his last checkout
         kind = type(message)
-        if connection.role is None:
-            self.reception.introduced(connection, message)
-        elif self.reception.leaving and kind is not Leave and connection.role != "errand":
+        if self.reception.leaving and kind is not Leave and connection.role != "errand":
             self.reception.reject(connection, LEAVING)
         else:
             self._handlers.get(kind, Dispatcher._event)(self, connection, message, now)

@@ -24,7 +24,7 @@ from mppool.server.members import Members
 from mppool.server.poller import READ, WRITE, Poller
 from mppool.server.rendezvous import Rendezvous
 from mppool.server.runtime import ManagerPaths
-from mppool.wire.messages import Rejected
+from mppool.wire.messages import Rejected, ToServer
 
 log = logging.getLogger(__name__)
 
@@ -243,10 +243,10 @@ class Server:
                 connection.flush()
             if events & ~WRITE:
                 for message in connection.receive():
-                    is_first_word = connection.role is None
-                    self._dispatcher.said(connection, message, now)
-                    if is_first_word and connection.role is not None:
-                        self._is_welcome(connection)
+                    if connection.role is None:
+                        self._introduced(connection, message)
+                    else:
+                        self._dispatcher.said(connection, message, now)
                     if connection.is_done:
                         break
         except ProtocolError as error:
@@ -257,12 +257,14 @@ class Server:
             log.exception("%s is dropped: serving it failed", connection)
             connection.break_off("serving it failed")
 
-    def _is_welcome(self, connection: Connection) -> None:
-        """It has introduced itself: no stranger any more."""
-        del self._door.strangers[connection]
-        self._welcome += 1
-        self._had_clients = True
-        self._idle_since = None
+    def _introduced(self, connection: Connection, message: ToServer) -> None:
+        """It has introduced itself: if that was to the point, it is no stranger any more."""
+        self._dispatcher.reception.introduced(connection, message)
+        if connection.role is not None:
+            del self._door.strangers[connection]
+            self._welcome += 1
+            self._had_clients = True
+            self._idle_since = None
 
     def _attend(self, now: float) -> None:
         """Drop what is broken or done with; wait for writability where, and only where, it is wanted."""
