@@ -108,7 +108,22 @@ class Connection:
         """
         try:
             self.send(message, deadline)
-            return self.receive(deadline)
+            while True:
+                try:
+                    data = self.sock.recv(_RECEIVE_BYTES)
+                except BlockingIOError:  # a slice of time has passed
+                    self._limit(deadline)
+                    continue
+                if not data:
+                    raise SessionLost("the server closed the connection")
+                messages = self._reader.feed(data)
+                if len(messages) == 1:
+                    return messages[0]
+                if messages:
+                    raise ProtocolError(
+                        "the server sent two answers to one call; this is a bug in mppool"
+                    )
+                self._limit(deadline)
         except TimeoutError:
             self.close()
             raise
@@ -129,25 +144,6 @@ class Connection:
                 frame = frame[self.sock.send(frame) :]
             except BlockingIOError:  # a slice of time has passed
                 continue
-
-    def receive(self, deadline: float | None) -> Any:
-        """The answer to what was just sent; the server never sends two on a call connection."""
-        while True:
-            try:
-                data = self.sock.recv(_RECEIVE_BYTES)
-            except BlockingIOError:  # a slice of time has passed
-                self._limit(deadline)
-                continue
-            if not data:
-                raise SessionLost("the server closed the connection")
-            messages = self._reader.feed(data)
-            if len(messages) == 1:
-                return messages[0]
-            if messages:
-                raise ProtocolError(
-                    "the server sent two answers to one call; this is a bug in mppool"
-                )
-            self._limit(deadline)
 
     def _limit(self, deadline: float | None) -> None:
         """Have the next operation end at the deadline, or, long before it, when a slice has passed."""

@@ -68,7 +68,7 @@ class Errands:
     def __init__(self, member: Member, link: ServerLink) -> None:
         self._member = member
         self._link = link
-        self._running = threading.Lock()  # of the thread, for its life
+        self.running = threading.Lock()  # held by the thread for its life
         self._wake_up: WakeUp | None = None
         self._thread: threading.Thread | None = None
         self._attach_at = 0.0
@@ -102,13 +102,13 @@ class Errands:
             wake_up.set()
 
     def _run(self) -> None:
-        if not self._running.acquire(blocking=False):
+        if not self.running.acquire(blocking=False):
             return  # there is one; whoever started this one was interrupted and did not know
         try:
             while True:
                 self._guarded_turn()
         finally:
-            self._running.release()  # whoever misses the thread may start another
+            self.running.release()  # whoever misses the thread may start another
 
     def _guarded_turn(self) -> None:
         try:
@@ -120,7 +120,7 @@ class Errands:
 
     def revive(self) -> None:
         """Start the thread again if it has ended, which nothing but an exit within it can do."""
-        if self._thread is not None and not self._running.locked():
+        if self._thread is not None:
             self.ensure_running()
 
     def _turn(self) -> None:

@@ -244,7 +244,8 @@ class ServerLink:
             if deadline is not None:
                 # Starting a server was no waiting either: there must be time to ask it.
                 deadline = max(deadline, monotonic() + ANSWER_GRACE_S)
-        self.errands.revive()
+        if not self.errands.running.locked():
+            self.errands.revive()
         if holdings.outbox:
             self.flush(deadline)
         session = holdings.session
