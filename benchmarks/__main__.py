@@ -1,8 +1,21 @@
-"""All tables, one after the other."""
+"""All tables, one after the other, or those that are named."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
 
 from benchmarks import cold, footprint, scale, sharing, storm, tokens, warm
 from benchmarks.command import command
+from benchmarks.tables import Table
+
+MODULES = (warm, cold, sharing, storm, tokens, footprint, scale)
+
+
+def main(arguments: Sequence[str] | None = None) -> list[Table]:
+    """Measure, print every table, and write what was asked for."""
+    runs = {module.__name__.rpartition(".")[2]: module.run for module in MODULES}
+    return command(runs, arguments, choose=True)
+
 
 if __name__ == "__main__":
-    modules = (warm, cold, sharing, storm, tokens, footprint, scale)
-    command({module.__name__: module.run for module in modules})
+    main()

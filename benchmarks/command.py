@@ -17,8 +17,13 @@ from benchmarks.tables import Table
 Run = Callable[[bool], list[Table]]
 
 
-def command(runs: dict[str, Run], arguments: Sequence[str] | None = None) -> list[Table]:
-    """Measure, print every table as soon as it is there, and write what was asked for."""
+def command(
+    runs: dict[str, Run], arguments: Sequence[str] | None = None, *, choose: bool = False
+) -> list[Table]:
+    """Measure, print every table as soon as it is there, and write what was asked for.
+
+    choose: the command line may name some of `runs`.
+    """
     parser = argparse.ArgumentParser(
         description="Figures of mppool beside those of other pools, measured in one run."
     )
@@ -27,11 +32,18 @@ def command(runs: dict[str, Run], arguments: Sequence[str] | None = None) -> lis
     )
     parser.add_argument("--json", type=Path, metavar="FILE", help="write the tables as JSON")
     parser.add_argument("--plots", type=Path, metavar="DIRECTORY", help="write the tables as SVG")
+    if choose:
+        names = ", ".join(runs)
+        parser.add_argument("names", nargs="*", metavar="NAME", help=f"some of {names}")
     given = parser.parse_args(arguments)
+    chosen = (choose and given.names) or list(runs)
+    unknown = sorted(set(chosen) - set(runs))
+    if unknown:
+        parser.error(f"there is no benchmark {unknown[0]!r}; there are {', '.join(runs)}")
     tables: list[Table] = []
     print(_where())
-    for run in runs.values():
-        for table in run(given.quick):
+    for name in chosen:
+        for table in runs[name](given.quick):
             print(f"\n{table.as_text()}", flush=True)
             tables.append(table)
             if given.plots is not None and any(any(s) for s in table.samples.values()):

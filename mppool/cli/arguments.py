@@ -7,7 +7,7 @@ import math
 from typing import TYPE_CHECKING
 
 from mppool import __version__
-from mppool.cli import commanding, demo, doctor, looking
+from mppool.cli import bench, commanding, demo, doctor, looking
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -38,6 +38,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         command("demo", demo.run, "gunicorn workers share connections while processes are killed")
         .plain()
         .parser
+    )
+    bench.add_options(
+        command("bench", bench.bench, "figures beside those of other pools, in a checkout").parser
     )
     return parser.parse_args(arguments)
 

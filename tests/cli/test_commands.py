@@ -193,3 +193,21 @@ def test_columns_of_numbers_stand_on_the_right() -> None:
     table.add("a", 1)
     table.add("b", 100)
     assert as_text(table) == "title\n  name    n\n  a       1\n  b     100"
+
+
+def test_bench_measures_in_a_checkout_and_refuses_what_it_does_not_know() -> None:
+    unknown = mppool("bench", "nonsense")
+    assert unknown.returncode == 2
+    assert "there is no benchmark 'nonsense'" in unknown.stderr
+    assert "warm, cold" in unknown.stderr
+
+
+def test_bench_without_the_sources_says_where_they_are(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    import mppool as package
+    from mppool.cli import main
+
+    monkeypatch.setattr(package, "__file__", str(tmp_path / "mppool" / "__init__.py"))
+    assert main(["bench"]) == 3
+    assert "make bench" in capsys.readouterr().err
