@@ -124,3 +124,21 @@ def test_what_a_parent_has_open_is_never_finalized_in_a_child(
     assert Fork(drop).result()
     pools.pop().reset()
     assert not pools
+
+
+def test_what_a_parents_user_drops_in_a_child_is_not_finalized_there(manager: PoolManager) -> None:
+    """A client that the pool has let go of, and that only a variable holds at the fork."""
+    pools = [BlobServicePool(manager)]
+    held = [pools[0].client(KEY, "shop")]
+    assert pools[0].prune_idle(0) == 1
+    (session,) = [weakref.ref(wire.inner) for wire in pools[0].clients.wires]
+
+    def drop() -> bool:
+        held.clear()
+        pools.clear()
+        gc.collect()
+        return session() is not None
+
+    assert Fork(drop).result()
+    held.clear()
+    pools.pop().reset()

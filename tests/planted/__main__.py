@@ -1,4 +1,4 @@
-"""Plant every bug, or those that are named, and see whether tests/core finds it.
+"""Plant every bug, or those that are named, and see whether the tests find it: tests/core, or those that it names.
 
 python -m tests.planted                 all
 python -m tests.planted -j 4 no-erase   some, four at a time
@@ -17,10 +17,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.planted.bugs import BUGS, PACKAGE, Bug
+from tests.planted.token_bugs import TOKEN_BUGS
 
 ROOT = PACKAGE.parent
 # The cheap ones first: most bugs are found within a second.
-ORDER = ("test_checkout", "test_returns", "test_restart", "test_breaker", "test_control", "")
+_PARTS = ("test_checkout", "test_returns", "test_restart", "test_breaker", "test_control")
+ORDER = (*(f"tests/core/{part}.py" for part in _PARTS), "tests/core")
+ALL = [*BUGS, *TOKEN_BUGS]
 
 
 def main() -> int:
@@ -34,11 +37,12 @@ def main() -> int:
         "--limit", type=float, default=300.0, help="seconds for each (default: 300)"
     )
     arguments = parser.parse_args()
-    unknown = set(arguments.names) - {bug.name for bug in BUGS}
+    unknown = set(arguments.names) - {bug.name for bug in ALL}
     if unknown:
         parser.error(f"no such bugs: {', '.join(sorted(unknown))}")
-    bugs = [bug for bug in BUGS if not arguments.names or bug.name in arguments.names]
-    killer, seconds = run(None, arguments.limit)
+    bugs = [bug for bug in ALL if not arguments.names or bug.name in arguments.names]
+    parts = {part: None for bug in bugs for part in bug.tests or ("tests/core",)}
+    killer, seconds = run(None, arguments.limit, tuple(parts))
     if killer is not None:
         print(f"without any bug the tests fail: {killer}")
         return 2
@@ -57,8 +61,10 @@ def main() -> int:
     return 1 if survivors else 0
 
 
-def run(bug: Bug | None, limit: float) -> tuple[str | None, float]:
+def run(bug: Bug | None, limit: float, parts: tuple[str, ...] = ()) -> tuple[str | None, float]:
     """What killed the bug (None: nothing did), and after how many seconds."""
+    if bug is not None:
+        parts = bug.tests or ORDER
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mppool-planted-") as name:
         copy = Path(name)
@@ -67,7 +73,7 @@ def run(bug: Bug | None, limit: float) -> tuple[str | None, float]:
             bug.plant(copy / "mppool")
         done = None
         try:
-            for part in ORDER:
+            for part in parts:
                 done = _pytest(copy, part, limit - (time.monotonic() - began))
                 if done.returncode:
                     break
@@ -79,16 +85,15 @@ def run(bug: Bug | None, limit: float) -> tuple[str | None, float]:
 
 
 def _copy_into(copy: Path) -> None:
-    skipped = shutil.ignore_patterns("__pycache__")
+    # The list of bugs does not fit sources with a bug in them.
+    skipped = shutil.ignore_patterns("__pycache__", "planted")
     shutil.copytree(PACKAGE, copy / "mppool", ignore=skipped)
-    shutil.copytree(ROOT / "tests" / "core", copy / "tests" / "core", ignore=skipped)
-    for file in ("pyproject.toml", "tests/__init__.py"):
-        shutil.copy(ROOT / file, copy / file)
+    shutil.copytree(ROOT / "tests", copy / "tests", ignore=skipped)
+    shutil.copy(ROOT / "pyproject.toml", copy / "pyproject.toml")
 
 
 def _pytest(copy: Path, part: str, limit: float) -> subprocess.CompletedProcess[str]:
-    """Run one file of tests, or ("") all of them."""
-    path = f"tests/core/{part}.py" if part else "tests/core"
+    """Run a file of tests, or a directory."""
     options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist"]
     environment = {
         **os.environ,
@@ -97,7 +102,7 @@ def _pytest(copy: Path, part: str, limit: float) -> subprocess.CompletedProcess[
         "HYPOTHESIS_STORAGE_DIRECTORY": str(copy / ".hypothesis"),
     }
     return subprocess.run(
-        [sys.executable, "-m", "pytest", path, *options],
+        [sys.executable, "-m", "pytest", part, *options],
         cwd=copy,
         env=environment,
         capture_output=True,

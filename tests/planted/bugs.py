@@ -9,13 +9,16 @@ PACKAGE = Path(__file__).parent.parent.parent / "mppool"
 
 
 class Bug(NamedTuple):
-    """name: a word for it. why: what it would do to somebody."""
+    """name: a word for it. why: what it would do to somebody. tests: files of tests that shall find it; by
+    default those of the core.
+    """
 
     name: str
     file: str
     text: str
     planted: str
     why: str
+    tests: tuple[str, ...] = ()
 
     def plant(self, package: Path) -> None:
         """Put the bug into a copy of the package."""
