@@ -3,7 +3,8 @@
 Of a worker: another process holds the only slot and is killed by SIGKILL while we wait in the line.
 Of the server: it is killed by SIGKILL while two processes hold what they have, and a checkout that finds
 nothing idle asks its successor, which must be started first. From the kill to the lease in our hands;
-what the pool holds costs nothing to open.
+what the pool holds costs nothing to open. Beside it what the kernel alone takes, from the SIGKILL of such a
+process until its pidfd says that it is dead: nobody can know of a death earlier.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import argparse
 import logging
 import os
+import select
 import shutil
 import signal
 import statistics
@@ -37,6 +39,19 @@ def _holder(pool: Pool[object]) -> Fork:
     with os.fdopen(reading, "rb") as pipe:
         assert pipe.read(1) == b"x", "no slot for the holder"
     return child
+
+
+def known_to_the_kernel(manager: PoolManager) -> float:
+    """Seconds from the SIGKILL of a holder until its death can be known."""
+    child = _holder(manager.pool("worker", object, max_size=1))
+    pidfd = os.pidfd_open(child.pid)
+    killed_at = time.monotonic()
+    os.kill(child.pid, signal.SIGKILL)
+    select.select([pidfd], [], [])
+    dead_at = time.monotonic()
+    os.close(pidfd)
+    child.kill()
+    return dead_at - killed_at
 
 
 def of_a_worker(manager: PoolManager) -> float:
@@ -91,6 +106,8 @@ def main() -> None:
     manager = PoolManager("deaths", runtime_dir=directory, linger=0.0)
     try:
         print(f"{os.cpu_count()} cores, load {os.getloadavg()[0]:.1f}", flush=True)
+        kernel = [known_to_the_kernel(manager) for _ in range(kills)]
+        print(_line("death of a worker to what the kernel says of it", kernel), flush=True)
         worker = [of_a_worker(manager) for _ in range(kills)]
         print(_line("death of a worker to the next grant", worker), flush=True)
         pool = manager.pool("server", object, max_size=3)
