@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mppool.azure.credentials import StaticToken, get_token_info
+from mppool.azure.failures import HIDDEN, describe
 from mppool.azure.identity import (
     azure_class_of,
     compute_identity_key,
@@ -67,6 +68,11 @@ class AzureBroker:
         supply = Supply(member, inner, identity or _named(credential))
         held = supply.hold((scope,), unlike=unlike, timeout=timeout)
         return TokenInfo(token_struct(held.token), held.expires_on, home_account_of(_here(inner)))
+
+    def told(self, error: Exception) -> tuple[str, bool]:
+        """The text of a credential's error without what could be a secret, and whether nothing is left out."""
+        text, _ = describe(error)
+        return text, HIDDEN not in text
 
     def identity_from(self, token: Token) -> str:
         """The hash of the whole token: its claims may be forged (hazard 31)."""

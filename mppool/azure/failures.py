@@ -6,6 +6,7 @@ azure-core's exceptions hold their response and traceback and cannot be sent any
 from __future__ import annotations
 
 import email.utils
+import json
 import re
 import time
 from typing import Any, NoReturn
@@ -20,6 +21,8 @@ SHORTEST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 3600.0
 _LONGEST_TEXT = 600
 
+HIDDEN = "<hidden>"
+
 _SUSPICIOUS = re.compile(r"[A-Za-z0-9_\-.~+=%]{32,}")
 _GUID = re.compile(r"\{?[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\}?[.,]?")
 _MARKUP = re.compile(r"<[^>]{0,500}>")
@@ -32,9 +35,7 @@ class OnlyHere(Exception):
 def redacted(text: str) -> str:
     """The text without what could be a token or a secret: long runs without a break, but for GUIDs."""
     brief = _MARKUP.sub(" ", text[:20000])
-    hidden = _SUSPICIOUS.sub(
-        lambda found: found[0] if _GUID.fullmatch(found[0]) else "<hidden>", brief
-    )
+    hidden = _SUSPICIOUS.sub(lambda found: found[0] if _GUID.fullmatch(found[0]) else HIDDEN, brief)
     shown = " ".join(hidden.split())
     return shown if len(shown) <= _LONGEST_TEXT else shown[:_LONGEST_TEXT] + " ..."
 
@@ -42,6 +43,8 @@ def redacted(text: str) -> str:
 def describe(error: Exception) -> tuple[str, float]:
     """What to tell the other processes of an error, and the seconds that all shall wait."""
     text = f"{type(error).__name__}: {redacted(str(error))}"
+    if isinstance(error, json.JSONDecodeError):
+        text += " (what the identity endpoint has answered is no JSON, so it is no token)"
     if isinstance(error, OnlyHere) or wants_sign_in(error):
         return text, 0.0  # in another process somebody may have signed in
     if isinstance(error, TokenUnavailable):

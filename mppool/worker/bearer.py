@@ -61,6 +61,9 @@ class Broker(Protocol):
         unlike: digest of a token that is near its end: another one is wanted, if the issuer has one.
         """
 
+    def told(self, error: Exception) -> tuple[str, bool]:
+        """The text of a credential's error without what could be a secret, and whether nothing is left out."""
+
     def identity_from(self, token: Any) -> str:
         """The identity that only this token tells."""
 
@@ -126,9 +129,8 @@ class Bearer:
             return None
         token = self.fetched
         if token is None:
-            member = self.face.member
             identity = self.identity if self.given else None
-            token = broker().fetch(member, self.credential, scope, identity, timeout, unlike)
+            token = fetch(self.face, self.credential, scope, identity, timeout, unlike)
             if not self.given:
                 self._check_owner(token)
         if self.given or not (self.identity or "").startswith("tok:"):
@@ -167,13 +169,9 @@ class Bearer:
             token = self.token(left, entry.token if insists else "")
         except Exception as error:
             if time() < entry.ask_at + NEAR_EXPIRY_S or entry.ask_at == -NEVER:
-                log.warning(
-                    "pool %r: no newer token can be had, the session goes on with its own: %s",
-                    self.face.name,
-                    _named(error),
-                )
+                log.warning("the session goes on with its own token, for %s", error)
                 return True
-            raise no_token(self.face, error) from error
+            raise
         if token is None:
             return True
         if digest_of(token) == entry.token:
@@ -183,10 +181,26 @@ class Bearer:
         return False
 
 
-def _named(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"[:2000]
+def fetch(
+    face: Face,
+    credential: Any,
+    scope: str,
+    identity: str | None,
+    timeout: float | None,
+    unlike: str = "",
+) -> Token:
+    """What the broker fetches. Raises OpenFailed, for what the credential raises; ConfigurationError.
 
-
-def no_token(face: Face, error: Exception) -> OpenFailed:
-    """What a checkout raises where its credential gives no token."""
-    return OpenFailed(f"pool {face.name!r}: no token can be had: {_named(error)}")
+    An issuer may repeat in its error what it was sent. Its text goes to logs, and to all who are refused
+    because of it, so it is told without what could be a secret; then the error itself is not its cause.
+    """
+    try:
+        return broker().fetch(face.member, credential, scope, identity, timeout, unlike)
+    except (ConfigurationError, OpenFailed):
+        raise
+    except Exception as error:  # noqa: BLE001  # told to the caller; logged by whoever goes on without
+        text, complete = broker().told(error)
+        failed = OpenFailed(
+            f"pool {face.name!r}: no token can be had from a {type(credential).__name__}: {text}"
+        )
+        raise failed from (error if complete else None)

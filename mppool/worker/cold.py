@@ -173,7 +173,7 @@ class ColdCheckout:
             if entry is None:
                 return None  # the session was lost, and the grant with it
             try:
-                open_resource(entry, answer, self._left() or None, self._bearer)
+                open_resource(entry, answer, self._left(), self._bearer)
             except OpenFailedError as error:
                 if face.options.fail_fast or self._left() == 0:
                     raise
@@ -220,13 +220,15 @@ def open_resource(
 ) -> None:
     """Use a fresh grant: open and configure the resource. Raises OpenFailed, with its cause.
 
+    left: seconds of the checkout's timeout, for waiting; None: no end. The hooks may take their own time where
+        there are none left.
     bearer: whose token the recipe gets; None where no credential is involved.
     """
     face, member = entry.face, entry.face.member
     started = monotonic()
     try:
         token = None if bearer is None else bearer.token(left)
-        opening = Opening(grant.opened_before, identity_of(entry.key), token, left)
+        opening = Opening(grant.opened_before, identity_of(entry.key), token, left or None)
         # In one call of C: no interrupt can strike between the hook's return and the storing, which would
         # leave an open resource to which nothing refers.
         entry.opened.extend(map(face.recipe.open, (opening,)))

@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, ref
 
 from mppool.core.events import Declare
-from mppool.errors import ConfigurationError, OpenFailed
-from mppool.worker.bearer import Bearer, Token, broker, no_token
+from mppool.errors import ConfigurationError
+from mppool.worker.bearer import Bearer, Token, broker, fetch
 from mppool.worker.entry import NEVER
 from mppool.worker.shelf import own_popper, popper_of
 
@@ -174,12 +174,7 @@ class Identities:
         if identity is None:
             scope = face.recipe.token_scope
             assert scope is not None
-            try:
-                token = broker().fetch(face.member, credential, scope, None, timeout)
-            except (ConfigurationError, OpenFailed):
-                raise
-            except Exception as error:
-                raise no_token(face, error) from error
+            token = fetch(face, credential, scope, None, timeout)
             identity = broker().identity_of(credential)
             if identity is None:
                 identity = broker().identity_from(token)

@@ -49,6 +49,9 @@ DEFAULT_TIMEOUT_S = 60.0
 SERVER_PATIENCE_S = 10.0
 """A server that does not answer for so long is done without."""
 
+ASK_GRACE_S = 0.25
+"""However little time a caller has, a server that is merely busy is not taken for one that is gone."""
+
 MANY_COPIES = 256
 """Beyond so many copies, those that have expired are thrown out whenever there are twice as many."""
 
@@ -254,7 +257,8 @@ class TokenShare:
         timeout = None if deadline is None else left
         want = WantToken(key, ticket, timeout, claims, bad, patience, near)
         try:
-            answer = self._member.call(want, now + min(left, SERVER_PATIENCE_S))
+            patience_with_server = max(ASK_GRACE_S, min(left, SERVER_PATIENCE_S))
+            answer = self._member.call(want, now + patience_with_server)
             if isinstance(answer, TokenQueued):
                 answer = waiter.wait(None if deadline is None else deadline - monotonic())
                 if answer is None:
@@ -313,6 +317,7 @@ class TokenShare:
         before = self._held.get(key)
         if before is not None:
             if before.number > held.number and before.is_usable():
+                held.ask_at = -math.inf  # whoever fetched it may use it, and asks the next time
                 return
             before.ask_at = -math.inf  # whoever has this object at hand shall look here again
         elif len(self._held) >= self._many:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -12,6 +13,7 @@ import pytest
 from azure.identity import DeviceCodeCredential, ManagedIdentityCredential
 
 from mppool import PoolManager
+from mppool.azure import objects
 from mppool.azure.objects import fit_for_use, serial_of
 from tests.azure.crowd import SCOPE, slowly
 from tests.azure.endpoints import CLIENT, TENANT, Endpoint
@@ -22,6 +24,16 @@ from tests.helpers import Fork
 def test_a_process_uses_its_own_credentials_as_they_are() -> None:
     for credential in (ManagedIdentityCredential(), Issuer()):
         assert fit_for_use(credential) is credential
+
+
+def test_an_entry_of_a_dead_object_says_nothing_of_the_new_one_at_its_address() -> None:
+    """However late the collector tells of the old one's end."""
+    dead, new = Issuer(), Issuer()
+    serial = serial_of(dead)
+    objects._known[id(new)] = objects._known[id(dead)]
+    del dead
+    gc.collect()
+    assert serial_of(new) != serial
 
 
 def test_a_child_uses_one_copy_and_its_own_child_another() -> None:

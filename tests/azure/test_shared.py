@@ -11,6 +11,7 @@ import time
 import traceback
 import weakref
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -428,6 +429,23 @@ def test_an_endpoint_that_hangs_is_bounded_by_the_credentials_timeout(
     assert all(isinstance(result, Exception) for result in results)
     assert msi.count == 1
     msi.let_go.set()
+
+
+def test_what_a_hanging_fetch_brings_at_last_replaces_nothing_newer(
+    local: InProcessManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("mppool.azure.supply.FETCH_PATIENCE_S", 0.1)
+    issuer, let_go = Issuer(), threading.Event()
+    issuer.before = lambda number: None if number == 2 else let_go.wait(20) and None
+    shared = local.credential(issuer, identity="me")
+    with ThreadPoolExecutor(1) as threads:
+        hanging = threads.submit(shared.get_token, SCOPE)
+        wait_until(lambda: len(issuer.asked) == 1, "a fetch that hangs")
+        assert shared.get_token(SCOPE).token == f"{MARK}-2"
+        let_go.set()
+        assert hanging.result(20).token == f"{MARK}-1"  # his own, which is valid
+    assert shared.get_token(SCOPE).token == f"{MARK}-2"
+    assert len(issuer.asked) == 2
 
 
 # --- people -----------------------------------------------------------------------------------------------

@@ -257,6 +257,17 @@ def test_a_failure_that_comes_late_counts_where_nobody_has_come_after() -> None:
     assert isinstance(counter.want(Q), FetchToken)
 
 
+def test_a_token_that_has_come_ends_the_pause_of_an_earlier_failure() -> None:
+    counter = Counter()
+    hung = counter.want(P)
+    counter.wait(FETCH_PATIENCE_S)
+    counter.fail(Q, counter.want(Q).fetch, 3600.0)
+    counter.bring(P, hung.fetch, "late", 100.0)
+    assert counter.want(R).issued.token == "late"
+    counter.desk.clock.advance(100.0 - USABLE_S)
+    assert isinstance(counter.want(R), FetchToken)
+
+
 # --- who is appointed goes --------------------------------------------------------------------------------
 
 
