@@ -25,6 +25,9 @@ class InProcessManager(Manager):
         self.name = checked_name("manager", name)
         self._member = Member(name, lambda member: LocalLink(member, self._merge))
 
+    def __repr__(self) -> str:
+        return f"<InProcessManager {self.name!r}>"
+
     @property
     def _link(self) -> LocalLink:
         link = self._member.link

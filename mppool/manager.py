@@ -16,7 +16,7 @@ from mppool.errors import ConfigurationError, PoolError, ServerUnavailable
 from mppool.ids import birth_of
 from mppool.managing import Manager, refuse_initializer
 from mppool.meeting import Meeting
-from mppool.options import checked_name, checked_timeout
+from mppool.options import checked_linger, checked_name, checked_timeout
 from mppool.wire.messages import Failed
 from mppool.worker.link import CONTROL_DEADLINE_S, ServerLink
 from mppool.worker.member import Member
@@ -93,11 +93,7 @@ class PoolManager(Manager, BaseManager):
                 f"manager {name!r}: budget={budget!r:.40} is not allowed: this version shares a cap over one "
                 "machine only; leave budget out"
             )
-        seconds = checked_timeout("(manager)", linger)
-        if seconds is None:
-            raise ConfigurationError(
-                f"manager {name!r}: linger=None is not allowed: give a number of seconds, 0 or more"
-            )
+        seconds = checked_linger(name, linger)
         directory = None if runtime_dir is None else os.fspath(Path(runtime_dir).absolute())
         self._meeting = Meeting(name, directory, seconds)
         self._member = _member_for(self._meeting)

@@ -74,11 +74,11 @@ class Manager:
         """
         stats = self._member.link.stats()
         if not stats:
-            stats = self._merge(self._unattached_snapshot(), self._member.report(0))
+            stats = self._merge(self._unattached_snapshot(), self._member.report())
             stats["processes"], stats["server_pid"], stats["epoch"] = [], None, None
         unknown = [name for name in self._member.faces if name not in stats["pools"]]
         if unknown:  # the server runs, but this process has not attached to it yet
-            own = self._merge(self._unattached_snapshot(), self._member.report(0))
+            own = self._merge(self._unattached_snapshot(), self._member.report())
             stats["pools"].update({name: own["pools"][name] for name in unknown})
         return stats
 

@@ -11,6 +11,9 @@ import msgspec
 
 from mppool.errors import ConfigurationError
 
+LONGEST_S = 9_000_000_000.0
+"""Locks and sockets cannot wait for longer than 292 years."""
+
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -99,6 +102,19 @@ def changes(before: PoolOptions, after: PoolOptions) -> str:
     )
 
 
+def checked_linger(manager: str, value: object) -> float:
+    """How long a server stays that nobody uses, or ConfigurationError."""
+    try:
+        seconds = _seconds(value)
+    except ConfigurationError:
+        seconds = None
+    if seconds is None:
+        raise ConfigurationError(
+            f"manager {manager!r}: linger={value!r:.80} is not allowed: give a finite number of seconds, 0 or more"
+        )
+    return seconds
+
+
 def checked_timeout(pool: str, value: object) -> float | None:
     """The timeout of one call in seconds (None: for ever), or ConfigurationError."""
     try:
@@ -160,6 +176,8 @@ def _seconds(value: object, *, zero: bool = True) -> float | None:
     seconds = float(value)
     if not math.isfinite(seconds) or seconds < 0 or (seconds == 0 and not zero):
         raise ConfigurationError(f"give a finite number of seconds, {least}, or None for no limit")
+    if seconds > LONGEST_S:
+        raise ConfigurationError(f"give at most {LONGEST_S:.0f} seconds, or None for no limit")
     return seconds
 
 

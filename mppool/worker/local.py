@@ -283,7 +283,7 @@ class LocalLink:
             books = self._ready_books()
             snapshot = books.snapshot()
             snapshot["tokens"] = books.tokens.snapshot(monotonic())
-        return self._merge(snapshot, self._member.report(0), monotonic() - self._started_at)
+        return self._merge(snapshot, self._member.report(), monotonic() - self._started_at)
 
     # --- time --------------------------------------------------------------------------------------------
 

@@ -23,7 +23,6 @@ from mppool.core.tokens import TokenFetched
 from mppool.errors import PoolError, ServerUnavailable
 from mppool.ids import Session, Ticket
 from mppool.recipe import Recipe
-from mppool.worker import report
 from mppool.worker.audit import Audit, forget_frames, release_own
 from mppool.worker.calls import SessionLost
 from mppool.worker.chores import Chores
@@ -35,6 +34,7 @@ from mppool.worker.face import Face
 from mppool.worker.fork import bury, renew_in_children
 from mppool.worker.holdings import Holdings
 from mppool.worker.housekeeping import Housekeeper
+from mppool.worker.report import PatientReport
 from mppool.worker.shelf import forget_shelf, shelve, take_idle
 from mppool.worker.tokens import TokenShare
 
@@ -42,7 +42,6 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mppool.options import PoolOptions
-    from mppool.wire.messages import Report
     from mppool.worker.protocols import Link
 
 log = logging.getLogger("mppool")
@@ -80,6 +79,7 @@ class Member:
         self.housekeeper = Housekeeper(self)
         self.audit = Audit(self)
         self.tokens = TokenShare(self)
+        self.report = PatientReport(self)
         self._tickets = itertools.count(1)
         self.link = make_link(self)
         renew_in_children(self)
@@ -93,6 +93,7 @@ class Member:
         self.chores = Chores(self.name)
         self.housekeeper = Housekeeper(self)
         self.audit = Audit(self)
+        self.report = PatientReport(self)
         self.tokens.forget_waiters()
         self.link.after_fork_in_child()
         for face in self.faces.values():
@@ -295,7 +296,3 @@ class Member:
                     f"; taken {age:.1f} s ago at\n{entry.stack}" if entry.stack else "",
                 )
                 self.close_soon(entry, "leaked")
-
-    def report(self, request: int) -> Report:
-        """The figures of this process."""
-        return report.build(self, request)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import threading
+from collections import deque
 from contextlib import contextmanager
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -88,6 +89,38 @@ class Reporter:
             self._busy = False
         if self._wanted is not None:  # it came in this very moment
             self._member.chores.add(self._ask_hooks)
+
+
+class PatientReport:
+    """The figures of this process for itself, without what the hooks say where they take too long.
+
+    _asking: held while a chore asks the hooks; where they hang, others go without them and add no chore.
+    """
+
+    def __init__(self, member: Member) -> None:
+        self._member = member
+        self._asking = threading.Lock()
+
+    def __call__(self) -> Report:
+        """The report. Called by any thread, with no lock held."""
+        member = self._member
+        inside = getattr(_asking, "hook", None) is not None
+        if inside or not _has_hooks(member):
+            return build(member, 0, hooks=False)
+        until = monotonic() + HOOKS_PATIENCE_S
+        answers: deque[Report] = deque()
+        if self._asking.acquire(timeout=HOOKS_PATIENCE_S):
+            done = threading.Event()
+            member.chores.add(lambda: self._ask_hooks(answers, done))
+            done.wait(max(0.0, until - monotonic()))
+        return answers[0] if answers else build(member, 0, hooks=False)
+
+    def _ask_hooks(self, answers: deque[Report], done: threading.Event) -> None:
+        try:
+            answers.append(build(self._member, 0))
+        finally:
+            self._asking.release()
+            done.set()
 
 
 def build(member: Member, request: int, *, hooks: bool = True) -> Report:

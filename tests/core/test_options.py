@@ -9,13 +9,20 @@ import msgspec
 import pytest
 
 from mppool.errors import ConfigurationError
-from mppool.options import OPTION_NAMES, PoolOptions, checked_name, checked_options, checked_timeout
+from mppool.options import (
+    OPTION_NAMES,
+    PoolOptions,
+    checked_linger,
+    checked_name,
+    checked_options,
+    checked_timeout,
+)
 
 COUNT = [1, 10, 1_000_000]
 NO_COUNT_OR_0 = [-1, 1.0, 2.5, "3", True, False, math.nan, math.inf, [1], 10**7, -math.inf, b"1"]
 SECONDS = [0.001, 1, 30.0, 10**9]
 NO_COUNT = [0, *NO_COUNT_OR_0]
-NO_SECONDS = [-1, -0.001, math.nan, math.inf, -math.inf, "30", True, False, [], object()]
+NO_SECONDS = [-1, -0.001, math.nan, math.inf, -math.inf, 1e10, "30", True, False, [], object()]
 TEXT = [None, 1, "", "LIFO", b"lifo", True]
 
 # option: allowed values, refused values
@@ -124,6 +131,12 @@ def test_a_timeout_of_a_call(value: Any) -> None:
 def test_a_bad_timeout_of_a_call(value: Any) -> None:
     with pytest.raises(ConfigurationError, match=r"pool 'p': timeout=.* is not allowed"):
         checked_timeout("p", value)
+
+
+@pytest.mark.parametrize("value", [*NO_SECONDS, None])
+def test_a_bad_linger(value: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"manager 'shop': linger=.* is not allowed"):
+        checked_linger("shop", value)
 
 
 @pytest.mark.parametrize("name", ["a", "A.b_c-9", "x" * 64, "..a"])

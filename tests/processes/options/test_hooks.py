@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from mppool import OpenFailed, Pool, PoolManager
+from mppool import InProcessManager, OpenFailed, Pool, PoolManager
 from mppool.recipe import Opening
 from tests.helpers import wait_until
 from tests.processes.options.scene import HookedThings, Scene, Thing
@@ -121,6 +121,28 @@ def test_what_is_nearly_json_is_made_json(manager: PoolManager) -> None:
         (resource,) = pool.stats()["resources"]
     assert (resource["1"], resource["nan"]) == ([3], None)
     assert resource["id"] != "mine"  # what is ours stays ours
+
+
+@pytest.mark.parametrize("hook", ["stats", "describe"])
+def test_where_a_hook_hangs_an_in_process_manager_answers_without_it(hook: str) -> None:
+    hang, asked = threading.Event(), threading.Event()
+
+    def hangs(resource: str) -> str | dict[str, int]:
+        asked.set()
+        hang.wait(20)
+        return {"hung": 1} if hook == "stats" else "hung"
+
+    pool = InProcessManager().pool("hangs", lambda: "resource", **{hook: hangs})
+    threads = threading.active_count()
+    with pool.checkout():
+        for _ in range(3):
+            (resource,) = pool.stats()["resources"]
+            assert (resource["state"], resource["description"]) == ("in_use", "")
+            assert "hung" not in resource
+        assert asked.is_set()
+        assert threading.active_count() <= threads + 1
+        hang.set()
+        wait_until(lambda: "hung" in str(pool.stats()["resources"]), "the hook to be heard again")
 
 
 @pytest.mark.parametrize("resource", [None, 0, "", [], {}, set()], ids=repr)
