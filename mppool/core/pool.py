@@ -132,6 +132,7 @@ class PoolBooks:
             self.waiting.remove(process, event.ticket)
             full = bounds.how_full(self, event.key)
             text = f"{limit} checkouts wait already (max_waiting); {full}"
+            self.counters["refused"] += 1
             self._refuse(process, event.ticket, "too_many_waiting", text)
         else:
             self.tell(process, Queued(event.ticket))
@@ -283,10 +284,8 @@ class PoolBooks:
 
         What has become due since all was settled last counts too: it is the next tick that does it.
         """
-        if not self.waiting.by_name and not self.min_size:
-            cap = self.max_size
-            if cap is None or len(self.slots.by_number) <= cap:
-                return math.inf
+        if not (self.waiting.by_name or self.min_size or bounds.above_cap(self)):
+            return math.inf
         since = min(now, self._settled_at)
         times = [
             self.waiting.next_deadline(),
@@ -380,9 +379,8 @@ class PoolBooks:
 
     def may_open(self, process: ProcessId, key: str, now: float) -> bool:
         """Whether bounds and breaker allow this process one more resource of this key."""
-        if self._around.awaited or not bounds.has_room(self, process, key):
-            return False
-        return self.breakers.permit(key, now)
+        has_room = not self._around.awaited and bounds.has_room(self, process, key)
+        return has_room and self.breakers.permit(key, now)
 
     def _count_closed(self, reason: CloseReason) -> None:
         self.counters["closed"] += 1
@@ -390,8 +388,6 @@ class PoolBooks:
             self.counters[reason] += 1
 
     def _refuse(self, process: ProcessId, ticket: Ticket, reason: RefuseReason, text: str) -> None:
-        if reason == "too_many_waiting":
-            self.counters["refused"] += 1
         self.tell(process, Refuse(ticket, reason, text))
 
     def announce(self) -> None:
