@@ -16,6 +16,7 @@ import threading
 from mppool import PoolManager
 from mppool.azure import StaticToken
 from mppool.odbc import OdbcRecipe
+from tests import secrecy
 from tests.secrecy import MARK
 
 NAMES = ("alice", "bob", "carol", "dave", "erin", "frank")
@@ -38,6 +39,7 @@ def token_of(name: str) -> str:
 
 def main() -> None:
     logging.basicConfig(level=logging.WARNING, stream=sys.stderr)
+    secrecy.install()
     string, checkouts, max_size = sys.argv[1], int(sys.argv[2]), int(sys.argv[3])
     if sys.argv[4:] == ["too late"]:
         import pyodbc
@@ -71,6 +73,8 @@ def main() -> None:
     for thread in threads:
         thread.join()
     stats = pool.stats()
+    secrecy.WATCH.see_objects()
+    failures += secrecy.WATCH.take()
     pool.close()
     manager.shutdown()
     print(json.dumps({"failures": failures, "counters": stats["counters"], "size": stats["size"]}))
