@@ -151,7 +151,7 @@ def distrust(path: Path, found: os.stat_result) -> str | None:
     if not stat.S_ISDIR(found.st_mode):
         return "it is not a directory; remove it"
     if found.st_uid != os.geteuid():
-        return f"it belongs to user {found.st_uid}, and this process runs as user {os.geteuid()}"
+        return f"it belongs to user {found.st_uid}, and this process runs as user {os.geteuid()}; run as that user"
     if found.st_mode & 0o077:
         mode = stat.S_IMODE(found.st_mode)
         return f"its mode is {mode:04o}, so others can get at it; run: chmod 700 {path}"

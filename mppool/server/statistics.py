@@ -118,7 +118,10 @@ def _pool_entry(
         "histograms": {
             kind: {"bounds": list(BOUNDS), "counts": counts} for kind, counts in histograms.items()
         },
-        "processes": [_pool_process(one, report, slots_of) for one, report in reporting],
+        "processes": [
+            *(_pool_process(one, report, slots_of) for one, report in reporting),
+            *_silent_processes(figures, reporting, slots_of),
+        ],
         "resources": _resources(entry["slots"], reporting),
     }
 
@@ -136,6 +139,22 @@ def _pool_process(
         "slots": slots_of.get(one.process.pid, 0),
         "stale": one.stale,
     }
+
+
+def _silent_processes(
+    figures: list[ProcessFigures],
+    reporting: list[tuple[ProcessFigures, PoolReport]],
+    slots_of: Mapping[int, int],
+) -> list[dict[str, Any]]:
+    """Those that have slots and never said what of them is in use: stopped ones, for example."""
+    labels = {one.process.pid: one.label for one in figures}
+    said = {one.process.pid for one, _ in reporting}
+    unknown = {"in_use": 0, "idle": 0, "waiting": 0, "checkouts": 0}
+    return [
+        {"pid": pid, "label": labels.get(pid, ""), **unknown, "slots": slots, "stale": True}
+        for pid, slots in slots_of.items()
+        if pid not in said
+    ]
 
 
 def _resources(

@@ -101,6 +101,17 @@ def test_a_process_that_has_said_nothing_is_stale() -> None:
     assert [entry["label"] for entry in stats["processes"]] == ["web 1", "web 2"]
 
 
+def test_a_process_that_has_slots_and_has_said_nothing_of_the_pool_is_shown_as_stale() -> None:
+    for figures in ([], [ProcessFigures(ONE, "web 1", {}, True)]):
+        (shown,) = statistics(figures)["pools"]["pool"]["processes"]
+        assert (shown["pid"], shown["slots"], shown["stale"]) == (ONE.pid, 1, True)
+        assert shown["label"] == ("web 1" if figures else "")
+    said = [ProcessFigures(process, "", {"pool": report()}, False) for process in (ONE, TWO)]
+    processes = statistics(said)["pools"]["pool"]["processes"]
+    assert [one["pid"] for one in processes] == [ONE.pid, TWO.pid]
+    assert set(processes[0]) == set(shown)
+
+
 def test_a_resource_shows_what_the_books_know_and_what_its_hook_gave() -> None:
     _, number = books()
     given = resource(number, server="db1", state="nonsense")
