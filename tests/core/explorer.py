@@ -16,6 +16,7 @@ from typing import Any, ClassVar
 from mppool.options import PoolOptions
 from tests.core.model.fingerprint import fingerprint
 from tests.core.model.parts import Rules, Violation
+from tests.core.model.worker import Worker
 from tests.core.model.world import Step, World
 
 # Options and rules never change: copies of a world share them.
@@ -61,6 +62,7 @@ class Budget:
         errand_ends: int = 0,
         gives_up: int = 0,
         deaths: int = 0,
+        forks: int = 0,
         discards: int = 0,
         moments: int = 0,
     ) -> None:
@@ -70,6 +72,7 @@ class Budget:
         self.errand_ends = errand_ends
         self.gives_up = gives_up
         self.deaths = deaths
+        self.forks = forks
         self.discards = discards
         self.moments = moments
 
@@ -82,6 +85,7 @@ class SmallWorld(World):
     waiting: processes whose first thread then waits in the queue already.
     asking: processes whose first thread is just about to ask.
     keeping: nobody ever gives back what he has.
+    A forked child makes one checkout.
     """
 
     def __init__(
@@ -182,6 +186,12 @@ class SmallWorld(World):
         if self.server.alive:  # it had no more decisions to carry out
             self.kill_server()
 
+    def fork(self, parent: Worker) -> Worker:
+        child = super().fork(parent)
+        for thread in child.threads:
+            thread.checkouts_left = 1 if thread.name == 0 else 0
+        return child
+
     def start_torn(self) -> None:
         self.budget.torn = False
         self.start_server(torn=True)
@@ -215,6 +225,8 @@ def _kind_of(label: str) -> str:
         return "server_kills"
     if label.endswith("is killed"):
         return "deaths"
+    if label.endswith("forks"):
+        return "forks"
     if label.endswith("gives up"):
         return "gives_up"
     return "errand_ends" if "errands ends" in label else "call_ends"

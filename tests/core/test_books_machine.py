@@ -266,7 +266,9 @@ class BooksMachine(RuleBasedStateMachine):
         if not world.server.alive:
             world.start_server()
         self._until(lambda: not self._waiting(), "STARVED: threads still wait")
-        if any(worker.closed for worker in world.living()):
+        # Children may not know yet that the pool was closed.
+        closed = any(pool.closed for pool in world.server.books.pools.values())
+        if closed or any(worker.closed for worker in world.living()):
             return
         self._take_everything()
 

@@ -31,6 +31,8 @@ CONTENDED: dict[str, Any] = {
 }
 # The same before Q has asked.
 TWO_IN_USE: dict[str, Any] = {**CONTENDED, "waiting": (), "checkouts": (0, 1)}
+# P uses the only resource, Q is going to want one.
+HELD: dict[str, Any] = {"using": ((0, 0),), "checkouts": (0, 1)}
 # P has two threads and one resource.
 AT_HOME: dict[str, Any] = {"processes": 1, "threads": 2, "using": ((0, 1),), "checkouts": (1,)}
 
@@ -41,6 +43,10 @@ WORLDS: dict[str, dict[str, Any]] = {
     "the errand channel ends": {"budget": Budget(errand_ends=1), **BOTH_ASK},
     "the server is killed": {"budget": Budget(server_kills=1), **BOTH_ASK},
     "the server is killed beside a holder": {"budget": Budget(server_kills=1), **ONE_IN_USE},
+    "the server is killed while something is given back": {
+        "budget": Budget(server_kills=1, discards=1),
+        **HELD,
+    },
     "two servers are killed": {"budget": Budget(server_kills=2), **ONE_IN_USE},
     "server and errand channel": {"budget": Budget(server_kills=1, errand_ends=1), **ONE_IN_USE},
     "the journal is torn": {"budget": Budget(server_kills=1, torn=True), **ONE_IN_USE},
@@ -49,8 +55,20 @@ WORLDS: dict[str, dict[str, Any]] = {
         "budget": Budget(errand_ends=1, deaths=1, moments=2, gives_up=1),
         **ONE_IN_USE,
     },
+    "a process forks": {"budget": Budget(forks=1), **ONE_IN_USE},
+    "a process forks and is killed": {"budget": Budget(forks=1, deaths=1), **ONE_IN_USE},
+    "a process forks and gives up": {"budget": Budget(forks=1, gives_up=1), **BOTH_ASK},
+    "a process forks beside the death of the server": {
+        "budget": Budget(forks=1, server_kills=1),
+        **HELD,
+        "processes": 1,
+        "checkouts": (0,),
+    },
     "contended": {"budget": Budget(moments=3), **TWO_IN_USE},
     "contended, the waiter gives up": {"budget": Budget(gives_up=1, moments=1), **CONTENDED},
+    "contended, a process is killed": {"budget": Budget(deaths=1, moments=1), **CONTENDED},
+    "contended, a process forks": {"budget": Budget(forks=1), **CONTENDED},
+    "contended, the server is killed": {"budget": Budget(server_kills=1), **CONTENDED},
     "contended, the errand channel ends": {"budget": Budget(errand_ends=1), **CONTENDED},
     "contended while the errand channel ends": {
         "budget": Budget(errand_ends=1, gives_up=1),
@@ -77,9 +95,6 @@ def test_with_all_rules_nothing_is_wrong(world: str) -> None:
     assert found.violation is None, str(found)
     assert found.complete or not EVERYTHING
 
-
-# P uses the only resource, Q is going to want one.
-HELD: dict[str, Any] = {"using": ((0, 0),), "checkouts": (0, 1)}
 
 # The rule that is switched off, where that shows, and what it does.
 HOLES: list[tuple[str, dict[str, Any], str]] = [
@@ -114,6 +129,10 @@ HOLES: list[tuple[str, dict[str, Any], str]] = [
         "LOST WAKE-UP",
     ),
     ("returned_lies_aside", {"budget": Budget(moments=3), "checkouts": (2, 1)}, "in use"),
+    ("unheard_attach", {"budget": Budget(server_kills=1, discards=1), **HELD}, "LEAK"),
+    ("end_of_errands_is_no_death", {"budget": Budget(errand_ends=1), **HELD}, "OVER CAP"),
+    ("children_start_empty", {"budget": Budget(forks=1), **HELD}, "OVER CAP"),
+    ("children_close_copies", {"budget": Budget(forks=1, gives_up=1), **BOTH_ASK}, "LEAK"),
     ("late_grants_are_declined", {"budget": Budget(gives_up=1, discards=1), **ONE_IN_USE}, "LEAK"),
 ]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from mppool.core.decisions import Grant, Refuse
 from mppool.core.events import Declaration, HeldState
 from mppool.ids import GrantNumber, ProcessId, Session, Ticket
 from mppool.options import PoolOptions
@@ -49,6 +50,14 @@ class Rules:
         self.returned_lies_aside = True
         # Rule 6: a grant that comes too late is declined.
         self.late_grants_are_declined = True
+        # Rule 3: who lost a session attaches again although he has nothing, for the journal may count more.
+        self.unheard_attach = True
+        # Hazard 7: the end of an errand channel is not the death of its process.
+        self.end_of_errands_is_no_death = True
+        # Hazard 1: a forked child has nothing of its parent's.
+        self.children_start_empty = True
+        # Hazard 6: a forked child closes its copies of its parent's connections, so that their end is seen.
+        self.children_close_copies = True
         for name, keeps in switched_off.items():
             assert hasattr(self, name), name
             setattr(self, name, keeps)
@@ -81,6 +90,21 @@ class Channel:
         self.severed = False
         # The server remembers the last checkout that came on a call connection.
         self.ticket: Ticket | None = None
+        # The server has said that this session is over.
+        self.rejected = False
+        # How many forked children have a copy of the process's end, and whether only they still have one.
+        self.copies = 0
+        self.ended = False
+
+    def end(self) -> None:
+        """The process closes its end. The server sees that only when the last copy is closed too."""
+        self.ended = True
+        self.severed = self.severed or not self.copies
+
+    def close_copy(self) -> None:
+        """A forked child closes its copy, or dies."""
+        self.copies -= 1
+        self.severed = self.severed or (self.ended and not self.copies)
 
     def send_to_server(self, message: Any) -> None:
         if not self.severed:
@@ -89,6 +113,32 @@ class Channel:
     def send_to_process(self, message: Any) -> None:
         if not self.severed:
             self.to_process.append(message)
+
+
+class Thread:
+    """One thread of a process. `phase` says what it does next.
+
+    idle -> missed -> enqueued -> asked -> have -> opening -> using -> appended -> idle
+                                       \\-> queued ----^
+    """
+
+    def __init__(self, name: int) -> None:
+        self.name = name
+        self.phase = "idle"
+        self.key = ""
+        self.timeout: float | None = None
+        self.ticket = Ticket(0)
+        self.call: Channel | None = None
+        self.grant: Grant | None = None
+        self.entry: GrantNumber | None = None
+        # What somebody gave while the call was still out.
+        self.given: GrantNumber | None = None
+        self.refused: Refuse | None = None
+        self.last: Any = None
+        # The session under which there is no use in asking again.
+        self.rejected_under: Session | None = None
+        self.checkouts_left = 1_000_000
+        self.flag_seen = False
 
 
 class Violation(AssertionError):

@@ -79,7 +79,7 @@ class Server:
             self.carry_out(decisions)
         elif isinstance(message, Checkout):
             if self.books.session_of(channel.process) != channel.session:
-                channel.severed = True  # rejected: attach again
+                channel.severed = channel.rejected = True  # attach again
                 self.channels.remove(channel)
                 return
             channel.ticket = message.ticket
@@ -99,6 +99,9 @@ class Server:
                 return
         elif self.errands.get(channel.process) is channel:
             del self.errands[channel.process]
+            if not self.rules.end_of_errands_is_no_death:
+                self.see_death(channel.process, now)
+                return
         else:
             return
         self.carry_out(self.books.apply(channel.process, channel.session, event, now))

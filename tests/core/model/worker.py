@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 from mppool.core.decisions import (
@@ -29,34 +30,10 @@ from mppool.core.events import (
 )
 from mppool.ids import GrantNumber, ProcessId, Session, Ticket
 from mppool.options import PoolOptions
-from tests.core.model.parts import POOL, Channel, Entry, Rules, Violation, declaration
+from tests.core.model.parts import POOL, Channel, Entry, Rules, Thread, Violation, declaration
 
 ATTACHED = "Attached"
 """The server's word that an inventory was taken over."""
-
-
-class Thread:
-    """One thread of a process. `phase` says what it does next.
-
-    idle -> missed -> enqueued -> asked -> have -> opening -> using -> appended -> idle
-                                       \\-> queued ----^
-    """
-
-    def __init__(self, name: int) -> None:
-        self.name = name
-        self.phase = "idle"
-        self.key = ""
-        self.timeout: float | None = None
-        self.ticket = Ticket(0)
-        self.call: Channel | None = None
-        self.grant: Grant | None = None
-        self.entry: GrantNumber | None = None
-        # What somebody gave while the call was still out.
-        self.given: GrantNumber | None = None
-        self.refused: Refuse | None = None
-        self.last: Any = None
-        self.checkouts_left = 1_000_000
-        self.flag_seen = False
 
 
 class Worker:
@@ -91,6 +68,33 @@ class Worker:
         self.now = 0.0
         self.alive = True
         self.stopped = False
+        # Whether it attaches although it needs nothing: at the beginning, and after a session was lost.
+        self.unheard = True
+        # The server has it on file (members.py).
+        self.is_member = False
+        # A forked child: its parent's connections of which it still has copies.
+        self.inherited: list[Channel] = []
+
+    def be_forked_from(self, parent: Worker, channels: list[Channel]) -> None:
+        """Start with nothing but copies of the parent's connections, and attach when it asks."""
+        self.unheard = False
+        self.inherited = [channel for channel in channels if not channel.severed]
+        for channel in self.inherited:
+            channel.copies += 1
+        if not self.rules.children_start_empty:
+            self.table = {number: copy.copy(entry) for number, entry in parent.table.items()}
+            self.shelf = list(parent.shelf)
+
+    def close_inherited(self) -> None:
+        """What the fork hook does first, or the death of the child."""
+        for channel in self.inherited:
+            channel.close_copy()
+        self.inherited = []
+
+    def wants_session(self) -> bool:
+        """Whether it attaches to the server that is there."""
+        busy = any(thread.phase != "idle" for thread in self.threads)
+        return self.unheard or busy or bool(self.table)
 
     # --- a thread checks out -------------------------------------------------------------------------------
 
@@ -141,6 +145,8 @@ class Worker:
 
     def call_fails(self, thread: Thread) -> None:
         """The connection ended without a reply: ask again, with a new ticket."""
+        if thread.call is not None and thread.call.rejected:
+            thread.rejected_under = thread.call.session
         self._stop_waiting(thread)
         thread.phase = "missed"
 
@@ -175,11 +181,11 @@ class Worker:
             self.tell(Abandoned(thread.ticket))
         elif thread.phase == "asked":
             assert thread.call is not None
-            thread.call.severed = True
+            thread.call.end()
         elif thread.phase == "have":
             assert thread.call is not None
             thread.grant = None
-            thread.call.severed = True
+            thread.call.end()
         self._stop_waiting(thread)
         self._answered(thread, "gave up")
 
@@ -232,7 +238,7 @@ class Worker:
     def attach(self, session: Session) -> Channel:
         """Under the lock that also guards registering (rule 2): new session and inventory at once."""
         self.session = session
-        self.attached = False
+        self.attached = self.unheard = False
         self.voided.clear()
         self.sweeping = None
         held = [
@@ -249,6 +255,7 @@ class Worker:
         """Nobody can be told anything: those who wait ask again under the next session."""
         self.session = None
         self.attached = False
+        self.unheard = self.rules.unheard_attach
         self.errand = None
         self.sweeping = None
         if self.rules.contended_ends_with_session:

@@ -8,13 +8,18 @@ from typing import Any
 
 from mppool.core.books import Books
 from mppool.core.decisions import Grant
+from mppool.core.events import Attach
 from mppool.core.slot import SlotState
 from mppool.core.table import SlotTable
 from mppool.ids import GrantNumber, ProcessId
 from mppool.options import PoolOptions
-from tests.core.model.parts import POOL, Channel, Rules, Violation
+from tests.core.model.parts import POOL, Channel, Rules, Thread, Violation
 from tests.core.model.server import Server, ServerKilled
-from tests.core.model.worker import Thread, Worker
+from tests.core.model.worker import Worker
+
+NAMES = "PQRSTUVWXYZABCDE"
+MOST_PROCESSES = 5
+FIRST_PID = 100
 
 Step = tuple[str, Callable[..., None], tuple[Any, ...]]
 """What it is called in a trace, and how it is done."""
@@ -49,7 +54,7 @@ class World:
         self.ceiling = options.max_size
 
     def new_worker(self) -> Worker:
-        process = ProcessId(100 + len(self.workers), 1)
+        process = ProcessId(FIRST_PID + len(self.workers), 1)
         worker = Worker(process, self.threads, self.options, self.rules)
         worker.now = self.now
         self.workers.append(worker)
@@ -58,8 +63,11 @@ class World:
     def living(self) -> list[Worker]:
         return [worker for worker in self.workers if worker.alive]
 
+    def worker_of(self, process: ProcessId) -> Worker:
+        return self.workers[process.pid - FIRST_PID]
+
     def name(self, process: ProcessId) -> str:
-        return "PQRSTUVW"[process.pid - 100]
+        return NAMES[process.pid - FIRST_PID]
 
     # --- steps that nobody can hold up for ever ----------------------------------------------------------------
 
@@ -94,6 +102,8 @@ class World:
 
     def _errand_steps(self, worker: Worker) -> Iterator[Step]:
         name = self.name(worker.process)
+        if worker.inherited and self.rules.children_close_copies:
+            yield f"{name} closes what it inherited", worker.close_inherited, ()
         if worker.sweeping is not None:
             yield f"{name} sweeps its shelf", worker.sweep, ()
         elif worker.errand is not None and worker.errand.to_process:
@@ -101,7 +111,7 @@ class World:
             yield f"{name} reads {word(decision)}", worker.read_errand, ()
         elif worker.errand is not None and worker.errand.severed:
             yield f"{name} notices that its session is lost", worker.lose_session, ()
-        if worker.errand is None and self.server.alive:
+        if worker.errand is None and self.server.alive and worker.wants_session():
             yield (
                 f"{name} attaches with {[number & 0xFFFF for number in worker.table]}",
                 self.attach,
@@ -116,7 +126,7 @@ class World:
         phase = thread.phase
         if phase == "missed":
             yield f"{name} enqueues itself", worker.enqueue, (thread,)
-        elif phase == "enqueued" and worker.attached and self.server.alive:
+        elif phase == "enqueued" and self._may_ask(worker, thread):
             yield f"{name} looks again, asks", self.ask, (worker, thread)
         elif phase == "asked":
             assert thread.call is not None
@@ -136,6 +146,11 @@ class World:
             yield f"{name} puts #{thread.entry} back", worker.append_to_shelf, (thread,)
         elif phase == "appended":
             yield f"{name} looks who waits", worker.look_who_waits, (thread,)
+
+    def _may_ask(self, worker: Worker, thread: Thread) -> bool:
+        """Not again under a session that is over: it would be rejected as often as it asks."""
+        attached = worker.attached and self.server.alive
+        return attached and thread.rejected_under != worker.session
 
     # --- steps that may or may not happen ------------------------------------------------------------------------
 
@@ -172,6 +187,8 @@ class World:
                 for thread in worker.threads:
                     if thread.phase in ("enqueued", "asked", "queued", "have"):
                         yield f"{name}{thread.name} gives up", worker.give_up, (thread,)
+            if len(self.workers) < MOST_PROCESSES:
+                yield f"{name} forks", self.fork, (worker,)
             yield f"{name} is killed", self.kill, (worker,)
 
     def _is_waited_on(self, channel: Channel) -> bool:
@@ -181,7 +198,7 @@ class World:
         """
         if channel.thread is None:
             return False
-        worker = next(w for w in self.workers if w.process == channel.process)
+        worker = self.worker_of(channel.process)
         thread = worker.threads[channel.thread]
         if thread.call is not channel or thread.phase not in ("asked", "queued"):
             return False
@@ -194,17 +211,25 @@ class World:
         worker.alive = False
         worker.table.clear()
         self.deaths.append(worker.process)
+        worker.close_inherited()
         for channel in self.server.channels:
             if channel.process == worker.process:
-                channel.severed = True
+                channel.end()
+
+    def fork(self, parent: Worker) -> Worker:
+        child = self.new_worker()
+        own = [channel for channel in self.server.channels if channel.process == parent.process]
+        child.be_forked_from(parent, [*parent.inherited, *own])
+        return child
 
     def kill_server(self) -> None:
         self.server.be_killed()
 
     def start_server(self, *, torn: bool = False) -> None:
         living = {worker.process for worker in self.living()}
+        members = {worker.process for worker in self.living() if worker.is_member}
         self.deaths.clear()  # the new server looks itself who lives
-        self.server.restart(set(living) if torn else None, living, self.now)
+        self.server.restart(members if torn else None, living, self.now)
         if torn:
             self.resized(self.options.max_size)  # a resize is lost with the journal
 
@@ -220,6 +245,8 @@ class World:
             self.server.channels.append(thread.call)
 
     def server_reads(self, channel: Channel) -> None:
+        if isinstance(channel.to_server[0], Attach):
+            self.worker_of(channel.process).is_member = True
         try:
             self.server.read(channel, self.now)
         except ServerKilled:
@@ -251,7 +278,8 @@ class World:
         """A connection without a call on it says nothing any more, also not by its end."""
         calls = [id(thread.call) for worker in self.workers for thread in worker.threads]
         for channel in list(self.server.channels):
-            if channel.thread is not None and not channel.severed and id(channel) not in calls:
+            ends = channel.severed or channel.ended
+            if channel.thread is not None and not ends and id(channel) not in calls:
                 self.server.channels.remove(channel)
 
     def drain(self, most: int = 3000) -> int:
