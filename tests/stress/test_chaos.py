@@ -1,8 +1,7 @@
-"""The chaos run of CI: short, with a seed of its own each time, which is printed."""
+"""The chaos run: a minute where CI promises to have the time, else short; its seed is printed."""
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import shutil
@@ -15,12 +14,13 @@ from tests.helpers import run_python
 
 
 @pytest.mark.stress
-@pytest.mark.timeout(240)
+@pytest.mark.timeout(300)
 def test_chaos_breaks_no_promise() -> None:
     """In an interpreter of its own: its children are forked from a process with nothing else in it."""
-    seconds = float(os.environ.get("MPPOOL_CHAOS_SECONDS", "20"))
+    usual = "60" if os.environ.get("CI", "").lower() == "true" else "20"
+    seconds = float(os.environ.get("MPPOOL_CHAOS_SECONDS", usual))
     seed = int(os.environ.get("MPPOOL_CHAOS_SEED", random.randrange(1 << 30)))
-    logging.getLogger(__name__).info("seed %d", seed)
+    print(f"seed {seed}, {seconds:g} s")  # shown where the test fails
     directory = Path(tempfile.mkdtemp(prefix="mppc-", dir="/tmp"))
     done = run_python(
         "import logging; logging.disable(logging.CRITICAL)\n"
