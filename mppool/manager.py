@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mppool.core.decisions import Draining
 from mppool.core.events import Drain
 from mppool.errors import ConfigurationError, PoolError, ServerUnavailable
-from mppool.ids import birth_of
 from mppool.managing import Manager, refuse_initializer
 from mppool.meeting import Meeting
 from mppool.options import checked_linger, checked_name, checked_timeout
@@ -119,11 +118,12 @@ class PoolManager(Manager, BaseManager):
     @property
     def address(self) -> str | None:
         """Path of the server's socket, or None while there is no server."""
+        from mppool.server.liveness import lives
         from mppool.server.runtime import read_address
 
         paths = self._meeting.paths()
         found = read_address(paths)
-        if found is None or birth_of(found.server.pid) != found.server.birth:
+        if found is None or not lives(found.server):
             return None
         return os.fspath(paths.runtime_dir / found.socket)
 
@@ -138,9 +138,10 @@ class PoolManager(Manager, BaseManager):
     def server_pid(self) -> int | None:
         """Pid of the server that this process is connected to, else of the one that is there, else None."""
         from mppool.server.launch import server_pid
+        from mppool.server.liveness import lives
 
         connected = self._link.connected_server()
-        if connected is not None and birth_of(connected.pid) == connected.birth:
+        if connected is not None and lives(connected):
             return connected.pid
         return server_pid(self._meeting.paths())
 

@@ -17,9 +17,9 @@ from mppool.cli import output
 from mppool.cli.failing import FAULT, OK
 from mppool.cli.finding import managers_in, runtime_directory, stats_of
 from mppool.errors import ConfigurationError, PoolError
-from mppool.ids import ProcessId, birth_of, own_process
+from mppool.ids import ProcessId, own_process
 from mppool.server.launch import server_pid
-from mppool.server.liveness import SO_PEERPIDFD
+from mppool.server.liveness import SO_PEERPIDFD, lives
 from mppool.server.runtime import distrust, read_address
 
 if TYPE_CHECKING:
@@ -220,8 +220,7 @@ def _lives(member: str) -> bool:
     pid, _, birth = member.partition("-")
     if not (pid.isdecimal() and birth.isdecimal()):
         return False
-    process = ProcessId(int(pid), int(birth))
-    return birth_of(process.pid) == process.birth
+    return lives(ProcessId(int(pid), int(birth)))
 
 
 def _is_locked(path: Path) -> bool:

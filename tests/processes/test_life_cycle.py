@@ -7,6 +7,7 @@ get_server), by what they assert; no code was copied.
 from __future__ import annotations
 
 import os
+import signal
 import threading
 from collections.abc import Callable
 from multiprocessing.managers import BaseManager
@@ -88,6 +89,22 @@ def test_a_server_in_the_foreground_serves_other_processes(
     assert fork(use).result() == process.pid
     assert process.wait(20) == 0
     assert process.stdout.read() == "left\n"
+
+
+def test_a_killed_server_whose_exit_status_nobody_takes_is_no_server(
+    manager: PoolManager, python: Callable[[str], Any]
+) -> None:
+    process = python(
+        "from mppool import PoolManager; PoolManager('t').get_server().serve_forever()\n"
+    )
+    wait_until(lambda: manager.server_pid == process.pid, "it serves")
+    manager.connect()
+    assert manager.address is not None
+    os.kill(process.pid, signal.SIGKILL)
+    os.waitid(os.P_PID, process.pid, os.WEXITED | os.WNOWAIT)  # it is a zombie from now on
+    assert manager.address is None
+    assert manager.server_pid is None
+    process.wait(20)
 
 
 def test_join_waits_for_the_server_to_end(manager: PoolManager) -> None:
