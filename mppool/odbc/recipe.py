@@ -248,9 +248,11 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         scrubbed = self._scrubbed(error)
         if _is_no_such_driver(error):
             installed = ", ".join(sorted(module.drivers())) or "none"
-            return ConfigurationError(
-                f"the driver manager cannot load what {grammar.shown(self._pieces)!r} names: "
-                f"{message_of(scrubbed)}. Installed drivers (sections of odbcinst.ini): {installed}"
+            return type(error)(
+                *scrubbed.args[:-1],
+                f"{message_of(scrubbed)}: the driver manager cannot load what "
+                f"{grammar.shown(self._pieces)!r} names. Installed drivers (sections of odbcinst.ini): "
+                f"{installed}",
             )
         return scrubbed
 
