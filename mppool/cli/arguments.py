@@ -23,6 +23,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         description="One pool for all the processes of an application: look at it, command it.",
     )
     parser.add_argument("--version", action="version", version=f"mppool {__version__}")
+    _add_runtime_dir(parser, default=None)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> _Command:
@@ -57,11 +58,8 @@ class _Command:
     ) -> None:
         self.parser = commands.add_parser(name, help=help_text, description=help_text)
         self.parser.set_defaults(run=run)
-        self.parser.add_argument(
-            "--runtime-dir",
-            metavar="DIRECTORY",
-            help="where the processes of a manager meet; else $MPPOOL_RUNTIME_DIR, else /tmp/mppool-UID",
-        )
+        # Where it is not given after the command, what was given before it must stay.
+        _add_runtime_dir(self.parser, default=argparse.SUPPRESS)
 
     def plain(self) -> _Command:
         self.parser.add_argument(
@@ -100,6 +98,15 @@ class _Command:
             help="how long to wait for leases to come back (default: %(default)g)",
         )
         return self
+
+
+def _add_runtime_dir(parser: argparse.ArgumentParser, default: str | None) -> None:
+    parser.add_argument(
+        "--runtime-dir",
+        metavar="DIRECTORY",
+        default=default,
+        help="where the processes of a manager meet; else $MPPOOL_RUNTIME_DIR, else /tmp/mppool-UID",
+    )
 
 
 def seconds(text: str) -> float:

@@ -62,6 +62,16 @@ def test_list_names_managers_that_run_and_such_as_do_not(
     assert re.search(r"shop +not running", done.stdout)
 
 
+def test_the_runtime_directory_may_be_given_before_the_command_and_after_it(
+    orders: Pool[Thing], runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MPPOOL_RUNTIME_DIR")
+    before, after = ["--runtime-dir", runtime_dir], ["--runtime-dir", runtime_dir / "none"]
+    assert mppool(*before, "stats", "shop").returncode == 0
+    assert mppool("stats", *before, "shop").returncode == 0
+    assert mppool(*before, "stats", "shop", *after).returncode == 3  # the last word
+
+
 def test_looking_starts_no_server_and_makes_no_directory(runtime_dir: Path) -> None:
     place = runtime_dir / "none"
     assert mppool("list", "--runtime-dir", place).returncode == 0
