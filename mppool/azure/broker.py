@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from mppool.azure.credentials import StaticToken, get_token_info
-from mppool.azure.failures import HIDDEN, describe
+from mppool.azure.credentials import StaticToken, check_credential, get_token_info, is_async
+from mppool.azure.failures import describe
 from mppool.azure.identity import (
     azure_class_of,
     compute_identity_key,
@@ -15,8 +15,10 @@ from mppool.azure.identity import (
 )
 from mppool.azure.objects import fit_for_use
 from mppool.azure.shared import Shared
-from mppool.azure.supply import Supply, checked_credential
+from mppool.azure.supply import Supply
 from mppool.azure.token import TokenInfo, token_struct
+from mppool.errors import ConfigurationError
+from mppool.worker.bearer import HIDDEN
 
 if TYPE_CHECKING:
     from mppool.worker.bearer import Token
@@ -28,7 +30,12 @@ class AzureBroker:
 
     def check(self, credential: object) -> None:
         """Raises ConfigurationError for what is no token credential."""
-        checked_credential(credential, asynchronous=False)
+        check_credential(credential)
+        if is_async(credential):
+            raise ConfigurationError(
+                f"{type(credential).__name__} is an asynchronous credential, and connections are opened in "
+                "threads, also for acheckout; give the synchronous class of the same name in azure.identity"
+            )
 
     def identity_of(self, credential: Any) -> str | None:
         """Whom it stands for; None: only a token can tell."""

@@ -12,6 +12,7 @@ import time
 from typing import Any, NoReturn
 
 from mppool.azure.credentials import wants_sign_in
+from mppool.worker.bearer import HIDDEN
 from mppool.worker.tokens import TokenUnavailable
 
 DEFAULT_PAUSE_S = 5.0
@@ -20,8 +21,6 @@ DEFAULT_PAUSE_S = 5.0
 SHORTEST_PAUSE_S = 1.0
 LONGEST_PAUSE_S = 3600.0
 _LONGEST_TEXT = 600
-
-HIDDEN = "<hidden>"
 
 _SUSPICIOUS = re.compile(r"[A-Za-z0-9_\-.~+=%]{32,}")
 _GUID = re.compile(r"\{?[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\}?[.,]?")

@@ -21,6 +21,8 @@ log = logging.getLogger("mppool")
 NEAR_EXPIRY_S = 300.0
 """So long before its end a token is asked for anew, and compared."""
 
+HIDDEN = "<hidden>"
+
 _BROKER = "mppool.azure.broker"
 
 
@@ -87,7 +89,26 @@ def broker() -> Broker:
 
 def digest_of(token: Token) -> str:
     """Tells the tokens of sessions apart without holding them."""
-    return digest_of_text(token.token_struct[4:].decode("utf-16-le", errors="surrogatepass"))
+    return digest_of_text(secret_of(token))
+
+
+def secret_of(token: Token | None) -> str:
+    """The token as text; "" for none."""
+    if token is None:
+        return ""
+    return token.token_struct[4:].decode("utf-16-le", errors="surrogatepass")
+
+
+def repeats(error: BaseException, secret: str) -> bool:
+    """Whether an error, or what it came of, says the secret."""
+    seen: set[int] = set()
+    one: BaseException | None = error
+    while secret and one is not None and id(one) not in seen:
+        seen.add(id(one))
+        if any(secret in str(part) for part in one.args):
+            return True
+        one = one.__cause__ or one.__context__
+    return False
 
 
 class Bearer:

@@ -23,7 +23,7 @@ from mppool.errors import (
 )
 from mppool.recipe import Opening
 from mppool.worker.audit import give_up_opening
-from mppool.worker.bearer import NEAR_EXPIRY_S
+from mppool.worker.bearer import HIDDEN, NEAR_EXPIRY_S, repeats, secret_of
 from mppool.worker.calls import SESSION_PAUSE_S, SessionLost
 from mppool.worker.entry import NEVER, Entry
 from mppool.worker.face import Face, identity_of
@@ -32,7 +32,7 @@ from mppool.worker.shelf import shelve, take
 from mppool.worker.waiter import LocalWaiter
 
 if TYPE_CHECKING:
-    from mppool.worker.bearer import Bearer
+    from mppool.worker.bearer import Bearer, Token
     from mppool.worker.holdings import Holdings
 
 log = logging.getLogger("mppool")
@@ -226,6 +226,7 @@ def open_resource(
     """
     face, member = entry.face, entry.face.member
     started = monotonic()
+    token: Token | None = None
     try:
         token = None if bearer is None else bearer.token(left)
         opening = Opening(grant.opened_before, identity_of(entry.key), token, left or None)
@@ -242,11 +243,13 @@ def open_resource(
         entry.resource = entry.opened[0]
         _configure(face, entry)
     except Exception as error:
-        text = _text_of(error)
+        secret = secret_of(token)
+        text = _text_of(error, secret)
         give_up_opening(entry, text, counted=True)
         if isinstance(error, OpenFailedError) or entry.holdings.forked:
             raise
-        raise OpenFailedError(f"pool {face.name!r}: opening a resource failed: {text}") from error
+        failed = OpenFailedError(f"pool {face.name!r}: opening a resource failed: {text}")
+        raise failed from (None if repeats(error, secret) else error)
     except BaseException as error:
         # What the hook had half opened lives as long as its frames: they end before the slot is given back.
         traceback.clear_frames(error.__traceback__)
@@ -311,13 +314,18 @@ def open_for_shelf(face: Face, grant: Grant) -> None:
         shelve(entry)
 
 
-def _text_of(error: BaseException) -> str:
-    """Class and message, whatever the recipe put into them: it travels, and is shown to others."""
+def _text_of(error: BaseException, secret: str = "") -> str:
+    """Class and message, whatever the recipe put into them: it travels, and is shown to others.
+
+    secret: the token that the hook was given, which is left out.
+    """
     try:
         text = f"{type(error).__name__}: {error}"
     except Exception:
         log.warning("a hook raised an error that has no text", exc_info=True)
         text = type(error).__name__
+    if secret:
+        text = text.replace(secret, HIDDEN)
     return text[:_LONGEST_TEXT].encode("utf-8", "backslashreplace").decode()
 
 

@@ -70,6 +70,28 @@ def test_an_issuer_that_repeats_secrets(entra: tuple[Endpoint, str], pool: Pool[
     assert entra[0].count == 1
 
 
+class Talkative(Sessions):
+    """Its driver repeats the token when it is refused."""
+
+    def open(self, opening: Opening) -> str:
+        token = opening.token.token_struct[4:].decode("utf-16-le")
+        try:
+            raise OSError(f"18456: {token}")
+        except OSError as error:
+            raise ValueError(f"login failed for {token}, sorry") from error
+
+
+def test_a_driver_that_repeats_the_token(msi: Endpoint, manager: PoolManager) -> None:
+    pool = manager.pool("talkative", Talkative(), max_size=2)
+    credential = ManagedIdentityCredential()
+    shown = [refused(pool, credential) for _ in range(2)]
+    shown.append(Fork(lambda: refused(pool, credential)).result())
+    for text in shown:
+        assert MARK not in text
+        assert "ValueError: login failed for <hidden>, sorry" in text
+    pool.close()
+
+
 def test_an_issuer_that_answers_html(msi: Endpoint, pool: Pool[str]) -> None:
     page = (
         f"<html><head><script>{'var x;' * 2000}</script></head><body>Log in, {MARK}!</body></html>"

@@ -22,7 +22,16 @@ from azure.identity import (
     ManagedIdentityCredential,
 )
 
-from mppool import CheckoutTimeout, InProcessManager, OpenFailed, Opening, Pool, PoolManager, Recipe
+from mppool import (
+    CheckoutTimeout,
+    ConfigurationError,
+    InProcessManager,
+    OpenFailed,
+    Opening,
+    Pool,
+    PoolManager,
+    Recipe,
+)
 from tests.azure.crowd import SCOPE
 from tests.azure.endpoints import ACCOUNT_UID, CLIENT, TENANT, Answer, Asked, Endpoint
 from tests.helpers import Fork, wait_until
@@ -326,3 +335,17 @@ def test_acheckout_where_no_token_can_be_had(msi: Endpoint, pool: Pool[Session])
     with pytest.raises(OpenFailed, match="CredentialUnavailableError"):
         asyncio.run(one())
     assert pool.stats()["in_use"] == 0
+
+
+def test_an_asynchronous_credential_is_refused_with_the_right_name(pool: Pool[Session]) -> None:
+    from azure.identity.aio import ManagedIdentityCredential as Asynchronous
+
+    async def one() -> None:
+        credential = Asynchronous()
+        try:
+            await pool.acheckout(credential=credential)
+        finally:
+            await credential.close()
+
+    with pytest.raises(ConfigurationError, match="synchronous class of the same name"):
+        asyncio.run(one())
