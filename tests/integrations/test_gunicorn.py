@@ -409,7 +409,7 @@ def test_a_root_master_with_workers_of_another_user(gunicorn: Start, witness: Wi
         wait_until(lambda: not is_alive(pid), "the server to linger out")
     finally:
         shutil.rmtree(directory / manager, ignore_errors=True)
-        if not existed and not any(directory.iterdir()):
+        if not existed and directory.exists() and not any(directory.iterdir()):
             directory.rmdir()
 
 
