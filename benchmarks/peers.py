@@ -10,15 +10,18 @@ import contextlib
 import logging
 import queue
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from types import SimpleNamespace
 from typing import Any
 
 FLOOR = "Lock + deque"
 SQLALCHEMY = "SQLAlchemy QueuePool"
 PROXY_PATTERN_POOL = "ProxyPatternPool"
 OURS = "mppool"
+FOR_CREDENTIAL = "mppool, credential="
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,16 @@ def warm_peers(size: int) -> Iterator[tuple[list[Peer], list[str]]]:
     peers: list[Peer] = []
     missing: list[str] = []
     with contextlib.ExitStack() as closing:
-        for make in (_floor, _lifo_queue, _mppool, _sqlalchemy, _ppp, _dbutils, _psycopg_pool):
+        for make in (
+            _floor,
+            _lifo_queue,
+            _mppool,
+            _mppool_credential,
+            _sqlalchemy,
+            _ppp,
+            _dbutils,
+            _psycopg_pool,
+        ):
             try:
                 peers += make(size, closing)
             except ImportError as error:
@@ -92,6 +104,37 @@ def _mppool(size: int, closing: contextlib.ExitStack) -> list[Peer]:
         Peer(OURS, "lease = pool.checkout()\nlease.release()", things, 1.0),
         Peer("mppool, with", "with pool.checkout() as item: pass", things, 1.2),
     ]
+
+
+class _Somebody:
+    """A credential whose identity is known without a token, as that of a managed identity is."""
+
+    def mppool_identity(self) -> str:
+        return "somebody"
+
+    def get_token(self, *scopes: str, **options: Any) -> Any:
+        return SimpleNamespace(token="a token", expires_on=time.time() + 86400)
+
+
+def _mppool_credential(size: int, closing: contextlib.ExitStack) -> list[Peer]:
+    """mppool, for a credential"""
+    from benchmarks.load import private_manager
+    from mppool import Recipe
+
+    class Things(Recipe[object]):
+        token_scope = "a scope"
+
+        def open(self, opening: Any) -> object:
+            return object()
+
+    manager = closing.enter_context(private_manager())
+    pool = manager.pool("warm", Things(), max_size=size)
+    things = {"pool": pool, "me": _Somebody()}
+    _take_and_give_back(
+        lambda: pool.checkout(credential=things["me"]), size, lambda lease: lease.release()
+    )
+    statement = "lease = pool.checkout(credential=me)\nlease.release()"
+    return [Peer(FOR_CREDENTIAL, statement, things, 1.2)]
 
 
 def _sqlalchemy(size: int, closing: contextlib.ExitStack) -> list[Peer]:
