@@ -208,16 +208,20 @@ _FINDERS: dict[str, Callable[[Any], str | None]] = {
     "EnvironmentCredential": _of_environment,
 }
 
-_warned_of_default = False
+# Taken by whoever warns: one atomic step, for many threads may come at once.
+_unwarned = ["DefaultAzureCredential"]
 
 
 def _warn_of_default() -> None:
-    global _warned_of_default
-    if not _warned_of_default:
-        _warned_of_default = True
-        log.warning(
-            "DefaultAzureCredential is one ambient identity: whoever this machine, container or developer is "
-            "signed in as. All who use it get connections of that one identity, and which one it is shows "
-            "only in its tokens, so they are not shared between processes; name it with identity=, or use "
-            "ManagedIdentityCredential, WorkloadIdentityCredential or ClientSecretCredential"
-        )
+    if not _unwarned:
+        return
+    try:
+        _unwarned.pop()
+    except IndexError:
+        return  # another thread was faster
+    log.warning(
+        "DefaultAzureCredential is one ambient identity: whoever this machine, container or developer is "
+        "signed in as. All who use it get connections of that one identity, and which one it is shows "
+        "only in its tokens, so they are not shared between processes; name it with identity=, or use "
+        "ManagedIdentityCredential, WorkloadIdentityCredential or ClientSecretCredential"
+    )

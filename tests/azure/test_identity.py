@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import hashlib
 import logging
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -208,10 +209,10 @@ def test_another_release_that_keeps_it_elsewhere_is_survived(
 def test_the_default_credential_is_warned_of_once(
     caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_warned_of_default", False)
-    with caplog.at_level(logging.WARNING, "mppool"):
-        for wing in WINGS:
-            assert identity_of(wing.DefaultAzureCredential()) is None
+    monkeypatch.setattr(module, "_unwarned", ["DefaultAzureCredential"])
+    credentials = [wing.DefaultAzureCredential() for wing in WINGS]
+    with caplog.at_level(logging.WARNING, "mppool"), ThreadPoolExecutor(8) as threads:
+        assert set(threads.map(identity_of, credentials * 100)) == {None}
     assert [record.getMessage()[:22] for record in caplog.records] == ["DefaultAzureCredential"]
 
 

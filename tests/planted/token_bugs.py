@@ -274,7 +274,7 @@ TOKEN_BUGS = [
     Bug(
         "warned-each-time",
         "azure/identity.py",
-        "        _warned_of_default = True\n",
+        "        _unwarned.pop()\n",
         "        pass\n",
         "a warning with every checkout",
         ("tests/azure/test_identity.py",),
