@@ -155,7 +155,6 @@ class LocalLink:
         self._decided.clear()
         self._take_in(books.apply(self._process, self._session, attach, monotonic()), None)
         self._books = books
-        self._whole, self._suspect = True, False
 
     def _write_anew(self) -> None:
         """The books cannot be trusted, or not all of their decisions arrived. Caller holds `_lock`."""
@@ -163,6 +162,8 @@ class LocalLink:
         if before is None:
             self._whole, self._suspect = True, False
             return
+        # Not later: what is suspected from now on is about the new books.
+        self._whole, self._suspect = False, False
         books = Books(before.epoch + 1, jitter=random.random)
         kept = [
             RecordPool(name, pool.max_size, pool.min_size, pool.generation, pool.closed)
@@ -177,6 +178,7 @@ class LocalLink:
                 for counter, count in pool.counters.items():
                     figures[counter] = max(count, figures[counter])
         self._member.session_lost()
+        self._whole = True  # last: where this is interrupted, the next one does it again
 
     def flush(self, deadline: float | None = None) -> None:
         """See Link."""
