@@ -1,24 +1,36 @@
 """Checkout for asyncio: what blocks happens in a thread, and never in the event loop's.
 
-Checkouts wait in the loop's executor. Giving back does not: an executor full of waiting checkouts would never
-run the release that they wait for. It is a chore of the member, for which there is always a thread.
+Checkouts of a pool wait in threads of that pool's own, not in the loop's executor: full of waiting checkouts, that
+would never run what the holders of resources need it for (`asyncio.to_thread`, name look-ups). Giving back does
+not wait behind them: it is a chore of the member, for which there is always a thread.
 """
 
 from __future__ import annotations
 
 import asyncio
 import logging
+from collections import deque
+from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from mppool.errors import CheckoutTimeout
+from mppool.worker.chores import MOST_THREADS as MOST_WAITS
 from mppool.worker.lease import Lease
 
 if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from mppool.worker.face import Face
+
+    Blocking = Callable[[float | None], Lease[Any]]
+
 T = TypeVar("T")
 
 log = logging.getLogger("mppool")
+
+_START_S = 0.1
+"""So long a free thread may take to begin; after that it is taken for granted that there is none."""
 
 
 class AsyncLease(Lease[T]):
@@ -69,35 +81,116 @@ def _give_back(lease: Lease[Any], error: BaseException | None) -> asyncio.Future
     return done
 
 
-async def checkout(blocking: Callable[[], Lease[T]]) -> AsyncLease[T]:
-    """Run a blocking checkout in a thread. Cancelled, it gives back whatever the thread still gets."""
-    future = asyncio.get_running_loop().run_in_executor(None, blocking)
-    try:
-        return AsyncLease(await asyncio.shield(future))
-    except asyncio.CancelledError:
-        future.add_done_callback(_give_back_result)
-        raise
+class _Attempt:
+    """One checkout, for whose waiting there is a thread.
 
+    `_lot`: one item, which is taken either by the thread that begins or by the loop that gives up before;
+    popping it is atomic. Everything else but `run` happens in the loop.
+    """
 
-def _give_back_result(future: asyncio.Future[Lease[Any]]) -> None:
-    if not future.cancelled() and future.exception() is None:
-        _give_back(future.result(), None)
+    def __init__(self, face: Face, seconds: float | None, blocking: Blocking) -> None:
+        self._face = face
+        self._seconds = seconds
+        self._deadline = None if seconds is None else monotonic() + seconds
+        self._blocking = blocking
+        self._loop = asyncio.get_running_loop()
+        self._lot = deque([None])
+        self.done: asyncio.Future[Lease[Any]] = self._loop.create_future()
+
+    async def lease(self) -> Lease[Any]:
+        """Wait for it. Cancelled, it is not begun any more, or what the thread still gets is given back."""
+        timer = None
+        if self._seconds is not None:
+            timer = self._loop.call_later(self._seconds + _START_S, self._expire)
+        try:
+            self._begin()
+            return await self.done
+        except BaseException:
+            self._is_mine()
+            if not self.done.done():
+                self.done.cancel()
+            elif not self.done.cancelled() and self.done.exception() is None:
+                _give_back(self.done.result(), None)
+            raise
+        finally:
+            if timer is not None:
+                timer.cancel()
+
+    def _begin(self) -> None:
+        try:
+            self._face.waits.add(self._run)
+        except BaseException:
+            self._face.waits.interrupted()
+            raise
+
+    def _is_mine(self) -> bool:
+        """True for the first who asks."""
+        try:
+            self._lot.pop()
+        except IndexError:
+            return False
+        return True
+
+    def _run(self) -> None:
+        """The thread's part."""
+        if not self._is_mine():
+            return
+        lease = failure = None
+        left = None if self._deadline is None else max(0.0, self._deadline - monotonic())
+        try:
+            lease = self._blocking(left)
+        except BaseException as error:  # noqa: BLE001  # it is raised where it is awaited
+            failure = error
+        try:
+            self._loop.call_soon_threadsafe(self._settle, lease, failure)
+        except RuntimeError:  # the loop was closed
+            if lease is not None:
+                lease.release()
+        finally:
+            failure = None  # its traceback refers to this frame
+
+    def _settle(self, lease: Lease[Any] | None, failure: BaseException | None) -> None:
+        if self.done.done():
+            if lease is not None:
+                _give_back(lease, None)
+        elif failure is not None:
+            self.done.set_exception(failure)
+        elif lease is not None:
+            self.done.set_result(lease)
+
+    def _expire(self) -> None:
+        """All threads wait for others until now."""
+        if self._is_mine() and not self.done.done():
+            self._face.count("timeouts")
+            self.done.set_exception(
+                CheckoutTimeout(
+                    f"pool {self._face.name!r}: nothing could be had within {self._seconds:g} s: "
+                    f"{MOST_WAITS} asynchronous checkouts of this process wait already; release leases sooner, "
+                    "raise max_size or wait longer"
+                )
+            )
 
 
 class AsyncCheckout:
     """What `pool.acheckout()` returns: awaitable, and an asynchronous context manager."""
 
-    __slots__ = ("_blocking", "_lease")
+    __slots__ = ("_blocking", "_face", "_lease", "_seconds")
 
-    def __init__(self, blocking: Callable[[], Lease[Any]]) -> None:
+    def __init__(self, face: Face, seconds: float | None, blocking: Blocking) -> None:
+        """seconds: to wait, from when this is awaited; `blocking` does it, within the seconds it is told."""
+        self._face = face
+        self._seconds = seconds
         self._blocking = blocking
         self._lease: AsyncLease[Any] | None = None
 
+    async def _checkout(self) -> AsyncLease[Any]:
+        return AsyncLease(await _Attempt(self._face, self._seconds, self._blocking).lease())
+
     def __await__(self) -> Any:
-        return checkout(self._blocking).__await__()
+        return self._checkout().__await__()
 
     async def __aenter__(self) -> Any:
-        self._lease = await checkout(self._blocking)
+        self._lease = await self._checkout()
         return self._lease.resource
 
     async def __aexit__(

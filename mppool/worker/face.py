@@ -15,6 +15,7 @@ from mppool.core.events import BackendFailed, Declaration, TokenReplaced
 from mppool.core.statistics import BOUNDS, HISTOGRAMS, WORKER_COUNTERS
 from mppool.errors import ConfigurationMismatch
 from mppool.recipe import Recipe, overrides
+from mppool.worker.chores import Chores
 from mppool.worker.ending import close, drop_token, retire_older_than, take_from_lease
 from mppool.worker.entry import Entry
 from mppool.worker.identities import Identities
@@ -109,6 +110,7 @@ class Face:
         # Whether a background check is going on or about to, and of which resource.
         self.checking = False
         self.borrowed: Entry | None = None
+        self.waits = Chores(f"{self.member.name}-{self.name}")  # of asynchronous checkouts
         self.identities.renew()
         self.pop: Callable[[], Entry] = own_popper(self)
 

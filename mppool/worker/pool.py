@@ -182,14 +182,17 @@ class Pool(Generic[T]):
         identity: str | None = None,
         credential: Any = None,
     ) -> AsyncCheckout:
-        """Like `checkout`, for asyncio: the event loop goes on while a thread of its executor waits.
+        """Like `checkout`, for asyncio: the event loop goes on while a thread waits.
 
-        `async with pool.acheckout() as resource`, or `lease = await pool.acheckout()`.
+        `async with pool.acheckout() as resource`, or `lease = await pool.acheckout()`. Raises
+        ConfigurationError at once for a bad timeout, and what `checkout` raises when it is awaited.
         """
         from mppool.worker.aio import AsyncCheckout
 
         return AsyncCheckout(
-            lambda: self.checkout(timeout, identity=identity, credential=credential)
+            self._face,
+            self._seconds(timeout),
+            lambda seconds: self.checkout(seconds, identity=identity, credential=credential),
         )
 
     # --- control -----------------------------------------------------------------------------------------

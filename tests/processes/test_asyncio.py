@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
 
-from mppool import ConfigurationError, InProcessManager, Pool
+from mppool import CheckoutTimeout, ConfigurationError, InProcessManager, Pool
+from mppool.worker.aio import MOST_WAITS
 from tests.helpers import wait_until
 
 
@@ -91,3 +93,77 @@ def test_the_in_process_manager_has_the_same_interface(manager: InProcessManager
         manager.start(print)
     with pytest.raises(ConfigurationError, match="no server"):
         manager.get_server()
+
+
+def test_those_who_hold_a_resource_can_use_the_executor_while_many_wait(
+    manager: InProcessManager,
+) -> None:
+    pool: Pool[Thing] = manager.pool("p", Thing, max_size=1)
+
+    async def use() -> None:
+        async with pool.acheckout(timeout=20):
+            await asyncio.to_thread(time.sleep, 0.001)
+
+    async def main() -> None:
+        await asyncio.wait_for(asyncio.gather(*(use() for _ in range(20))), 20)
+
+    in_small_loop(main)
+
+
+def test_a_timeout_is_kept_also_by_more_checkouts_than_there_are_threads(
+    manager: InProcessManager,
+) -> None:
+    pool: Pool[Thing] = manager.pool("p", Thing, max_size=1)
+
+    async def late(timeout: float) -> float:
+        began = time.monotonic()
+        with pytest.raises(CheckoutTimeout):
+            await pool.acheckout(timeout=timeout)
+        return time.monotonic() - began
+
+    async def main() -> list[float]:
+        async with pool.acheckout():
+            patient = [asyncio.ensure_future(pool.acheckout(timeout=20)) for _ in range(MOST_WAITS)]
+            await asyncio.to_thread(
+                wait_until, lambda: pool.stats()["waiting"] == MOST_WAITS, "all threads to wait"
+            )
+            took = await asyncio.gather(*(late(timeout) for timeout in (0, 0.2, 0.2, 0.4)))
+            for task in patient:
+                task.cancel()
+        await asyncio.wait(patient)
+        return took
+
+    for took, timeout in zip(in_small_loop(main), (0, 0.2, 0.2, 0.4), strict=True):
+        assert timeout <= took < timeout + 2
+    assert pool.stats()["counters"]["timeouts"] == 4
+    assert wait_until(
+        lambda: pool.stats()["waiting"] == pool.stats()["in_use"] == 0, "all to leave"
+    )
+
+
+def test_a_cancelled_checkout_that_no_thread_has_begun_takes_nothing(
+    manager: InProcessManager,
+) -> None:
+    pool: Pool[Thing] = manager.pool("p", Thing, max_size=1)
+
+    async def main() -> None:
+        async with pool.acheckout():
+            tasks = [
+                asyncio.ensure_future(pool.acheckout(timeout=None)) for _ in range(MOST_WAITS + 9)
+            ]
+            await asyncio.to_thread(
+                wait_until, lambda: pool.stats()["waiting"] == MOST_WAITS, "all threads to wait"
+            )
+            for task in tasks:
+                task.cancel()
+        await asyncio.wait(tasks)
+
+    in_small_loop(main)
+    wait_until(lambda: pool.stats()["waiting"] == pool.stats()["in_use"] == 0, "all to leave")
+    assert pool.stats()["counters"]["checkouts"] == 1 + MOST_WAITS
+
+
+def test_a_bad_timeout_is_refused_at_once(manager: InProcessManager) -> None:
+    pool: Pool[Thing] = manager.pool("p", Thing)
+    with pytest.raises(ConfigurationError, match="timeout=-1"):
+        pool.acheckout(timeout=-1)
