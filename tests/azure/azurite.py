@@ -11,6 +11,7 @@ import os
 import shutil
 import socket
 import subprocess
+import tempfile
 import time
 import uuid
 from collections.abc import Iterator
@@ -76,10 +77,9 @@ def _install() -> None:
 class Azurite:
     """A running one."""
 
-    def __init__(self, port: int, certificate: Path, process: subprocess.Popen[bytes]) -> None:
+    def __init__(self, port: int, certificate: Path) -> None:
         self.port = port
         self.certificate = certificate
-        self.process = process
 
     @property
     def url(self) -> str:
@@ -133,12 +133,23 @@ def running(directory: Path) -> Iterator[Azurite]:
             process = subprocess.Popen(command, cwd=directory, stdout=output, stderr=output)
         try:
             if _listens(process, port):
-                yield Azurite(port, certificate, process)
+                yield Azurite(port, certificate)
                 return
         finally:
             process.terminate()
             process.wait(PATIENCE)
     component_is_missing(f"Azurite does not start: {log.read_text()[-500:]}")
+
+
+@contextmanager
+def kept() -> Iterator[dict[str, Any]]:
+    """One for all xdist workers, see tests/sharing.py."""
+    directory = Path(tempfile.mkdtemp(prefix="mppool-azurite-", dir="/tmp"))
+    try:
+        with running(directory) as azurite:
+            yield {"port": azurite.port, "certificate": str(azurite.certificate)}
+    finally:
+        shutil.rmtree(directory)
 
 
 def _listens(process: subprocess.Popen[bytes], port: int) -> bool:

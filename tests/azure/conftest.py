@@ -13,6 +13,7 @@ from tests.azure import azurite as emulator
 from tests.azure.azurite import Azurite, Credential
 from tests.azure.endpoints import Endpoint, authority, serving
 from tests.secrecy import WATCH
+from tests.sharing import shared
 
 _VARIABLES = (
     "IDENTITY_ENDPOINT",
@@ -78,10 +79,11 @@ def manager(runtime_dir: Path) -> Iterator[PoolManager]:
 
 
 @pytest.fixture(scope="session")
-def azurite(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Azurite]:
-    """Azurite over https, for all tests of this process."""
-    with emulator.running(tmp_path_factory.mktemp("azurite")) as running:
-        yield running
+def azurite(mppool_manager: PoolManager) -> Iterator[Azurite]:
+    """Azurite over https, which all xdist workers of this run share."""
+    emulator.installed()  # skips here, where it is missing
+    with shared(mppool_manager, "azurite") as address:
+        yield Azurite(address["port"], Path(address["certificate"]))
 
 
 @pytest.fixture
