@@ -165,6 +165,20 @@ class Database:
         rows = self._server.query("select pid from pg_stat_activity where datname = ?", self.name)
         return {row[0] for row in rows}
 
+    def held(self) -> int:
+        """How many sessions have a client: a backend that was told to end may need a while for it."""
+        rows = self._server.query(
+            "select client_port from pg_stat_activity where datname = ?", self.name
+        )
+        there = f":{self.port:04X}"
+        lines = [line.split() for line in Path("/proc/net/tcp").read_text().splitlines()[1:]]
+        established = {
+            int(local.rpartition(":")[2], 16)
+            for _, local, remote, state, *_ in lines
+            if remote.endswith(there) and state == "01"
+        }
+        return sum(row[0] in established for row in rows)
+
     def states(self) -> list[str]:
         """What the sessions do: 'idle', 'idle in transaction', ..."""
         rows = self._server.query("select state from pg_stat_activity where datname = ?", self.name)

@@ -41,13 +41,13 @@ def shared(runtime_dir: Path) -> Iterator[PoolManager]:
 
 @contextmanager
 def witness(database: Database) -> Iterator[list[int]]:
-    """Numbers of sessions, as PostgreSQL counts them, looked at again and again."""
+    """Numbers of sessions, as PostgreSQL and the kernel count them, looked at again and again."""
     seen: list[int] = []
     done = threading.Event()
 
     def look() -> None:
         while not done.is_set():
-            seen.append(len(database.session_pids()))
+            seen.append(database.held())
             time.sleep(0.002)
 
     thread = threading.Thread(target=look)
