@@ -84,8 +84,11 @@ def _give_back(lease: Lease[Any], error: BaseException | None) -> asyncio.Future
 class _Attempt:
     """One checkout, for whose waiting there is a thread.
 
-    `_lot`: one item, which is taken either by the thread that begins or by the loop that gives up before;
-    popping it is atomic. Everything else but `run` happens in the loop.
+    _lot: one item, which is taken either by the thread that begins or by the loop that gives up before;
+        popping it is atomic, as it is with `_got`.
+    _got: what the thread has got, for whoever pops it. The thread appends first and reads `_given_up` then; the
+        loop sets that first and looks into `_got` then. So one of the two gives it back, also where the loop
+        ends before it hears of it.
     """
 
     def __init__(self, face: Face, seconds: float | None, blocking: Blocking) -> None:
@@ -95,7 +98,9 @@ class _Attempt:
         self._blocking = blocking
         self._loop = asyncio.get_running_loop()
         self._lot = deque([None])
-        self.done: asyncio.Future[Lease[Any]] = self._loop.create_future()
+        self._got: deque[Lease[Any]] = deque()
+        self._given_up = False
+        self._done: asyncio.Future[None] = self._loop.create_future()
 
     async def lease(self) -> Lease[Any]:
         """Wait for it. Cancelled, it is not begun any more, or what the thread still gets is given back."""
@@ -104,13 +109,16 @@ class _Attempt:
             timer = self._loop.call_later(self._seconds + _START_S, self._expire)
         try:
             self._begin()
-            return await self.done
+            await self._done
+            return self._got.pop()
+        except GeneratorExit:  # perhaps by the garbage collector, in which no lock may be taken
+            self._given_up = True
+            raise
         except BaseException:
+            self._given_up = True
             self._is_mine()
-            if not self.done.done():
-                self.done.cancel()
-            elif not self.done.cancelled() and self.done.exception() is None:
-                _give_back(self.done.result(), None)
+            if self._got:
+                self._face.member.chores.add(self._give_back)
             raise
         finally:
             if timer is not None:
@@ -135,34 +143,42 @@ class _Attempt:
         """The thread's part."""
         if not self._is_mine():
             return
-        lease = failure = None
+        failure = None
         left = None if self._deadline is None else max(0.0, self._deadline - monotonic())
         try:
-            lease = self._blocking(left)
+            self._got.append(self._blocking(left))
         except BaseException as error:  # noqa: BLE001  # it is raised where it is awaited
             failure = error
         try:
-            self._loop.call_soon_threadsafe(self._settle, lease, failure)
+            self._loop.call_soon_threadsafe(self._settle, failure)
         except RuntimeError:  # the loop was closed
-            if lease is not None:
-                lease.release()
+            self._given_up = True
         finally:
             failure = None  # its traceback refers to this frame
+        if self._given_up:
+            self._give_back()
 
-    def _settle(self, lease: Lease[Any] | None, failure: BaseException | None) -> None:
-        if self.done.done():
-            if lease is not None:
-                _give_back(lease, None)
-        elif failure is not None:
-            self.done.set_exception(failure)
-        elif lease is not None:
-            self.done.set_result(lease)
+    def _give_back(self) -> None:
+        """In a thread, for a reset may take its time."""
+        try:
+            lease = self._got.pop()
+        except IndexError:
+            return  # somebody else does it, or there is none
+        lease.release()
+
+    def _settle(self, failure: BaseException | None) -> None:
+        if self._done.done():
+            return
+        if failure is None:
+            self._done.set_result(None)
+        else:
+            self._done.set_exception(failure)
 
     def _expire(self) -> None:
         """All threads wait for others until now."""
-        if self._is_mine() and not self.done.done():
+        if self._is_mine() and not self._done.done():
             self._face.count("timeouts")
-            self.done.set_exception(
+            self._done.set_exception(
                 CheckoutTimeout(
                     f"pool {self._face.name!r}: nothing could be had within {self._seconds:g} s: "
                     f"{MOST_WAITS} asynchronous checkouts of this process wait already; release leases sooner, "

@@ -156,7 +156,7 @@ def test_a_cancelled_checkout_that_no_thread_has_begun_takes_nothing(
             )
             for task in tasks:
                 task.cancel()
-        await asyncio.wait(tasks)
+            await asyncio.wait(tasks)
 
     in_small_loop(main)
     wait_until(lambda: pool.stats()["waiting"] == pool.stats()["in_use"] == 0, "all to leave")
