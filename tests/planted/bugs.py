@@ -36,8 +36,8 @@ BUGS = [
     Bug(
         "one-too-many",
         "core/bounds.py",
-        "len(books.slots.by_number) < books.max_size",
-        "len(books.slots.by_number) <= books.max_size",
+        "len(books.slots.by_number) >= books.max_size:",
+        "len(books.slots.by_number) > books.max_size:",
         "one resource above the cap",
     ),
     Bug(
