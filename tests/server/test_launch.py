@@ -12,7 +12,10 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
 import pytest
 
@@ -248,6 +251,73 @@ def test_a_lock_that_nobody_gives_back_delays_but_does_not_stop(
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     Client(paths, start=True).close()
     os.close(descriptor)
+
+
+# Python ignores, and says so, what strikes in a finalizer.
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_an_interrupted_attempt_leaves_the_start_lock_to_the_other_threads(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By an exception from a signal handler, say, which may strike before any line."""
+    monkeypatch.setattr(launch, "server_is_there", lambda paths: True)
+    paths.prepare()
+    lines = ended = 0
+
+    def interrupt(frame: FrameType, event: str, argument: object) -> Any:
+        nonlocal left
+        if not frame.f_code.co_filename.endswith("launch.py"):
+            return None
+        left -= event == "line"
+        if left == 0:
+            raise KeyboardInterrupt
+        return interrupt
+
+    def attempt() -> bool:
+        return launch._start_locked(paths, 1.0, time.monotonic(), whatever=False)
+
+    while not ended:
+        lines += 1
+        left = lines
+        sys.settrace(interrupt)
+        try:
+            ended = attempt()
+        except KeyboardInterrupt:
+            pass
+        finally:
+            sys.settrace(None)
+        with ThreadPoolExecutor(1) as others:
+            assert others.submit(attempt).result(10), f"interrupted before line {lines}"
+    assert lines > 10
+
+
+def test_a_forked_child_keeps_no_start_lock_of_a_killed_parent(paths: ManagerPaths) -> None:
+    paths.prepare()
+    reading, writing = os.pipe()
+
+    def parent() -> None:
+        lock = launch._StartLock(paths)
+        assert lock.take()
+        child = os.fork()
+        if child == 0:
+            lock.give_back()  # it is the parent's
+            del lock
+            os.write(writing, os.getpid().to_bytes(8, "big"))
+        time.sleep(60)
+
+    process = Fork(parent)
+    child = int.from_bytes(os.read(reading, 8), "big")
+    mine = launch._StartLock(paths)
+    try:
+        assert not mine.take()
+        process.kill()
+        assert wait_until(mine.take, "the lock of the dead")
+        assert is_alive(child)
+    finally:
+        mine.give_back()
+        process.kill()
+        os.kill(child, signal.SIGKILL)
+        os.close(reading)
+        os.close(writing)
 
 
 def test_whoever_waits_for_the_lock_waits_no_longer_than_its_deadline(paths: ManagerPaths) -> None:
