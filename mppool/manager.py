@@ -17,7 +17,7 @@ from mppool.managing import Manager, refuse_initializer
 from mppool.meeting import Meeting
 from mppool.options import checked_linger, checked_name, checked_timeout
 from mppool.wire.messages import Failed
-from mppool.worker.link import CONTROL_DEADLINE_S, ServerLink
+from mppool.worker.link import CONTROL_DEADLINE_S, ServerLink, no_answer
 from mppool.worker.member import Member
 
 if TYPE_CHECKING:
@@ -151,15 +151,21 @@ class PoolManager(Manager, BaseManager):
         Raises ConfigurationError for an initializer: nothing of the application runs in the server.
         """
         refuse_initializer(self.name, initializer)
-        self._link.ensure_session(time.monotonic() + _SHUTDOWN_PATIENCE_S)
+        self._attach(start=True)
 
     def connect(self) -> None:
         """Attach to the server that is there. Raises ServerUnavailable if there is none."""
-        if not self._link.ensure_session(time.monotonic() + _SHUTDOWN_PATIENCE_S, start=False):
+        if not self._attach(start=False):
             raise ServerUnavailable(
                 f"manager {self.name!r}: no server runs in {self._meeting.paths().runtime_dir}; start() one, "
                 "or just check out: the first checkout starts it"
             )
+
+    def _attach(self, *, start: bool) -> bool:
+        try:
+            return self._link.ensure_session(time.monotonic() + _SHUTDOWN_PATIENCE_S, start=start)
+        except TimeoutError as error:
+            raise no_answer(self.name) from error
 
     def get_server(self) -> Server:  # type: ignore[override]
         """A server to run in this process: `manager.get_server().serve_forever()`."""

@@ -49,6 +49,14 @@ ANSWER_GRACE_S = 0.1
 """A server that lives answers at once; whoever has just attached to it may ask, whatever time it took."""
 
 
+def no_answer(manager: str) -> ServerUnavailable:
+    """What to raise where the server is there, and says nothing."""
+    return ServerUnavailable(
+        f"manager {manager!r}: the server does not answer; it is stopped, or the machine is overloaded. Try "
+        "again, or look at it with `mppool doctor`"
+    )
+
+
 class ServerLink:
     """Over a server.
 
@@ -354,6 +362,8 @@ class ServerLink:
     ) -> Any:
         """An exchange with the server, if there is one, without a session. None if there is none.
 
+        Raises ServerUnavailable if it does not answer.
+
         protocol: to speak; a server of an older release is spoken to in the newest that it knows.
         only_older: say nothing to a server that is as new as this release.
         """
@@ -368,6 +378,8 @@ class ServerLink:
             return connection.exchange(message, deadline)
         except SessionLost:
             return None
+        except TimeoutError as error:
+            raise no_answer(self._member.name) from error
         except OlderServer as older:
             return self.control(message, deadline, protocol=older.protocol, only_older=only_older)
         finally:

@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 import pytest
 
-from mppool import CheckoutTimeout, PoolError, PoolManager
+from mppool import CheckoutTimeout, PoolError, PoolManager, ServerUnavailable
 from mppool.worker import link
 from tests.helpers import Fork, is_alive, wait_until
 from tests.processes.witness import Session, Witness
@@ -178,3 +178,32 @@ def test_a_session_is_a_plain_object(witness: Witness) -> None:
     session.ask("the witness itself works")
     session.close()
     assert witness.figures()["held"] == 0
+
+
+def test_whoever_wants_something_of_a_stopped_server_is_told_that_it_does_not_answer(
+    manager: PoolManager, monkeypatch: pytest.MonkeyPatch, fork: Forks
+) -> None:
+    monkeypatch.setattr(link, "CONTROL_DEADLINE_S", 0.2)
+    monkeypatch.setattr("mppool.manager.CONTROL_DEADLINE_S", 0.2)
+    monkeypatch.setattr("mppool.manager._SHUTDOWN_PATIENCE_S", 0.2)
+    monkeypatch.setattr(link, "START_GRACE_S", 0.2)
+    pool = manager.pool("p", list, max_size=1)
+    pool.checkout(timeout=10).release()
+    pid = manager.server_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        wait_until(lambda: _state(pid) == "T", "it has stopped")
+        for ask in (pool.stats, lambda: manager.drain("p", 0), manager.shutdown):
+            with pytest.raises(ServerUnavailable, match="doctor"):
+                ask()
+
+        def attach() -> None:  # which the parent is already
+            for ask in (manager.start, manager.connect):
+                with pytest.raises(ServerUnavailable, match="doctor"):
+                    ask()
+
+        fork(attach).result()
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert pool.stats()["size"] <= 1
