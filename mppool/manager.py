@@ -93,7 +93,7 @@ class PoolManager(Manager, BaseManager):
                 "machine only; leave budget out"
             )
         seconds = checked_linger(name, linger)
-        directory = None if runtime_dir is None else os.fspath(Path(runtime_dir).absolute())
+        directory = None if runtime_dir is None else _checked_directory(name, runtime_dir)
         self._meeting = Meeting(name, directory, seconds)
         self._member = _member_for(self._meeting)
 
@@ -101,7 +101,7 @@ class PoolManager(Manager, BaseManager):
         meeting = self._meeting
         # The directory by name: the environment of whoever unpickles may be another. A forkserver keeps
         # the one of its start, and its children would meet elsewhere, with a cap of their own.
-        directory = meeting.runtime_dir or os.environ.get("MPPOOL_RUNTIME_DIR")
+        directory = meeting.runtime_dir or os.environ.get("MPPOOL_RUNTIME_DIR") or None
         return (_rebuild_manager, (self.name, directory, meeting.linger))
 
     def __repr__(self) -> str:
@@ -251,3 +251,13 @@ class PoolManager(Manager, BaseManager):
 
 def _rebuild_manager(name: str, runtime_dir: str | None, linger: float) -> PoolManager:
     return PoolManager(name, runtime_dir=runtime_dir, linger=linger)
+
+
+def _checked_directory(manager: str, runtime_dir: object) -> str:
+    path = os.fspath(runtime_dir) if isinstance(runtime_dir, (str, os.PathLike)) else None
+    if not isinstance(path, str) or not path or "\0" in path:
+        raise ConfigurationError(
+            f"manager {manager!r}: runtime_dir={runtime_dir!r:.80} is not allowed: give the path of a "
+            "directory, as text or a Path, or leave it out"
+        )
+    return os.fspath(Path(path).absolute())

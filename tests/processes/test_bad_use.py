@@ -457,6 +457,18 @@ def test_the_same_pool_with_other_options_is_refused(any_manager: Any) -> None:
         any_manager.pool("p", dict, max_size=2)
 
 
+@pytest.mark.parametrize("place", ["", b"/tmp/b", 3, "a\0b"], ids=repr)
+def test_what_is_no_runtime_directory_is_refused_where_it_is_said(place: Any) -> None:
+    with pytest.raises(ConfigurationError, match=r"manager 't': runtime_dir=.* is not allowed"):
+        PoolManager("t", runtime_dir=place)
+
+
+def test_an_empty_variable_names_no_runtime_directory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MPPOOL_RUNTIME_DIR", "")
+    manager = PoolManager("t")
+    assert pickle.loads(pickle.dumps(manager)).name == "t"
+
+
 def test_managers_of_one_name_share_what_the_process_holds(runtime_dir: object) -> None:
     one, two = PoolManager("t", linger=0.0), PoolManager("t", linger=0.0)
     lease = one.pool("p", list, max_size=1).checkout(timeout=5)
