@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import shutil
 import signal
+import sys
 import tempfile
 import time
 from collections.abc import Generator, Iterator
@@ -42,6 +43,7 @@ def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     monkeypatch.setenv("MPPOOL_RUNTIME_DIR", str(directory))
     yield directory
     secrecy.WATCH.see_files(directory)
+    _start_no_more(directory)
     problems = _end_servers(directory)
     secrecy.WATCH.see_files(directory)  # what they have written while they left
     shutil.rmtree(directory)
@@ -49,11 +51,22 @@ def runtime_dir(monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
         pytest.fail("left behind:\n" + "\n".join(problems))
 
 
+def _start_no_more(directory: Path) -> None:
+    """No errand thread of this process starts another server there, as it does after a server was killed."""
+    managers = sys.modules.get("mppool.manager")
+    for member in managers.members() if managers else ():
+        if member.link._server.likely_directory() == os.path.realpath(directory):
+            member.link.farewell = True
+            with member.link._attaching:
+                pass  # what it was just starting is there now
+
+
 def _end_servers(directory: Path) -> list[str]:
     problems: list[str] = []
     asked: set[int] = set()
     began = time.monotonic()
-    while users := processes_using(directory):
+    # Twice: a server that is just being started forks, and one look can miss parent and child.
+    while users := processes_using(directory) or processes_using(directory):
         waited = time.monotonic() - began
         for pid, command in users.items():
             if "mppool.server" in command or "mppool.hosting" in command:
