@@ -297,6 +297,12 @@ class Dispatcher:
             if resident.errand is not None:
                 resident.errand.send(Goodbye())
 
+    def forget_who_holds_nothing(self) -> None:
+        """When leaving in order: whoever has said that he holds nothing need not be heard by the next server."""
+        for process, resident in self.residents.items():
+            if resident.session and not self.books.slots_held(process):
+                self.members.remove(process)
+
     def close(self) -> None:
         """Stop watching."""
         for resident in self.residents.values():

@@ -376,7 +376,10 @@ class Server:
     def _close(self, *, keep_journal: bool) -> None:
         """Close everything. The journal stays in any case while living processes hold slots."""
         held = self._dispatcher.books.slots_held()
-        if not held and not keep_journal and not self._superseded:
+        files_are_ours = not keep_journal and not self._superseded
+        if files_are_ours and held:
+            self._dispatcher.forget_who_holds_nothing()
+        elif files_are_ours:
             self._journal.remove()
             self._members.clear()
         log.info("left in order; %s", f"{held} slots are held on" if held else "nothing is held")

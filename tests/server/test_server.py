@@ -612,6 +612,30 @@ def test_the_journal_stays_while_a_living_process_holds_slots(paths: ManagerPath
     member.close()
 
 
+def test_whoever_holds_nothing_need_not_be_heard_by_the_next_server(paths: ManagerPaths) -> None:
+    background = Background(paths)
+    member = Member(paths)
+    assert isinstance(member.checkout(), Grant)
+    reading, writing = os.pipe()
+
+    def idle() -> None:
+        attached = Member(paths, start=False)
+        os.write(writing, b"x")
+        attached.errand.hear_a(Goodbye)
+
+    child = Fork(idle)
+    assert os.read(reading, 1)
+    assert len(_member_files(paths)) == 2
+    background.server.leave()
+    background.join()
+    # With a torn journal, the idle one would keep everybody from opening until it attaches again.
+    assert _member_files(paths) == {f"{own_process().pid}-{own_process().birth}"}
+    child.result()
+    os.close(reading)
+    os.close(writing)
+    member.close()
+
+
 def _member_files(paths: ManagerPaths) -> set[str]:
     return {path.name for path in paths.members.iterdir()}
 
