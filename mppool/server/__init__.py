@@ -6,7 +6,7 @@
       Hello, Attach, Checkout, Returned ...          v
       ------ socket ------> connection.py ----> loop.py ----> dispatch.py ----> core/books.py
                             frames              one thread,   who may say       decides,
-                                                one selector  what              does no I/O
+                                                one epoll     what              does no I/O
                                                      ^              |
       <----- socket ------ connection.py <-----------|--------------+
       Grant, Queued, Reclaim ...                     |              |
@@ -18,8 +18,10 @@ Actors, and the files that speak for them:
 
 - runtime.py      where everything lies: one directory per user, one sub-directory per manager
 - launch.py       what clients do: finds the server or starts one
+- reach.py        the start happens in a thread of its own, where no signal strikes
 - rendezvous.py   the server's own files: alive lock, socket, address file; put back when they vanish
 - loop.py         the only thread: reads, writes, keeps deadlines
+- poller.py       epoll: what is ready, and who is concerned
 - door.py         accepts; who has not introduced himself is a stranger
 - connection.py   frames of one peer, half read and half sent
 - handshake.py    who may come in

@@ -13,7 +13,6 @@ doing: whoever was started beside a living server leaves at once. So a start loc
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import random
@@ -31,6 +30,7 @@ import msgspec
 from mppool.errors import ConfigurationError, ServerUnavailable
 from mppool.server import liveness
 from mppool.server.__main__ import ANOTHER, READY
+from mppool.server.reach import out_of_reach
 from mppool.server.runtime import RUNTIME_DIR_VARIABLE, ManagerPaths, read_address
 
 log = logging.getLogger(__name__)
@@ -178,10 +178,30 @@ def _start_locked(
     False if somebody else has the lock, or the alive lock is still held by a server that cannot be
     reached. whatever: start without the lock. beforehand: done under the lock.
     """
-    lock = _StartLock(paths)
+    return out_of_reach(
+        lambda: _start_under_lock(paths, linger, deadline, whatever=whatever, beforehand=beforehand)
+    )
+
+
+def _start_under_lock(
+    paths: ManagerPaths,
+    linger: float,
+    deadline: float,
+    *,
+    whatever: bool,
+    beforehand: Callable[[], None] | None,
+) -> bool:
+    import filelock
+
+    # A lock object of its own for every attempt: it belongs to this call, not to a thread, and a child
+    # that is forked meanwhile never finds it.
+    lock = filelock.FileLock(paths.start_lock, timeout=0, mode=0o600, thread_local=False)
     try:
-        if not lock.take() and not whatever:
+        lock.acquire(timeout=0)
+    except filelock.Timeout:
+        if not whatever:
             return False
+    try:
         if beforehand is not None:
             beforehand()
             _wait_until_gone(paths, min(deadline, time.monotonic() + _LEAVING_PATIENCE_S))
@@ -189,60 +209,8 @@ def _start_locked(
             return True
         return _start(paths, linger, deadline)
     finally:
-        lock.give_back()
-
-
-_held: set[int] = set()
-"""Descriptors of start locks. Each operation on it is atomic."""
-
-
-class _StartLock:
-    """The start lock, for one attempt: a flock, as filelock has them.
-
-    Without filelock, because what that keeps for forks is guarded by locks of the whole process: an exception
-    from a signal handler that strikes there leaves them locked, and no other thread could start a server any
-    more, whatever its timeout. Here it costs a descriptor at worst, for what is dropped is given back too.
-    """
-
-    _descriptor = -1
-
-    def __init__(self, paths: ManagerPaths) -> None:
-        flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-        self._descriptor = os.open(paths.start_lock, flags, 0o600)
-        _held.add(self._descriptor)
-
-    def take(self) -> bool:
-        """Take it, unless somebody else has it."""
-        try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return False
-        return True
-
-    def give_back(self) -> None:
-        """Give it back, if it was taken. In a forked child nothing is its own."""
-        descriptor = self._descriptor
-        if descriptor in _held:
-            # Not by the close alone: a child that was forked meanwhile may have a copy.
-            fcntl.flock(descriptor, fcntl.LOCK_UN)
-            self._descriptor = -1
-            _held.discard(descriptor)
-            os.close(descriptor)
-
-    __del__ = give_back
-
-
-def _forget_start_locks() -> None:
-    """In a forked child: its copies are closed, so that the death of the parent gives the locks back."""
-    while _held:
-        try:
-            os.close(_held.pop())
-        except OSError:  # the parent was giving it back in the instant of the fork
-            continue
-
-
-if hasattr(os, "register_at_fork"):
-    os.register_at_fork(after_in_child=_forget_start_locks)
+        if lock.is_locked:
+            lock.release()
 
 
 def _wait_until_gone(paths: ManagerPaths, until: float) -> None:
@@ -305,6 +273,8 @@ def _spawn(paths: ManagerPaths, linger: float, writing: int) -> int:
     """
     python = _python()
     # Above 3, so that dup2 to 3 really duplicates, which clears close-on-exec.
+    import fcntl
+
     high = fcntl.fcntl(writing, fcntl.F_DUPFD_CLOEXEC, 10)
     arguments = [
         python, "-I", "-S", "-c", _BOOTSTRAP, msgspec.json.encode(_locations()).decode(),
@@ -345,10 +315,12 @@ def _locations() -> list[str]:
 
     -I leaves out PYTHONPATH, the user's site and the current directory, so they must be named.
     """
+    import filelock
+
     import mppool
 
     found: list[str] = []
-    for package in (mppool, msgspec):
+    for package in (mppool, msgspec, filelock):
         location = os.path.dirname(os.path.abspath(package.__path__[0]))
         if location not in found:
             found.append(location)

@@ -22,7 +22,7 @@ class Forkable(Protocol):
         """Start afresh. No I/O, no logging, no lock of the parent."""
 
 
-_IMPORTED_LATE = ("mppool",)
+_IMPORTED_LATE = ("mppool", "filelock")
 
 _forkables: weakref.WeakSet[Forkable] = weakref.WeakSet()
 

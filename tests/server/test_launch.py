@@ -253,8 +253,6 @@ def test_a_lock_that_nobody_gives_back_delays_but_does_not_stop(
     os.close(descriptor)
 
 
-# Python ignores, and says so, what strikes in a finalizer.
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_an_interrupted_attempt_leaves_the_start_lock_to_the_other_threads(
     paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -265,7 +263,7 @@ def test_an_interrupted_attempt_leaves_the_start_lock_to_the_other_threads(
 
     def interrupt(frame: FrameType, event: str, argument: object) -> Any:
         nonlocal left
-        if not frame.f_code.co_filename.endswith("launch.py"):
+        if not frame.f_code.co_filename.endswith(("launch.py", "reach.py")):
             return None
         left -= event == "line"
         if left == 0:
@@ -286,38 +284,12 @@ def test_an_interrupted_attempt_leaves_the_start_lock_to_the_other_threads(
         finally:
             sys.settrace(None)
         with ThreadPoolExecutor(1) as others:
-            assert others.submit(attempt).result(10), f"interrupted before line {lines}"
-    assert lines > 10
-
-
-def test_a_forked_child_keeps_no_start_lock_of_a_killed_parent(paths: ManagerPaths) -> None:
-    paths.prepare()
-    reading, writing = os.pipe()
-
-    def parent() -> None:
-        lock = launch._StartLock(paths)
-        assert lock.take()
-        child = os.fork()
-        if child == 0:
-            lock.give_back()  # it is the parent's
-            del lock
-            os.write(writing, os.getpid().to_bytes(8, "big"))
-        time.sleep(60)
-
-    process = Fork(parent)
-    child = int.from_bytes(os.read(reading, 8), "big")
-    mine = launch._StartLock(paths)
-    try:
-        assert not mine.take()
-        process.kill()
-        assert wait_until(mine.take, "the lock of the dead")
-        assert is_alive(child)
-    finally:
-        mine.give_back()
-        process.kill()
-        os.kill(child, signal.SIGKILL)
-        os.close(reading)
-        os.close(writing)
+            # What was interrupted goes on to its end in its thread, and gives the lock back then.
+            wait_until(
+                lambda: others.submit(attempt).result(10),
+                f"the lock, after a strike at line {lines}",
+            )
+    assert lines > 5
 
 
 def test_whoever_waits_for_the_lock_waits_no_longer_than_its_deadline(paths: ManagerPaths) -> None:
