@@ -42,7 +42,7 @@ def orders(manager: PoolManager) -> Pool[Thing]:
 
 def mppool(*arguments: str | Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
-        [sys.executable, "-m", "mppool.cli", *map(str, arguments)],
+        [sys.executable, "-m", "mppool", *map(str, arguments)],
         capture_output=True,
         text=True,
         timeout=40,
@@ -105,7 +105,7 @@ def test_top_shows_one_table_after_another_and_ends_with_ctrl_c(orders: Pool[Thi
     done = mppool("top", "shop", "--count", "2", "--interval", "0.05")
     assert done.returncode == 0
     assert done.stdout.count("manager shop") == 2
-    command = [sys.executable, "-m", "mppool.cli", "top", "shop", "--interval", "0.05"]
+    command = [sys.executable, "-m", "mppool", "top", "shop", "--interval", "0.05"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as top:
         assert top.stdout is not None
         assert top.stderr is not None
@@ -192,7 +192,7 @@ def test_what_cannot_be_understood(runtime_dir: Path, arguments: list[str]) -> N
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(orders: Pool[Thing]) -> None:
-    command = f"{sys.executable} -m mppool.cli stats shop --json | head -c 1"
+    command = f"{sys.executable} -m mppool stats shop --json | head -c 1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=40)
     assert done.stdout == "{"
     assert done.stderr == ""

@@ -16,7 +16,7 @@ from mppool.cli.demo.result import Result
 from mppool.cli.demo.witness import Seen, Session, Witness
 from tests.helpers import Fork, processes_using, wait_until
 
-DEMO = [sys.executable, "-m", "mppool.cli", "demo", "--plain"]
+DEMO = [sys.executable, "-m", "mppool", "demo", "--plain"]
 
 
 @pytest.fixture(autouse=True)

@@ -1,8 +1,0 @@
-"""`python -m mppool.cli`, for where the console script is not on the path."""
-
-import sys
-
-from mppool.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())
