@@ -142,6 +142,7 @@ def as_recipe(recipe: Any, hooks: dict[str, Any]) -> Recipe[Any]:
     Raises ConfigurationError for anything else, and for hooks beside a Recipe, which has its own.
     """
     if isinstance(recipe, Recipe):
+        _refuse_coroutine("open", recipe.open)
         if hooks:
             raise ConfigurationError(
                 f"{', '.join(sorted(hooks))}: hooks as keyword arguments go with a plain callable; "
@@ -157,13 +158,24 @@ def as_recipe(recipe: Any, hooks: dict[str, Any]) -> Recipe[Any]:
             f"the recipe is {recipe!r:.80}, which cannot be called; give a mppool.Recipe or a callable "
             "that opens a resource"
         )
+    _refuse_coroutine("open", recipe)
     for name, hook in hooks.items():
+        _refuse_coroutine(name, hook)
         if hook is not None and not callable(hook):
             raise ConfigurationError(
                 f"the hook {name} is {hook!r:.80}, which cannot be called; give a callable that takes "
                 "the resource"
             )
     return CallableRecipe(recipe, **hooks)
+
+
+def _refuse_coroutine(name: str, hook: object) -> None:
+    """What it returns would be taken for the resource, or for an answer."""
+    if inspect.iscoroutinefunction(hook):
+        raise ConfigurationError(
+            f"the hook {name} is the coroutine function {_name_of(hook)}: hooks run in threads, also for "
+            "acheckout; give a plain function"
+        )
 
 
 def overrides(recipe: Recipe[Any], hook: str) -> bool:

@@ -42,6 +42,9 @@ log = logging.getLogger("mppool")
 CONTROL_DEADLINE_S = 5.0
 """How long a command or a look at the statistics waits for the server."""
 
+COMMAND_GRACE_S = 0.25
+"""How long the server may take to answer a command whose caller has less time."""
+
 START_GRACE_S = 1.0
 """A first checkout with a very short timeout may still start the server: that is work, not waiting."""
 
@@ -236,16 +239,6 @@ class ServerLink:
 
     def call(self, event: Event, deadline: float | None) -> Any:
         """See Link. Raises SessionLost, TimeoutError, ServerUnavailable."""
-        answer, connection = self._exchange(event, deadline)
-        if type(answer) is Grant and not self._member.register(answer, connection.session):
-            raise SessionLost("the session ended while the grant was on its way")
-        # Not earlier: if this thread is interrupted before the grant is registered, the connection ends
-        # with it, and that is why the server asks what became of the grant.
-        self._idle.append(connection)
-        return answer
-
-    def _exchange(self, message: Event | Message, deadline: float | None) -> tuple[Any, Connection]:
-        """The answer, and the connection on which it came; the caller puts that back."""
         holdings = self._member.holdings
         if holdings.session is None:
             self.ensure_session(deadline)
@@ -263,14 +256,20 @@ class ServerLink:
         if self._orphans:
             self.retry_orphans()
         ticket = connection.ticket
-        if isinstance(message, (Checkout, WantToken)):
-            ticket = message.ticket
-        answer = connection.exchange(message, deadline)
-        if type(answer) is Rejected:
+        if isinstance(event, (Checkout, WantToken)):
+            ticket = event.ticket
+        answer = connection.exchange(event, deadline)
+        kind = type(answer)
+        if kind is Rejected:
             connection.close()
             raise SessionLost(answer.text)
         connection.ticket = ticket
-        return answer, connection
+        if kind is Grant and not self._member.register(answer, session):
+            raise SessionLost("the session ended while the grant was on its way")
+        # Not earlier: if this thread is interrupted before the grant is registered, the connection ends
+        # with it, and that is why the server asks what became of the grant.
+        self._idle.append(connection)
+        return answer
 
     def _take_connection(self, session: Session, deadline: float | None) -> Connection:
         while True:
@@ -332,18 +331,20 @@ class ServerLink:
 
     # --- commands ----------------------------------------------------------------------------------------
 
-    def command(self, event: Event) -> Any:
+    def command(self, event: Event, deadline: float | None = None) -> Any:
         """See Link. Raises PoolError with the server's reason, ServerUnavailable if it does not answer."""
-        deadline = monotonic() + CONTROL_DEADLINE_S
+        patience = CONTROL_DEADLINE_S
+        if deadline is not None:
+            patience = min(patience, max(deadline - monotonic(), COMMAND_GRACE_S))
+        deadline = monotonic() + patience
         while True:
             try:
-                answer, connection = self._exchange(event, deadline)
-                self._idle.append(connection)
+                answer = self.call(event, deadline)
             except (SessionLost, TimeoutError) as error:
                 if monotonic() >= deadline:
                     raise ServerUnavailable(
                         f"manager {self._member.name!r}: the server has not carried out a "
-                        f"{type(event).__name__} within {CONTROL_DEADLINE_S:g} s ({error}); try again, "
+                        f"{type(event).__name__} within {patience:.2g} s ({error}); try again, "
                         "or look at it with `mppool doctor`"
                     ) from error
                 threading.Event().wait(SESSION_PAUSE_S)

@@ -250,8 +250,8 @@ class LocalLink:
 
     # --- commands ----------------------------------------------------------------------------------------
 
-    def command(self, event: Event) -> Any:
-        """See Link."""
+    def command(self, event: Event, deadline: float | None = None) -> Any:
+        """See Link. It takes no time."""
         assert isinstance(event, (Resize, Reset, Drain, ClosePool, WantReady))
         answer = None
         with self._lock:

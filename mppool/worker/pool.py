@@ -10,7 +10,7 @@ from weakref import ref
 
 from mppool.core.events import ClosePool, Drain, Reset, Resize, WantReady
 from mppool.errors import CheckoutTimeout, PoolClosed
-from mppool.options import PoolOptions, checked_options, checked_timeout
+from mppool.options import LONGEST_S, PoolOptions, checked_options, checked_timeout
 from mppool.worker.bearer import Bearer
 from mppool.worker.cold import ColdCheckout
 from mppool.worker.ending import retire
@@ -77,11 +77,17 @@ class Pool(Generic[T]):
             recipe opens with; it names the identity too. Without it the recipe's own counts. A token is
             fetched where a resource is opened, and before that only where nothing else tells the identity.
 
-        Raises ConfigurationError for a credential or identity that is none, CheckoutTimeout, TooManyWaiting, OpenFailed (its cause is what the recipe raised),
-        PoolClosed, ServerUnavailable. A BaseException in a hook passes through as it is.
+        Raises ConfigurationError for a timeout, credential or identity that is none, CheckoutTimeout,
+        TooManyWaiting, OpenFailed (its cause is what the recipe raised), PoolClosed, ServerUnavailable. A
+        BaseException in a hook passes through as it is.
         """
         face = self._face
         try:
+            # Otherwise what is no timeout would show only when the pool is under pressure.
+            if timeout is not _DEFAULT and (
+                type(timeout) is not float or not 0.0 <= timeout <= LONGEST_S
+            ):
+                self._seconds(timeout)
             if identity is None and credential is None:
                 try:
                     entry = face.pop()
@@ -241,7 +247,7 @@ class Pool(Generic[T]):
         deadline = None if seconds is None else monotonic() + seconds
         generation = None
         while True:
-            answer = self._face.member.link.command(Drain(self.name, generation))
+            answer = self._face.member.link.command(Drain(self.name, generation), deadline)
             generation = answer.generation
             if not answer.left or (deadline is not None and monotonic() >= deadline):
                 return int(answer.left)
@@ -256,7 +262,7 @@ class Pool(Generic[T]):
         seconds = checked_timeout(self.name, timeout)
         deadline = None if seconds is None else monotonic() + seconds
         while True:
-            answer = self._face.member.link.command(WantReady(self.name))
+            answer = self._face.member.link.command(WantReady(self.name), deadline)
             if self._face.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed; nothing is opened any more")
             if answer.open >= answer.wanted:

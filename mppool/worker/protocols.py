@@ -32,8 +32,8 @@ class Link(Protocol):
     def interrupted(self) -> None:
         """The calling thread was interrupted somewhere in here, and has left."""
 
-    def command(self, event: Event) -> Any:
-        """Carry out a command; what the books answered."""
+    def command(self, event: Event, deadline: float | None = None) -> Any:
+        """Carry out a command; what the books answered. deadline: of the caller, who may have less patience."""
 
     def stats(self) -> dict[str, Any]:
         """The statistics of everything."""

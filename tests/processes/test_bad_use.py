@@ -497,6 +497,10 @@ def test_pools_and_managers_pickle_as_themselves(
     assert witness.figures()["opened"] == 1
 
 
+async def _open_in_a_coroutine() -> list[object]:
+    return []
+
+
 def test_nonsense_is_refused_where_it_is_said(
     any_manager: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -514,10 +518,16 @@ def test_nonsense_is_refused_where_it_is_said(
             any_manager.pool("p", list, **options)
     with pytest.raises(ConfigurationError):
         any_manager.pool("p", "not callable")
+    with pytest.raises(ConfigurationError, match="coroutine function"):
+        any_manager.pool("p", _open_in_a_coroutine)
+    with pytest.raises(ConfigurationError, match="the hook check is the coroutine function"):
+        any_manager.pool("p", list, check=_open_in_a_coroutine)
     pool = any_manager.pool("p", list)
-    for timeout in (-1, "1", float("nan"), True):
-        with pytest.raises(ConfigurationError):
-            pool.checkout(timeout=timeout)
+    for _ in ("cold", "warm"):
+        for timeout in (-1, -0.5, "1", float("nan"), float("inf"), True):
+            with pytest.raises(ConfigurationError, match=r"pool 'p': timeout=.* is not allowed"):
+                pool.checkout(timeout=timeout)
+        pool.checkout(timeout=5).release()
     for identity in ("", "a\0b", 3):
         with pytest.raises(ConfigurationError):
             pool.checkout(identity=identity)

@@ -197,6 +197,12 @@ def test_whoever_wants_something_of_a_stopped_server_is_told_that_it_does_not_an
         for ask in (pool.stats, lambda: manager.drain("p", 0), manager.shutdown):
             with pytest.raises(ServerUnavailable, match="doctor"):
                 ask()
+        monkeypatch.setattr(link, "CONTROL_DEADLINE_S", 60.0)
+        for ask in (lambda: pool.drain(0.3), lambda: pool.wait_ready(0.3)):
+            began = time.monotonic()
+            with pytest.raises(ServerUnavailable, match="doctor"):
+                ask()
+            assert time.monotonic() - began < 5.0  # whoever says how long he waits waits no longer
 
         def attach() -> None:  # which the parent is already
             for ask in (manager.start, manager.connect):

@@ -49,7 +49,9 @@ def test_a_lease_that_is_given_back_in_time_is_not_warned_of(declare: Declare, h
 
 
 def test_with_track_leaks_the_stack_says_who_took_it(declare: Declare, hire: Hire) -> None:
-    pool = declare(max_lease_warn=0.05, track_leaks=True)
+    pool = declare(
+        max_lease_warn=0.5, track_leaks=True
+    )  # the stack is read from files, which takes a moment
     holder = hire(pool)
     holder.do("checkout")
     (warning,) = wait_until(lambda: heard(holder, "max_lease_warn"), "the warning")
