@@ -34,6 +34,7 @@ IMPORTS = {
     "nothing": "",
     ASYNCIO: "import asyncio",
     "import multiprocessing.managers, msgspec": "import multiprocessing.managers, msgspec",
+    "import mppool": "import mppool",
     "mppool: import and PoolManager": "import mppool; mppool.PoolManager('x')",
     "import sqlalchemy": "import sqlalchemy",
 }
