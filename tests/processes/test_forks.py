@@ -115,7 +115,7 @@ def test_a_fork_in_a_thread_shares_the_pool(
     assert len(results) == 1
 
 
-def test_forks_while_threads_check_out_wait_open_and_release(
+def test_hazard_5_forks_while_threads_check_out_wait_open_and_release(
     manager: PoolManager, witness: Witness, fork: Forks
 ) -> None:
     """Locks are held, connections are in use, resources are between shelf and lease at the fork."""
@@ -291,7 +291,7 @@ held.release()
 """
 
 
-def test_a_child_that_ends_like_any_program_leaves_its_parents_resources_alone(
+def test_hazard_12_a_child_that_ends_like_any_program_leaves_its_parents_resources_alone(
     runtime_dir: Path, witness: Witness, python: Callable[..., Any]
 ) -> None:
     process = python(_LEAVES, witness.path)
@@ -299,7 +299,7 @@ def test_a_child_that_ends_like_any_program_leaves_its_parents_resources_alone(
 
 
 @pytest.mark.skipif(sys.version_info >= (3, 14), reason="cured in CPython 3.14")
-def test_a_naive_thread_local_session_is_finalized_in_the_child(
+def test_hazard_5_a_naive_thread_local_session_is_finalized_in_the_child(
     witness: Witness, fork: Forks
 ) -> None:
     """The stand-in: without a process-wide table the parent's session would be ended (CPython <= 3.13)."""
@@ -433,7 +433,7 @@ def test_a_child_of_an_in_process_manager_starts_with_empty_pools(fork: Forks) -
     lease.release()
 
 
-def test_a_child_that_outlives_its_parent_keeps_nothing_of_it(
+def test_hazard_6_a_child_that_outlives_its_parent_keeps_nothing_of_it(
     manager: PoolManager, witness: Witness, fork: Forks
 ) -> None:
     """Hazard 6: the death of a worker is seen although a grandchild holds copies of all its sockets."""
@@ -465,7 +465,7 @@ def test_a_child_that_outlives_its_parent_keeps_nothing_of_it(
         os.close(writing)
 
 
-def test_a_naive_end_of_file_does_not_show_the_death_of_a_process_with_children(
+def test_hazard_6_a_naive_end_of_file_does_not_show_the_death_of_a_process_with_children(
     fork: Forks,
 ) -> None:
     """The stand-in: whoever watches the connection instead of the process waits for the grandchild."""

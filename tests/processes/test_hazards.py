@@ -4,19 +4,19 @@ Each test here has a naive stand-in beside it, which shows that what is asserted
 
  1  a plain os.fork: test_must_show.py (with a stand-in), test_forks.py
  2  after-fork machinery that runs twice: here
- 3  an interrupt between question and answer: test_interrupts.py, test_identity_interrupts.py
+ 3  an interrupt between question and answer: test_interrupts.py, test_identity_interrupts.py; a stand-in here
  4  identity by `id()` or by a number that is given again: here
  5  locks and thread-locals at a fork: test_forks.py (with a stand-in)
  6  inherited sockets: test_forks.py (with a stand-in), tests/server/test_server.py
- 7  the end of a connection is not a death: tests/server/test_server.py, tests/server/test_recovery.py
+ 7  the end of a connection is not a death: tests/server/test_server.py, test_recovery.py; a stand-in here
  8  grants to the dead, recycled pids: here; tests/server/test_liveness.py, test_launch.py (pid namespaces)
  9  a server that is somebody's child: test_hazards_deployment.py (with stand-ins),
     tests/server/test_launch.py, tests/integrations/test_gunicorn.py
 10  shared_memory and Semaphore: test_hazards_deployment.py (with stand-ins)
 11  worker_exit in the master: test_hazards_deployment.py (with a stand-in), tests/integrations/test_gunicorn.py
-12  atexit in children, forkserver by default: test_forks.py (every start method)
+12  atexit in children, forkserver by default: test_forks.py (every start method); a stand-in here
 13  gevent: test_hazards_deployment.py (with a stand-in), tests/integrations/test_gunicorn_gevent.py
-14  a long TMPDIR: tests/server/test_runtime.py
+14  a long TMPDIR: tests/server/test_runtime.py (with a stand-in)
 15  finalizers at any instruction: here; tests/azure/test_blob_ends.py
 16  one server per master, starters and idle exits that race: test_hazards_deployment.py (with stand-ins),
     tests/server/test_launch.py, test_server.py, tests/integrations/test_gunicorn.py
@@ -30,6 +30,7 @@ import gc
 import multiprocessing
 import os
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -130,6 +131,56 @@ def test_hazard_2_a_naive_hook_counts_a_childs_references_twice(cure: str, refer
         environment={"CURE": cure},
     )
     assert said.stdout.split() == [f"refcount={references}"]
+
+
+# --- 3, 7, 12: stand-ins for what is tested elsewhere -----------------------------------------------------
+
+
+def test_hazard_3_a_naive_exchange_leaves_its_reply_to_the_next() -> None:
+    """The stand-in: the connection stays in use after an interrupt between question and answer."""
+    ours, servers = socket.socketpair()
+
+    def exchange(question: bytes, *, interrupted: bool = False) -> bytes:
+        ours.send(question)
+        servers.send(b"answer to " + servers.recv(100))
+        if interrupted:
+            raise KeyboardInterrupt
+        return ours.recv(len(b"answer to ") + len(question))
+
+    with ours, servers:
+        with pytest.raises(KeyboardInterrupt):
+            exchange(b"alice", interrupted=True)
+        assert exchange(b"bobby") == b"answer to alice"
+
+
+def test_hazard_7_naive_books_that_free_at_the_end_of_a_connection_lend_twice() -> None:
+    """The stand-in: a process closes its connection, to open another, and goes on using what it was lent."""
+    free, lent = ["the only one"], {}
+    ours, servers = socket.socketpair()
+    lent[servers] = mine = free.pop()
+    ours.close()
+    with servers:
+        if servers.recv(1) == b"":
+            free.append(lent.pop(servers))
+    assert free == [mine]
+
+
+_ATEXIT = """
+import atexit, os, socket, sys
+session, server = socket.socketpair()
+atexit.register(session.send, b"goodbye")
+if os.fork() == 0:
+    sys.exit()
+os.wait()
+print(server.recv(100).decode(), flush=True)
+os._exit(0)
+"""
+
+
+def test_hazard_12_a_naive_exit_handler_ends_the_parents_session_in_a_child() -> None:
+    """The stand-in: a child that ends like any program runs what its parent registered."""
+    said = run_python(_ATEXIT)
+    assert said.stdout.split() == ["goodbye"]
 
 
 # --- 4: identity ----------------------------------------------------------------------------------------

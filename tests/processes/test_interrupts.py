@@ -145,7 +145,7 @@ def test_warm_checkout_and_release_are_interrupted_at_every_point(
 
 
 @pytest.mark.parametrize(("event", "step"), [("line", 1), ("opcode", 7)])
-def test_cold_checkout_and_release_are_interrupted_at_every_point(
+def test_hazard_3_cold_checkout_and_release_are_interrupted_at_every_point(
     pool: Pool[Session], witness: Witness, event: str, step: int
 ) -> None:
     """Cold: asked of the books, opened, configured. `drain` has closed everything before."""

@@ -25,7 +25,7 @@ def _check_out(pool: Pool[Session], times: int) -> int:
     return times
 
 
-def test_children_of_a_plain_fork_share_the_pool_and_leave_the_parents_resources_alone(
+def test_hazard_1_children_of_a_plain_fork_share_the_pool_and_leave_the_parents_resources_alone(
     manager: PoolManager, witness: Witness, fork: Forks
 ) -> None:
     pool = manager.pool("p", witness.recipe(), max_size=4)
@@ -45,7 +45,9 @@ def test_children_of_a_plain_fork_share_the_pool_and_leave_the_parents_resources
     assert manager.stats()["pools"]["p"]["counters"]["checkouts"] >= 300
 
 
-def test_a_naive_pool_over_a_fork_gives_wrong_answers(witness: Witness, fork: Forks) -> None:
+def test_hazard_1_a_naive_pool_over_a_fork_gives_wrong_answers(
+    witness: Witness, fork: Forks
+) -> None:
     """The stand-in: what the test above would see if children used what they inherit."""
     session = Session(witness.path)
 

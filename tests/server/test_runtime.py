@@ -55,7 +55,7 @@ def test_a_bad_name_is_refused(name: str) -> None:
         manager_paths(name, "/tmp/x")
 
 
-def test_a_directory_too_long_for_sockets_is_refused_at_once() -> None:
+def test_hazard_14_a_directory_too_long_for_sockets_is_refused_at_once() -> None:
     with pytest.raises(ConfigurationError, match=r"too long.*107.*MPPOOL_RUNTIME_DIR"):
         manager_paths("shop", "/tmp/" + "x" * 90)
 
@@ -118,7 +118,7 @@ def test_the_default_follows_the_effective_user() -> None:
     assert Fork(as_nobody).result() == "/tmp/mppool-65534"
 
 
-def test_the_socket_module_would_accept_the_longest_path(runtime_dir: Path) -> None:
+def test_hazard_14_a_naive_listener_in_a_long_directory_cannot_be_bound(runtime_dir: Path) -> None:
     path = str(runtime_dir / "s")
     path += "x" * (SUN_PATH_BYTES - len(path))
     with socket.socket(socket.AF_UNIX) as listener:

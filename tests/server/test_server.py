@@ -313,7 +313,9 @@ def test_the_death_of_a_holder_is_seen_though_a_grandchild_has_its_sockets(
             os.close(writing)
 
 
-def test_the_end_of_an_errand_channel_is_not_the_death_of_its_process(paths: ManagerPaths) -> None:
+def test_hazard_7_the_end_of_an_errand_channel_is_not_the_death_of_its_process(
+    paths: ManagerPaths,
+) -> None:
     with Background(paths):
         one = Member(paths)
         numbers = []
