@@ -266,8 +266,10 @@ class BooksMachine(RuleBasedStateMachine):
         if not world.server.alive:
             world.start_server()
         self._until(lambda: not self._waiting(), "STARVED: threads still wait")
-        # Children may not know yet that the pool was closed.
-        closed = any(pool.closed for pool in world.server.books.pools.values())
+        # Children may not know yet that the pool was closed; or only the journal does, if all others are dead.
+        books = world.server.books
+        known = (*books.pools.values(), *books._remembered_pools.values())
+        closed = any(pool.closed for pool in known)
         if closed or any(worker.closed for worker in world.living()):
             return
         self._take_everything()
