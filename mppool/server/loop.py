@@ -164,7 +164,7 @@ class Server:
 
     def _turn(self) -> None:
         """Serve who is ready. Where nobody is, or nobody has been for some turns, look at the deadlines, too."""
-        ready = self._poller.wait(0.0) if self._busy_turns < BUSY_TURNS else None
+        ready = self._poller.at_once() if self._busy_turns < BUSY_TURNS else None
         if ready:
             self._busy_turns += 1
             self._serve_ready(ready)

@@ -1,0 +1,107 @@
+"""Who is ready, and when it pays to wait for him awake."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from time import monotonic
+
+import pytest
+
+from mppool.server import poller as module
+from mppool.server.poller import BRISK, READ, WRITE, Poller
+
+Pairs = list[tuple[socket.socket, socket.socket]]
+
+
+@pytest.fixture
+def pairs() -> Iterator[Pairs]:
+    made = [socket.socketpair() for _ in range(2)]
+    yield made
+    for pair in made:
+        for end in pair:
+            end.close()
+
+
+@pytest.fixture
+def poller(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Poller[str]]:
+    """Alice's and bob's sockets; a sleep that ends within 20 s has ended at once."""
+    monkeypatch.setattr(module, "BRISK_S", 20.0)
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
+    made: Poller[str] = Poller()
+    for name, (ours, _) in zip(("alice", "bob"), pairs, strict=True):
+        made.register(ours.fileno(), name)
+    yield made
+    made.close()
+
+
+def _ask(poller: Poller[str], pair: tuple[socket.socket, socket.socket], times: int = 1) -> None:
+    """Let a sleep end with a question, so many times."""
+    ours, theirs = pair
+    for _ in range(times):
+        theirs.send(b"?")
+        assert len(poller.wait(20.0)) == 1
+        ours.recv(1)
+
+
+def test_it_tells_who_is_ready_for_what(poller: Poller[str], pairs: Pairs) -> None:
+    assert poller.at_once() == poller.wait(0.0) == []
+    pairs[0][1].send(b"?")
+    assert poller.at_once() == poller.wait(20.0) == [("alice", READ)]
+    poller.modify(pairs[1][0].fileno(), READ | WRITE)
+    assert sorted(poller.at_once()) == [("alice", READ), ("bob", WRITE)]
+    poller.unregister(pairs[0][0].fileno())
+    assert poller.at_once() == [("bob", WRITE)]
+
+
+def test_whoever_asks_again_and_again_is_waited_for_awake(
+    poller: Poller[str], pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AWAKE_S", 20.0)
+    _ask(poller, pairs[0], BRISK + 1)  # the first one only makes him known
+    later = threading.Timer(0.05, pairs[0][1].send, [b"?"])
+    later.start()
+    assert poller.at_once() == [("alice", READ)]
+    later.join()
+
+
+def test_if_he_does_not_come_there_is_sleep_again(
+    poller: Poller[str], pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _ask(poller, pairs[0], BRISK + 1)
+    assert poller.at_once() == []
+    monkeypatch.setattr(module, "AWAKE_S", 1000.0)  # the test would not end
+    assert poller.at_once() == []
+
+
+def test_nobody_is_waited_for_awake_where_others_ask_too(
+    poller: Poller[str], pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AWAKE_S", 1000.0)
+    for _ in range(BRISK):
+        _ask(poller, pairs[0])
+        _ask(poller, pairs[1])
+        assert poller.at_once() == []
+    _ask(poller, pairs[0], BRISK + 1)
+    pairs[1][1].send(b"?")
+    assert poller.at_once() == [("bob", READ)]
+    pairs[1][0].recv(1)
+    assert poller.at_once() == []
+
+
+def test_nobody_is_waited_for_awake_after_a_long_sleep_or_on_a_single_cpu(
+    pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "AWAKE_S", 1000.0)
+    for cpus, brisk_s in (({0, 1}, 0.0), ({0}, 20.0)):
+        monkeypatch.setattr(module, "BRISK_S", brisk_s)
+        monkeypatch.setattr(os, "sched_getaffinity", lambda _pid, cpus=cpus: cpus)
+        poller: Poller[str] = Poller()
+        poller.register(pairs[0][0].fileno(), "alice")
+        _ask(poller, pairs[0], BRISK + 1)
+        began = monotonic()
+        assert poller.at_once() == []
+        assert monotonic() - began < 100
+        poller.close()
