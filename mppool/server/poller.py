@@ -37,8 +37,7 @@ class Poller(Generic[H]):
         self._concerned: dict[int, H] = {}
         self._last: H | None = None
         self._brisk = 0
-        # On a single CPU nobody could ask while we are awake.
-        self._enough = BRISK if len(os.sched_getaffinity(0)) > 1 else float("inf")
+        self._has_one_cpu = len(os.sched_getaffinity(0)) == 1  # nobody could ask while we are awake
 
     def register(self, descriptor: int, concerned: H) -> None:
         """Wait for something to read."""
@@ -61,7 +60,7 @@ class Poller(Generic[H]):
         """
         ready = self._ready(0.0)
         if self._brisk:
-            if not ready and self._brisk < self._enough:
+            if not ready and self._brisk < BRISK:
                 return ready
             ready = ready or self._awake()
             if not self._is_the_same_alone(ready):
@@ -70,6 +69,8 @@ class Poller(Generic[H]):
 
     def wait(self, timeout: float) -> list[tuple[H, int]]:
         """The same, empty after `timeout` seconds."""
+        if self._has_one_cpu:
+            return self._ready(timeout)
         brisk_until = monotonic() + BRISK_S
         ready = self._ready(timeout)
         is_brisk = self._is_the_same_alone(ready) and monotonic() < brisk_until
