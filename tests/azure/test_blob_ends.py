@@ -95,7 +95,7 @@ def test_a_recycled_id_while_another_thread_takes_the_note_in(pool: BlobServiceP
         credential = Credential()
         recycled += id(credential) == address
         assert pool.client(credential, "shop") is not client
-    assert recycled > 100
+    assert recycled  # how often is the allocator's business
 
 
 def test_what_the_finalizer_does_while_a_lock_is_held(pool: BlobServicePool) -> None:
