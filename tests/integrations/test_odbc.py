@@ -151,10 +151,18 @@ def test_postgresql_resets_no_sessions_and_is_asked_once(postgresql: Database) -
     wait_until(lambda: not postgresql.session_pids(), "what was refused to be closed")
 
 
-def test_attributes_are_set_before_connecting(sqlite_odbc: str) -> None:
-    login_timeout_attribute = 103
-    recipe = OdbcRecipe(sqlite_odbc, attrs_before=lambda: ({login_timeout_attribute: 5}, None))
-    recipe.close(recipe.open(Opening(0)))
+def test_attributes_to_be_set_are_asked_for_once_for_each_connection(sqlite_odbc: str) -> None:
+    login_timeout_attribute, asked = 103, []
+
+    def attributes() -> tuple[dict[int, int], None]:
+        asked.append(login_timeout_attribute)
+        return {login_timeout_attribute: 5}, None
+
+    recipe = OdbcRecipe(sqlite_odbc, attrs_before=attributes)
+    assert not asked
+    for number in range(2):
+        recipe.close(recipe.open(Opening(number)))
+        assert len(asked) == number + 1
 
 
 @pytest.mark.parametrize(

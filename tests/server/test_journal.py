@@ -68,8 +68,11 @@ def test_places_are_used_again(path: Path) -> None:
 
 def test_erasing_what_was_never_written_is_harmless(path: Path) -> None:
     journal = Journal(path)
+    journal.write(record(4))
     journal.write(Erase(GrantNumber(5)))
     journal.close()
+    following = reopened(path)
+    assert ([slot.number for slot in following.slots], following.torn) == ([4], False)
 
 
 def test_a_key_that_does_not_fit_is_remembered_by_its_hash(path: Path) -> None:

@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import os
 import random
-import shutil
 import tempfile
-from pathlib import Path
 
 import pytest
 
@@ -21,15 +19,14 @@ def test_chaos_breaks_no_promise() -> None:
     seconds = float(os.environ.get("MPPOOL_CHAOS_SECONDS", usual))
     seed = int(os.environ.get("MPPOOL_CHAOS_SEED", random.randrange(1 << 30)))
     print(f"seed {seed}, {seconds:g} s")  # shown where the test fails
-    directory = Path(tempfile.mkdtemp(prefix="mppc-", dir="/tmp"))
-    done = run_python(
-        "import logging; logging.disable(logging.CRITICAL)\n"
-        "from pathlib import Path\n"
-        "from tests.stress.chaos import run\n"
-        f"outcome = run({seconds}, {seed}, Path({str(directory)!r}))\n"
-        "print(outcome)\n"
-        "raise SystemExit(bool(outcome.problems))",
-        timeout=seconds + 200,
-    )
+    with tempfile.TemporaryDirectory(prefix="mppc-", dir="/tmp") as directory:
+        done = run_python(
+            "import logging; logging.disable(logging.CRITICAL)\n"
+            "from pathlib import Path\n"
+            "from tests.stress.chaos import run\n"
+            f"outcome = run({seconds}, {seed}, Path({directory!r}))\n"
+            "print(outcome)\n"
+            "raise SystemExit(bool(outcome.problems))",  # run_python fails for it
+            timeout=seconds + 200,
+        )
     print(done.stdout)
-    shutil.rmtree(directory)
