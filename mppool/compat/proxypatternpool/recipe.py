@@ -62,6 +62,7 @@ class BoxRecipe(Recipe[Box]):
         self.is_shut_down = False
 
     def open(self, opening: Opening) -> Box:
+        """What `fun` makes, in its box; a failure is logged and kept for `get` to raise again."""
         self._register.count("ncreating")
         try:
             content = self._hooks.fun(opening.number)
