@@ -49,6 +49,7 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     placement: "worker" opens resources in the process that uses them; nothing else in this version.
     hosts: for host processes, which this version does not have; leave it at 1.
     fail_fast: while the circuit breaker is open, raise the last error at once instead of waiting.
+    max_opening: resources that are being opened at a time, over all processes; None: no bound of its own.
     track_leaks: remember the stack of every checkout, for warnings and leak reports (slow).
     """
 
@@ -70,6 +71,7 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     hosts: int = 1
     fail_fast: bool = True
     track_leaks: bool = False
+    max_opening: int | None = None
 
 
 OPTION_NAMES = PoolOptions.__struct_fields__
@@ -233,4 +235,5 @@ _RULES: dict[str, Callable[[object], Any]] = {
     "hosts": _hosts,
     "fail_fast": _flag,
     "track_leaks": _flag,
+    "max_opening": _optional_whole(1),
 }

@@ -36,6 +36,7 @@ from mppool.core.events import (
     Reset,
     Resize,
     Returned,
+    Starves,
     TokenReplaced,
     WantReady,
 )
@@ -169,6 +170,10 @@ class Books:
         for pool in self.pools.values():
             pool.abandon(process, event.ticket, now)
         self.tokens.abandon(process, event.ticket)
+
+    def _starves(self, process: ProcessId, event: Starves, now: float) -> None:
+        for pool in self.pools.values():
+            pool.starves(process, event.ticket, now)
 
     def _call_ended(self, process: ProcessId, event: CallEnded, now: float) -> None:
         for pool in self.pools.values():
@@ -316,6 +321,7 @@ class Books:
         **dict.fromkeys(_SLOT_EVENTS, _slot_event),
         Abandoned: _abandoned,
         CallEnded: _call_ended,
+        Starves: _starves,
         BackendFailed: _backend_failed,
         TokenReplaced: _token_replaced,
         Declare: _declared,

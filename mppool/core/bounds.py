@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mppool.core.slot import Slot
+from mppool.core.slot import Slot, SlotState
 from mppool.core.waiting import Waiter
 from mppool.ids import ProcessId
 
@@ -38,9 +38,17 @@ def has_inner_bounds(books: PoolBooks) -> bool:
     return options.max_per_identity is not None or options.max_per_process is not None
 
 
+def opens_enough(books: PoolBooks) -> bool:
+    """Whether as many resources are being opened as may be at a time (`max_opening`)."""
+    limit = books.options.max_opening
+    return limit is not None and books.slots.in_state(SlotState.OPENING) >= limit
+
+
 def has_room(books: PoolBooks, process: ProcessId, key: str) -> bool:
     """Whether all bounds leave room for one more slot of this process for this key."""
     if books.max_size is not None and len(books.slots.by_number) >= books.max_size:
+        return False
+    if opens_enough(books):
         return False
     per_identity, per_process = books.options.max_per_identity, books.options.max_per_process
     return (per_identity is None or books.slots.by_key[key] < per_identity) and (
@@ -72,10 +80,29 @@ def helps(books: PoolBooks, slot: Slot, waiter: Waiter, now: float) -> bool:
     return not blocked_by_process(books, waiter) or slot.process == waiter.process
 
 
+def levels_of(books: PoolBooks, slot: Slot, waiter: Waiter) -> tuple[int, int]:
+    """How rich the giver of a slot and the one that waits are, of that in which they compete.
+
+    Within one process the keys compete; where the bound of an identity stands in the way, the processes compete
+    for slots of this identity.
+    """
+    slots = books.slots
+    if slot.process == waiter.process:
+        giver = slots.level_of(slot.process, slot.key)
+        return giver, slots.level_of(waiter.process, waiter.key)
+    if blocked_by_identity(books, waiter):
+        giver = slots.level_of(slot.process, waiter.key)
+        return giver, slots.level_of(waiter.process, waiter.key)
+    giver = slots.levels[slot.process] - slots.closing_of(slot.process)
+    return giver, slots.levels[waiter.process]
+
+
 def how_full(books: PoolBooks, key: str) -> str:
     """For whoever gets nothing: what there is, and why there is no more."""
     cap = "no cap" if books.max_size is None else f"max_size={books.max_size}"
     text = f"{len(books.slots.by_number)} resources exist ({cap}) in {len(books.slots.levels)} processes"
+    if opens_enough(books):
+        text = f"{text}, {books.slots.in_state(SlotState.OPENING)} of them are being opened (max_opening)"
     breaker = books.breakers.get(key)
     return f"{text}; opening failed last with: {breaker.error}" if breaker else text
 
@@ -90,6 +117,6 @@ def waiting_for_slots(books: PoolBooks, now: float) -> int:
 
 def in_line(books: PoolBooks, now: float) -> Iterator[Waiter]:
     """The oldest waiter of every group that may open, the neediest first."""
-    for head in books.waiting.in_line(now):
+    for head in books.waiting.in_line():
         if books.breakers.permit(head.key, now):
             yield head

@@ -29,6 +29,7 @@ class Grant(Decision, frozen=True, tag=True):
         itself and may hand it to the waiter, kept open.
     ticket: the waiter's; or NOBODY: the resource is opened for the shelf, to keep `min_size` open.
     opened_before: resources that the pool had opened before (what the open hook is told).
+    opening_s: what opening a resource lately takes; 0 where nobody knows.
     """
 
     pool: str
@@ -38,6 +39,7 @@ class Grant(Decision, frozen=True, tag=True):
     generation: int
     fresh: bool
     opened_before: int
+    opening_s: float = 0.0
 
 
 class Queued(Decision, frozen=True, tag=True):

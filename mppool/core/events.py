@@ -86,8 +86,17 @@ class Abandoned(Event, frozen=True, tag=True):
     ticket: Ticket
 
 
+class Starves(Event, frozen=True, tag=True):
+    """Nothing has been given back in this process for long to those who wait with this ticket's key.
+
+    From now on, until one of them is served, equally rich processes give way too.
+    """
+
+    ticket: Ticket
+
+
 class Opened(Event, frozen=True, tag=True):
-    """The grant was used: the resource is open."""
+    """The grant was used: the resource is open. `seconds`: what opening it took."""
 
     number: GrantNumber
     seconds: float
@@ -111,9 +120,13 @@ class Declined(Event, frozen=True, tag=True):
 
 
 class Returned(Event, frozen=True, tag=True):
-    """A contended process brings a slot back. Answered by Grant (kept open), Keep or Close."""
+    """A contended process brings a slot back. Answered by Grant (kept open), Keep or Close.
+
+    idle_s: for how long its resource has lain idle.
+    """
 
     number: GrantNumber
+    idle_s: float = 0.0
 
 
 class IdleTooLong(Event, frozen=True, tag=True):
@@ -239,6 +252,7 @@ ProcessEvent = (
     | Declare
     | Checkout
     | Abandoned
+    | Starves
     | Opened
     | OpenFailed
     | Declined

@@ -57,7 +57,7 @@ def _adopt(books: PoolBooks, process: ProcessId, item: Held, now: float) -> None
         return
     else:
         if slot.state is SlotState.OPENING and state is not SlotState.OPENING:
-            books.opened(slot)  # what said so was lost
+            books.opened(slot, now)  # what said so was lost
         books.slots.move(slot, state)
         books.slots.rename(slot, item.key)  # the journal has no room for a long key
     if state is SlotState.CLOSING:

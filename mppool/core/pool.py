@@ -72,6 +72,7 @@ class PoolBooks:
         self.slots.level_changed = self._level_changed
         self.breakers = Breakers()
         self.reclaimer = Reclaimer(self.slots)
+        self.openings = sharing.OpeningTimes()
         self.upkeep = Upkeep(declaration.key)
         self.eviction = Eviction()
         self.counters: Counter[str] = Counter(dict.fromkeys(SERVER_COUNTERS, 0))
@@ -143,17 +144,23 @@ class PoolBooks:
         if self.waiting.remove(process, ticket) is not None:
             self._settle(now)
 
+    def starves(self, process: ProcessId, ticket: Ticket, now: float) -> None:
+        """A process says that nothing has been given back there for long."""
+        if self.waiting.starves(process, ticket):
+            self._settle(now)
+
     def of_slot(self, slot: Slot, event: Event, now: float) -> None:
         """Something happened to a slot; what is not legal now is refused and changes nothing."""
         after = slot.after(event)
         if after is None:
             return
         if isinstance(event, Returned):
-            returns.answer(self, slot, now)
+            returns.answer(self, slot, now, event.idle_s)
         elif isinstance(event, IdleTooLong):
             self.upkeep.idle_too_long(self, slot, now)
         elif isinstance(event, Opened):
-            self.opened(slot)
+            self.openings.note(slot.key, event.seconds)
+            self.opened(slot, now)
         else:
             if isinstance(event, OpenFailed):
                 self._open_failed(slot, event, now)
@@ -267,15 +274,28 @@ class PoolBooks:
         """Whether the process can be told anything."""
         return process in self._around.attached
 
-    def close_slot(self, slot: Slot, reason: CloseReason, now: float) -> None:
-        """Have a resource closed that its process brought back."""
+    def has_earned(self, slot: Slot, now: float) -> bool:
+        """Whether a slot has been open for several times as long as an opening takes."""
+        return now >= self.earned_at(slot)
+
+    def earned_at(self, slot: Slot) -> float:
+        """When an open slot has earned its opening."""
+        return slot.opened_at + sharing.earned_after_s(self.openings.of(slot.key))
+
+    def close_slot(
+        self, slot: Slot, reason: CloseReason, now: float, promised_to: ProcessId | None = None
+    ) -> None:
+        """Have a resource closed that its process brought back.
+
+        promised_to: the process for which it is closed.
+        """
         self.slots.move(slot, SlotState.CLOSING)
-        self.slots.expect_end(slot, now + sharing.ANSWER_S)
+        self.slots.expect_end(slot, now + sharing.ANSWER_S, promised_to)
         self.tell(slot.process, Close(slot.number, reason))
 
     def grant_kept(self, slot: Slot, waiter: Waiter) -> None:
-        """Give a waiter the open resource that his own process brought back."""
-        self.waiting.remove(waiter.process, waiter.ticket)
+        """Give a waiter the open resource that its own process brought back."""
+        self.waiting.served(waiter.process, waiter.ticket)
         self.slots.give_to(slot, waiter.ticket)
         self._tell_grant(slot, waiter.ticket, fresh=False)
 
@@ -324,11 +344,13 @@ class PoolBooks:
         if not self.waiting or self._around.awaited:
             return
         while bounds.is_below_cap(self):
-            line = self.waiting.in_line(now)
+            if bounds.opens_enough(self):
+                return
+            line = self.waiting.in_line()
             waiter = next((w for w in line if self.may_open(w.process, w.key, now)), None)
             if waiter is None:
                 return
-            self.waiting.remove(waiter.process, waiter.ticket)
+            self.waiting.served(waiter.process, waiter.ticket)
             self.grant(waiter.process, waiter.key, waiter.ticket, now)
 
     def grant(self, process: ProcessId, key: str, ticket: Ticket, now: float) -> None:
@@ -345,13 +367,21 @@ class PoolBooks:
 
     def _tell_grant(self, slot: Slot, ticket: Ticket, *, fresh: bool) -> None:
         grant = Grant(
-            self.name, slot.key, slot.number, ticket, slot.generation, fresh, slot.opened_before
+            self.name,
+            slot.key,
+            slot.number,
+            ticket,
+            slot.generation,
+            fresh,
+            slot.opened_before,
+            self.openings.measured(),
         )
         self.tell(slot.process, grant)
 
-    def opened(self, slot: Slot) -> None:
+    def opened(self, slot: Slot, now: float) -> None:
         """A resource was opened."""
         self.slots.move(slot, SlotState.OPEN)
+        slot.opened_at = now
         self.counters["opened"] += 1
         self.breakers.forget(slot.key)
 

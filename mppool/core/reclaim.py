@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections import OrderedDict
+from collections import Counter, OrderedDict, deque
 from typing import TYPE_CHECKING
 
-from mppool.core import bounds, sharing
+from mppool.core import bounds, returns, sharing
 from mppool.core.decisions import Reclaim
 from mppool.core.heap import ascending
 from mppool.core.table import SlotTable
@@ -25,13 +25,17 @@ if TYPE_CHECKING:
 
 
 class Asked:
-    """What one process was asked for: `wanted` slots, counted on until `until`."""
+    """What one process was asked for: `wanted` slots, counted on until `until`.
 
-    __slots__ = ("until", "wanted")
+    takers: while they are counted on, the processes for which they were asked.
+    """
+
+    __slots__ = ("takers", "until", "wanted")
 
     def __init__(self, until: float) -> None:
         self.wanted = 0
         self.until = until
+        self.takers: deque[ProcessId] = deque()
 
 
 class Reclaimer:
@@ -44,6 +48,9 @@ class Reclaimer:
         # Those that are counted on still, in the order in which they will not be any longer.
         self._timely: OrderedDict[ProcessId, Asked] = OrderedDict()
         self._timely_wanted = 0
+        self._takers_of_timely: Counter[ProcessId] = Counter()
+        # When the first slot will have earned its opening that could help, as of the last plan.
+        self._earned_at = math.inf
         # A heap of (-left, process): how many slots they could still be asked for. What has been overtaken
         # by events is passed over, and dropped in the end.
         self._richest: list[tuple[int, ProcessId]] = []
@@ -55,9 +62,12 @@ class Reclaimer:
 
     def plan(self, books: PoolBooks, now: float) -> None:
         """Ask for as many slots as are short, where the policy finds somebody to ask."""
+        self._earned_at = math.inf
         if not books.waiting and not bounds.above_cap(books):
             self._calm(books)
             return
+        if bounds.opens_enough(books) and not bounds.above_cap(books):
+            return  # nobody could use a slot that becomes free
         short = self._short(books, now)
         while short > 0 and self._ask_one(books, now):
             short -= 1
@@ -71,7 +81,7 @@ class Reclaimer:
         candidates = [
             self._look_at,
             books.slots.next_disappointment(since),
-            books.waiting.next_loss_of_patience(since),
+            self._earned_at,
         ]
         candidates += self._in_peace.values()
         for asked in self._timely.values():
@@ -81,20 +91,21 @@ class Reclaimer:
         return min((at for at in candidates if at > since), default=math.inf)
 
     def brought_back(
-        self, books: PoolBooks, process: ProcessId, now: float, *, given: bool, kept: bool = False
+        self, books: PoolBooks, process: ProcessId, now: float, *, given: bool
     ) -> None:
         """A process brought a slot back.
 
-        given: it was taken from it. One that was not ends the asking.
-        kept: nobody at all had a use for it.
+        given: it was taken from it. One that was not ends the asking: what comes next may help no more.
         """
         asked = self.asked.get(process)
         if asked is None:
             return
         self._want(process, asked, -1)
+        if asked.takers:
+            self._promise(asked.takers.popleft(), -1)
         if asked.wanted <= 0 or not given:
             self._let_go(books, process)
-        if kept:
+        if not given:
             self._in_peace[process] = now + sharing.ANSWER_S
 
     def forget(self, process: ProcessId) -> None:
@@ -125,7 +136,21 @@ class Reclaimer:
                 break
             del self._timely[process]
             self._timely_wanted -= asked.wanted
+            self._break_promises(asked)
         return self._timely_wanted
+
+    def _promised_to(self, books: PoolBooks, process: ProcessId) -> int:
+        """Slots that others were asked for on behalf of a process, or are closing for it."""
+        return self._takers_of_timely[process] + books.slots.promised_to(process)
+
+    def _promise(self, taker: ProcessId, change: int) -> None:
+        self._takers_of_timely[taker] += change
+        if not self._takers_of_timely[taker]:
+            del self._takers_of_timely[taker]
+
+    def _break_promises(self, asked: Asked) -> None:
+        while asked.takers:
+            self._promise(asked.takers.popleft(), -1)
 
     def _want(self, process: ProcessId, asked: Asked, change: int) -> None:
         """Want more or fewer slots of a process."""
@@ -139,6 +164,7 @@ class Reclaimer:
         asked = self.asked.get(process)
         if asked is not None:
             self._want(process, asked, -asked.wanted)
+            self._break_promises(asked)
             self._timely.pop(process, None)
             del self.asked[process]
 
@@ -148,17 +174,26 @@ class Reclaimer:
             # More slots than the cap allows: everybody may be asked.
             donor = next((process for process, _ in self._by_spare(books, now)), None)
             if donor is not None:
-                self._ask(books, donor, now, everything=False)
+                self._ask(books, donor, now)
             return donor is not None
         for taker in self._takers(books, now):
             donor = self._donor(books, taker, now)
             if donor is not None:
                 # A sweep knows nothing of keys: where only one key helps, all that is idle is looked at.
-                self._ask(books, donor, now, everything=bounds.blocked_by_identity(books, taker))
+                everything = bounds.blocked_by_identity(books, taker)
+                self._ask(books, donor, now, taker.process, everything=everything)
                 return True
         return False
 
-    def _ask(self, books: PoolBooks, donor: ProcessId, now: float, *, everything: bool) -> None:
+    def _ask(
+        self,
+        books: PoolBooks,
+        donor: ProcessId,
+        now: float,
+        taker: ProcessId | None = None,
+        *,
+        everything: bool = False,
+    ) -> None:
         asked = self.asked.setdefault(donor, Asked(now))
         asked.until = now + sharing.ANSWER_S
         if donor not in self._timely:
@@ -166,6 +201,9 @@ class Reclaimer:
         self._timely[donor] = asked
         self._timely.move_to_end(donor)
         self._want(donor, asked, 1)
+        if taker is not None:
+            asked.takers.append(taker)
+            self._promise(taker, 1)
         sweep = books.slots.levels[donor] if everything else asked.wanted
         books.tell(donor, Reclaim(books.name, contended=True, sweep=sweep, idle_for=0.0))
 
@@ -211,47 +249,64 @@ class Reclaimer:
     def _takers(self, books: PoolBooks, now: float) -> Iterator[Waiter]:
         """For whom slots may be asked for, the neediest first.
 
-        What cannot be had for a waiter who may take from anybody cannot be had for the next one either,
-        unless his own process has it, for the same key: so two such waiters are enough.
+        If one unrestricted waiter cannot be served, neither can the next, unless its own process holds a slot
+        for another key, or slots are on their way to it. So two unrestricted waiters are enough to look at.
         """
         unblocked = 0
         for waiter in bounds.in_line(books, now):
-            if bounds.blocked_by_identity(books, waiter) or bounds.blocked_by_process(
-                books, waiter
-            ):
-                yield waiter
-            elif unblocked < 2:
-                unblocked += 1
-                yield waiter
-            elif not bounds.has_inner_bounds(books):
-                return  # nobody further down can be blocked
+            promised = self._promised_to(books, waiter.process)
+            if books.waiting.count_of_process(waiter.process) <= promised:
+                continue
+            yield waiter
+            if promised or self._is_blocked(books, waiter):
+                continue
+            unblocked += 1
+            if unblocked >= returns.MOST_TRIED and not bounds.has_inner_bounds(books):
+                return
+
+    def _is_blocked(self, books: PoolBooks, waiter: Waiter) -> bool:
+        return bounds.blocked_by_identity(books, waiter) or bounds.blocked_by_process(books, waiter)
 
     def _donor(self, books: PoolBooks, taker: Waiter, now: float) -> ProcessId | None:
-        """The richest process that may fairly be asked for one more slot, or None."""
+        """The richest process that may fairly be asked for one more slot, or None.
+
+        Its own resources for other keys make room without taking from anybody.
+        """
+        by_identity = bounds.blocked_by_identity(books, taker)
+        own = 0 if by_identity else self._own_others(books, taker, now)
+        if bounds.blocked_by_process(books, taker) and not by_identity:
+            return taker.process if own else None
         slots = books.slots
-        best, most = None, 0
-        # Its own resources for other keys make room without taking from anybody.
-        if not bounds.blocked_by_identity(books, taker):
-            others = slots.levels[taker.process] - slots.level_of(taker.process, taker.key)
-            most = max(0, min(others, self._spare(books, taker.process, now)))
-            best = taker.process if most else None
-            if bounds.blocked_by_process(books, taker):
-                return best
-        if not sharing.has_lost_patience(taker, now):
-            # What others were asked for will be there before this one.
-            level = slots.levels[taker.process] + slots.on_the_way(now) + self._wanted
-            most = max(most, sharing.least_fair_level(level) - 1)
+        level = slots.level_of(taker.process, taker.key) if by_identity else slots.levels[taker.process]
+        level += self._promised_to(books, taker.process)
+        starves = books.waiting.is_starving(taker)
+        best, most = (taker.process if own else None), own
+        most = max(most, sharing.least_giving_level(level, starves=starves) - 1)
         for process, spare in self._by_spare(books, now):
             if spare <= most:
                 break  # nor has anybody further down more
-            if process == taker.process:
+            if process == taker.process or not self._has_earned(books, process, now):
                 continue
-            part = spare
-            if bounds.blocked_by_identity(books, taker):
-                part = min(spare, slots.level_of(process, taker.key))
+            part = min(spare, slots.level_of(process, taker.key)) if by_identity else spare
             if part > most:
                 best, most = process, part
         return best
+
+    def _own_others(self, books: PoolBooks, taker: Waiter, now: float) -> int:
+        """How many slots for other keys the taker's own process can be asked for."""
+        slots = books.slots
+        others = slots.levels[taker.process] - slots.level_of(taker.process, taker.key)
+        return max(0, min(others, self._spare(books, taker.process, now)))
+
+    def _has_earned(self, books: PoolBooks, process: ProcessId, now: float) -> bool:
+        """Whether a slot of the process has earned its opening; else note when the first will have."""
+        slot = books.slots.oldest_open(process)
+        if slot is None:
+            return False
+        if books.has_earned(slot, now):
+            return True
+        self._earned_at = min(self._earned_at, books.earned_at(slot))
+        return False
 
     def _look_for_surplus(self, books: PoolBooks, now: float, short: int) -> None:
         """Ask everybody for what lies idle, at most once per interval."""
@@ -259,7 +314,8 @@ class Reclaimer:
             return
         self._look_at = now + self._pause
         self._pause = min(self._pause * 2, sharing.LONGEST_LOOK_S)
+        idle_s = sharing.surplus_after_s(books.openings.measured())
         for process in books.slots.levels:
             if books.is_attached(process):
                 contended = process in self.asked
-                books.tell(process, Reclaim(books.name, contended, short, sharing.SURPLUS_IDLE_S))
+                books.tell(process, Reclaim(books.name, contended, short, idle_s))

@@ -1,18 +1,21 @@
-"""How slots move between processes.
+"""How slots move between processes: verdicts only, the state is that of `PoolBooks`.
 
-Moving a slot costs a close and an open, so it needs a reason. There are three:
+Moving a slot costs a close and an open. What an opening lately takes is measured (`OpeningTimes`), and decides.
+A slot is given up for one of two reasons:
 
-- the resource is idle where it is, and has been for a moment (`SURPLUS_IDLE_S`): it is fetched;
-- the levels differ by two or more: whoever has the most gives one to a process that waits and has less;
-- somebody has lost patience (`PATIENCE_S`): he gets one although the levels are even. With fewer slots
-  than busy processes, this is what makes them rotate.
+- it lies idle, for half of what an opening takes (`surplus_after_s`), while somebody elsewhere waits;
+- it has earned its opening: it has been open for `EARNED_OPENINGS` times as long as an opening takes, and the
+  one that waits has a claim to it. A process has a claim if it has at least two slots fewer, or none at all,
+  or if a waiter of it starves.
 
-A uniform load therefore moves nothing: levels even out once, and no resource is idle for long where
-somebody waits. Only functions here; the state is that of `PoolBooks`.
+So a uniform load moves nothing, whatever a login costs: levels even out once, and equals do not exchange. Where
+there are fewer slots than busy processes, those rotate. Then the part 1 / (1 + EARNED_OPENINGS) of the time is
+spent on moving, a seventh. The argument is in docs/decisions/0012-slots-earn-their-move.md.
 """
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
@@ -21,11 +24,17 @@ from mppool.ids import ProcessId
 if TYPE_CHECKING:
     from mppool.core.waiting import Waiter
 
-PATIENCE_S = 0.1
-"""A waiter that has waited longer is served although its process has its fair share."""
+EARNED_OPENINGS = 6.0
+"""A slot has earned its opening after so many times the duration of an opening."""
 
-SURPLUS_IDLE_S = 0.01
-"""A resource idle for longer, while somebody elsewhere waits, is surplus."""
+UNKNOWN_OPENING_S = 0.05
+"""What an opening is taken to cost before one has been measured: after a restart of the server, mostly."""
+
+SHORTEST_SURPLUS_S = 0.01
+"""A resource that has been idle for less is never surplus, however cheap an opening is."""
+
+SURPLUS_OPENINGS = 0.5
+"""A resource is surplus when it has been idle for this part of the duration of an opening."""
 
 FIRST_LOOK_S = 0.02
 LONGEST_LOOK_S = 0.2
@@ -36,38 +45,61 @@ ANSWER_S = 0.1
 resource that has not been closed by then (rule 7). One that brought back what helped nobody is left in
 peace for as long."""
 
+MOST_MEASURED_KEYS = 1000
+"""Opening times are kept for so many keys; the least recently opened is forgotten first."""
 
-def has_lost_patience(waiter: Waiter, now: float) -> bool:
-    """Whether the waiter has waited for `PATIENCE_S`."""
-    return now >= waiter.since + PATIENCE_S
+_WEIGHT = 0.3
+"""Of the newest opening in the running mean."""
 
 
-def rank(waiter: Waiter, levels: Mapping[ProcessId, int], now: float) -> tuple[int, int, float]:
-    """The lowest gets the next slot: whoever lost patience first, then the poorest process, then the oldest.
+class OpeningTimes:
+    """What opening a resource lately takes, in seconds: running means, per key and over all keys."""
 
-    levels: slots that each process has.
+    def __init__(self) -> None:
+        self._overall: float | None = None
+        self._by_key: OrderedDict[str, float] = OrderedDict()
+
+    def note(self, key: str, seconds: float) -> None:
+        """An opening for this key took so long."""
+        before = self._by_key.pop(key, seconds)
+        self._by_key[key] = before + _WEIGHT * (seconds - before)
+        if len(self._by_key) > MOST_MEASURED_KEYS:
+            self._by_key.popitem(last=False)
+        overall = seconds if self._overall is None else self._overall
+        self._overall = overall + _WEIGHT * (seconds - overall)
+
+    def of(self, key: str) -> float:
+        """What an opening for this key takes, as far as anybody knows."""
+        known = self._by_key.get(key, self._overall)
+        return UNKNOWN_OPENING_S if known is None else known
+
+    def measured(self) -> float:
+        """Over all keys; 0 before anything was measured."""
+        return self._overall or 0.0
+
+
+def earned_after_s(opening_s: float) -> float:
+    """How long a slot stays where it was opened, unless it lies idle."""
+    return EARNED_OPENINGS * opening_s
+
+
+def surplus_after_s(opening_s: float) -> float:
+    """How long a resource must lie idle before it is given to another process that waits."""
+    return max(SHORTEST_SURPLUS_S, SURPLUS_OPENINGS * opening_s)
+
+
+def rank(waiter: Waiter, levels: Mapping[ProcessId, int]) -> tuple[int, float]:
+    """The lowest gets the next slot: the poorest process, then the oldest waiter.
+
+    levels: slots that each process has. Waiters that starve come before all others, see `Waiting.in_line`.
     """
-    if has_lost_patience(waiter, now):
-        return (0, 0, waiter.since)
-    return (1, levels.get(waiter.process, 0), waiter.since)
+    return (levels.get(waiter.process, 0), waiter.since)
 
 
-def least_fair_level(taker_level: int) -> int:
-    """How many slots a process must have to give one to another that waits: it stays at least as rich."""
-    return taker_level + 2
+def least_giving_level(taker_level: int, *, starves: bool) -> int:
+    """How many slots a process must have to give one that has earned its opening to one that waits.
 
-
-def moving_is_fair(giver_level: int, taker_level: int) -> bool:
-    """Whether a slot may move from one process to another that waits."""
-    return giver_level >= least_fair_level(taker_level)
-
-
-def rival_prevails(rival: Waiter, home: Waiter, giver_level: int, taker_level: int) -> bool:
-    """Whether a slot that was brought back goes to `rival` although `home`, in the same process, wants it.
-
-    Keeping it at home is cheaper, so a rival of an equally rich process must have waited longer by
-    `PATIENCE_S`.
+    With one exception the giver stays as rich as the taker becomes, so nothing moves back. Where the taker has
+    nothing, or starves, the two take turns.
     """
-    if rival.process != home.process and moving_is_fair(giver_level, taker_level):
-        return True
-    return rival.since + PATIENCE_S <= home.since
+    return 1 if starves or taker_level <= 0 else taker_level + 2

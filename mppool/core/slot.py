@@ -57,7 +57,9 @@ TRANSITIONS: dict[tuple[SlotState, type[Event]], SlotState] = {
 class Slot:
     """The right of one process to have one resource open.
 
+    opened_at: when it became OPEN, as far as this server knows.
     expected_until: while CLOSING, how long its end is counted on; a close that hangs keeps the slot.
+    promised_to: while CLOSING, the process for which it is closed, if for any.
     """
 
     __slots__ = (
@@ -66,8 +68,10 @@ class Slot:
         "granted_at",
         "key",
         "number",
+        "opened_at",
         "opened_before",
         "process",
+        "promised_to",
         "state",
         "ticket",
     )
@@ -91,7 +95,9 @@ class Slot:
         self.granted_at = granted_at
         self.ticket = ticket
         self.opened_before = opened_before
+        self.opened_at = granted_at
         self.expected_until = granted_at
+        self.promised_to: ProcessId | None = None
 
     def after(self, event: Event) -> SlotState | None:
         """The state that the event leads to, or None if it is not legal now."""

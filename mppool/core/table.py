@@ -33,6 +33,8 @@ class SlotTable:
         self._by_state: Counter[SlotState] = Counter()
         self._open_by_key: Counter[str] = Counter()
         self._closing_of: Counter[ProcessId] = Counter()
+        # Of those whose ends are counted on: for which processes they are closed.
+        self._promised_to: Counter[ProcessId] = Counter()
 
     def __len__(self) -> int:
         return len(self.by_number)
@@ -69,14 +71,34 @@ class SlotTable:
             slot = next(iter(expected.values()))
             if now < slot.expected_until:
                 break
-            del expected[slot.number]
+            self._expect_no_more(slot)
         return len(expected)
 
-    def expect_end(self, slot: Slot, until: float) -> None:
-        """A slot that is being closed is counted on until then. Time only ever goes on between calls."""
+    def expect_end(self, slot: Slot, until: float, promised_to: ProcessId | None = None) -> None:
+        """A slot that is being closed is counted on until then. Time only ever goes on between calls.
+
+        promised_to: the process for which it is closed.
+        """
+        self._expect_no_more(slot)
         slot.expected_until = until
+        slot.promised_to = promised_to
         self._expected[slot.number] = slot
-        self._expected.move_to_end(slot.number)
+        if promised_to is not None:
+            self._promised_to[promised_to] += 1
+
+    def promised_to(self, process: ProcessId) -> int:
+        """How many slots are being closed for a process, as far as their ends are counted on."""
+        return self._promised_to[process]
+
+    def _expect_no_more(self, slot: Slot) -> None:
+        if self._expected.pop(slot.number, None) is not None and slot.promised_to is not None:
+            _decrement(self._promised_to, slot.promised_to)
+            slot.promised_to = None
+
+    def oldest_open(self, process: ProcessId) -> Slot | None:
+        """Of the open slots of a process the one that was granted first."""
+        slots = self._of_process.get(process, {}).values()
+        return next((slot for slot in slots if slot.state is SlotState.OPEN), None)
 
     def next_disappointment(self, since: float) -> float:
         """When, after `since`, a slot is not counted on any longer; infinity if none is."""
@@ -156,7 +178,7 @@ class SlotTable:
         if slot.state is SlotState.OPEN:
             _decrement(self._open_by_key, slot.key)
         elif slot.state is SlotState.CLOSING:
-            self._expected.pop(slot.number, None)
+            self._expect_no_more(slot)
             _decrement(self._closing_by_key, slot.key)
             _decrement(self._closing_of, slot.process)
 

@@ -86,7 +86,7 @@ class Upkeep:
         if surplus and not books.eviction.is_asked_for(books, slot.key):
             books.close_slot(slot, "expired_idle", now)
         else:
-            returns.answer(books, slot, now)
+            returns.answer(books, slot, now, idle_s=math.inf)
 
     def is_stale(self, books: PoolBooks, slot: Slot) -> bool:
         """Whether the slot was granted before the last reset, or before its backend was found gone."""

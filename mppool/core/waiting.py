@@ -38,6 +38,7 @@ class Waiter:
 
 
 _Name = tuple[ProcessId, Ticket]
+_Group = tuple[ProcessId, str]
 _Queue = OrderedDict[_Name, Waiter]  # its front is found at once, however much was taken from there
 _Deadline = tuple[float, int, ProcessId, Ticket]
 
@@ -48,7 +49,9 @@ class Waiting:
     levels: slots by process, kept by somebody else, who calls `level_changed` after every change.
     by_name: all of them, in order of arrival.
 
-    A group is what is interchangeable: the waiters of one process for one key, oldest first.
+    A group is what is interchangeable: the waiters of one process for one key, oldest first. A group starves
+    when its process says so: nothing for this key has been given back there for long. It starves until one of
+    its waiters is served.
     """
 
     def __init__(self, levels: Mapping[ProcessId, int]) -> None:
@@ -57,11 +60,10 @@ class Waiting:
         self._of_process: dict[ProcessId, _Queue] = {}
         self._of_key: dict[str, _Queue] = {}
         self._groups: dict[ProcessId, dict[str, _Queue]] = {}
-        self._patient: _Queue = OrderedDict()  # those who may not have lost patience yet
-        # Heaps. One entry per deadline; of every process with waiters one for its oldest waiter, one for
-        # its level and its oldest waiter, and, in a heap of its own, one for the oldest waiter of each key.
+        self._starving: OrderedDict[_Group, None] = OrderedDict()  # in the order in which they said so
+        # Heaps. One entry per deadline; of every process with waiters one for its level and its oldest
+        # waiter, and, in a heap of its own, one for the oldest waiter of each key.
         self._deadlines: list[_Deadline] = []
-        self._oldest: list[tuple[float, int, ProcessId]] = []
         self._poorest: list[tuple[int, float, int, ProcessId]] = []
         self._heads: dict[ProcessId, list[tuple[int, str]]] = {}
         self._serial = 0
@@ -77,7 +79,7 @@ class Waiting:
         self._serial += 1
         waiter.serial = self._serial
         name = (waiter.process, waiter.ticket)
-        self.by_name[name] = self._patient[name] = waiter
+        self.by_name[name] = waiter
         _put_into(self._of_process, waiter.process, name, waiter)
         _put_into(self._of_key, waiter.key, name, waiter)
         groups = self._groups.setdefault(waiter.process, {})
@@ -98,13 +100,14 @@ class Waiting:
         waiter = self.by_name.pop(name, None)
         if waiter is None:
             return None
-        self._patient.pop(name, None)
         oldest = self._oldest_of(process)
         groups = self._groups[process]
         _take_from(self._of_process, process, name)
         _take_from(self._of_key, waiter.key, name)
         was_head = self.first(process, waiter.key) is waiter
         _take_from(groups, waiter.key, name)
+        if waiter.key not in groups:
+            self._starving.pop((process, waiter.key), None)
         if not groups:
             del self._groups[process], self._heads[process]
             return waiter
@@ -113,6 +116,25 @@ class Waiting:
             self._rank_group(head)
         if waiter is oldest:
             self._rank_process(next(iter(self._of_process[process].values())))
+        return waiter
+
+    def starves(self, process: ProcessId, ticket: Ticket) -> bool:
+        """The group of this waiter starves from now on; False if the waiter is not queued."""
+        waiter = self.by_name.get((process, ticket))
+        if waiter is None:
+            return False
+        self._starving.setdefault((process, waiter.key))
+        return True
+
+    def is_starving(self, waiter: Waiter) -> bool:
+        """Whether the group of this waiter starves."""
+        return (waiter.process, waiter.key) in self._starving
+
+    def served(self, process: ProcessId, ticket: Ticket) -> Waiter | None:
+        """Take a waiter out because it gets something; its group does not starve any longer."""
+        waiter = self.remove(process, ticket)
+        if waiter is not None:
+            self._starving.pop((process, waiter.key), None)
         return waiter
 
     def remove_process(self, process: ProcessId) -> None:
@@ -133,37 +155,55 @@ class Waiting:
         group = self._groups.get(process, {}).get(key)
         return next(iter(group.values())) if group else None
 
+    def count_of_process(self, process: ProcessId) -> int:
+        """How many wait in a process."""
+        return len(self._of_process.get(process, ()))
+
+    def first_for_other_key(self, process: ProcessId, key: str) -> Waiter | None:
+        """The oldest waiter of a process among those for other keys than this one."""
+        if len(self._groups.get(process, ())) <= (self.first(process, key) is not None):
+            return None
+        heads = self._heads_in_line(process)
+        return next((head for head in heads if head.key != key), None)
+
     def count_outside(self, process: ProcessId, key: str) -> int:
         """How many wait who are not of this group."""
         return len(self.by_name) - len(self._groups.get(process, {}).get(key, ()))
 
     # --- the order of service ----------------------------------------------------------------------------
 
-    def in_line(self, now: float) -> Iterator[Waiter]:
-        """The oldest waiter of every group, in the order of `sharing.rank`; only as far as it is asked.
+    def in_line(self) -> Iterator[Waiter]:
+        """The oldest waiter of every group: those that starve, then the others in the order of `sharing.rank`.
 
-        Nothing may be changed meanwhile.
+        Only as far as it is asked; nothing may be changed meanwhile.
         """
+        for process, key in self._starving:
+            yield next(iter(self._groups[process][key].values()))
+        for head in self._in_order_of_rank():
+            if (head.process, head.key) not in self._starving:
+                yield head
+
+    def _in_order_of_rank(self) -> Iterator[Waiter]:
         # The oldest waiter of a process comes before those of its other groups: these join the line when
-        # the process has been come by.
+        # the line has passed the process.
         others: list[tuple[Any, Waiter, Iterator[Waiter]]] = []
 
         def place(waiter: Waiter) -> Any:
-            return (sharing.rank(waiter, self._levels, now), waiter.serial)
+            return (sharing.rank(waiter, self._levels), waiter.serial)
 
         def join(heads: Iterator[Waiter]) -> None:
             head = next(heads, None)
             if head is not None:
                 heapq.heappush(others, (place(head), head, heads))
 
-        for waiter in self._oldest_in_line(now):
+        for waiter in self._poorest_in_line():
             while others and others[0][0] < place(waiter):
                 _, head, heads = heapq.heappop(others)
                 yield head
                 join(heads)
             yield waiter
             heads = self._heads_in_line(waiter.process)
-            next(heads)  # that was the waiter himself
+            next(heads)  # that was the waiter itself
             join(heads)
         while others:
             _, head, heads = heapq.heappop(others)
@@ -183,18 +223,10 @@ class Waiting:
         head = self.first(process, key)
         return head is not None and head.serial == serial
 
-    def _oldest_in_line(self, now: float) -> Iterator[Waiter]:
+    def _poorest_in_line(self) -> Iterator[Waiter]:
         """The oldest waiter of every process, in the order of `sharing.rank`."""
         self._drop_overtaken()
         seen: set[ProcessId] = set()
-        for _, serial, process in ascending(self._oldest):
-            waiter = self._oldest_of(process)
-            if waiter is None or waiter.serial != serial or process in seen:
-                continue
-            if not sharing.has_lost_patience(waiter, now):
-                break
-            seen.add(process)
-            yield waiter
         for level, _, serial, process in ascending(self._poorest):
             waiter = self._oldest_of(process)
             if waiter is None or waiter.serial != serial or process in seen:
@@ -205,8 +237,6 @@ class Waiting:
 
     def _drop_overtaken(self) -> None:
         """What has been overtaken by events gathers in front, where everybody would have to pass it."""
-        while self._oldest and not self._is_oldest(*self._oldest[0][1:]):
-            heapq.heappop(self._oldest)
         while self._poorest:
             level, _, serial, process = self._poorest[0]
             if self._is_oldest(serial, process) and level == self._levels.get(process, 0):
@@ -231,16 +261,13 @@ class Waiting:
         """Enter a process into the order of service again: its oldest waiter or its level is another."""
         process = oldest.process
         level = self._levels.get(process, 0)
-        heapq.heappush(self._oldest, (oldest.since, oldest.serial, process))
         heapq.heappush(self._poorest, (level, oldest.since, oldest.serial, process))
-        if max(len(self._oldest), len(self._poorest)) > 4 * len(self._of_process) + 64:
+        if len(self._poorest) > 4 * len(self._of_process) + 64:
             heads = [next(iter(queue.values())) for queue in self._of_process.values()]
-            self._oldest = [(w.since, w.serial, w.process) for w in heads]
             levels = self._levels
             self._poorest = [
                 (levels.get(w.process, 0), w.since, w.serial, w.process) for w in heads
             ]
-            heapq.heapify(self._oldest)
             heapq.heapify(self._poorest)
 
     def _rank_group(self, head: Waiter) -> None:
@@ -254,16 +281,6 @@ class Waiting:
             heapq.heapify(ranked)
 
     # --- time --------------------------------------------------------------------------------------------
-
-    def next_loss_of_patience(self, since: float) -> float:
-        """When, after `since`, the next waiter loses patience; infinity if all have lost it."""
-        patient = self._patient
-        while patient:
-            name, waiter = next(iter(patient.items()))
-            if not sharing.has_lost_patience(waiter, since):
-                return waiter.since + sharing.PATIENCE_S
-            del patient[name]
-        return math.inf
 
     def next_deadline(self) -> float:
         """When the next waiter's time is over; infinity if none has a deadline."""
