@@ -11,7 +11,7 @@ from mppool.core.events import Attach
 from mppool.errors import ConfigurationError
 from mppool.ids import Session, own_process
 from mppool.options import checked_name, checked_options
-from mppool.recipe import HOOKS, as_recipe
+from mppool.recipe import SETTINGS, as_recipe
 from mppool.worker.member import Member, process_name
 from mppool.worker.pool import Pool
 
@@ -35,15 +35,16 @@ class Manager:
         """Declare a pool. Costs nothing: no process, no thread, no I/O before the first checkout.
 
         recipe: a Recipe, or a callable that opens a resource; hooks as keyword arguments go with the
-            latter (`configure, on_checkout, reset, check, close, stats, describe`).
+            latter (`configure, on_checkout, reset, check, close, stats, describe`), and `open_in_caller=True`
+            where a resource belongs to the thread that opens it.
         options: see PoolOptions. The same name again with the same options is the same pool.
 
         Raises ConfigurationError, which names the option, the value and what is allowed, and
         ConfigurationMismatch where this process has declared the pool otherwise.
         """
         checked_name("pool", name)
-        hooks = {hook: options[hook] for hook in HOOKS if hook in options}
-        given = {option: value for option, value in options.items() if option not in HOOKS}
+        hooks = {setting: options[setting] for setting in SETTINGS if setting in options}
+        given = {option: value for option, value in options.items() if option not in SETTINGS}
         checked = checked_options(name, given)
         face = self._member.declare(name, as_recipe(recipe, hooks), checked)
         return Pool(face, self.stats, (_rebuild_pool, (self, name, recipe, options)))

@@ -12,6 +12,9 @@ T = TypeVar("T")
 
 HOOKS = ("configure", "on_checkout", "reset", "check", "close", "stats", "describe")
 
+SETTINGS = (*HOOKS, "open_in_caller")
+"""Keyword arguments of `manager.pool` that go with a plain callable, and are no options of the pool."""
+
 
 class Opening:
     """What the open hook is told.
@@ -21,8 +24,9 @@ class Opening:
     token: a TokenInfo where the recipe names a `token_scope`, else None.
     expires_on: for the recipe to set where what it opens with ends at a time that it knows (seconds since
         1970): the resource is replaced 300 seconds earlier. Not needed for `token`.
-    timeout: seconds that the waiting caller has left, or None where nobody waits or waits for ever.
-        Nobody interrupts `open`; a recipe that can bound its own work (a login timeout) should.
+    timeout: seconds that the waiting caller has left, where the recipe opens in the caller's thread
+        (`open_in_caller`); else None. Nobody interrupts `open`; a recipe that can bound its own work (a login
+        timeout) should.
     """
 
     __slots__ = ("expires_on", "identity", "number", "timeout", "token")
@@ -59,6 +63,13 @@ class Recipe(Generic[T]):
 
     token_scope: str | None = None
     """Scope of the token that `open` wants in `opening.token`; None: no token is fetched."""
+
+    open_in_caller: bool = False
+    """Whether `open` must run in the thread that checks out, for resources that belong to a thread.
+
+    Otherwise it runs in a thread of the pool's own, in a copy of the context (`contextvars`) of the checkout that
+    asked for it, while the caller takes whatever comes first: this resource, or one that is given back.
+    """
 
     credential: Any = None
     """Whose token that is where a checkout names no credential; None: nobody's, `opening.token` is None."""
@@ -113,8 +124,15 @@ class Recipe(Generic[T]):
 class CallableRecipe(Recipe[T]):
     """A recipe made of a plain callable and, as keyword arguments, hooks."""
 
-    def __init__(self, opener: Callable[..., T], **hooks: Callable[..., Any] | None) -> None:
+    def __init__(
+        self,
+        opener: Callable[..., T],
+        *,
+        open_in_caller: bool = False,
+        **hooks: Callable[..., Any] | None,
+    ) -> None:
         self._opener = opener
+        self.open_in_caller = open_in_caller
         self._wants_opening = _takes_an_argument(opener)
         self._hooks = {name: hook for name, hook in hooks.items() if hook is not None}
         # A hook that was given shadows the method of the same name, so that a pool can see from the
@@ -123,7 +141,7 @@ class CallableRecipe(Recipe[T]):
             setattr(self, name, hook)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (self._opener, self._hooks))
+        return (_rebuild, (self._opener, {"open_in_caller": self.open_in_caller, **self._hooks}))
 
     def open(self, opening: Opening) -> T:
         return self._opener(opening) if self._wants_opening else self._opener()
@@ -132,8 +150,8 @@ class CallableRecipe(Recipe[T]):
         return _name_of(self._opener)
 
 
-def _rebuild(opener: Callable[..., T], hooks: dict[str, Callable[..., Any]]) -> CallableRecipe[T]:
-    return CallableRecipe(opener, **hooks)
+def _rebuild(opener: Callable[..., T], settings: dict[str, Any]) -> CallableRecipe[T]:
+    return CallableRecipe(opener, **settings)
 
 
 def as_recipe(recipe: Any, hooks: dict[str, Any]) -> Recipe[Any]:
@@ -159,6 +177,11 @@ def as_recipe(recipe: Any, hooks: dict[str, Any]) -> Recipe[Any]:
             "that opens a resource"
         )
     _refuse_coroutine("open", recipe)
+    in_caller = hooks.pop("open_in_caller", False)
+    if not isinstance(in_caller, bool):
+        raise ConfigurationError(
+            f"open_in_caller={in_caller!r:.80} is not allowed: give True or False"
+        )
     for name, hook in hooks.items():
         _refuse_coroutine(name, hook)
         if hook is not None and not callable(hook):
@@ -166,7 +189,7 @@ def as_recipe(recipe: Any, hooks: dict[str, Any]) -> Recipe[Any]:
                 f"the hook {name} is {hook!r:.80}, which cannot be called; give a callable that takes "
                 "the resource"
             )
-    return CallableRecipe(recipe, **hooks)
+    return CallableRecipe(recipe, open_in_caller=in_caller, **hooks)
 
 
 def _refuse_coroutine(name: str, hook: object) -> None:

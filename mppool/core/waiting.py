@@ -60,7 +60,9 @@ class Waiting:
         self._of_process: dict[ProcessId, _Queue] = {}
         self._of_key: dict[str, _Queue] = {}
         self._groups: dict[ProcessId, dict[str, _Queue]] = {}
-        self._starving: OrderedDict[_Group, None] = OrderedDict()  # in the order in which they said so
+        self._starving: OrderedDict[_Group, None] = (
+            OrderedDict()
+        )  # in the order in which they said so
         # Heaps. One entry per deadline; of every process with waiters one for its level and its oldest
         # waiter, and, in a heap of its own, one for the oldest waiter of each key.
         self._deadlines: list[_Deadline] = []

@@ -164,8 +164,10 @@ def _tell_given_up(entry: Entry, error: str | None, counted: bool) -> None:
         # Told first: an interrupt between the two leaves it in the table, where the audit finds it.
         holdings.outbox.append(event)
         holdings.table.pop(number, None)
+        entry.face.demand_for(entry.key).ended(number)
         forget_shelf(entry.face, entry.key)
     entry.face.member.flush()
+    entry.face.poke(entry.key)
 
 
 class Releasable(Protocol):

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import math
 import random
+import threading
 import traceback
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from mppool.core.decisions import NOBODY, Grant, Queued, Refuse
-from mppool.core.events import Abandoned, Checkout, Opened
+from mppool.core.events import Abandoned, Checkout, Opened, Starves
 from mppool.errors import (
     CheckoutTimeout,
     ForkedLease,
@@ -29,7 +31,7 @@ from mppool.worker.entry import NEVER, Entry
 from mppool.worker.face import Face, identity_of
 from mppool.worker.housekeeping import due_when_idle
 from mppool.worker.shelf import shelve, take
-from mppool.worker.waiter import LocalWaiter
+from mppool.worker.waiter import LocalWaiter, give_to_oldest
 
 if TYPE_CHECKING:
     from mppool.worker.bearer import Bearer, Token
@@ -50,8 +52,24 @@ LIFETIME_JITTER = 0.1
 """The part of `max_lifetime` by which a resource may die earlier."""
 
 
+class _IsOpener(threading.local):
+    """Whether the current thread is in an open hook that was called beside its caller."""
+
+    here = False
+
+
+_is_opener = _IsOpener()
+
+
 class Retry:
     """Answer to a waiter whose session was lost: ask again, with the time that is left."""
+
+
+class Failure:
+    """Answer to the waiter for whom a resource was being opened: what its hook raised."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
 
 
 class ColdCheckout:
@@ -88,7 +106,7 @@ class ColdCheckout:
 
     def _run(self) -> Entry:
         while True:
-            entry = self._from_shelf() or self._from_books()
+            entry = self._from_shelf() or self._by_waiting()
             if entry is None:
                 continue
             waited = monotonic() - self._started
@@ -102,17 +120,28 @@ class ColdCheckout:
                 return entry
         return None
 
-    def _from_books(self) -> Entry | None:
-        """One round of asking; None: look again."""
+    def _by_waiting(self) -> Entry | None:
+        """One round of waiting; None: look again."""
         face = self._face
         if face.closed:
             raise PoolClosed(f"pool {face.name!r} is closed; it hands out nothing any more")
         self._holdings = face.holdings
-        self._waiter = waiter = LocalWaiter(self._member.next_ticket(), self._key)
+        self._waiter = waiter = LocalWaiter(
+            self._member.next_ticket(),
+            self._key,
+            self._bearer,
+            insists=self._timeout == 0,
+            # A hook that uses the pool itself has what it needs opened where it runs.
+            opens_here=face.recipe.open_in_caller or _is_opener.here,
+        )
         answer = None
         try:
             face.enqueue(waiter)
-            answer = self._ask(waiter)
+            # Enqueued first, looked again: no release is missed.
+            answer = take(face, self._key) or self._wait(waiter)
+        except BaseException:
+            self._give_up(waiter)  # its ticket may have been noted, and never sent
+            raise
         finally:
             self._stop_waiting(answer)
         return self._use(answer, self._holdings)
@@ -125,41 +154,63 @@ class ColdCheckout:
         given = waiter.withdraw()
         if given is not None and given is not answer:
             self._hand_on(given, self._holdings)
-        self._face.dequeue(waiter)
+        self._face.dequeue(waiter, served=isinstance(answer, Entry))
         self._waiter = None
 
+    def _wait(self, waiter: LocalWaiter) -> Any:
+        """Entry, Grant, Refuse, Retry or Failure: whatever comes first."""
+        face, left_s = self._face, self._left()
+        while True:
+            if face.must_ask(waiter, left_s) and (answer := self._ask(waiter)) is not None:
+                return answer
+            until = self._wait_until(waiter)
+            look_at = face.look_at(waiter, left_s)
+            at = look_at if until is None else min(until, look_at)
+            answer = waiter.wait(None if at == math.inf else at)
+            if answer is not None:
+                return answer
+            if until is not None and monotonic() >= until:
+                return Refuse(waiter.ticket, "timeout", face.why_nothing(self._key))
+            starving = face.starving_ticket(waiter)
+            if starving is not None:
+                self._member.tell(Starves(starving))
+
+    def _wait_until(self, waiter: LocalWaiter) -> float | None:
+        """When the waiting ends. With a timeout of 0 only a granted opening is waited for: it is not waiting."""
+        if self._deadline is None or self._timeout == 0:
+            return None
+        # The books refuse in the same instant, and can say why.
+        return self._deadline + (REFUSAL_GRACE_S if waiter.asked else 0.0)
+
     def _ask(self, waiter: LocalWaiter) -> Any:
-        """Entry, Grant, Refuse or Retry."""
-        entry = take(self._face, self._key)  # enqueued first, looked again: no release is missed
-        if entry is not None:
-            return entry
+        """Ask the books. None: what they grant comes later, or is being opened."""
         event = Checkout(self._face.name, self._key, waiter.ticket, self._left())
         try:
             answer = self._member.call(event, self._ask_until)
         except SessionLost:
             # A pause, for the server may be saying farewell; a neighbour's release ends it.
             left = self._left()
+            self._face.ticket_ended(waiter.ticket, None, self._key)
             if left == 0:
                 return Refuse(waiter.ticket, "timeout", "the server was leaving")
-            return (
-                waiter.wait(SESSION_PAUSE_S if left is None else min(SESSION_PAUSE_S, left))
-                or Retry
-            )
+            pause = SESSION_PAUSE_S if left is None else min(SESSION_PAUSE_S, left)
+            return waiter.wait(monotonic() + pause) or Retry
         except TimeoutError:
+            self._give_up(waiter)
             return Refuse(waiter.ticket, "timeout", "the server did not answer in time")
-        if not isinstance(answer, Queued):
-            return answer
-        self._member.audit.want_again()
-        answer = None
-        try:
-            left = self._left()
-            # The books refuse in the same instant, and can say why.
-            answer = waiter.wait(None if left is None else left + REFUSAL_GRACE_S)
-        finally:
-            # A grant for another ticket was passed on by a neighbour: ours is still in the queue.
-            if not isinstance(answer, (Grant, Refuse)) or answer.ticket != waiter.ticket:
-                self._member.tell(Abandoned(waiter.ticket))
-        return answer or Refuse(waiter.ticket, "timeout", "")
+        if isinstance(answer, Queued):
+            self._member.audit.want_again()
+            return None
+        if isinstance(answer, Grant) and not waiter.opens_here:
+            open_beside(self._face, answer, waiter)
+            return None
+        self._face.ticket_ended(waiter.ticket, None, self._key)
+        return answer
+
+    def _give_up(self, waiter: LocalWaiter) -> None:
+        """Whether the books have our ticket in their queue is not known."""
+        self._face.ticket_ended(waiter.ticket, None, self._key)
+        self._member.tell(Abandoned(waiter.ticket))
 
     def _left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - monotonic())
@@ -167,23 +218,38 @@ class ColdCheckout:
     def _use(self, answer: Any, holdings: Holdings) -> Entry | None:
         face = self._face
         if isinstance(answer, Entry):
-            return answer if face.prepare(answer, monotonic(), self._bearer) else None
+            if answer.uses or answer.opened_at < self._started:
+                return answer if face.prepare(answer, monotonic(), self._bearer) else None
+            face.lend(answer, monotonic())  # opened while we waited: there is nothing to look at
+            return answer
         if isinstance(answer, Grant):
-            entry = holdings.table.get(answer.number)
-            if entry is None:
-                return None  # the session was lost, and the grant with it
-            try:
-                open_resource(entry, answer, self._left(), self._bearer)
-            except OpenFailedError as error:
-                if face.options.fail_fast or self._left() == 0:
-                    raise
-                self._last_error = error
-                return None
-            face.lend(entry, monotonic())
-            return entry
+            return self._open_here(answer, holdings)
+        if isinstance(answer, Failure):
+            self._failed(answer.error)
         if isinstance(answer, Refuse):
             self._refused(answer)
         return None
+
+    def _open_here(self, grant: Grant, holdings: Holdings) -> Entry | None:
+        """Open in this thread, to which the resource belongs."""
+        entry = holdings.table.get(grant.number)
+        if entry is None:
+            return None  # the session was lost, and the grant with it
+        try:
+            open_resource(entry, grant, self._left(), self._bearer)
+        except OpenFailedError as error:
+            self._failed(error)
+            return None
+        self._face.lend(entry, monotonic())
+        return entry
+
+    def _failed(self, error: BaseException) -> None:
+        """An opening on our behalf failed: that ends the checkout, or it goes on waiting."""
+        retries = isinstance(error, OpenFailedError) and not self._face.options.fail_fast
+        if not retries or self._left() == 0:
+            raise error
+        assert isinstance(error, OpenFailedError)
+        self._last_error = error
 
     def _hand_on(self, given: Any, holdings: Holdings) -> None:
         """Something was given in the instant in which we stopped waiting: it goes to the next."""
@@ -191,6 +257,9 @@ class ColdCheckout:
             shelve(given)
         elif isinstance(given, Grant):
             self._member.decline(given, holdings)
+            self._face.poke(given.key)
+        elif isinstance(given, Failure):
+            log.warning("%s; the checkout that wanted it had gone", given.error)
 
     def _refused(self, refuse: Refuse) -> NoReturn:
         face = self._face
@@ -272,6 +341,8 @@ def open_resource(
         if token is None and isinstance(opening.expires_on, (int, float)):
             _ends_by(entry, opening.expires_on)
         entry.holdings.outbox.append(Opened(entry.number, seconds))
+        face.demand_for(entry.key).opened(entry.number)
+        face.opening_time.measured(seconds)
         entry.opened = []
     member.flush()
     member.housekeeper.expects(due_when_idle(face, entry))
@@ -286,6 +357,50 @@ def _ends_by(entry: Entry, expires_on: float) -> None:
     if left > 0 and monotonic() + left < entry.retire_at:
         entry.retire_at = monotonic() + left
         entry.retire_reason = "expired_lifetime"
+
+
+def use_grant(face: Face, grant: Grant) -> None:
+    """A thread of this process asked for the right to open, and the books have granted it by now."""
+    waiter = face.waiter_for(grant.key, grant.ticket)
+    if waiter is None or (waiter.opens_here and not waiter.give(grant)):
+        face.member.decline(grant, face.holdings)
+        face.poke(grant.key)
+    elif not waiter.opens_here:
+        open_beside(face, grant, waiter)
+
+
+def open_beside(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
+    """Have a granted resource opened in a thread of its own; it goes to the waiter that is next then.
+
+    waiter: the thread that asked, which hears if the hook raises.
+    """
+    context = waiter.context.copy()  # two openings may be made for one thread, one after its time
+    face.member.openers.add(lambda: context.run(_open_for_waiter, face, grant, waiter))
+
+
+def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
+    holdings = face.holdings
+    entry = holdings.table.get(grant.number)
+    if entry is None:
+        waiter.give(Retry)  # the session was lost, and the grant with it
+        return
+    if not face.begins_opening(grant, waiter):
+        face.member.decline(grant, holdings)
+        face.poke(grant.key)
+        return
+    try:
+        _is_opener.here = True
+        open_resource(entry, grant, None, waiter.bearer)
+    except BaseException as error:  # noqa: BLE001  # the thread that asked raises it, or it is logged
+        if not waiter.give(Failure(error)):
+            log.warning("%s; the checkout that wanted it had gone", error)
+        face.poke(grant.key)
+        return
+    finally:
+        _is_opener.here = False
+    queue = face.waiters.get(grant.key)
+    if not queue or not give_to_oldest(queue, entry):
+        shelve(entry)
 
 
 def open_for_shelf(face: Face, grant: Grant) -> None:

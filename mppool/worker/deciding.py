@@ -22,7 +22,7 @@ from mppool.core.decisions import (
 from mppool.core.events import NotMine
 from mppool.core.tokens import FetchToken, TokenDecision, TokenGiven, TokenRefused
 from mppool.ids import GrantNumber, Session
-from mppool.worker.cold import open_for_shelf
+from mppool.worker.cold import open_for_shelf, use_grant
 from mppool.worker.ending import drop_token, retire_older_than
 from mppool.worker.entry import Entry
 from mppool.worker.shelf import shelve, shelve_where_it_lay, sweep
@@ -51,16 +51,17 @@ def _on_grant(member: Member, grant: Grant, session: Session) -> None:
     if not grant.fresh:
         entry = _take_aside(member, grant.number)
         if entry is None:
-            # It was lost on the way; who waits for it must not wait for ever.
+            # It was lost on the way; a thread that waits for it must not wait for ever.
             member.retry(grant.ticket)
-        elif not face.give_to(grant.key, grant.ticket, entry):
+            return
+        face.ticket_ended(grant.ticket, None, grant.key)
+        if not face.give_to(grant.key, grant.ticket, entry):
             shelve(entry)
-    elif not member.register(grant, session) or face.give_to(grant.key, grant.ticket, grant):
-        return
-    elif grant.ticket == NOBODY:
-        member.chores.add(lambda: open_for_shelf(face, grant))
-    else:
-        member.decline(grant, member.holdings)
+    elif member.register(grant, session):
+        if grant.ticket == NOBODY:
+            member.chores.add(lambda: open_for_shelf(face, grant))
+        else:
+            use_grant(face, grant)
 
 
 def _on_keep(member: Member, keep: Keep, session: Session) -> None:

@@ -32,6 +32,7 @@ def begin_close(entry: Entry) -> bool:
         if entry.state == "closing" or entry.holdings.forked:
             return False  # a hook that closes its own resource; two threads that both want to
         entry.state = "closing"
+        entry.face.demand_for(entry.key).ended(entry.number)
         entry.warned = False
         entry.closing_at = monotonic()
     return True

@@ -76,6 +76,7 @@ class Member:
         self.faces: dict[str, Face] = {}
         self.holdings = Holdings()
         self.chores = Chores(name)
+        self.openers = Chores(f"{name}-open")
         self.housekeeper = Housekeeper(self)
         self.audit = Audit(self)
         self.tokens = TokenShare(self)
@@ -91,6 +92,7 @@ class Member:
         bury(parents)
         self.holdings = Holdings()
         self.chores = Chores(self.name)
+        self.openers = Chores(f"{self.name}-open")
         self.housekeeper = Housekeeper(self)
         self.audit = Audit(self)
         self.report = PatientReport(self)
@@ -178,17 +180,23 @@ class Member:
             if is_retired(face, grant.key, grant.generation):
                 entry.retire_at = AT_ONCE
             holdings.table[grant.number] = entry
+            face.opening_time.told(grant)
             # Not before it is in the table: as long as it is, the shelf is not forgotten.
             entry.shelf = face.shelf_of(grant.key)
+            demand = face.demand_for(grant.key)
+            demand.answered(grant.ticket)
+            demand.granted(grant.number, face.opening_time.seconds, monotonic())
         return True
 
     def decline(self, grant: Grant, holdings: Holdings) -> None:
         """A registered grant is not needed any more."""
         with holdings.lock:
             if grant.number in holdings.table:
+                face = self.faces[grant.pool]
                 holdings.outbox.append(Declined(grant.number))
                 del holdings.table[grant.number]
-                forget_shelf(self.faces[grant.pool], grant.key)
+                face.demand_for(grant.key).ended(grant.number)
+                forget_shelf(face, grant.key)
         self.flush()
 
     def retry(self, ticket: Ticket) -> None:
@@ -199,9 +207,8 @@ class Member:
     def answer(self, ticket: Ticket, answer: Any) -> None:
         """Answer the thread that waits with this ticket, if there is one."""
         for face in list(self.faces.values()):
-            for waiter in face.all_waiters():
-                if waiter.ticket == ticket:
-                    waiter.give(answer)
+            if face.ticket_ended(ticket, answer):
+                return
 
     def interrupted(self, error: BaseException) -> None:
         """A checkout or a release was left by an exception that is none of ours.
@@ -213,6 +220,7 @@ class Member:
             return
         release_own(self.holdings.lock)
         self.chores.interrupted()
+        self.openers.interrupted()
         self.link.interrupted()
         forget_frames(error)
         self.audit.want()
@@ -232,6 +240,7 @@ class Member:
         """Nobody can be told anything now: those who wait ask again, under the next session."""
         for face in list(self.faces.values()):
             face.set_contended(False)
+            face.forget_tickets()
             for waiter in face.all_waiters():
                 waiter.give(Retry)
         self.tokens.session_lost(Retry)

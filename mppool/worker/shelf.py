@@ -29,9 +29,9 @@ def forget_shelf(face: Face, key: str) -> None:
 
     Resources append themselves to the shelf that they know, so it must be the last of them that is gone.
     """
-    if key != face.default_key and not any(
-        entry.key == key and entry.face is face for entry in face.holdings.table.values()
-    ):
+    demand = face.demands.get(key)
+    if key != face.default_key and (demand is None or demand.is_void):
+        face.demands.pop(key, None)
         face.shelves.pop(key, None)
         face.identities.forget_name(key)
 
@@ -186,7 +186,7 @@ def bring_back(entry: Entry, event: Returned | IdleTooLong | None = None) -> Non
     with holdings.lock:
         # Told first: should this thread be interrupted in here, the books' answer finds nothing in the
         # side table, and the entry is found by the audit.
-        holdings.outbox.append(event or Returned(entry.number))
+        holdings.outbox.append(event or Returned(entry.number, monotonic() - entry.released_at))
         entry.state = "returned"
         holdings.side[entry.number] = entry
     entry.face.member.flush()

@@ -260,7 +260,7 @@ class TokenShare:
             patience_with_server = max(ASK_GRACE_S, min(left, SERVER_PATIENCE_S))
             answer = self._member.call(want, now + patience_with_server)
             if isinstance(answer, TokenQueued):
-                answer = waiter.wait(None if deadline is None else deadline - monotonic())
+                answer = waiter.wait(deadline)
                 if answer is None:
                     self._member.tell(Abandoned(ticket))
                     return TokenRefused(ticket, _TOO_LATE, 0.0)

@@ -4,28 +4,59 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from contextvars import copy_context
 from time import monotonic
 from typing import Any
 
 from mppool.ids import Ticket
 
 _LOOK_S = 5.0
-"""So often a waiter looks for an answer whose giver was interrupted before he could wake it."""
+"""So often a waiter looks for an answer whose giver was interrupted before it could wake it."""
 
 
 class LocalWaiter:
-    """Answered at most once; whoever gives learns whether the answer was taken.
+    """Answered at most once; a giver learns whether the answer was taken.
 
     `_settled` decides between the giver and the timeout: its one entry is made by `setdefault`, which is
     atomic, so there is no instant in which an interrupt could leave it undecided. `_gate` is opened by the
-    giver to wake the waiter.
+    giver to wake the waiter, and by `poke` to have it look around.
+
+    since: when it began to wait. asked: whether its ticket was sent to the books. bearer: for whom it waits.
+    insists: it does not wait for anybody else, but only for what is opened for it (a timeout of 0).
+    opens_here: it is given the grant, and opens the resource in its own thread.
+    context: the context variables of its thread, for the open hook.
     """
 
-    __slots__ = ("_gate", "_settled", "key", "ticket")
+    __slots__ = (
+        "_gate",
+        "_settled",
+        "asked",
+        "bearer",
+        "context",
+        "insists",
+        "key",
+        "opens_here",
+        "since",
+        "ticket",
+    )
 
-    def __init__(self, ticket: Ticket, key: str) -> None:
+    def __init__(
+        self,
+        ticket: Ticket,
+        key: str,
+        bearer: Any = None,
+        *,
+        insists: bool = False,
+        opens_here: bool = False,
+    ) -> None:
         self.ticket = ticket
         self.key = key
+        self.bearer = bearer
+        self.insists = insists
+        self.opens_here = opens_here
+        self.context = copy_context()
+        self.since = monotonic()
+        self.asked = False
         self._settled: dict[str, list[Any]] = {}
         self._gate = threading.Lock()
         self._gate.acquire()
@@ -36,12 +67,19 @@ class LocalWaiter:
         return not self._settled
 
     def give(self, answer: Any) -> bool:
-        """Answer the waiter. False: it waits no longer, and the giver keeps what he has."""
+        """Answer the waiter. False: it waits no longer, and the giver keeps what it has."""
         mine = [answer]
         if self._settled.setdefault("answer", mine) is not mine:
             return False
-        self._gate.release()
+        self.poke()
         return True
+
+    def poke(self) -> None:
+        """Have the waiting thread look around."""
+        try:
+            self._gate.release()
+        except RuntimeError:  # it was poked already, and has not looked yet
+            return
 
     def withdraw(self) -> Any:
         """Wait no longer: None, and nobody can give any more; or the answer that came first.
@@ -54,14 +92,18 @@ class LocalWaiter:
         except IndexError:
             return None
 
-    def wait(self, seconds: float | None) -> Any:
-        """The answer, or None after so many seconds (None: for ever)."""
-        until = None if seconds is None else monotonic() + seconds
+    def wait(self, until: float | None) -> Any:
+        """The answer; or None at that instant (None: never), and after a poke.
+
+        None does not end the waiting: the waiter can still be given an answer.
+        """
         while True:
             left = _LOOK_S if until is None else min(_LOOK_S, until - monotonic())
-            given = self._gate.acquire(timeout=max(0.0, left))
-            if given or self._settled or (until is not None and monotonic() >= until):
+            poked = self._gate.acquire(timeout=max(0.0, left))
+            if self._settled:
                 return self.withdraw()
+            if poked or (until is not None and monotonic() >= until):
+                return None
 
 
 def give_to_oldest(queue: deque[LocalWaiter], answer: Any) -> bool:

@@ -56,6 +56,10 @@ class Hooks:
 class BoxRecipe(Recipe[Box]):
     """Calls the hooks, and keeps the register."""
 
+    open_in_caller = (
+        True  # as ProxyPatternPool does, which has no other threads than its housekeeper
+    )
+
     def __init__(self, hooks: Hooks, register: Register) -> None:
         self._hooks = hooks
         self._register = register

@@ -1,0 +1,247 @@
+"""How much of one key the threads of this process want, and when to ask the books for more.
+
+A thread that waits is served by whatever comes first: a neighbour's release, or an opening. Asking the books has
+a price, an exchange and perhaps a login that nobody needs any more when it is done. So a thread first hopes:
+
+    nothing of the key is in use here ----------------------------> it asks at once
+    it has waited for half an opening (at most `LONGEST_HOPE_S`) --> it asks
+    somebody has been waiting here for as long, one after the
+        other, and nobody has asked ------------------------------> it asks, for all of them
+
+and nobody asks while as much is on its way as threads wait. A ticket is the demand of the process rather than of
+one thread: if its thread is served by a neighbour, it stays in the queue for the next one. A ticket for which no
+thread waits any more is given up after `SPARE_S`.
+
+Pure: the time is an argument, and nothing here does I/O. The state is guarded by the lock of the holdings.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from typing import Any
+
+from mppool.core.sharing import earned_after_s
+from mppool.ids import GrantNumber, Ticket
+
+LONGEST_HOPE_S = 0.1
+"""No thread hopes for longer before it asks, however much an opening takes."""
+
+GAP_S = 0.005
+"""An interval without a waiting thread that is shorter does not interrupt the demand."""
+
+SPARE_S = 0.02
+"""A ticket for which no thread waits is kept for so long: the next thread is often there at once."""
+
+SHORTEST_LATE_S = 1.0
+LATE_OPENINGS = 3.0
+"""An opening that takes longer than so many recent ones, and than a second, is not counted on any longer."""
+
+SHORTEST_STARVATION_S = 1.0
+STARVATION_OPENINGS = 2.0
+"""A key starves where threads wait for it and nothing was given back for so long: see `starves_after_s`."""
+
+
+def hope_s(opening_s: float, left_s: float | None) -> float:
+    """For how long a thread hopes for a release before it asks for an opening.
+
+    opening_s: what an opening lately takes. left_s: what is left of the thread's timeout; None: no end.
+    """
+    hope = min(opening_s / 2, LONGEST_HOPE_S)
+    return hope if left_s is None else min(hope, left_s / 2)
+
+
+def starves_after_s(opening_s: float) -> float:
+    """After how long without any release for its key a process says that it starves."""
+    return max(SHORTEST_STARVATION_S, STARVATION_OPENINGS * earned_after_s(opening_s))
+
+
+class Demand:
+    """What is waited for, asked for, being opened and open, of one key in one process.
+
+    waiting: threads that wait, oldest first. tickets: those that are in the queue of the books, or on their way
+        there.
+    opening: grants that are not open yet, each with the instant until which it is counted on; begun: those of
+        them whose open hook has been called.
+    open: resources that are open and not being closed.
+
+    A thread can be interrupted between any two steps. So the number of waiting threads is that of the queue, and
+    whatever is left in `opening` by mistake is not counted on for long.
+    """
+
+    __slots__ = (
+        "_emptied_at",
+        "_said_starving_at",
+        "_served_at",
+        "_spare_since",
+        "_streak_since",
+        "begun",
+        "open",
+        "opening",
+        "tickets",
+        "waiting",
+    )
+
+    def __init__(self) -> None:
+        self.waiting: deque[Any] = deque()
+        self.tickets: dict[Ticket, None] = {}  # in the order of asking
+        self.opening: dict[GrantNumber, float] = {}
+        self.begun: set[GrantNumber] = set()
+        self.open: set[GrantNumber] = set()
+        self._streak_since = -math.inf
+        self._emptied_at = -math.inf
+        self._served_at = -math.inf
+        self._said_starving_at = -math.inf
+        self._spare_since = math.inf
+
+    @property
+    def is_void(self) -> bool:
+        """Whether nothing of this key is wanted or held."""
+        return not (self.waiting or self.tickets or self.opening or self.open)
+
+    # --- threads -----------------------------------------------------------------------------------------
+
+    def begins_to_wait(self, waiter: Any, now: float) -> None:
+        """A thread waits."""
+        if not self.waiting and now - self._emptied_at > GAP_S:
+            self._streak_since = now
+        self.waiting.append(waiter)
+        self._count_spare(now)
+
+    def stops_waiting(self, waiter: Any, now: float, *, served: bool) -> None:
+        """A thread waits no longer. served: it got a resource. Any number of times."""
+        if waiter in self.waiting:
+            self.waiting.remove(waiter)
+        if not self.waiting:
+            self._emptied_at = now
+        if served:
+            self._served_at = now
+        self._count_spare(now)
+
+    # --- resources ---------------------------------------------------------------------------------------
+
+    def granted(self, number: GrantNumber, opening_s: float, now: float) -> None:
+        """A grant has been entered into the table, and will be opened."""
+        self.opening[number] = now + max(SHORTEST_LATE_S, LATE_OPENINGS * opening_s)
+
+    def begins(self, number: GrantNumber, now: float, *, insists: bool = False) -> bool:
+        """The open hook is about to be called; False if the opening has become needless.
+
+        insists: its thread waits for this opening alone.
+        """
+        if number not in self.opening:
+            return False
+        timely = sum(self.opening[one] > now for one in self.begun)
+        if not insists and len(self.waiting) <= timely:
+            return False
+        self.begun.add(number)
+        return True
+
+    def _coming(self, now: float) -> int:
+        """How many openings are counted on."""
+        return sum(until > now for until in self.opening.values())
+
+    def opened(self, number: GrantNumber) -> None:
+        """A resource is open."""
+        self._drop(number)
+        self.open.add(number)
+
+    def ended(self, number: GrantNumber) -> None:
+        """The opening has failed or was given up, or the resource is being closed."""
+        self._drop(number)
+        self.open.discard(number)
+
+    def _drop(self, number: GrantNumber) -> None:
+        self.opening.pop(number, None)
+        self.begun.discard(number)
+
+    # --- asking ------------------------------------------------------------------------------------------
+
+    def asks(self, ticket: Ticket) -> None:
+        """A ticket is on its way to the books."""
+        self.tickets[ticket] = None
+
+    def answered(self, ticket: Ticket) -> None:
+        """The books have taken a ticket out of their queue."""
+        self.tickets.pop(ticket, None)
+
+    def wants_more(self, now: float) -> bool:
+        """Whether more threads wait than resources are on their way."""
+        return len(self.tickets) + self._coming(now) < len(self.waiting)
+
+    def must_ask(self, since: float, hope: float, idle: int, now: float) -> bool:
+        """Whether a thread asks the books now.
+
+        since: when it began to wait. hope: how long it may hope. idle: resources on the shelf.
+        """
+        if not self.wants_more(now):
+            return False
+        if len(self.open) <= idle or now >= since + hope:
+            return True
+        return not (self.tickets or self.opening) and now >= self._streak_since + hope
+
+    def look_at(self, since: float, hope: float, now: float) -> float:
+        """When a waiting thread has to look again whether to ask; infinity: when it is told to."""
+        if not self.wants_more(now):
+            return min((until for until in self.opening.values() if until > now), default=math.inf)
+        streak = math.inf if self.tickets or self.opening else self._streak_since + hope
+        return min(at if at > now else math.inf for at in (since + hope, streak))
+
+    # --- starving ----------------------------------------------------------------------------------------
+
+    def starves_at(self, since: float, opening_s: float) -> float:
+        """When the books are to be told that this key starves here; infinity where nothing was asked."""
+        if not self.tickets:
+            return math.inf
+        return max(since, self._served_at, self._said_starving_at) + starves_after_s(opening_s)
+
+    def says_starving(self, now: float) -> Ticket | None:
+        """The books are told now; with which ticket."""
+        self._said_starving_at = now
+        return next(iter(self.tickets), None)
+
+    # --- tickets that nobody waits for --------------------------------------------------------------------
+
+    def _count_spare(self, now: float) -> None:
+        if self._spare() <= 0:
+            self._spare_since = math.inf
+        elif self._spare_since == math.inf:
+            self._spare_since = now
+
+    def _spare(self) -> int:
+        on_the_way = len(self.tickets) + len(self.opening)
+        return min(len(self.tickets), on_the_way - len(self.waiting))
+
+    def spare_due_at(self) -> float:
+        """When tickets are to be given up; infinity while a thread waits for each."""
+        return self._spare_since + SPARE_S
+
+    def give_up_spare(self) -> list[Ticket]:
+        """Take out the tickets for which nobody waits, the newest first."""
+        spare = list(self.tickets)[len(self.tickets) - max(0, self._spare()) :]
+        for ticket in spare:
+            del self.tickets[ticket]
+        self._spare_since = math.inf
+        return spare
+
+
+class RecentOpening:
+    """What opening a resource of a pool lately takes, as far as this process knows: seconds, or 0."""
+
+    __slots__ = ("seconds",)
+
+    _WEIGHT = 0.3
+
+    def __init__(self) -> None:
+        self.seconds = 0.0
+
+    def told(self, grant: Any) -> None:
+        """A grant says what the books know, which have seen the openings of all processes."""
+        if grant.opening_s > 0:
+            self.seconds = grant.opening_s
+
+    def measured(self, seconds: float) -> None:
+        """An opening of this process took so long."""
+        self.seconds = (
+            seconds if not self.seconds else self.seconds + self._WEIGHT * (seconds - self.seconds)
+        )
