@@ -146,7 +146,7 @@ class PoolBooks:
 
     def starves(self, process: ProcessId, ticket: Ticket, now: float) -> None:
         """A process says that nothing has been given back there for long."""
-        if self.waiting.starves(process, ticket):
+        if self.waiting.starves(process, ticket, now):
             self._settle(now)
 
     def of_slot(self, slot: Slot, event: Event, now: float) -> None:
@@ -291,6 +291,8 @@ class PoolBooks:
         """
         self.slots.move(slot, SlotState.CLOSING)
         self.slots.expect_end(slot, now + sharing.ANSWER_S, promised_to)
+        if promised_to is not None and promised_to != slot.process:
+            self.waiting.gave(slot.process, now)
         self.tell(slot.process, Close(slot.number, reason))
 
     def grant_kept(self, slot: Slot, waiter: Waiter) -> None:

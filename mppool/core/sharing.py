@@ -16,13 +16,6 @@ spent on moving, a seventh. The argument is in docs/decisions/0012-slots-earn-th
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
-from typing import TYPE_CHECKING
-
-from mppool.ids import ProcessId
-
-if TYPE_CHECKING:
-    from mppool.core.waiting import Waiter
 
 EARNED_OPENINGS = 6.0
 """A slot has earned its opening after so many times the duration of an opening."""
@@ -88,12 +81,13 @@ def surplus_after_s(opening_s: float) -> float:
     return max(SHORTEST_SURPLUS_S, SURPLUS_OPENINGS * opening_s)
 
 
-def rank(waiter: Waiter, levels: Mapping[ProcessId, int]) -> tuple[int, float]:
-    """The lowest gets the next slot: the poorest process, then the oldest waiter.
+def rank(level: int, since: float) -> tuple[int, float]:
+    """The lowest gets the next slot: of the poorest process, then of the one that has waited for longest.
 
-    levels: slots that each process has. Waiters that starve come before all others, see `Waiting.in_line`.
+    level: slots that the process has. since: when its oldest waiter came, or when it gave a slot to another one.
+    A waiter that starves has the rank of one in a process without slots, from when its process said so.
     """
-    return (levels.get(waiter.process, 0), waiter.since)
+    return (level, since)
 
 
 def least_giving_level(taker_level: int, *, starves: bool) -> int:

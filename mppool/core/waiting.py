@@ -41,6 +41,7 @@ _Name = tuple[ProcessId, Ticket]
 _Group = tuple[ProcessId, str]
 _Queue = OrderedDict[_Name, Waiter]  # its front is found at once, however much was taken from there
 _Deadline = tuple[float, int, ProcessId, Ticket]
+_Entry = tuple[int, float, int, ProcessId]
 
 
 class Waiting:
@@ -51,7 +52,7 @@ class Waiting:
 
     A group is what is interchangeable: the waiters of one process for one key, oldest first. A group starves
     when its process says so: nothing for this key has been given back there for long. It starves until one of
-    its waiters is served.
+    its waiters is served. Until then it is served like a process without slots.
     """
 
     def __init__(self, levels: Mapping[ProcessId, int]) -> None:
@@ -60,13 +61,14 @@ class Waiting:
         self._of_process: dict[ProcessId, _Queue] = {}
         self._of_key: dict[str, _Queue] = {}
         self._groups: dict[ProcessId, dict[str, _Queue]] = {}
-        self._starving: OrderedDict[_Group, None] = (
-            OrderedDict()
-        )  # in the order in which they said so
-        # Heaps. One entry per deadline; of every process with waiters one for its level and its oldest
+        # The groups that starve, and when they said so, in this order.
+        self._starving: OrderedDict[_Group, float] = OrderedDict()
+        # Of processes with waiters that gave a slot to another one: when. They wait from then on.
+        self._gave_at: dict[ProcessId, float] = {}
+        # Heaps. One entry per deadline; of every process with waiters one for its rank and its oldest
         # waiter, and, in a heap of its own, one for the oldest waiter of each key.
         self._deadlines: list[_Deadline] = []
-        self._poorest: list[tuple[int, float, int, ProcessId]] = []
+        self._poorest: list[_Entry] = []
         self._heads: dict[ProcessId, list[tuple[int, str]]] = {}
         self._serial = 0
 
@@ -112,6 +114,7 @@ class Waiting:
             self._starving.pop((process, waiter.key), None)
         if not groups:
             del self._groups[process], self._heads[process]
+            self._gave_at.pop(process, None)
             return waiter
         head = self.first(process, waiter.key)
         if head is not None and was_head:
@@ -120,17 +123,27 @@ class Waiting:
             self._rank_process(next(iter(self._of_process[process].values())))
         return waiter
 
-    def starves(self, process: ProcessId, ticket: Ticket) -> bool:
-        """The group of this waiter starves from now on; False if the waiter is not queued."""
+    def starves(self, process: ProcessId, ticket: Ticket, now: float) -> bool:
+        """The group of this waiter starves from now on; False if that changes nothing.
+
+        A process without slots cannot come any further forward.
+        """
         waiter = self.by_name.get((process, ticket))
-        if waiter is None:
+        if waiter is None or not self._levels.get(process, 0) or self.is_starving(waiter):
             return False
-        self._starving.setdefault((process, waiter.key))
+        self._starving[process, waiter.key] = now
         return True
 
     def is_starving(self, waiter: Waiter) -> bool:
         """Whether the group of this waiter starves."""
         return (waiter.process, waiter.key) in self._starving
+
+    def gave(self, process: ProcessId, now: float) -> None:
+        """A process gives a slot to another one: it has had its turn, and its waiters wait from now on."""
+        oldest = self._oldest_of(process)
+        if oldest is not None:
+            self._gave_at[process] = now
+            self._rank_process(oldest)
 
     def served(self, process: ProcessId, ticket: Ticket) -> Waiter | None:
         """Take a waiter out because it gets something; its group does not starve any longer."""
@@ -175,15 +188,28 @@ class Waiting:
     # --- the order of service ----------------------------------------------------------------------------
 
     def in_line(self) -> Iterator[Waiter]:
-        """The oldest waiter of every group: those that starve, then the others in the order of `sharing.rank`.
+        """The oldest waiter of every group, in the order of `place`.
 
         Only as far as it is asked; nothing may be changed meanwhile.
         """
-        for process, key in self._starving:
-            yield next(iter(self._groups[process][key].values()))
-        for head in self._in_order_of_rank():
-            if (head.process, head.key) not in self._starving:
-                yield head
+        ranked = (w for w in self._in_order_of_rank() if not self.is_starving(w))
+        if not self._starving:
+            return ranked
+        starving = (next(iter(self._groups[process][key].values())) for process, key in self._starving)
+        return heapq.merge(starving, ranked, key=self.place)
+
+    def place(self, waiter: Waiter) -> tuple[int, float, int]:
+        """The lowest comes first."""
+        starves_since = self._starving.get((waiter.process, waiter.key))
+        if starves_since is not None:
+            return (*sharing.rank(0, starves_since), waiter.serial)
+        return (*self._rank(waiter), waiter.serial)
+
+    def _rank(self, waiter: Waiter) -> tuple[int, float]:
+        """The rank of a waiter, if its group does not starve."""
+        process = waiter.process
+        since = max(waiter.since, self._gave_at.get(process, waiter.since))
+        return sharing.rank(self._levels.get(process, 0), since)
 
     def _in_order_of_rank(self) -> Iterator[Waiter]:
         # The oldest waiter of a process comes before those of its other groups: these join the line when
@@ -191,7 +217,7 @@ class Waiting:
         others: list[tuple[Any, Waiter, Iterator[Waiter]]] = []
 
         def place(waiter: Waiter) -> Any:
-            return (sharing.rank(waiter, self._levels), waiter.serial)
+            return (self._rank(waiter), waiter.serial)
 
         def join(heads: Iterator[Waiter]) -> None:
             head = next(heads, None)
@@ -227,27 +253,22 @@ class Waiting:
 
     def _poorest_in_line(self) -> Iterator[Waiter]:
         """The oldest waiter of every process, in the order of `sharing.rank`."""
-        self._drop_overtaken()
+        while self._poorest and not self._is_current(self._poorest[0]):
+            heapq.heappop(self._poorest)  # else everybody would have to pass it
         seen: set[ProcessId] = set()
-        for level, _, serial, process in ascending(self._poorest):
-            waiter = self._oldest_of(process)
-            if waiter is None or waiter.serial != serial or process in seen:
-                continue
-            if level == self._levels.get(process, 0):
+        for entry in ascending(self._poorest):
+            process = entry[-1]
+            if process not in seen and self._is_current(entry):
                 seen.add(process)
-                yield waiter
+                yield next(iter(self._of_process[process].values()))
 
-    def _drop_overtaken(self) -> None:
-        """What has been overtaken by events gathers in front, where everybody would have to pass it."""
-        while self._poorest:
-            level, _, serial, process = self._poorest[0]
-            if self._is_oldest(serial, process) and level == self._levels.get(process, 0):
-                return
-            heapq.heappop(self._poorest)
+    def _is_current(self, entry: _Entry) -> bool:
+        """Whether an entry of `_poorest` has not been overtaken by events."""
+        waiter = self._oldest_of(entry[-1])
+        return waiter is not None and entry == self._entry_of(waiter)
 
-    def _is_oldest(self, serial: int, process: ProcessId) -> bool:
-        waiter = self._oldest_of(process)
-        return waiter is not None and waiter.serial == serial
+    def _entry_of(self, oldest: Waiter) -> _Entry:
+        return (*self._rank(oldest), oldest.serial, oldest.process)
 
     def level_changed(self, process: ProcessId) -> None:
         """A process has more or fewer slots than before."""
@@ -260,16 +281,11 @@ class Waiting:
         return next(iter(queue.values())) if queue else None
 
     def _rank_process(self, oldest: Waiter) -> None:
-        """Enter a process into the order of service again: its oldest waiter or its level is another."""
-        process = oldest.process
-        level = self._levels.get(process, 0)
-        heapq.heappush(self._poorest, (level, oldest.since, oldest.serial, process))
+        """Enter a process into the order of service again: its oldest waiter or its rank is another."""
+        heapq.heappush(self._poorest, self._entry_of(oldest))
         if len(self._poorest) > 4 * len(self._of_process) + 64:
             heads = [next(iter(queue.values())) for queue in self._of_process.values()]
-            levels = self._levels
-            self._poorest = [
-                (levels.get(w.process, 0), w.since, w.serial, w.process) for w in heads
-            ]
+            self._poorest = [self._entry_of(head) for head in heads]
             heapq.heapify(self._poorest)
 
     def _rank_group(self, head: Waiter) -> None:
