@@ -197,10 +197,10 @@ class Books:
         self.tokens.want(process, event, now)
 
     def _token_fetched(self, process: ProcessId, event: TokenFetched, now: float) -> None:
-        self.tokens.fetched(event, now)
+        self.tokens.fetched(process, event, now)
 
     def _token_failed(self, process: ProcessId, event: TokenFailed, now: float) -> None:
-        self.tokens.failed(event, now)
+        self.tokens.failed(process, event, now)
 
     def _slot_event(self, process: ProcessId, event: Any, now: float) -> None:
         for pool in self.pools.values():
