@@ -149,7 +149,7 @@ def server_pid(paths: ManagerPaths) -> int | None:
 def _check_owner(connection: socket.socket, paths: ManagerPaths) -> None:
     """Refuse a server of another user: a directory in a place for everybody may be anybody's trap."""
     user = liveness.peer_of(connection).uid
-    if os.geteuid() not in {user, 0}:
+    if os.geteuid() != user:  # root is no exception: it would believe what it is told
         raise ConfigurationError(
             f"the server in the runtime directory {paths.runtime_dir} belongs to user {user}, and this "
             f"process runs as user {os.geteuid()}; choose another directory with runtime_dir= or "

@@ -121,7 +121,7 @@ class Rendezvous:
             log.info("the socket vanished and is put back")
             self.listen(self.address.epoch)
             self.publish()
-        elif read_address(self.paths) != self.address:
+        elif not self._is_published():
             log.info("the address file vanished and is put back")
             self.publish()
         for path in (self.paths.alive_lock, self.paths.address, self.paths.directory):
@@ -143,11 +143,18 @@ class Rendezvous:
             self._remember_epoch(self.address.epoch)
         return True
 
+    def _is_published(self) -> bool:
+        try:
+            return read_address(self.paths) == self.address
+        except ConfigurationError as error:
+            log.warning("%s", error)
+            return False
+
     def withdraw(self) -> None:
         """Let nobody find this server any more. Files that are another server's stay."""
         if self.address is None:
             return
-        if read_address(self.paths) == self.address:
+        if self._is_published():
             self.paths.address.unlink(missing_ok=True)
         path = self.paths.socket(self.address.epoch)
         if _file_identity(path) == self._socket_file:

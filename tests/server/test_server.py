@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import resource
 import signal
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -29,7 +32,9 @@ from mppool.ids import GrantNumber, ProcessId, Session, Ticket, own_process
 from mppool.options import PoolOptions
 from mppool.server import journal as journal_module
 from mppool.server import loop
+from mppool.server.connection import Connection
 from mppool.server.loop import Server
+from mppool.server.poller import Poller
 from mppool.server.runtime import ManagerPaths
 from mppool.wire.framing import encode, process_side_reader
 from mppool.wire.messages import (
@@ -436,6 +441,72 @@ def test_running_out_of_descriptors_delays_but_does_not_end(paths: ManagerPaths)
             resource.setrlimit(resource.RLIMIT_NOFILE, before)
             for end in silent:
                 end.close()
+
+
+def fail_epoll_once(monkeypatch: pytest.MonkeyPatch, what: str, kind: type | None) -> list[int]:
+    """The next epoll_ctl of this sort fails, as where fs.epoll.max_user_watches is reached."""
+    real = getattr(Poller, what)
+    failed: list[int] = []
+
+    def failing(self: Poller[Any], descriptor: int, *arguments: Any) -> None:
+        fits = kind is None or isinstance(arguments[0], kind)
+        if fits and not failed:
+            failed.append(descriptor)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, descriptor, *arguments)
+
+    monkeypatch.setattr(Poller, what, failing)
+    return failed
+
+
+def test_a_connection_that_cannot_be_heard_is_refused_and_the_others_are_served(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "HANDSHAKE_S", 0.1)
+    Background(paths)
+    failed = fail_epoll_once(monkeypatch, "register", Connection)
+    refused = Client(paths)
+    answer = refused.hear()
+    assert isinstance(answer, Rejected)
+    assert answer.reason == "capacity"
+    assert "No space left" in answer.text
+    assert refused.is_closed()
+    assert failed
+    with Member(paths) as member:
+        assert isinstance(member.checkout(), Grant)
+
+
+def test_a_process_that_cannot_be_watched_is_refused_and_the_others_are_served(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Background(paths)
+    errand = Client(paths)
+    welcome = errand.hello("errand")
+    assert isinstance(welcome, Welcome)
+    fail_epoll_once(monkeypatch, "register", type(lambda: None))
+    errand.send(Attach("test", [], []))
+    assert isinstance(failed := errand.hear(), Failed)
+    assert "cannot watch this process" in failed.text
+    assert errand.is_closed()
+    with Member(paths) as member:  # the same process, once there is room again
+        assert isinstance(member.checkout(), Grant)
+
+
+def test_a_connection_that_cannot_be_written_to_later_is_dropped_alone(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Background(paths)
+    deaf = Client(paths)
+    assert isinstance(deaf.hello("control"), Welcome)
+    failed = fail_epoll_once(monkeypatch, "modify", None)
+    frame = encode(WantStats())
+    deaf.socket.settimeout(0.05)
+    with contextlib.suppress(TimeoutError, BrokenPipeError, ConnectionResetError):
+        while not failed:  # answers pile up, for nobody reads them
+            deaf.socket.sendall(frame * 64)
+    assert failed
+    with Member(paths) as member:
+        assert isinstance(member.checkout(), Grant)
 
 
 def test_a_failure_of_ours_ends_one_connection(
