@@ -50,6 +50,8 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     hosts: for host processes, which this version does not have; leave it at 1.
     fail_fast: while the circuit breaker is open, raise the last error at once instead of waiting.
     track_leaks: remember the stack of every checkout, for warnings and leak reports (slow).
+    keep: False: nothing stays idle; what is released is closed, unless somebody waits for it.
+    prefill: False: `min_size` resources are kept once they are open, but none is opened in advance.
     """
 
     max_size: int | None = 10
@@ -70,6 +72,8 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     hosts: int = 1
     fail_fast: bool = True
     track_leaks: bool = False
+    keep: bool = True
+    prefill: bool = True
 
 
 OPTION_NAMES = PoolOptions.__struct_fields__
@@ -126,6 +130,11 @@ def checked_timeout(pool: str, value: object) -> float | None:
 
 
 def _check_together(pool: str, options: PoolOptions) -> None:
+    if options.min_size and not options.keep:
+        raise ConfigurationError(
+            f"pool {pool!r}: min_size={options.min_size} is not allowed together with keep=False, which "
+            "keeps nothing open; leave one of them out"
+        )
     bounds = {
         "min_size": options.min_size,
         "max_per_identity": options.max_per_identity,
@@ -233,4 +242,6 @@ _RULES: dict[str, Callable[[object], Any]] = {
     "hosts": _hosts,
     "fail_fast": _flag,
     "track_leaks": _flag,
+    "keep": _flag,
+    "prefill": _flag,
 }

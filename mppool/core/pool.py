@@ -114,7 +114,7 @@ class PoolBooks:
 
     def checkout(self, process: ProcessId, event: Checkout, now: float) -> None:
         """A process wants a resource that it does not have. Answered at once."""
-        self.upkeep.wanted = True
+        self.upkeep.wanted = self.upkeep.wanted or self.options.prefill
         name = (process, event.ticket)
         if name in self.waiting.by_name or name in self.slots.by_ticket:
             return  # a duplicate of a checkout that is answered already

@@ -92,7 +92,9 @@ class Face:
         ):
             self.trust_s = -1.0
         # Whether a release is nothing but an append.
-        self.plain = self.reset is None and options.max_uses is None and not self.watched
+        self.plain = (
+            self.reset is None and options.max_uses is None and options.keep and not self.watched
+        )
         self.renew(member.holdings)
 
     def renew(self, holdings: Holdings) -> None:
@@ -224,7 +226,7 @@ class Face:
                 return True
         except ConnectionError as error:
             log.warning("pool %r: a check found the backend gone: %s", self.name, error)
-            self._backend_failed(entry)
+            self.backend_failed(entry)
         except Exception:
             self.count("check_errors")
             log.warning(
@@ -238,8 +240,11 @@ class Face:
         close(entry, "unhealthy")
         return False
 
-    def _backend_failed(self, entry: Entry) -> None:
-        """Here at once, so that the next checkout does not find the same out again; elsewhere by the books."""
+    def backend_failed(self, entry: Entry) -> None:
+        """What this resource was connected to is gone, and with it everything as old, in all processes.
+
+        Here at once, so that the next checkout does not find the same out again; elsewhere by the books.
+        """
         self.member.tell(BackendFailed(self.name, entry.key, entry.generation))
         for other in retire_older_than(self, entry.generation + 1, entry.key):
             self.member.close_soon(other, "retired")
@@ -252,7 +257,7 @@ class Face:
             self.count("hook_errors")
             log.warning("pool %r: the hook %s raised", self.name, hook, exc_info=True)
             if hook == "reset" and isinstance(error, ConnectionError):
-                self._backend_failed(entry)
+                self.backend_failed(entry)
             return False
         return True
 
@@ -286,7 +291,11 @@ class Face:
             close(entry, "discarded")
         elif not suspect or self.check is None or self.is_healthy(entry):
             entry.released_at = monotonic()
-            shelve(entry)
+            if self.options.keep:
+                shelve(entry)
+            else:
+                with self.member.chores.done_here():  # it is closed when the release returns
+                    shelve(entry)
 
     def _was_reset(self, entry: Entry) -> bool:
         assert self.reset is not None
