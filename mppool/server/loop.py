@@ -387,7 +387,7 @@ class Server:
         if files_are_ours and held:
             self._dispatcher.forget_who_holds_nothing()
         elif files_are_ours:
-            self._journal.remove()
+            self._journal.clear()
             self._members.clear()
         log.info("left in order; %s", f"{held} slots are held on" if held else "nothing is held")
         self._release()

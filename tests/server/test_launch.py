@@ -473,7 +473,7 @@ def test_ctrl_c_and_hangup_do_not_end_it_and_term_does(paths: ManagerPaths) -> N
     wait_until(lambda: not is_alive(pid), "the end of the server")
     member.close()
     left = {path.name for path in paths.directory.iterdir()}
-    assert left == {"alive.lock", "start.lock", "members"}
+    assert left == {"alive.lock", "start.lock", "members", "journal", "address.spare"}
     assert list(paths.runtime_dir.iterdir()) == [paths.directory]
 
 
