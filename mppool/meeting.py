@@ -27,10 +27,12 @@ class Meeting:
     """Where the processes of a manager meet: its files, resolved at first use (rule 12)."""
 
     def __init__(self, name: str, runtime_dir: str | None, linger: float) -> None:
+        from mppool.server.runtime import named_by_environment
+
         self.name = name
         self.runtime_dir = runtime_dir
         self.linger = linger
-        self._named_by_environment = os.environ.get("MPPOOL_RUNTIME_DIR")
+        self._named_by_environment = named_by_environment()
         self._paths: tuple[int, ManagerPaths] | None = None
 
     def likely_directory(self) -> str:

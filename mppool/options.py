@@ -51,6 +51,8 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     fail_fast: while the circuit breaker is open, raise the last error at once instead of waiting.
     max_opening: resources that are being opened at a time, over all processes; None: no bound of its own.
     track_leaks: remember the stack of every checkout, for warnings and leak reports (slow).
+    keep: False: nothing stays idle; what is released is closed, unless somebody waits for it.
+    prefill: False: `min_size` resources are kept once they are open, but none is opened in advance.
     """
 
     max_size: int | None = 10
@@ -72,6 +74,8 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     fail_fast: bool = True
     track_leaks: bool = False
     max_opening: int | None = None
+    keep: bool = True
+    prefill: bool = True
 
 
 OPTION_NAMES = PoolOptions.__struct_fields__
@@ -128,6 +132,11 @@ def checked_timeout(pool: str, value: object) -> float | None:
 
 
 def _check_together(pool: str, options: PoolOptions) -> None:
+    if options.min_size and not options.keep:
+        raise ConfigurationError(
+            f"pool {pool!r}: min_size={options.min_size} is not allowed together with keep=False, which "
+            "keeps nothing open; leave one of them out"
+        )
     bounds = {
         "min_size": options.min_size,
         "max_per_identity": options.max_per_identity,
@@ -236,4 +245,6 @@ _RULES: dict[str, Callable[[object], Any]] = {
     "fail_fast": _flag,
     "track_leaks": _flag,
     "max_opening": _optional_whole(1),
+    "keep": _flag,
+    "prefill": _flag,
 }

@@ -31,6 +31,7 @@ from tests.helpers import PATIENCE, ROOT, is_alive, wait_until
 
 KINDS = {
     "postgresql": "tests.integrations.postgresql:kept",
+    "mariadb": "tests.integrations.mariadb:kept",
     "azurite": "tests.azure.azurite:kept",
 }
 """Functions that give a context manager; it starts a server and yields its address, JSON-compatible."""

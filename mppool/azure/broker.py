@@ -78,7 +78,7 @@ class AzureBroker:
 
     def told(self, error: Exception) -> tuple[str, bool]:
         """The text of a credential's error without what could be a secret, and whether nothing is left out."""
-        text, _ = describe(error)
+        text = describe(error).text
         return text, HIDDEN not in text
 
     def identity_from(self, token: Token) -> str:

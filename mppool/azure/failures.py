@@ -9,11 +9,12 @@ import email.utils
 import json
 import re
 import time
+from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from mppool.azure.credentials import wants_sign_in
 from mppool.worker.bearer import HIDDEN
-from mppool.worker.tokens import TokenUnavailable
+from mppool.worker.tokens import Failure, TokenUnavailable
 
 DEFAULT_PAUSE_S = 5.0
 """After a failure that names no time (MSAL's default; errors of managed identity never name one)."""
@@ -24,6 +25,8 @@ _LONGEST_TEXT = 600
 
 _SUSPICIOUS = re.compile(r"[A-Za-z0-9_\-.~+=%]{32,}")
 _GUID = re.compile(r"\{?[0-9a-fA-F]{8}(-[0-9a-fA-F]{4}){3}-[0-9a-fA-F]{12}\}?[.,]?")
+# MSAL's text for what App Service's endpoint answers; azure-identity throws the response away.
+_STATUS_IN_TEXT = re.compile(r"Token request error: \(\w+\) (?:429|5\d\d),")
 _MARKUP = re.compile(r"<[^>]{0,500}>")
 
 
@@ -39,29 +42,57 @@ def redacted(text: str) -> str:
     return shown if len(shown) <= _LONGEST_TEXT else shown[:_LONGEST_TEXT] + " ..."
 
 
-def describe(error: Exception) -> tuple[str, float]:
-    """What to tell the other processes of an error, and the seconds that all shall wait."""
+def describe(error: Exception, said: Any = None) -> Failure:
+    """What to tell the other processes of an error.
+
+    said: the issuer's response, where the error does not have it.
+    """
     text = f"{type(error).__name__}: {redacted(str(error))}"
     if isinstance(error, json.JSONDecodeError):
-        text += " (what the identity endpoint has answered is no JSON, so it is no token)"
+        text += " (the identity endpoint has answered something other than JSON, so there is no token in it)"
     if isinstance(error, OnlyHere) or wants_sign_in(error):
-        return text, 0.0  # in another process somebody may have signed in
+        return Failure(text, 0.0)  # in another process somebody may have signed in
     if isinstance(error, TokenUnavailable):
-        return redacted(str(error)), max(error.retry_in, SHORTEST_PAUSE_S)
-    return text, pause_after(error)
+        return Failure(redacted(str(error)), max(error.retry_in, SHORTEST_PAUSE_S))
+    return Failure(text, *_pause_after(error, said))
+
+
+def is_refusal(error: BaseException) -> bool:
+    """Whether the issuer, or the person who was asked, said no: not a fault on the way there."""
+    try:
+        from azure.core.exceptions import ClientAuthenticationError
+    except ModuleNotFoundError:
+        return False
+    return isinstance(error, ClientAuthenticationError) and error.__cause__ is None
 
 
 def pause_after(error: BaseException) -> float:
     """Seconds to wait after this error: what the issuer said (Retry-After), else the default."""
+    return _pause_after(error)[0]
+
+
+def _pause_after(error: BaseException, said: Any = None) -> tuple[float, bool]:
+    """And whether the issuer said it for everybody: it throttles (429), is out of order (5xx), names a time."""
+    everybody = bool(_STATUS_IN_TEXT.search(str(error)))
+    for response in (said, *_responses_of(error)):
+        seconds = _said(response)
+        if seconds is not None:
+            return min(max(seconds, SHORTEST_PAUSE_S), LONGEST_PAUSE_S), True
+        everybody = everybody or _is_for_everybody(getattr(response, "status_code", None))
+    return DEFAULT_PAUSE_S, everybody
+
+
+def _responses_of(error: BaseException) -> Iterator[Any]:
     seen: set[int] = set()
     cause: BaseException | None = error
     while cause is not None and id(cause) not in seen:
         seen.add(id(cause))
-        said = _said(getattr(cause, "response", None))
-        if said is not None:
-            return min(max(said, SHORTEST_PAUSE_S), LONGEST_PAUSE_S)
+        yield getattr(cause, "response", None)
         cause = cause.__cause__ or cause.__context__
-    return DEFAULT_PAUSE_S
+
+
+def _is_for_everybody(status: object) -> bool:
+    return isinstance(status, int) and (status == 429 or status >= 500)
 
 
 def _said(response: Any) -> float | None:

@@ -136,6 +136,26 @@ def home_account_of(credential: object) -> str | None:
     return account if isinstance(account, str) and account else None
 
 
+def last_response_of(credential: Any, message: str) -> Any:
+    """The response in which the issuer refused a token to this thread, if the message of the error is from it.
+
+    azure-identity's classes over MSAL throw it away, and with it that the issuer throttles, and for how long.
+    """
+    for owner in (credential, getattr(credential, "_credential", None)):
+        local = getattr(getattr(owner, "_client", None), "_local", None)
+        _, response = getattr(local, "error", (None, None))
+        if response is None:
+            continue
+        try:
+            said = response.json()
+            texts = [said.get("error_description"), said.get("error")]
+        except (AttributeError, ValueError):
+            continue
+        if any(isinstance(text, str) and text and text in message for text in texts):
+            return response
+    return None
+
+
 # --- where azure-identity's classes keep it ---------------------------------------------------------------
 
 

@@ -12,8 +12,8 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mppool.azure.credentials import RawToken, ask, check_credential, is_async
-from mppool.azure.failures import OnlyHere, describe, raise_for_others
-from mppool.azure.identity import azure_class_of, has_account, identity_of
+from mppool.azure.failures import OnlyHere, describe, is_refusal, raise_for_others
+from mppool.azure.identity import azure_class_of, has_account, identity_of, last_response_of
 from mppool.azure.objects import belongings_of, fit_for_use
 from mppool.azure.token import MAX_TOKEN_BYTES
 from mppool.core.tokens import FETCH_PATIENCE_S, TokenKey
@@ -22,6 +22,7 @@ from mppool.worker.fork import renew_in_children
 from mppool.worker.solitary import Solitary
 from mppool.worker.tokens import (
     DEFAULT_TIMEOUT_S,
+    Failure,
     Fetched,
     HeldToken,
     Source,
@@ -172,10 +173,18 @@ class Supply:
     ) -> Source:
         return Source(
             lambda claims: self._fetch(share, key, asker, claims, True, timeout),
-            describe,
+            self._describe,
             refresh=lambda: self._fetch(share, key, asker, "", False, FETCH_PATIENCE_S),
             patience=PROMPT_PATIENCE_S if self._may_prompt() else FETCH_PATIENCE_S,
         )
+
+    def _describe(self, error: Exception) -> Failure:
+        failure = describe(error, last_response_of(self.credential, str(error)))
+        if self._may_prompt() and failure.retry_in > 0 and is_refusal(error):
+            return failure._replace(
+                everybody=True
+            )  # a person said no; nobody shall ask at once again
+        return failure
 
     def _may_prompt(self) -> bool:
         return has_account(self.credential) or hasattr(self.credential, "authenticate")

@@ -51,5 +51,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _told(text: str, status: int) -> int:
-    print(f"mppool: {text}", file=sys.stderr)
+    from mppool.cli.output import printable
+
+    print(f"mppool: {printable(text)}", file=sys.stderr)
     return status

@@ -20,7 +20,7 @@ from mppool.errors import ConfigurationError, PoolError
 from mppool.ids import ProcessId, own_process
 from mppool.server.launch import server_pid
 from mppool.server.liveness import SO_PEERPIDFD, lives
-from mppool.server.runtime import distrust, read_address
+from mppool.server.runtime import check_trust, read_address
 
 if TYPE_CHECKING:
     import argparse
@@ -142,14 +142,11 @@ def _extras() -> Iterator[Finding]:
 
 def _directory(directory: Path) -> Finding:
     try:
-        found = directory.lstat()
+        check_trust(directory)
     except FileNotFoundError:
         return Finding("note", "runtime directory", f"{directory}: made by the first checkout")
-    except OSError as error:
-        return Finding("FAULT", "runtime directory", f"{directory}: {error.strerror}")
-    problem = distrust(directory, found)
-    if problem is not None:
-        return Finding("FAULT", "runtime directory", f"{directory} cannot be trusted: {problem}")
+    except ConfigurationError as error:
+        return Finding("FAULT", "runtime directory", str(error))
     return Finding("ok", "runtime directory", str(directory))
 
 

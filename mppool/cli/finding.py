@@ -9,7 +9,7 @@ from mppool.cli.failing import NOT_FOUND, CommandFailed
 from mppool.errors import ConfigurationError
 from mppool.options import checked_name
 from mppool.server.launch import server_pid
-from mppool.server.runtime import ManagerPaths, manager_paths
+from mppool.server.runtime import ManagerPaths, check_trust, manager_paths
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -23,8 +23,12 @@ def runtime_directory(given: str | None) -> Path:
 
 
 def managers_in(directory: Path) -> list[ManagerPaths]:
-    """Every manager that ever had a server here, by name."""
+    """Every manager that ever had a server here, by name.
+
+    Raises ConfigurationError for a directory of somebody else's, also for root.
+    """
     try:
+        check_trust(directory)
         names = sorted(os.listdir(directory))
     except FileNotFoundError:
         return []

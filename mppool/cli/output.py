@@ -23,13 +23,26 @@ class Table:
     columns: Sequence[str]
     rows: list[Sequence[str]] = field(default_factory=list)
 
+    def __post_init__(self) -> None:
+        self.title = printable(self.title)
+
     def add(self, *cells: object) -> None:
         """One more row."""
-        self.rows.append([str(cell) for cell in cells])
+        self.rows.append([printable(str(cell)) for cell in cells])
 
     def numeric(self, column: int) -> bool:
         """Whether a column stands on the right: all its texts are numbers, perhaps with a unit, or dashes."""
         return all(_NUMBER.fullmatch(row[column]) for row in self.rows)
+
+
+def printable(text: str) -> str:
+    """The text with nothing in it that a terminal would carry out: names and labels may be anybody's."""
+    return "".join(
+        letter
+        if letter.isprintable() or letter == "\n"
+        else letter.encode("unicode_escape", "backslashreplace").decode()
+        for letter in text
+    )
 
 
 def is_rich(plain: bool) -> bool:

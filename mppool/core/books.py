@@ -6,6 +6,7 @@ decisions in the order in which they must be carried out. A word from an old ses
 
 from __future__ import annotations
 
+import heapq
 import math
 from collections.abc import Callable
 from typing import Any, ClassVar
@@ -41,11 +42,11 @@ from mppool.core.events import (
     WantReady,
 )
 from mppool.core.pool import PoolBooks
-from mppool.core.slot import Slot, SlotState
+from mppool.core.slot import SlotState
 from mppool.core.surroundings import Surroundings
 from mppool.core.token_books import TokenBooks
 from mppool.core.tokens import TokenFailed, TokenFetched, WantToken
-from mppool.ids import GrantNumber, ProcessId, Session, grant_number
+from mppool.ids import GrantNumber, ProcessId, Session, Ticket, grant_number
 
 Command = Resize | Reset | Drain | ClosePool | WantReady
 
@@ -71,10 +72,14 @@ class Books:
         self.epoch = epoch
         self.pools: dict[str, PoolBooks] = {}
         self._sessions: dict[ProcessId, Session] = {}
-        self._labels: dict[ProcessId, str] = {}
         self._sequence = 0
         self._around = Surroundings(self._next_number, jitter)
         self.tokens = TokenBooks(self._around, epoch)
+        # Which pools know of a process. Its end, and its inventory, concern no others.
+        self._known_in: dict[ProcessId, dict[str, PoolBooks]] = {}
+        # A heap of (deadline, name), and those pools whose deadlines may be others by now.
+        self._deadlines: list[tuple[float, str]] = []
+        self._touched: dict[str, PoolBooks] = {}
         # What the journal said of pools that nobody has declared yet.
         self._remembered_pools: dict[str, RecordPool] = {}
         self._remembered_slots: dict[str, list[Remembered]] = {}
@@ -100,19 +105,52 @@ class Books:
 
     def tick(self, now: float) -> list[Addressed]:
         """Carry out whatever has become due."""
-        for pool in self.pools.values():
+        due: dict[str, PoolBooks] = {}
+        self._look_at_deadlines(now)
+        while self._deadlines and self._deadlines[0][0] <= now:
+            _, name = heapq.heappop(self._deadlines)
+            due[name] = self.pools[name]
+        for pool in due.values():
+            self._touch(pool)
             pool.tick(now)
         self.tokens.tick(now)
         return self._take_out()
 
     def next_deadline(self, now: float) -> float | None:
         """When `tick` is wanted next, or None if only an event can change anything."""
+        self._look_at_deadlines(now)
         at = self.tokens.next_deadline()
-        for pool in self.pools.values():
-            due = pool.next_deadline(now)
-            if due < at:
-                at = due
+        if self._deadlines:
+            at = min(at, self._deadlines[0][0])
         return None if at == math.inf else at
+
+    def _look_at_deadlines(self, now: float) -> None:
+        """Whatever has happened since: the next deadline stands in front of the heap."""
+        heap = self._deadlines
+        for name, pool in self._touched.items():
+            pool.deadline = pool.next_deadline(now)
+            if pool.deadline != math.inf:
+                heapq.heappush(heap, (pool.deadline, name))
+        self._touched.clear()
+        while heap and self.pools[heap[0][1]].deadline != heap[0][0]:
+            heapq.heappop(heap)
+        if len(heap) > 4 * len(self.pools) + 64:
+            heap[:] = [(p.deadline, n) for n, p in self.pools.items() if p.deadline != math.inf]
+            heapq.heapify(heap)
+
+    def _touch(self, pool: PoolBooks) -> PoolBooks:
+        """Something happens to a pool, so that its next deadline may be another."""
+        self._touched[pool.name] = pool
+        return pool
+
+    def _knows(self, pool: PoolBooks, process: ProcessId) -> None:
+        """A pool has to do with a process from now on."""
+        self._known_in.setdefault(process, {})[pool.name] = pool
+
+    def forgive(self, pool: str) -> None:
+        """Forget that openings failed: whoever wants a resource next may try at once."""
+        if pool in self.pools:
+            self._touch(self.pools[pool]).breakers.clear()
 
     def command(self, process: ProcessId, event: Command, now: float) -> list[Addressed]:
         """A command from anybody, attached or not.
@@ -140,10 +178,12 @@ class Books:
 
     def slots_held(self, process: ProcessId | None = None) -> int:
         """Slots that a process holds, or all processes, including those only the journal tells of."""
-        held = sum(
-            len(pool.slots) if process is None else pool.slots.levels[process]
-            for pool in self.pools.values()
-        )
+        if process is None:
+            held = sum(len(pool.slots) for pool in self.pools.values())
+        else:
+            held = sum(
+                pool.slots.levels[process] for pool in self._known_in.get(process, {}).values()
+            )
         remembered = (item for items in self._remembered_slots.values() for item in items)
         return held + sum(process in (None, item.process) for item in remembered)
 
@@ -152,7 +192,11 @@ class Books:
         return {
             "epoch": self.epoch,
             "processes": [
-                {"pid": process.pid, "birth": process.birth, "label": self._labels.get(process, "")}
+                {
+                    "pid": process.pid,
+                    "birth": process.birth,
+                    "label": self._around.labels.get(process, ""),
+                }
                 for process in self._sessions
             ],
             "pools": {name: pool.snapshot() for name, pool in self.pools.items()},
@@ -164,11 +208,11 @@ class Books:
             text = f"no attached process has declared a pool {event.pool!r}"
             self._around.out.append((process, Refuse(event.ticket, "unknown_pool", text)))
         else:
-            pool.checkout(process, event, now)
+            self._knows(pool, process)
+            self._touch(pool).checkout(process, event, now)
 
     def _abandoned(self, process: ProcessId, event: Abandoned, now: float) -> None:
-        for pool in self.pools.values():
-            pool.abandon(process, event.ticket, now)
+        self._abandon(process, event.ticket, now)
         self.tokens.abandon(process, event.ticket)
 
     def _starves(self, process: ProcessId, event: Starves, now: float) -> None:
@@ -176,18 +220,27 @@ class Books:
             pool.starves(process, event.ticket, now)
 
     def _call_ended(self, process: ProcessId, event: CallEnded, now: float) -> None:
-        for pool in self.pools.values():
-            pool.abandon(process, event.ticket, now)
+        self._abandon(process, event.ticket, now)
         self.tokens.call_ended(process, event.ticket, now)
-        self._ask_about(process, event, now)
+        self._ask_about(process, event)
+
+    def _ask_about(self, process: ProcessId, event: CallEnded) -> None:
+        slot = self._around.slot_of.get((process, event.ticket))
+        if slot is not None and slot.state is SlotState.OPENING:
+            self._around.out.append((process, Ask(slot.number)))
+
+    def _abandon(self, process: ProcessId, ticket: Ticket, now: float) -> None:
+        pool = self._around.waits_in.get((process, ticket))
+        if pool is not None:
+            self._touch(pool).abandon(process, ticket, now)
 
     def _backend_failed(self, process: ProcessId, event: BackendFailed, now: float) -> None:
         if event.pool in self.pools:
-            self.pools[event.pool].backend_failed(event, now)
+            self._touch(self.pools[event.pool]).backend_failed(event, now)
 
     def _token_replaced(self, process: ProcessId, event: TokenReplaced, now: float) -> None:
         if event.pool in self.pools:
-            self.pools[event.pool].token_replaced(event)
+            self._touch(self.pools[event.pool]).token_replaced(event)
 
     def _declared(self, process: ProcessId, event: Declare, now: float) -> None:
         self._declare(event.declaration, process, now)
@@ -195,47 +248,50 @@ class Books:
     def _detached(self, process: ProcessId, event: Detached, now: float) -> None:
         self._detach(process)
         self.tokens.gone(process, now)
-        for pool in self.pools.values():
-            pool.detached(process, now)
+        for pool in self._known_in.get(process, {}).values():
+            self._touch(pool).detached(process, now)
 
     def _want_token(self, process: ProcessId, event: WantToken, now: float) -> None:
         self.tokens.want(process, event, now)
 
     def _token_fetched(self, process: ProcessId, event: TokenFetched, now: float) -> None:
-        self.tokens.fetched(event, now)
+        self.tokens.fetched(process, event, now)
 
     def _token_failed(self, process: ProcessId, event: TokenFailed, now: float) -> None:
-        self.tokens.failed(event, now)
+        self.tokens.failed(process, event, now)
 
     def _slot_event(self, process: ProcessId, event: Any, now: float) -> None:
-        for pool in self.pools.values():
-            slot = pool.slots.get(event.number)
-            if slot is not None and slot.process == process:
-                pool.of_slot(slot, event, now)
-                return
-        if isinstance(event, Returned):
+        pool: PoolBooks | None = self._around.pool_of.get(event.number)
+        slot = None if pool is None else pool.slots.get(event.number)
+        if slot is not None and slot.process == process:
+            assert pool is not None
+            self._touch(pool).of_slot(slot, event, now)
+        elif isinstance(event, Returned):
             # It holds something that is in no books, so it is over the cap.
             self._around.out.append((process, Close(event.number, "retired")))
 
     def _attach(self, process: ProcessId, session: Session, event: Attach, now: float) -> None:
         self._sessions[process] = session
-        self._labels[process] = event.label
+        self._around.labels[process] = event.label
         self._around.attached.add(process)
         for declaration in event.declarations:
             self._declare(declaration, process, now)
-        by_pool: dict[str, list[Held]] = {name: [] for name in self.pools}
+        by_pool: dict[str, list[Held]] = {name: [] for name in self._known_in.get(process, {})}
         for item in event.held:
-            if item.pool in by_pool:
-                by_pool[item.pool].append(item)
+            if item.pool in self.pools:
+                by_pool.setdefault(item.pool, []).append(item)
         for name, held in by_pool.items():
-            self.pools[name].attached(process, held, now)
+            self._knows(self.pools[name], process)
+            self._touch(self.pools[name]).attached(process, held, now)
         self._forget_remembered(process)
         self._no_longer_awaited(process, now)
 
     def _declare(self, declaration: Declaration, process: ProcessId, now: float) -> None:
         if declaration.pool not in self.pools:
             self._new_pool(declaration, now)
-        self.pools[declaration.pool].declare(declaration, process, now)
+        pool = self._touch(self.pools[declaration.pool])
+        self._knows(pool, process)
+        pool.declare(declaration, process, now)
 
     def _new_pool(self, declaration: Declaration, now: float) -> None:
         name = declaration.pool
@@ -243,18 +299,18 @@ class Books:
         self.pools[name] = pool
         record = self._remembered_pools.pop(name, None)
         if record is not None:
-            pool.max_size, pool.min_size = record.max_size, record.min_size
-            pool.generation, pool.closed = record.generation, record.closed
+            pool.restore(record)
         for item in self._remembered_slots.pop(name, []):
+            self._knows(pool, item.process)
             pool.remember(item, now)
 
     def _died(self, process: ProcessId, now: float) -> None:
         self._detach(process)
         self.tokens.gone(process, now)
-        self._labels.pop(process, None)
+        self._around.labels.pop(process, None)
         self._forget_remembered(process)
-        for pool in self.pools.values():
-            pool.died(process, now)
+        for pool in self._known_in.pop(process, {}).values():
+            self._touch(pool).died(process, now)
         self._no_longer_awaited(process, now)
 
     def _detach(self, process: ProcessId) -> None:
@@ -278,26 +334,18 @@ class Books:
             self._around.awaited.discard(process)
             if not self._around.awaited:
                 for pool in self.pools.values():
-                    pool.tick(now)
-
-    def _ask_about(self, process: ProcessId, event: CallEnded, now: float) -> None:
-        for pool in self.pools.values():
-            slot = pool.slots.by_ticket.get((process, event.ticket))
-            if slot is not None and slot.state is SlotState.OPENING:
-                self._around.out.append((process, Ask(slot.number)))
+                    self._touch(pool).tick(now)
 
     def _journal_failed(self, event: JournalFailed, now: float) -> None:
-        for pool in self.pools.values():
-            slot: Slot | None = pool.slots.get(event.number)
-            if slot is not None:
-                pool.revoke(slot, event.error, now)
+        pool: PoolBooks | None = self._around.pool_of.get(event.number)
+        slot = None if pool is None else pool.slots.get(event.number)
+        if pool is not None and slot is not None:
+            self._touch(pool).revoke(slot, event.error, now)
 
     def _command(self, process: ProcessId, event: Command, now: float) -> None:
-        pool = self.pools[event.pool]
+        pool = self._touch(self.pools[event.pool])
         if isinstance(event, Resize):
-            max_size = event.max_size if event.max_size_given else pool.max_size
-            min_size = pool.min_size if event.min_size is None else event.min_size
-            pool.resize(max_size, min_size, now)
+            pool.resize(event, now)
         elif isinstance(event, Reset):
             pool.reset(now)
         elif isinstance(event, Drain):

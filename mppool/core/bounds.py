@@ -107,12 +107,18 @@ def how_full(books: PoolBooks, key: str) -> str:
     return f"{text}; opening failed last with: {breaker.error}" if breaker else text
 
 
+def line_is_full(limit: int) -> str:
+    """For whoever is refused because `max_waiting` others wait already."""
+    if limit == 0:
+        return "there is nothing to be had at once, and max_waiting=0 lets nobody wait"
+    others = "one checkout waits" if limit == 1 else f"{limit} checkouts wait"
+    return f"{others} already, and max_waiting={limit} lets no more of them wait"
+
+
 def waiting_for_slots(books: PoolBooks, now: float) -> int:
     """Waiters who could open a resource if they had a slot."""
     waiting = len(books.waiting)
-    if books.breakers and waiting:
-        waiting -= sum(books.waiting.count_of_key(key) for key in books.breakers.shut(now))
-    return waiting
+    return waiting - books.breakers.kept_out(now) if waiting and books.breakers else waiting
 
 
 def in_line(books: PoolBooks, now: float) -> Iterator[Waiter]:

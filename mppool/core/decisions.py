@@ -160,13 +160,22 @@ class Erase(Decision, frozen=True, tag=True):
 
 
 class RecordPool(Decision, frozen=True, tag=True):
-    """Write down what a pool's next server must know although nobody attached has told it."""
+    """Write down what a pool's next server must know although nobody attached has told it.
+
+    declared: what the newest declaration, made at `declared_at`, said of both bounds; None: an older release
+        did not write it. set_at, closed_at: since when the bounds are in force, and the pool is closed.
+        Instants are of the machine's monotonic clock: a journal counts in one boot only.
+    """
 
     pool: str
     max_size: int | None
     min_size: int
     generation: int
     closed: bool
+    declared: tuple[int | None, int] | None = None
+    declared_at: float = 0.0
+    set_at: tuple[float, float] = (0.0, 0.0)
+    closed_at: float = 0.0
 
 
 ProcessDecision = (

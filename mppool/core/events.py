@@ -23,12 +23,14 @@ class Declaration(msgspec.Struct, frozen=True, array_like=True):
 
     age: seconds since the declaration was made; between processes the newest declaration wins.
     key: of the recipe's own identity; `min_size` resources are kept open for it.
+    closed: this process has closed the pool for itself, and opens nothing for it any more.
     """
 
     pool: str
     options: PoolOptions
     age: float
     key: str = ""
+    closed: bool = False
 
 
 HeldState = Literal["opening", "open", "returned", "closing"]

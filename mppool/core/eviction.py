@@ -20,6 +20,9 @@ if TYPE_CHECKING:
 SHORTEST_WINDOW_S = 1.0
 WINDOW_WITHOUT_MAX_IDLE_S = 600.0
 
+MOST_AT_ONCE = 16
+"""So many breakers are looked at by one event."""
+
 
 class Eviction:
     """State beside that of `PoolBooks`. _next: when the next sweep may run; None: at once."""
@@ -45,16 +48,24 @@ class Eviction:
         if not books.breakers or (self._next is not None and now < self._next):
             return
         window = self._window(books)
-        self._next = now + window
-        for key in list(books.breakers):
-            breaker = books.breakers.get(key)
-            if (
-                breaker is not None
-                and breaker.retry_at + window <= now
-                and not books.slots.by_key[key]
-                and not self.is_asked_for(books, key)
-            ):
+        before = len(books.breakers)
+        for _ in range(MOST_AT_ONCE):
+            # In front is what was left alone for longest: behind what is too young everything is.
+            key, breaker = next(iter(books.breakers.items()))
+            if breaker.retry_at + window > now:
+                break
+            if books.slots.by_key[key] or self.is_asked_for(books, key):
+                books.breakers.move_to_end(key)
+            else:
                 books.breakers.forget(key)
+            if not books.breakers:
+                break
+        else:
+            # The next event goes on, unless all of these are still needed.
+            if len(books.breakers) < before:
+                return
+            window = SHORTEST_WINDOW_S
+        self._next = now + window
 
     def _window(self, books: PoolBooks) -> float:
         idle = books.options.max_idle

@@ -29,6 +29,7 @@ from mppool.core.decisions import (
     Refuse,
     RefuseReason,
 )
+from mppool.core.declarations import Bounds
 from mppool.core.events import (
     BackendFailed,
     Checkout,
@@ -41,6 +42,7 @@ from mppool.core.events import (
     Opened,
     OpenFailed,
     Remembered,
+    Resize,
     Returned,
     TokenReplaced,
 )
@@ -64,40 +66,56 @@ class PoolBooks:
         self.name = declaration.pool
         self.options = options
         self.declared_at = declared_at
+        self.bounds = Bounds(options, declared_at)
         self.max_size, self.min_size = options.max_size, options.min_size
         self.generation = 0
         self.closed = False
-        self.slots = SlotTable()
+        self.closed_at = -math.inf
+        self.slots = SlotTable(self, around.pool_of, around.slot_of)
         self.waiting = Waiting(self.slots.levels)
         self.slots.level_changed = self._level_changed
-        self.breakers = Breakers()
+        self.waiting.noted = self._waiter_noted
+        self.breakers = Breakers(self.waiting.count_of_key)
         self.reclaimer = Reclaimer(self.slots)
         self.openings = sharing.OpeningTimes()
         self.upkeep = Upkeep(declaration.key)
         self.eviction = Eviction()
         self.counters: Counter[str] = Counter(dict.fromkeys(SERVER_COUNTERS, 0))
+        # When `tick` is wanted next, as `Books` looked last.
+        self.deadline = math.inf
         self._around = around
         self._settled_at = -math.inf
 
     # --- what happened -----------------------------------------------------------------------------------
 
     def declare(self, declaration: Declaration, process: ProcessId, now: float) -> None:
-        """Another process declares the pool. The newest declaration wins, with one warning."""
-        declared_at = now - declaration.age
-        self.upkeep.declare(process, declaration.key, newest=declared_at > self.declared_at)
-        if declaration.options == self.options:
-            self.declared_at = max(declared_at, self.declared_at)
+        """A process declares the pool. The newest declaration wins, with one warning.
+
+        It opens a pool that was closed before it was made. Of the bounds it changes what it says otherwise than
+        the declaration before it, unless they were set later than it was made.
+        """
+        if declaration.closed:
+            self.upkeep.forget(process)
             return
-        if declared_at <= self.declared_at:
-            return
-        before, self.options, self.declared_at = self.options, declaration.options, declared_at
-        text = f"this declaration replaces an older one: {changes(before, self.options)}"
-        self.tell(process, Notice(self.name, text))
-        self.resize(self.options.max_size, self.options.min_size, now)
+        made_at = now - declaration.age
+        newest = made_at > self.declared_at
+        self.upkeep.declare(process, declaration.key, newest=newest)
+        if self.closed and made_at > self.closed_at:
+            self.closed = False
+            self.announce()
+            self._settle(now)
+        before = self.options
+        if newest:
+            self.options, self.declared_at = declaration.options, made_at
+        if self.options != before:
+            text = f"this declaration replaces an older one: {changes(before, self.options)}"
+            self.tell(process, Notice(self.name, text))
+        if self.bounds.declare(declaration.options, made_at) or self.options != before:
+            self._reconfigured(now)
 
     def checkout(self, process: ProcessId, event: Checkout, now: float) -> None:
         """A process wants a resource that it does not have. Answered at once."""
-        self.upkeep.wanted = True
+        self.upkeep.wanted = self.upkeep.wanted or self.options.prefill
         name = (process, event.ticket)
         if name in self.waiting.by_name or name in self.slots.by_ticket:
             return  # a duplicate of a checkout that is answered already
@@ -132,7 +150,7 @@ class PoolBooks:
         elif limit is not None and len(self.waiting) > limit:
             self.waiting.remove(process, event.ticket)
             full = bounds.how_full(self, event.key)
-            text = f"{limit} checkouts wait already (max_waiting); {full}"
+            text = f"{bounds.line_is_full(limit)}; {full}"
             self.counters["refused"] += 1
             self._refuse(process, event.ticket, "too_many_waiting", text)
         else:
@@ -212,12 +230,20 @@ class PoolBooks:
 
     # --- commands ----------------------------------------------------------------------------------------
 
-    def resize(self, max_size: int | None, min_size: int, now: float) -> None:
+    def resize(self, event: Resize, now: float) -> None:
         """New bounds. What is open beyond a smaller cap goes when it is idle or released."""
-        self.max_size, self.min_size = max_size, min_size
-        self.eviction.afresh()
-        self._record()
-        self._settle(now)
+        if event.max_size_given:
+            self.bounds.max_size.set(event.max_size, now)
+        if event.min_size is not None:
+            self.bounds.min_size.set(event.min_size, now)
+        self._reconfigured(now)
+
+    def restore(self, record: RecordPool) -> None:
+        """Go on with what the journal says of the pool. What happens next makes it count."""
+        self.bounds.restore(record, self.declared_at)
+        self.max_size, self.min_size = record.max_size, record.min_size
+        self.generation, self.closed = record.generation, record.closed
+        self.closed_at = record.closed_at if record.declared else self.declared_at
 
     def reset(self, now: float) -> None:
         """A new generation: whatever was opened before goes when it is idle or released."""
@@ -251,7 +277,7 @@ class PoolBooks:
 
     def close(self, now: float) -> None:
         """Hand out nothing any more; what is out goes when it is released."""
-        self.closed = True
+        self.closed, self.closed_at = True, now
         self.eviction.afresh()
         for waiter in self.waiting:
             self.waiting.remove(waiter.process, waiter.ticket)
@@ -331,6 +357,21 @@ class PoolBooks:
         self.reclaimer.plan(self, now)
         self.eviction.sweep(self, now)
         self._settled_at = now
+
+    def _reconfigured(self, now: float) -> None:
+        self.max_size, self.min_size = self.bounds.max_size.value, self.bounds.min_size.value or 0
+        self.eviction.afresh()
+        self._record()
+        self._settle(now)
+
+    def _waiter_noted(self, waiter: Waiter, change: int) -> None:
+        """A waiter has come or gone."""
+        self.breakers.waiters_changed(waiter.key, change)
+        name = (waiter.process, waiter.ticket)
+        if change > 0:
+            self._around.waits_in[name] = self
+        else:
+            self._around.waits_in.pop(name, None)
 
     def _level_changed(self, process: ProcessId) -> None:
         self.waiting.level_changed(process)
@@ -429,5 +470,5 @@ class PoolBooks:
             self.tell(process, PoolChanged(self.name, self.generation, self.closed))
 
     def _record(self) -> None:
-        record = RecordPool(self.name, self.max_size, self.min_size, self.generation, self.closed)
-        self.write_down(record)
+        closed, at = self.closed, self.closed_at
+        self.write_down(self.bounds.record(self.name, self.generation, closed=closed, closed_at=at))

@@ -15,17 +15,26 @@ class SlotTable:
     """All slots in use. The counts change only here, together with the slots.
 
     levels: slots by process. by_key: slots by identity. by_number: all of them.
-    by_ticket: the slot that was granted to a ticket of a process, while it is in use.
+    by_ticket: the slot that was granted to a ticket of a process, while it is in use; shared by all pools,
+        for a process gives a ticket once.
     level_changed: is told of every process that has more or fewer slots, or closes more or fewer of them.
+    by_number_anywhere: numbers of the slots of all pools, each with `owner`, for whoever looks for its pool.
     """
 
-    def __init__(self) -> None:
+    def __init__(
+        self,
+        owner: Any = None,
+        by_number_anywhere: dict[GrantNumber, Any] | None = None,
+        by_ticket: dict[tuple[ProcessId, Ticket], Slot] | None = None,
+    ) -> None:
+        self._owner = owner
+        self._anywhere = {} if by_number_anywhere is None else by_number_anywhere
         self.by_number: dict[GrantNumber, Slot] = {}
         self.levels: Counter[ProcessId] = Counter()
         self.by_key: Counter[str] = Counter()
         self.level_changed: Callable[[ProcessId], None] = lambda process: None
         self._of_process: dict[ProcessId, dict[GrantNumber, Slot]] = {}
-        self.by_ticket: dict[tuple[ProcessId, Ticket], Slot] = {}
+        self.by_ticket = {} if by_ticket is None else by_ticket
         # Slots whose ends are counted on, in the order in which they will have been counted on for too long.
         self._expected: OrderedDict[GrantNumber, Slot] = OrderedDict()
         self._closing_by_key: Counter[str] = Counter()
@@ -122,6 +131,7 @@ class SlotTable:
     def add(self, slot: Slot) -> None:
         """Enter a slot."""
         self.by_number[slot.number] = slot
+        self._anywhere[slot.number] = self._owner
         self._of_process.setdefault(slot.process, {})[slot.number] = slot
         if slot.ticket:
             self.by_ticket[slot.process, slot.ticket] = slot
@@ -149,6 +159,8 @@ class SlotTable:
     def remove(self, slot: Slot) -> None:
         """A slot is free."""
         del self.by_number[slot.number]
+        if self._anywhere.get(slot.number) is self._owner:
+            del self._anywhere[slot.number]
         others = self._of_process[slot.process]
         del others[slot.number]
         if not others:

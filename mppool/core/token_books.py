@@ -13,6 +13,10 @@ While a token is valid a failed fetch is nobody's problem: it is tried again lat
 dies, is detached, or takes longer than its patience is replaced by the next asker; what it still brings is
 taken only where nothing newer has come. Fetches are numbered over all servers, so that newer is a comparison.
 
+A failure counts for everybody only where the issuer said so. Otherwise it is the trouble of one process, which
+pauses; the next asker of another process is appointed at once. When a process fetches whose last fetch failed,
+nobody waits for it who has not failed: that one is appointed beside it.
+
 Whoever waits, waits for a fetch: an entry with a queue has somebody who is appointed.
 """
 
@@ -22,6 +26,7 @@ import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
+from mppool.core.token_trouble import Troubles
 from mppool.core.tokens import (
     REFRESH_AGAIN_S,
     FetchToken,
@@ -105,6 +110,7 @@ class _Entry:
         "queue",
         "refresh_at",
         "retry_at",
+        "troubles",
         "usable_until",
     )
 
@@ -121,6 +127,7 @@ class _Entry:
         self.asked_at = -math.inf
         self.error = ""
         self.retry_at = -math.inf
+        self.troubles = Troubles()
         self.fetch: _Fetch | None = None
         self.queue: OrderedDict[tuple[ProcessId, Ticket], _Asker] = OrderedDict()
 
@@ -166,6 +173,7 @@ class _Entry:
     def is_over(self, now: float) -> bool:
         """Whether nobody would miss it."""
         busy = self.fetch is not None or self.is_usable(now) or now < self.retry_at
+        busy = busy or self.troubles.is_pausing(now)
         return not busy and self.asked_at + KEPT_UNUSED_S <= now
 
 
@@ -191,20 +199,24 @@ class TokenBooks:
         asker = _Asker(process, event, now)
         if entry.suits(asker, now):
             self._give(asker, event.key, entry, now)
-        elif entry.fetch is not None:
+        elif entry.fetch is not None and not self._may_overtake(asker, entry):
             entry.queue[process, event.ticket] = asker
             self._tell(process, TokenQueued(event.ticket))
         elif now < entry.retry_at:
             self._tell(process, TokenRefused(event.ticket, entry.error, entry.retry_at - now))
+        elif (pause := entry.troubles.pause_of(process, now)) is not None:
+            self._tell(process, TokenRefused(event.ticket, *pause))
         else:
             self._have_fetched(asker, event.key, entry, now)
 
-    def fetched(self, event: TokenFetched, now: float) -> None:
+    def fetched(self, process: ProcessId, event: TokenFetched, now: float) -> None:
         """A token has come, from whoever is appointed or from one who was."""
         if not math.isfinite(event.expires_in):
-            self.failed(TokenFailed(event.fetch, event.key, "its expiry is no number", 1.0), now)
+            text = "its expiry is not a number"
+            self.failed(process, TokenFailed(event.fetch, event.key, text, 1.0), now)
             return
         entry = self._entries.setdefault(event.key, _Entry())
+        entry.troubles.is_over(process)
         fetch = entry.fetch
         if fetch is not None and fetch.number == event.fetch:
             self._end_fetch(event.key, entry)
@@ -213,26 +225,34 @@ class TokenBooks:
             entry.take(event, "", now)
         self._answer_queue(event.key, entry, now)
 
-    def failed(self, event: TokenFailed, now: float) -> None:
-        """The appointed process failed. Whoever waits for a first token is told; the next may try later."""
+    def failed(self, process: ProcessId, event: TokenFailed, now: float) -> None:
+        """A process could not fetch. Either nobody tries again for a while, or this process does not."""
         entry = self._entries.get(event.key)
         if entry is None:
             return
-        if entry.fetch is None:
-            # From one who took too long, and nobody has come after him: what the issuer said counts for all.
-            if event.retry_in > 0 and event.fetch > entry.number:
+        if not (event.retry_in > 0 and event.everybody):
+            self._failed_alone(process, event, entry, now)
+        elif entry.fetch is None:
+            # It took too long, and nobody has come after it: what the issuer said counts for all.
+            if event.fetch > entry.number:
                 entry.refuse(event, now)
-            return
-        if entry.fetch.number != event.fetch:
-            return
-        self._end_fetch(event.key, entry)
-        if not event.retry_in > 0:
+        elif entry.fetch.number == event.fetch:
+            self._end_fetch(event.key, entry)
+            pause = entry.refuse(event, now)
+            queue, entry.queue = entry.queue, OrderedDict()
+            for asker in queue.values():
+                self._tell(asker.process, TokenRefused(asker.ticket, event.error, pause))
+
+    def _failed_alone(
+        self, process: ProcessId, event: TokenFailed, entry: _Entry, now: float
+    ) -> None:
+        """It is the trouble of this process: another one is appointed at once."""
+        serious = event.retry_in > 0
+        pause = min(event.retry_in, LONGEST_RETRY_S) if serious else 0.0
+        entry.troubles.note(process, event.error, now + pause, serious)
+        if entry.fetch is not None and entry.fetch.number == event.fetch:
+            self._end_fetch(event.key, entry)
             self._pass_on(event.key, entry, now)
-            return
-        pause = entry.refuse(event, now)
-        queue, entry.queue = entry.queue, OrderedDict()
-        for asker in queue.values():
-            self._tell(asker.process, TokenRefused(asker.ticket, event.error, pause))
 
     def abandon(self, process: ProcessId, ticket: Ticket) -> None:
         """An asker waits no longer."""
@@ -266,6 +286,8 @@ class TokenBooks:
                     text = "no token came within the timeout"
                     self._tell(asker.process, TokenRefused(asker.ticket, text, 0.0))
             if entry.fetch is not None and entry.fetch.until <= now:
+                text = "fetching a token took too long in this process"
+                entry.troubles.note(entry.fetch.process, text, now, serious=True)
                 self._end_fetch(key, entry)
                 self._pass_on(key, entry, now)
         if self._sweep_at <= now:
@@ -306,6 +328,12 @@ class TokenBooks:
         self._fetching[key] = entry
         return self._fetches
 
+    def _may_overtake(self, asker: _Asker, entry: _Entry) -> bool:
+        """Whether the asker need not wait for the process that fetches, since that one failed the last time."""
+        assert entry.fetch is not None
+        troubles = entry.troubles
+        return troubles.is_suspect(entry.fetch.process) and not troubles.is_suspect(asker.process)
+
     def _end_fetch(self, key: TokenKey, entry: _Entry) -> None:
         """Whoever calls this sees to those who wait."""
         entry.fetch = None
@@ -318,11 +346,16 @@ class TokenBooks:
     def _give(self, asker: _Asker, key: TokenKey, entry: _Entry, now: float) -> None:
         assert entry.issued is not None
         duty = 0
-        if now >= entry.refresh_at and entry.fetch is None and now >= entry.retry_at:
+        if now >= entry.refresh_at and self._may_refresh(asker, entry, now):
             duty = self._appoint(asker, "", key, entry, now)
         refresh = max(0.0, entry.refresh_at - now)
         given = TokenGiven(asker.ticket, key, entry.issued, entry.number, refresh, duty)
         self._tell(asker.process, given)
+
+    def _may_refresh(self, asker: _Asker, entry: _Entry, now: float) -> bool:
+        if entry.fetch is not None and not self._may_overtake(asker, entry):
+            return False
+        return now >= entry.retry_at and entry.troubles.pause_of(asker.process, now) is None
 
     def _answer_queue(self, key: TokenKey, entry: _Entry, now: float) -> None:
         """Those for whom the token will do get it; of the others one fetches a better one."""
@@ -339,16 +372,30 @@ class TokenBooks:
             self._give(asker, key, entry, now)
 
     def _pass_on(self, key: TokenKey, entry: _Entry, now: float) -> None:
-        """Nobody fetches any more: the next one who waits is appointed."""
-        if entry.queue:
-            _, asker = entry.queue.popitem(last=False)
+        """Nobody fetches any more: the next one who waits is appointed.
+
+        Not one whose process pauses; and one whose process failed last only where no other waits. Where all
+        pause, each is told what its own trouble is.
+        """
+        waiting = {process for process, _ in entry.queue}
+        found = {process: entry.troubles.pause_of(process, now) for process in waiting}
+        able = [place for place in entry.queue if found[place[0]] is None]
+        if able:
+            asker = entry.queue.pop(min(able, key=lambda place: entry.troubles.rank(place[0])))
             self._have_fetched(asker, key, entry, now)
+            return
+        queue, entry.queue = entry.queue, OrderedDict()
+        for asker in queue.values():
+            pause = found[asker.process]
+            assert pause is not None
+            self._tell(asker.process, TokenRefused(asker.ticket, *pause))
 
     def _sweep(self, now: float) -> None:
         """Forget tokens that have expired, and entries that nobody has asked for in a long time."""
         for key, entry in list(self._entries.items()):
             if now >= entry.usable_until:
                 entry.issued = None
+            entry.troubles.forget_old(now)
             if entry.is_over(now):
                 del self._entries[key]
         self._sweep_at = now + SWEEP_S if self._entries else math.inf

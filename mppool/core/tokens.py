@@ -90,14 +90,16 @@ class TokenFetched(Event, frozen=True, tag=True):
 class TokenFailed(Event, frozen=True, tag=True):
     """The appointed process could not fetch. `error` is text without secrets.
 
-    retry_in: seconds for which nobody is to try again; 0: it was no fault of the issuer (the thread was
-        interrupted, say), and the next one who waits is appointed.
+    retry_in: seconds for which not to try again; 0: the thread was interrupted, say, and the next one who waits
+        is appointed.
+    everybody: the issuer said so, and nobody is to try again before; else only this process is not.
     """
 
     fetch: int
     key: TokenKey
     error: str
     retry_in: float
+    everybody: bool = True
 
 
 class TokenGiven(Decision, frozen=True, tag=True):

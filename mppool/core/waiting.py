@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import math
 from collections import OrderedDict
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 from mppool.core import sharing
@@ -49,6 +49,7 @@ class Waiting:
 
     levels: slots by process, kept by somebody else, who calls `level_changed` after every change.
     by_name: all of them, in order of arrival.
+    noted: is told of every waiter that has come (1) or gone (-1).
 
     A group is what is interchangeable: the waiters of one process for one key, oldest first. A group starves
     when its process says so: nothing for this key has been given back there for long. It starves until one of
@@ -57,6 +58,7 @@ class Waiting:
 
     def __init__(self, levels: Mapping[ProcessId, int]) -> None:
         self._levels = levels
+        self.noted: Callable[[Waiter, int], None] = lambda waiter, change: None
         self.by_name: _Queue = OrderedDict()
         self._of_process: dict[ProcessId, _Queue] = {}
         self._of_key: dict[str, _Queue] = {}
@@ -86,6 +88,7 @@ class Waiting:
         self.by_name[name] = waiter
         _put_into(self._of_process, waiter.process, name, waiter)
         _put_into(self._of_key, waiter.key, name, waiter)
+        self.noted(waiter, 1)
         groups = self._groups.setdefault(waiter.process, {})
         _put_into(groups, waiter.key, name, waiter)
         if len(groups[waiter.key]) == 1:
@@ -108,6 +111,7 @@ class Waiting:
         groups = self._groups[process]
         _take_from(self._of_process, process, name)
         _take_from(self._of_key, waiter.key, name)
+        self.noted(waiter, -1)
         was_head = self.first(process, waiter.key) is waiter
         _take_from(groups, waiter.key, name)
         if waiter.key not in groups:

@@ -39,7 +39,7 @@ Actors, and the files that speak for them:
 How the server ends:
 
     when                                     what then
-    nobody connected, nothing held, linger   Goodbye, journal removed, exit 0
+    nobody connected, nothing held, linger   Goodbye, journal emptied, exit 0
     Leave or SIGTERM                         Goodbye; the journal stays while living processes hold slots
     another server took its files' place     Goodbye, journal left alone, exit 0
     SIGKILL                                  the next server continues the journal with epoch + 1

@@ -13,6 +13,8 @@ import resource
 import signal
 from pathlib import Path
 
+from mppool.server.libc import forbid_core_dumps
+
 READY = b"R"
 """The server listens."""
 ANOTHER = b"A"
@@ -21,6 +23,15 @@ FAILED = b"F"
 """The start failed; the log says why."""
 
 log = logging.getLogger("mppool.server")
+
+_IGNORED_SIGNALS = (
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,  # Ctrl-\, which dumps core
+    signal.SIGUSR1,
+    signal.SIGUSR2,
+    signal.SIGPIPE,
+)
 
 
 class StartPipe:
@@ -88,7 +99,8 @@ def _settle_in() -> None:
     faulthandler.enable()  # into the log
     os.chdir("/")
     os.umask(0o077)
-    for number in (signal.SIGINT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2, signal.SIGPIPE):
+    _keep_memory_private()
+    for number in _IGNORED_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
     _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -96,3 +108,11 @@ def _settle_in() -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     except (OSError, ValueError) as error:  # unlimited, beyond fs.nr_open
         log.warning("the descriptor limit cannot be raised: %s", error)
+
+
+def _keep_memory_private() -> None:
+    """Tokens of all processes lie in it: nothing of it is ever written to a core file."""
+    _soft, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, hard))
+    if not forbid_core_dumps():
+        log.warning("core dumps that are piped to a program cannot be forbidden")

@@ -15,6 +15,7 @@ from mppool.server.connection import Connection
 from mppool.server.handshake import user_is_allowed
 from mppool.server.poller import READ, Poller
 from mppool.server.rendezvous import Rendezvous
+from mppool.wire.messages import Rejected
 
 log = logging.getLogger(__name__)
 
@@ -48,10 +49,18 @@ class Door:
         self._is_short = False  # of descriptors
 
     def open(self) -> None:
-        """Accept from now on, or again."""
+        """Accept from now on. OSError where that is impossible."""
         self.accept_at = None
         if self._rendezvous.listener is not None:
             self._poller.register(self._rendezvous.listener.fileno(), self.accept)
+
+    def open_again(self) -> None:
+        """Accept again, after a pause; where that is impossible, after another one."""
+        try:
+            self.open()
+        except OSError as error:
+            log.warning("nobody new is accepted: %s", error.strerror)
+            self.accept_at = time.monotonic() + ACCEPT_PAUSE_S
 
     def accept(self) -> None:
         """Let in whoever is in the backlog."""
@@ -64,7 +73,7 @@ class Door:
         if self.accept_at is None:
             self._poller.unregister(before.fileno())
         before.close()
-        self.open()
+        self.open_again()
 
     def _accept_from(self, listener: socket.socket) -> None:
         for _ in range(ACCEPTS_AT_ONCE):
@@ -91,8 +100,16 @@ class Door:
             return
         self._connections.add(connection)
         self.strangers[connection] = None
-        connection.registered = READ
-        self._poller.register(accepted.fileno(), connection)
+        try:
+            self._poller.register(accepted.fileno(), connection)
+        except OSError as error:  # ENOSPC, ENOMEM
+            # This one is refused, and all others are served on. It stays a stranger until its time is over:
+            # somebody who needs the server has come, and will come again.
+            log.warning("%s is refused, for it cannot be heard: %s", connection, error.strerror)
+            text = f"the server cannot take another connection: {error.strerror}"
+            connection.send(Rejected("capacity", text))
+        else:
+            connection.registered = READ
 
     def _pause(self, error: OSError, listener: socket.socket) -> None:
         """Out of descriptors: those who wait stay in the backlog; the silent are dropped early."""

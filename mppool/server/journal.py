@@ -127,18 +127,16 @@ class Journal:
             capacity = 0
         elif old is None:
             self._tear("its header is damaged")
-            capacity = 0
+            capacity = self._wipe(content)
         elif (old.boot, old.pid_namespace) != (boot, pid_namespace):
             log.info("journal: void, it is of another boot or pid namespace")
-            capacity = 0
+            capacity = self._wipe(content)
         else:
             capacity = self._read_records(content, old)
             self.torn = self.torn or old.unsettled
         header = Header(
             FORMAT, boot, pid_namespace, epoch, secrets.token_bytes(16), capacity, self.torn
         )
-        if capacity == 0:
-            os.ftruncate(self._descriptor, 0)
         # Under the old header damaged records would be found again, so they go only after it is replaced.
         self._write_header(header)
         for place in self._free:
@@ -153,6 +151,15 @@ class Journal:
             chunks.append(chunk)
             offset += len(chunk)
         return b"".join(chunks)
+
+    def _wipe(self, content: bytes) -> int:
+        """Make all records free; the room there is. The blocks stay, for the disk may be full by now."""
+        room = max(0, (len(content) - HEADER_BYTES) // RECORD_BYTES)
+        for place in range(room):
+            self._write_at(place, _FREE)
+        os.ftruncate(self._descriptor, _offset(room) if room else 0)
+        self._free = list(range(room - 1, -1, -1))
+        return room
 
     def _read_records(self, content: bytes, header: Header) -> int:
         """Take over all records that check out; returns the room there is now."""
@@ -306,10 +313,19 @@ class Journal:
         os.close(self._descriptor)
         self._descriptor = descriptor
 
-    def remove(self) -> None:
-        """Remove the file: nobody holds anything. Only if it is still this one."""
-        if self.is_in_place():
-            self.path.unlink()
+    def clear(self) -> None:
+        """Nobody holds anything: forget everything. Only if the file is still this one.
+
+        It stays, for its blocks: the next server must have them although the disk is full.
+        """
+        if not self.is_in_place():
+            return
+        capacity = min(self.header.capacity, GROWTH_RECORDS)
+        self._write_header(msgspec.structs.replace(self.header, capacity=capacity, unsettled=False))
+        for place in self._places.values():
+            self._write_at(place, _FREE)
+        self._places.clear()
+        os.ftruncate(self._descriptor, _offset(capacity))
 
     def close(self) -> None:
         """Write no more; the file stays as it is."""

@@ -19,23 +19,20 @@ import random
 import select
 import signal
 import socket
-import sys
 import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-import msgspec
-
 from mppool.errors import ConfigurationError, ServerUnavailable
-from mppool.server import liveness
+from mppool.server import interpreter, liveness
 from mppool.server.__main__ import ANOTHER, READY
+from mppool.server.interpreter import PYTHON_VARIABLE
 from mppool.server.reach import out_of_reach
 from mppool.server.runtime import RUNTIME_DIR_VARIABLE, ManagerPaths, read_address
 
 log = logging.getLogger(__name__)
 
-PYTHON_VARIABLE = "MPPOOL_PYTHON"
 START_PATIENCE_S = 10.0
 """How long a start may take, on a machine that is very busy, before it counts as failed."""
 LOCK_PATIENCE_S = 5.0
@@ -44,8 +41,6 @@ _LEAVING_PATIENCE_S = 0.5
 _FIRST_LOOK_S, _LONGEST_LOOK_S = 0.002, 0.025
 _LOG_TAIL_BYTES = 2000
 _READINESS_DESCRIPTOR = 3
-_KEPT_VARIABLES = frozenset({"PATH", "HOME", "LANG", "LANGUAGE", "TZ", "TMPDIR", "LD_LIBRARY_PATH"})
-_KEPT_PREFIXES = ("LC_", "MPPOOL_")
 
 # Runs in the new interpreter before anything of ours: nobody's child first, then the rest. The exit status
 # is 0 in any case: whoever reaps it may take another one for that of a worker of his own.
@@ -149,7 +144,7 @@ def server_pid(paths: ManagerPaths) -> int | None:
 def _check_owner(connection: socket.socket, paths: ManagerPaths) -> None:
     """Refuse a server of another user: a directory in a place for everybody may be anybody's trap."""
     user = liveness.peer_of(connection).uid
-    if os.geteuid() not in {user, 0}:
+    if os.geteuid() != user:  # root is no exception: it would believe what it is told
         raise ConfigurationError(
             f"the server in the runtime directory {paths.runtime_dir} belongs to user {user}, and this "
             f"process runs as user {os.geteuid()}; choose another directory with runtime_dir= or "
@@ -230,6 +225,7 @@ def server_is_there(paths: ManagerPaths) -> bool:
 
 def _start(paths: ManagerPaths, linger: float, deadline: float) -> bool:
     """Start a server and wait until it listens (True) or has found another one (False)."""
+    interpreter.check_startable(paths.name)
     log_size = paths.log.stat().st_size if paths.log.exists() else 0
     reading, writing = os.pipe()  # neither is inheritable
     try:
@@ -237,7 +233,7 @@ def _start(paths: ManagerPaths, linger: float, deadline: float) -> bool:
             child = _spawn(paths, linger, writing)
         except OSError as error:
             raise ServerUnavailable(
-                f"manager {paths.name!r}: the server could not be started with {_python()}: {error}; set "
+                f"manager {paths.name!r}: the server could not be started with {interpreter.python()}: {error}; set "
                 f"${PYTHON_VARIABLE} to a Python interpreter that can import mppool's dependencies"
             ) from error
         finally:
@@ -271,20 +267,19 @@ def _spawn(paths: ManagerPaths, linger: float, writing: int) -> int:
     posix_spawn and not os.fork: no Python code runs in a copy of a process with threads, and no fork
     hooks run. Its own process group at once: a Ctrl-C meant for the starter does not reach it.
     """
-    python = _python()
     # Above 3, so that dup2 to 3 really duplicates, which clears close-on-exec.
     import fcntl
 
     high = fcntl.fcntl(writing, fcntl.F_DUPFD_CLOEXEC, 10)
     arguments = [
-        python, "-I", "-S", "-c", _BOOTSTRAP, msgspec.json.encode(_locations()).decode(),
+        *interpreter.arguments(), _BOOTSTRAP, interpreter.locations(),
         str(_READINESS_DESCRIPTOR), os.fspath(paths.runtime_dir), paths.name, repr(float(linger)),
     ]  # fmt: skip
     try:
         return os.posix_spawnp(
-            python,
+            arguments[0],
             arguments,
-            _environment(),
+            interpreter.environment(),
             file_actions=[
                 (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
                 (
@@ -303,40 +298,6 @@ def _spawn(paths: ManagerPaths, linger: float, writing: int) -> int:
         )
     finally:
         os.close(high)
-
-
-def _python() -> str:
-    """The interpreter for the server: under uwsgi and in frozen programs sys.executable is none."""
-    return os.environ.get(PYTHON_VARIABLE) or sys.executable
-
-
-def _locations() -> list[str]:
-    """Directories (or archives) that mppool and what it needs were imported from.
-
-    -I leaves out PYTHONPATH, the user's site and the current directory, so they must be named.
-    """
-    import filelock
-
-    import mppool
-
-    found: list[str] = []
-    for package in (mppool, msgspec, filelock):
-        location = os.path.dirname(os.path.abspath(package.__path__[0]))
-        if location not in found:
-            found.append(location)
-    return found
-
-
-def _environment() -> dict[str, str]:
-    """What the server keeps of the environment: it may outlive its starter by days.
-
-    Not the rest: it may hold secrets, and sockets and duties that were handed to the starter alone.
-    """
-    return {
-        name: value
-        for name, value in os.environ.items()
-        if name in _KEPT_VARIABLES or name.startswith(_KEPT_PREFIXES)
-    }
 
 
 def _settable_signals() -> list[int]:

@@ -192,7 +192,7 @@ class Server:
         self._guarded(self._dispatcher.tick, now)
         self._drop_silent(now)
         if self._door.accept_at is not None and now >= self._door.accept_at:
-            self._door.open()
+            self._door.open_again()
         if now >= self._look_at:
             self._look_at = now + LOOK_AROUND_S
             self._guarded(self._look_around)
@@ -277,8 +277,15 @@ class Server:
                 continue
             wanted = READ | WRITE if connection.unsent else READ
             if wanted != connection.registered:
-                connection.registered = wanted
-                self._poller.modify(connection.socket.fileno(), wanted)
+                self._want(connection, wanted)
+
+    def _want(self, connection: Connection, events: int) -> None:
+        try:
+            self._poller.modify(connection.socket.fileno(), events)
+        except OSError as error:
+            connection.break_off(f"it cannot be listened to: {error}")
+        else:
+            connection.registered = events
 
     def _drop(self, connection: Connection, now: float) -> None:
         log.debug("%s is closed: %s", connection, connection.broken or "said goodbye")
@@ -380,7 +387,7 @@ class Server:
         if files_are_ours and held:
             self._dispatcher.forget_who_holds_nothing()
         elif files_are_ours:
-            self._journal.remove()
+            self._journal.clear()
             self._members.clear()
         log.info("left in order; %s", f"{held} slots are held on" if held else "nothing is held")
         self._release()

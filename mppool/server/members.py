@@ -31,6 +31,9 @@ class Members:
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
         try:
             os.write(descriptor, self._world.encode("ascii"))
+        except OSError as error:
+            # Its name is what counts, and needs no block of a full disk.
+            log.warning("member file %s is empty: %s", path.name, error.strerror)
         finally:
             os.close(descriptor)
 

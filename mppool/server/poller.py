@@ -40,7 +40,7 @@ class Poller(Generic[H]):
         self._has_one_cpu = len(os.sched_getaffinity(0)) == 1  # nobody could ask while we are awake
 
     def register(self, descriptor: int, concerned: H) -> None:
-        """Wait for something to read."""
+        """Wait for something to read. OSError where the system has no room for it (fs.epoll.max_user_watches)."""
         self._epoll.register(descriptor, READ)
         self._concerned[descriptor] = concerned
 
@@ -49,9 +49,9 @@ class Poller(Generic[H]):
         self._epoll.modify(descriptor, events)
 
     def unregister(self, descriptor: int) -> None:
-        """Wait no longer. The descriptor must still be open."""
-        self._epoll.unregister(descriptor)
-        del self._concerned[descriptor]
+        """Wait no longer. The descriptor must still be open; where it was never registered, nothing is done."""
+        if self._concerned.pop(descriptor, None) is not None:
+            self._epoll.unregister(descriptor)
 
     def at_once(self) -> list[tuple[H, int]]:
         """Who is concerned, and the events, without sleeping.

@@ -118,10 +118,17 @@ class Reception:
             return None
         if resident is None:
             assert connection.pidfd is not None
+            try:
+                self._watch(process, connection.pidfd)
+            except OSError as error:
+                # Nobody would notice its death. It stays on file: it holds nothing.
+                log.error("process %s cannot be watched: %s", process, error)
+                connection.send(Failed(f"the server cannot watch this process: {error.strerror}"))
+                connection.part()
+                return None
             resident = Resident(process, connection.pidfd)
             connection.pidfd = None
             self.residents[process] = resident
-            self._watch(process, resident.pidfd)
         elif connection.pidfd is not None:
             os.close(connection.pidfd)
             connection.pidfd = None

@@ -25,6 +25,8 @@ log = logging.getLogger(__name__)
 BACKLOG = 4096
 """Connects beyond it would fail with EAGAIN; the kernel caps it at net.core.somaxconn."""
 _CLAIM_INTERVAL_S = 0.002
+ADDRESS_BYTES = 512
+"""An address file is always so long, filled up with blanks."""
 
 
 class Rendezvous:
@@ -96,16 +98,32 @@ class Rendezvous:
         self.address = Address(own_process(), epoch, path.name, __version__)
 
     def publish(self) -> None:
-        """Write the address file, in one step, after the socket listens."""
+        """Replace the address file, in one step, after the socket listens.
+
+        What is written has its blocks already, so that this succeeds where the disk is full: the file that was
+        replaced becomes the next spare one.
+        """
         assert self.address is not None
-        beside = self.paths.address.with_name("address.new")
-        beside.unlink(missing_ok=True)
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        spare, before = self._spare_address(), self.paths.directory / "address.before"
+        _write_in_place(spare, msgspec.json.encode(self.address).ljust(ADDRESS_BYTES))
+        _link_again(self.paths.address, before)
+        spare.replace(self.paths.address)
         try:
-            os.write(descriptor, msgspec.json.encode(self.address))
-        finally:
-            os.close(descriptor)
-        beside.replace(self.paths.address)
+            if before.exists():
+                before.replace(spare)
+            else:
+                _write_in_place(spare, bytes(ADDRESS_BYTES))
+        except OSError as error:
+            log.info("there is no spare address file yet: %s", error.strerror)
+
+    def _spare_address(self) -> Path:
+        spare, before = (
+            self.paths.directory / "address.spare",
+            self.paths.directory / "address.before",
+        )
+        if before.exists() and not spare.exists():  # the last server was killed in between
+            before.replace(spare)
+        return spare
 
     def look_after(self) -> bool:
         """Put back what vanished. False if another server has taken the place, or none can be had."""
@@ -121,7 +139,7 @@ class Rendezvous:
             log.info("the socket vanished and is put back")
             self.listen(self.address.epoch)
             self.publish()
-        elif read_address(self.paths) != self.address:
+        elif not self._is_published():
             log.info("the address file vanished and is put back")
             self.publish()
         for path in (self.paths.alive_lock, self.paths.address, self.paths.directory):
@@ -143,12 +161,19 @@ class Rendezvous:
             self._remember_epoch(self.address.epoch)
         return True
 
+    def _is_published(self) -> bool:
+        try:
+            return read_address(self.paths) == self.address
+        except ConfigurationError as error:
+            log.warning("%s", error)
+            return False
+
     def withdraw(self) -> None:
         """Let nobody find this server any more. Files that are another server's stay."""
         if self.address is None:
             return
-        if read_address(self.paths) == self.address:
-            self.paths.address.unlink(missing_ok=True)
+        if self._is_published():
+            self.paths.address.replace(self._spare_address())  # not removed: its blocks are kept
         path = self.paths.socket(self.address.epoch)
         if _file_identity(path) == self._socket_file:
             path.unlink(missing_ok=True)
@@ -161,6 +186,26 @@ class Rendezvous:
         if self._lock >= 0:
             os.close(self._lock)
             self._lock = -1
+
+
+def _write_in_place(path: Path, content: bytes) -> None:
+    """Write from the start of a file, which is made where it is missing."""
+    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+    descriptor = os.open(path, flags, 0o600)
+    try:
+        os.pwrite(descriptor, content, 0)
+        os.ftruncate(descriptor, len(content))
+    finally:
+        os.close(descriptor)
+
+
+def _link_again(path: Path, other: Path) -> None:
+    """Give a file a second name, where there is one and the file system knows such."""
+    other.unlink(missing_ok=True)
+    try:
+        os.link(path, other, follow_symlinks=False)
+    except OSError as error:
+        log.debug("%s: %s", path, error)
 
 
 def _open_lock(path: Path) -> int:

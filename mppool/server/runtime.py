@@ -15,6 +15,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
+import shlex
 import stat
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,8 @@ SYSTEM_TEMPORARY_DIR = "/tmp"  # noqa: S108 - not $TMPDIR: shells, services and 
 SUN_PATH_BYTES = 107
 """What sockaddr_un.sun_path holds besides its NUL, see unix(7)."""
 _LONGEST_SOCKET_NAME = len("s-") + 12 + len("-") + 8
+_SOCKET_NAME = re.compile(r"s-[0-9a-f]{12}-[0-9a-f]{8}")
+_LONGEST_ADDRESS = 4096
 
 
 @dataclass(frozen=True)
@@ -94,11 +98,21 @@ class ManagerPaths:
         _private_directory(self.members)
 
 
+def named_by_environment() -> str | None:
+    """The directory that the environment names, if it names one.
+
+    A relative name is made absolute where it is first seen, in the environment itself: this process may change
+    its directory later, as daemons do, and its children must meet where it meets.
+    """
+    named = os.environ.get(RUNTIME_DIR_VARIABLE)
+    if named and not os.path.isabs(named):
+        named = os.environ[RUNTIME_DIR_VARIABLE] = os.path.abspath(named)
+    return named or None
+
+
 def likely_runtime_dir(runtime_dir: str | os.PathLike[str] | None = None) -> str:
     """The runtime directory for this argument, environment and effective user."""
-    given = (
-        os.fspath(runtime_dir) if runtime_dir is not None else os.environ.get(RUNTIME_DIR_VARIABLE)
-    )
+    given = os.fspath(runtime_dir) if runtime_dir is not None else named_by_environment()
     return given or os.path.join(SYSTEM_TEMPORARY_DIR, f"mppool-{os.geteuid()}")
 
 
@@ -122,24 +136,39 @@ def manager_paths(name: str, runtime_dir: str | os.PathLike[str] | None = None) 
 def _private_directory(path: Path) -> None:
     """Make the directory with mode 0700 if it is missing, then check that it is ours and nobody else's."""
     try:
-        try:
-            path.mkdir(0o700)
-            path.chmod(0o700)  # the umask may have taken some of it
-        except FileExistsError:
-            pass
-        except FileNotFoundError:
-            path.parent.mkdir(0o700, parents=True, exist_ok=True)
-            path.mkdir(0o700, exist_ok=True)
-        found = path.lstat()
+        _make(path)
     except OSError as error:
         raise ConfigurationError(
             f"the runtime directory {path} cannot be used: {error.strerror or error}; choose another with "
             f"runtime_dir= or ${RUNTIME_DIR_VARIABLE}"
         ) from error
-    problem = distrust(path, found)
+    check_trust(path)
+
+
+def _make(path: Path) -> None:
+    """The directory and those above it, as far as they are missing, all with mode 0700."""
+    try:
+        path.mkdir(0o700)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        _make(path.parent)
+        _make(path)
+    else:
+        path.chmod(0o700)  # the umask may have taken some of it
+
+
+def check_trust(path: Path) -> None:
+    """Raises ConfigurationError for a directory that others could tamper with, FileNotFoundError for none."""
+    try:
+        problem = distrust(path, path.lstat())
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        problem = error.strerror or str(error)
     if problem is not None:
         raise ConfigurationError(
-            f"the runtime directory {path} cannot be trusted: {problem}, or choose another with "
+            f"the runtime directory {path} cannot be trusted: {problem}; or choose another with "
             f"runtime_dir= or ${RUNTIME_DIR_VARIABLE}"
         )
 
@@ -149,13 +178,31 @@ def distrust(path: Path, found: os.stat_result) -> str | None:
     if stat.S_ISLNK(found.st_mode):
         return "it is a symbolic link; name the directory that it leads to"
     if not stat.S_ISDIR(found.st_mode):
-        return "it is not a directory; remove it"
+        return "it is not a directory; name one, or a path where one can be made"
     if found.st_uid != os.geteuid():
         return f"it belongs to user {found.st_uid}, and this process runs as user {os.geteuid()}; run as that user"
     if found.st_mode & 0o077:
         mode = stat.S_IMODE(found.st_mode)
-        return f"its mode is {mode:04o}, so others can get at it; run: chmod 700 {path}"
+        return f"its mode is {mode:04o}, so others can get at it; {_way_out(path)}"
+    above = os.stat(path.parent)
+    if above.st_mode & 0o1002 == 0o002:
+        return (
+            f"anybody may remove it, for the mode of {path.parent} is {stat.S_IMODE(above.st_mode):04o}; "
+            "name one that lies elsewhere"
+        )
     return None
+
+
+def _way_out(path: Path) -> str:
+    """Advice for a directory of this user that others can enter: what others use as well is not to be closed."""
+    if all(_is_of_mppool(entry) for entry in path.iterdir()):
+        return f"run: chmod 700 {shlex.quote(os.fspath(path))}"
+    return f"name a directory of its own, such as {path / 'mppool'}"
+
+
+def _is_of_mppool(entry: Path) -> bool:
+    manager = entry if entry.is_dir() else entry.parent
+    return bool(_SOCKET_NAME.fullmatch(entry.name)) or (manager / "alive.lock").exists()
 
 
 class Address(msgspec.Struct, frozen=True):
@@ -168,10 +215,36 @@ class Address(msgspec.Struct, frozen=True):
 
 
 def read_address(paths: ManagerPaths) -> Address | None:
-    """What the address file says, or None if there is none or it is damaged. Its server may be dead."""
+    """What the address file says, or None if there is none or it is damaged. Its server may be dead.
+
+    Raises ConfigurationError where the file or its directory could be somebody else's: also root follows no
+    address that another user wrote.
+    """
     try:
-        return msgspec.json.decode(paths.address.read_bytes(), type=Address)
-    except (FileNotFoundError, NotADirectoryError):
+        for directory in (paths.runtime_dir, paths.directory):
+            check_trust(directory)
+        # Not blocking: for a FIFO that somebody put there.
+        flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        descriptor = os.open(paths.address, flags)
+    except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ConfigurationError(
+            f"{paths.address} cannot be read: {error.strerror}; remove it, or choose another directory with "
+            f"runtime_dir= or ${RUNTIME_DIR_VARIABLE}"
+        ) from error
+    try:
+        found = os.fstat(descriptor)
+        if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+            raise ConfigurationError(
+                f"{paths.address} is not a file of user {os.geteuid()}; remove it, or choose another directory "
+                f"with runtime_dir= or ${RUNTIME_DIR_VARIABLE}"
+            )
+        content = os.read(descriptor, _LONGEST_ADDRESS)
+    finally:
+        os.close(descriptor)
+    try:
+        address = msgspec.json.decode(content, type=Address)
     except (ValueError, msgspec.MsgspecError):
         return None  # written by something else; the next server replaces it
+    return address if _SOCKET_NAME.fullmatch(address.socket) else None

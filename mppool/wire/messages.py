@@ -57,7 +57,9 @@ class Rejected(Message, frozen=True, tag=True):
         can ask it, in its own words, to leave.
     """
 
-    reason: Literal["protocol", "manager", "namespace", "session", "malformed", "user", "leaving"]
+    reason: Literal[
+        "protocol", "manager", "namespace", "session", "malformed", "user", "leaving", "capacity"
+    ]
     text: str
     newest_protocol: int | None = None
 

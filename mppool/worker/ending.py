@@ -107,7 +107,7 @@ def retire_older_than(face: Face, generation: int, key: str | None) -> list[Entr
     key: only resources of this key are meant; None: all.
     """
     with face.holdings.lock:
-        face.retired[key] = generation
+        face.retired[key] = max(generation, face.retired.get(key, 0))
         for entry in face.holdings.table.values():
             meant = entry.face is face and key in (None, entry.key)
             if meant and (face.closed or entry.generation < generation):

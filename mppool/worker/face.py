@@ -97,7 +97,9 @@ class Face:
         # Where the books must know of every thread that waits, nobody hopes.
         self.asks_at_once = options.max_waiting is not None
         # Whether a release is nothing but an append.
-        self.plain = self.reset is None and options.max_uses is None and not self.watched
+        self.plain = (
+            self.reset is None and options.max_uses is None and options.keep and not self.watched
+        )
         self.renew(member.holdings)
 
     def renew(self, holdings: Holdings) -> None:
@@ -231,7 +233,7 @@ class Face:
                 return True
         except ConnectionError as error:
             log.warning("pool %r: a check found the backend gone: %s", self.name, error)
-            self._backend_failed(entry)
+            self.backend_failed(entry)
         except Exception:
             self.count("check_errors")
             log.warning(
@@ -245,8 +247,11 @@ class Face:
         close(entry, "unhealthy")
         return False
 
-    def _backend_failed(self, entry: Entry) -> None:
-        """Here at once, so that the next checkout does not find the same out again; elsewhere by the books."""
+    def backend_failed(self, entry: Entry) -> None:
+        """What this resource was connected to is gone, and with it everything as old, in all processes.
+
+        Here at once, so that the next checkout does not find the same out again; elsewhere by the books.
+        """
         self.member.tell(BackendFailed(self.name, entry.key, entry.generation))
         for other in retire_older_than(self, entry.generation + 1, entry.key):
             self.member.close_soon(other, "retired")
@@ -259,7 +264,7 @@ class Face:
             self.count("hook_errors")
             log.warning("pool %r: the hook %s raised", self.name, hook, exc_info=True)
             if hook == "reset" and isinstance(error, ConnectionError):
-                self._backend_failed(entry)
+                self.backend_failed(entry)
             return False
         return True
 
@@ -293,7 +298,11 @@ class Face:
             close(entry, "discarded")
         elif not suspect or self.check is None or self.is_healthy(entry):
             entry.released_at = monotonic()
-            shelve(entry)
+            if self.options.keep:
+                shelve(entry)
+            else:
+                with self.member.chores.done_here():  # it is closed when the release returns
+                    shelve(entry)
 
     def _was_reset(self, entry: Entry) -> bool:
         assert self.reset is not None

@@ -213,6 +213,8 @@ class ServerLink:
         for message in channel.reader.feed(data):
             if isinstance(message, Attached):
                 done = True
+            elif isinstance(message, Failed):
+                raise ServerUnavailable(f"manager {self._member.name!r}: {message.text}")
             else:
                 channel.early.append(message)
         return done

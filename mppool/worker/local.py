@@ -275,8 +275,8 @@ class LocalLink:
     def forgive(self, pool: str) -> None:
         """Forget that openings failed: whoever wants a resource next may try at once."""
         with self._lock:
-            if self._books is not None and pool in self._books.pools:
-                self._books.pools[pool].breakers.clear()
+            if self._books is not None:
+                self._books.forgive(pool)
 
     def stats(self) -> dict[str, Any]:
         """See Link."""

@@ -13,8 +13,9 @@ from mppool.errors import CheckoutTimeout, PoolClosed
 from mppool.options import LONGEST_S, PoolOptions, checked_options, checked_timeout
 from mppool.worker.bearer import Bearer
 from mppool.worker.cold import ColdCheckout
-from mppool.worker.ending import retire
+from mppool.worker.ending import close, retire
 from mppool.worker.lease import Lease
+from mppool.worker.shelf import take_idle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -200,6 +201,31 @@ class Pool(Generic[T]):
             self._seconds(timeout),
             lambda seconds: self.checkout(seconds, identity=identity, credential=credential),
         )
+
+    # --- what this process has ---------------------------------------------------------------------------
+
+    @property
+    def idle_here(self) -> int:
+        """How many resources lie idle in this process. Asks nobody."""
+        return sum(map(len, list(self._face.shelves.values())))
+
+    @property
+    def in_use_here(self) -> int:
+        """How many resources are lent in this process. Asks nobody."""
+        face = self._face
+        leaked = sum(entry.face is face for entry in list(face.holdings.leaked))
+        open_here = sum(entry.state == "open" for entry in face.entries())
+        return max(0, open_here - leaked - self.idle_here)
+
+    def close_idle(self) -> int:
+        """Close what lies idle in this process, and return how many that were.
+
+        The pool goes on: leases that are out keep working, and the next checkout opens a resource.
+        """
+        idle = take_idle(self._face, lambda entry: True)
+        for entry in idle:
+            close(entry, "drained")
+        return len(idle)
 
     # --- control -----------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING
 
-from mppool.core.events import IdleTooLong, Returned
+from mppool.core.events import CloseReason, IdleTooLong, Returned
 from mppool.worker.entry import AT_ONCE, Entry
 from mppool.worker.waiter import give_to_oldest
 
@@ -117,18 +117,20 @@ def look_after_shelving(entry: Entry) -> None:
     resource there, or it is seen here.
     """
     if entry.retire_at == AT_ONCE:
-        _close_if_shelved(entry)
+        _close_if_shelved(entry, entry.retire_reason)
     if entry.face.attention:
         _attend(entry.face, entry.key)
+    if not entry.face.options.keep:
+        _close_if_shelved(entry, "expired_idle")
 
 
-def _close_if_shelved(entry: Entry) -> None:
+def _close_if_shelved(entry: Entry, reason: CloseReason) -> None:
     """Close a resource that is not to be lent any more, unless somebody has taken it from its shelf."""
     try:
         entry.shelf.remove(entry)
     except ValueError:
         return
-    entry.face.member.close_soon(entry, entry.retire_reason)
+    entry.face.member.close_soon(entry, reason)
 
 
 def _attend(face: Face, key: str) -> None:

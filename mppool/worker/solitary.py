@@ -69,9 +69,9 @@ class Solitary:
         with self._lock:
             now = monotonic()
             if isinstance(event, TokenFetched):
-                self._books.fetched(event, now)
+                self._books.fetched(_SELF, event, now)
             elif isinstance(event, TokenFailed):
-                self._books.failed(event, now)
+                self._books.failed(_SELF, event, now)
             elif isinstance(event, Abandoned):
                 self._books.abandon(_SELF, event.ticket)
             decisions = self._take_out()

@@ -11,7 +11,7 @@ import math
 import time
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
 
 from mppool.core.events import Abandoned, Event
 from mppool.core.tokens import (
@@ -69,6 +69,18 @@ class TokenUnavailable(PoolError):
         return (type(self), (str(self), self.retry_in))
 
 
+class Failure(NamedTuple):
+    """What the other processes are told of an error: text without secrets.
+
+    retry_in: seconds not to try again. 0: this thread cannot, but another one may at once.
+    everybody: the issuer said so for all processes; else it is the trouble of this process alone.
+    """
+
+    text: str
+    retry_in: float
+    everybody: bool = False
+
+
 class Fetched:
     """A token as its issuer gave it. Instants are seconds since 1970, as in azure-core's AccessToken."""
 
@@ -116,8 +128,7 @@ class Source:
 
     fetch: called in the thread that wants the token, with the claims of a challenge ("" without one).
     refresh: called in the background, ahead of time; by default `fetch("")`.
-    describe: the text, without secrets, and the seconds to wait, that the other processes are told of an
-        error; 0 seconds: it is the trouble of this process alone, another one may try at once.
+    describe: what the other processes are told of an error.
     patience: seconds that `fetch` may take before another process is appointed beside it.
     """
 
@@ -126,7 +137,7 @@ class Source:
     def __init__(
         self,
         fetch: Callable[[str], Fetched],
-        describe: Callable[[Exception], tuple[str, float]],
+        describe: Callable[[Exception], Failure],
         *,
         refresh: Callable[[], Fetched] | None = None,
         patience: float = FETCH_PATIENCE_S,
@@ -193,7 +204,15 @@ class TokenShare:
             if isinstance(answer, TokenGiven):
                 return self._given(key, answer, source)
             if isinstance(answer, FetchToken):
-                return self._fetch(key, answer.fetch, source, lambda: source.fetch(claims))
+                try:
+                    return self._fetch(key, answer.fetch, source, lambda: source.fetch(claims))
+                except Exception as error:
+                    elsewhere = self._from_elsewhere(
+                        key, (claims, bad, near, deadline, source.patience), source, error
+                    )
+                    if elsewhere is None:
+                        raise
+                    return elsewhere
             if isinstance(answer, TokenRefused):
                 raise TokenUnavailable(answer.text, answer.retry_in)
             if isinstance(answer, BaseException):
@@ -202,6 +221,24 @@ class TokenShare:
             if deadline is not None and monotonic() >= deadline:
                 raise TokenUnavailable(_TOO_LATE, 0.0)
             time.sleep(SESSION_PAUSE_S)
+
+    def _from_elsewhere(
+        self,
+        key: TokenKey,
+        question: tuple[str, str, bool, float | None, float],
+        source: Source,
+        error: Exception,
+    ) -> HeldToken | None:
+        """This process could not fetch. Another one that waited is fetching by now, if there is one."""
+        failure = source.describe(error)
+        if failure.everybody or not failure.retry_in > 0:
+            return None
+        answer = self._ask(key, *question)
+        if isinstance(answer, TokenGiven):
+            return self._given(key, answer, source)
+        if isinstance(answer, FetchToken):
+            self._decline(key, answer.fetch)  # it waited for longer than the pause
+        return None
 
     def peek(self, key: TokenKey) -> HeldToken | None:
         """The copy that this process holds, if it may be used without asking anybody."""
@@ -285,12 +322,12 @@ class TokenShare:
         try:
             self._fetch(key, duty, source, source.refresh)
         except Exception as error:  # noqa: BLE001  # logged without its traceback, which may say too much
-            text, retry_in = source.describe(error)
-            # Where it is only this process that cannot, another one tries next: nothing to worry about.
-            level = logging.WARNING if retry_in > 0 else logging.DEBUG
+            failure = source.describe(error)
+            # Where another thread or process tries next, there is nothing to worry about.
+            level = logging.WARNING if failure.retry_in > 0 else logging.DEBUG
             log.log(
                 level, "a token of %s could not be refreshed, again in %.0f s: %s",
-                key.identity, retry_in, text,
+                key.identity, failure.retry_in, failure.text,
             )  # fmt: skip
 
     def _fetch(
@@ -301,8 +338,7 @@ class TokenShare:
             fetched = fetching()
             issued, expires_in, said = _as_issued(fetched)
         except Exception as error:
-            text, retry_in = source.describe(error)
-            self._member.tell(TokenFailed(fetch, key, text, retry_in))
+            self._member.tell(TokenFailed(fetch, key, *source.describe(error)))
             raise
         except BaseException:
             self._member.tell(TokenFailed(fetch, key, "the fetching thread was interrupted", 0.0))

@@ -85,10 +85,10 @@ def test_what_could_be_a_secret_is_hidden() -> None:
 
 
 def test_texts_name_the_class() -> None:
-    assert describe(KeyError("x")) == ("KeyError: 'x'", DEFAULT_PAUSE_S)
+    assert describe(KeyError("x")) == ("KeyError: 'x'", DEFAULT_PAUSE_S, False)
     assert describe(OnlyHere("mine"))[1] == 0.0
     assert describe(AuthenticationRequiredError(("s",)))[1] == 0.0
-    assert describe(TokenUnavailable("before", 7.0)) == ("before", 7.0)
+    assert describe(TokenUnavailable("before", 7.0)) == ("before", 7.0, False)
 
 
 @pytest.mark.parametrize(

@@ -153,6 +153,44 @@ def test_doctor_finds_a_directory_that_others_can_enter(runtime_dir: Path) -> No
     assert "chmod 700" in done.stdout
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a directory away")
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("list",),
+        ("stats", "shop"),
+        ("top", "shop"),
+        ("doctor",),
+        ("drain", "shop", "orders"),
+        ("shutdown", "shop"),
+    ],
+)
+def test_no_command_of_root_looks_into_the_directory_of_another_user(
+    runtime_dir: Path, command: tuple[str, ...]
+) -> None:
+    evil = runtime_dir / "shop\x1b]0;owned\x07"
+    evil.mkdir()
+    (evil / "alive.lock").touch()
+    os.chown(runtime_dir, 65534, 65534)
+    try:
+        done = mppool(*command)
+    finally:
+        os.chown(runtime_dir, 0, 0)
+    said = done.stdout + done.stderr
+    assert done.returncode not in (0, 3)
+    assert "MPPOOL_RUNTIME_DIR" in said
+    assert "belongs to user 65534" in said
+    assert "chmod" not in said
+    assert "\x1b" not in said
+
+
+def test_labels_and_names_reach_the_terminal_without_what_it_would_carry_out() -> None:
+    table = Table("title\x1b[2J", ("name",))
+    table.add("label\x1b]0;owned\x07\u202e")
+    assert as_text(table).isprintable() or "\n" in as_text(table)
+    assert not {"\x1b", "\x07", "\u202e"} & set(as_text(table))
+
+
 def test_doctor_finds_a_server_that_was_killed(manager: PoolManager, orders: Pool[Thing]) -> None:
     pid = manager.server_pid
     assert pid is not None

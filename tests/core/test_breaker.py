@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from mppool.core.breaker import FIRST_BACK_OFF_S, PROBE_PATIENCE_S
-from mppool.core.decisions import Grant, Queued, Refuse
-from mppool.core.events import Closed, Declined, Opened, OpenFailed, Reset
+from mppool.core.breaker import FIRST_BACK_OFF_S, MOST_BREAKERS, PROBE_PATIENCE_S, Breakers
+from mppool.core.decisions import Grant, Queued, Reclaim, Refuse
+from mppool.core.events import Closed, Declined, Opened, OpenFailed, Reset, Resize
 from mppool.ids import GrantNumber
 from tests.core.desk import Desk, P, Q, held
 from tests.core.model.parts import POOL
@@ -223,3 +223,69 @@ def test_a_reset_forgets_the_back_off() -> None:
     fail(desk)
     desk.command(Reset(POOL))
     assert isinstance(desk.ask(P), Grant)
+
+
+# --- many of them ------------------------------------------------------------------------------------------
+
+
+class CountedBreakers(Breakers):
+    """Counts how many breakers are looked at one after the other."""
+
+    looked_at = 0
+
+    def items(self) -> object:  # type: ignore[override]
+        for item in list(super().items()):
+            CountedBreakers.looked_at += 1
+            yield item
+
+    def values(self) -> object:  # type: ignore[override]
+        for value in list(super().values()):
+            CountedBreakers.looked_at += 1
+            yield value
+
+
+def test_the_number_of_breakers_is_bounded() -> None:
+    desk = Desk(P, max_size=None)
+    for number in range(MOST_BREAKERS + 50):
+        fail(desk, P, f"k\0bad{number}")
+    assert len(desk.pool.breakers) == MOST_BREAKERS
+    assert breaker(desk, "k\0bad0") is None
+    assert breaker(desk, f"k\0bad{MOST_BREAKERS + 49}") is not None
+
+
+def test_no_event_looks_at_all_breakers() -> None:
+    desk = Desk(P, Q, max_size=None, fail_fast=False)
+    desk.pool.breakers = CountedBreakers(desk.pool.waiting.count_of_key)
+    for number in range(500):
+        fail(desk, P, f"k\0bad{number}")
+    desk.command(Resize(POOL, 1, True, None))
+    number = desk.opened(P)
+    CountedBreakers.looked_at = 0
+    events = 0
+    for _ in range(50):
+        desk.queue(Q)
+        desk.wait(0.01)
+        desk.brings_back(P, number)
+        desk.say(P, Closed(number, "moved"))
+        (grant,) = desk.hears(Q, Grant)
+        desk.say(Q, Opened(grant.number, 0.01))
+        desk.say(Q, Closed(grant.number, "discarded"))
+        number = desk.opened(P)
+        events += 7
+    assert CountedBreakers.looked_at <= 16 * events
+
+
+def test_those_who_wait_for_a_broken_identity_take_nothing_from_others() -> None:
+    """However many wait, and whenever they came: before the breaker opened, or while it was open."""
+    desk = Desk(P, Q, max_size=2, fail_fast=False)
+    fail(desk, P, "bad")
+    held_by_p = [desk.opened(P), desk.opened(P)]
+    for _ in range(3):
+        desk.queue(Q, "bad")
+    desk.forget()
+    desk.wait(0.01)
+    assert not desk.hears(P, Reclaim)  # nobody can use what would come
+    desk.queue(Q)
+    desk.wait(0.15)
+    assert [reclaim.contended for reclaim in desk.hears(P, Reclaim)][:1] == [True]
+    assert held_by_p

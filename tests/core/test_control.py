@@ -2,13 +2,32 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from mppool.core.decisions import Close, Draining, Grant, Keep, Notice, PoolChanged, RecordPool
-from mppool.core.events import Closed, ClosePool, Declare, Drain, Opened, Reset, Resize
+from mppool.core.events import (
+    Closed,
+    ClosePool,
+    Declare,
+    Drain,
+    Opened,
+    Reset,
+    Resize,
+    WantReady,
+)
 from mppool.options import PoolOptions
 from tests.core.desk import Desk, P, Q, R, declared
 from tests.core.model.parts import POOL
+
+
+def written(desk: Desk) -> list[tuple[int | None, int, int, bool]]:
+    """The bounds, the generation and whether it is closed, as they were written down."""
+    return [
+        (record.max_size, record.min_size, record.generation, record.closed)
+        for record in desk.journal
+        if isinstance(record, RecordPool)
+    ]
 
 
 def test_a_reset_is_journalled_and_told_to_everybody() -> None:
@@ -17,7 +36,7 @@ def test_a_reset_is_journalled_and_told_to_everybody() -> None:
     desk.command(Reset(POOL))
     for process in (P, Q):
         assert [c.generation for c in desk.hears(process, PoolChanged)] == [1]
-    assert desk.journal == [RecordPool(POOL, 2, 0, 1, False)]
+    assert written(desk) == [(2, 0, 1, False)]
 
 
 def test_what_was_granted_before_a_reset_is_retired_when_it_comes_back() -> None:
@@ -47,7 +66,7 @@ def test_a_closed_pool_retires_what_comes_back_and_stays_closed() -> None:
     desk.forget()
     desk.command(ClosePool(POOL))
     assert [c.closed for c in desk.hears(P, PoolChanged)] == [True]
-    assert desk.journal == [RecordPool(POOL, 2, 0, 0, True)]
+    assert written(desk) == [(2, 0, 0, True)]
     assert desk.brings_back(P, number) == Close(number, "retired")
     desk.say(P, Closed(number, "retired"))
     desk.command(Resize(POOL, 5, True, None))
@@ -60,9 +79,7 @@ def test_a_resize_is_journalled() -> None:
     desk.command(Resize(POOL, 5, True, 3))
     desk.command(Resize(POOL, None, False, 1))
     desk.command(Resize(POOL, None, True, None))
-    assert desk.journal[-3:][0] == RecordPool(POOL, 5, 3, 0, False)
-    bounds = [(d.max_size, d.min_size) for d in desk.journal if isinstance(d, RecordPool)]
-    assert bounds == [(5, 3), (5, 1), (None, 1)]
+    assert written(desk) == [(5, 3, 0, False), (5, 1, 0, False), (None, 1, 0, False)]
 
 
 def test_after_a_resize_down_nothing_new_is_granted_until_it_fits() -> None:
@@ -128,3 +145,109 @@ def test_an_attach_tells_the_state_of_every_pool() -> None:
     desk.attach(Q)
     (changed,) = desk.hears(Q, PoolChanged)
     assert (changed.generation, changed.closed) == (1, True)
+
+
+# --- a bound that was set --------------------------------------------------------------------------------------------
+
+
+def next_books(desk: Desk) -> Desk:
+    """The next server, with what this one wrote down of its pools."""
+    records = [record for record in desk.journal if isinstance(record, RecordPool)]
+    after = Desk(epoch=desk.books.epoch + 1)
+    after.clock.now = desk.clock() + 1.0
+    after.books.restore(records[-1:], [], set(), after.clock())
+    return after
+
+
+def test_a_bound_that_was_set_outlives_the_server_whichever_declarations_there_are() -> None:
+    """Two declarations that differ in something else, or in the bound itself; both made before it was set."""
+    for newer in (PoolOptions(max_size=6, timeout=20.0), PoolOptions(max_size=9)):
+        for order in ((P, Q), (Q, P)):
+            desk = Desk(P, max_size=6)
+            desk.clock.advance(10.0)
+            desk.attach(Q, options=newer, age=2.0)
+            desk.command(Resize(POOL, 2, True, None))
+            desk.clock.advance(5.0)
+            for _ in range(3):
+                desk = next_books(desk)
+                now = desk.clock()
+                ages = {P: now - 0.0, Q: now - 8.0}
+                for process in order:
+                    options = newer if process == Q else PoolOptions(max_size=6)
+                    desk.attach(process, options=options, age=ages[process])
+                assert desk.pool.max_size == 2
+                desk.command(Reset(POOL))  # something to write down
+
+
+def test_a_declaration_made_after_it_changes_the_bound_that_it_says_otherwise() -> None:
+    desk = Desk(P, max_size=6, min_size=1)
+    desk.clock.advance(1.0)
+    desk.command(Resize(POOL, 2, True, None))
+    desk.clock.advance(1.0)
+    desk.attach(Q, options=PoolOptions(max_size=6, min_size=2, timeout=5.0))
+    assert (desk.pool.max_size, desk.pool.min_size) == (2, 2)
+    desk.clock.advance(1.0)
+    desk.attach(R, options=PoolOptions(max_size=7, min_size=2))
+    assert (desk.pool.max_size, desk.pool.min_size) == (7, 2)
+
+
+def test_what_was_declared_is_known_to_the_next_server_although_nobody_is_left_who_declared_it() -> (
+    None
+):
+    desk = Desk(P, max_size=6)
+    desk.clock.advance(1.0)
+    desk.command(Resize(POOL, 2, True, None))
+    desk = next_books(desk)
+    desk.attach(Q, options=PoolOptions(max_size=6, timeout=3.0))  # born into it
+    assert desk.pool.max_size == 2
+    desk.clock.advance(1.0)
+    desk.attach(R, options=PoolOptions(max_size=3))
+    assert desk.pool.max_size == 3
+
+
+def test_setting_one_bound_is_not_setting_the_other() -> None:
+    desk = Desk(P, max_size=6, min_size=0)
+    desk.clock.advance(10.0)
+    desk.command(Resize(POOL, 2, True, None))
+    desk.attach(Q, options=PoolOptions(max_size=5, min_size=1), age=1.0)
+    assert (desk.pool.max_size, desk.pool.min_size) == (2, 1)
+
+
+# --- closed, and opened again ----------------------------------------------------------------------------------------
+
+
+def test_a_declaration_made_after_the_close_opens_the_pool_again_for_everybody() -> None:
+    desk = Desk(P, max_size=2)
+    desk.clock.advance(1.0)
+    desk.command(ClosePool(POOL))
+    desk.attach(Q, age=1.0)  # made before
+    assert desk.ask(Q).reason == "closed"
+    desk.forget()
+    desk.clock.advance(1.0)
+    desk.attach(R)
+    assert [changed.closed for changed in desk.hears(P, PoolChanged)] == [False]
+    assert written(desk)[-1] == (2, 0, 0, False)
+    assert isinstance(desk.ask(P), Grant)
+
+
+def test_a_declaration_made_before_the_close_does_not_open_it_under_the_next_server_either() -> (
+    None
+):
+    desk = Desk(P, max_size=2)
+    desk.clock.advance(1.0)
+    desk.command(ClosePool(POOL))
+    desk = next_books(desk)
+    desk.attach(P, age=desk.clock())
+    assert desk.ask(P).reason == "closed"
+    desk.clock.advance(1.0)
+    desk.say(P, Declare(declared(desk.options)))
+    assert isinstance(desk.ask(P), Grant)
+
+
+def test_who_has_closed_a_pool_for_itself_opens_nothing_for_min_size() -> None:
+    desk = Desk(P, Q, max_size=4, min_size=2)
+    closed = declared(desk.options)
+    desk.say(P, Declare(msgspec.structs.replace(closed, closed=True)))
+    desk.command(WantReady(POOL))
+    assert not desk.hears(P, Grant)
+    assert len(desk.hears(Q, Grant)) == 2

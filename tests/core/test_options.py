@@ -45,6 +45,8 @@ TABLE: dict[str, tuple[list[Any], list[Any]]] = {
     "hosts": ([1], [*NO_COUNT, None, 4]),
     "fail_fast": ([True, False], [None, 0, 1, "yes"]),
     "track_leaks": ([True, False], [None, 0, 1, "yes"]),
+    "keep": ([True, False], [None, 0, 1, "yes"]),
+    "prefill": ([True, False], [None, 0, 1, "yes"]),
 }
 
 GOOD = [(name, value) for name, (good, _) in TABLE.items() for value in good]
@@ -150,3 +152,8 @@ def test_a_name(name: str) -> None:
 def test_what_is_no_name(name: Any) -> None:
     with pytest.raises(ConfigurationError, match="pool name"):
         checked_name("pool", name)
+
+
+def test_nothing_is_kept_and_a_minimum_exclude_each_other() -> None:
+    with pytest.raises(ConfigurationError, match="keep=False"):
+        checked_options("p", {"min_size": 1, "keep": False})

@@ -41,6 +41,7 @@ class TokenMachine(RuleBasedStateMachine):
     appointed: number of each fetch that the books count on -> (key, process, until when).
     open: fetches whose token has not come, whether the books count on them or not.
     challenges: for which challenge a fetch was ordered. blocked: until when nobody may be appointed.
+    troubles: of a process and key: until when it pauses, and whether its last fetch failed by its own fault.
     """
 
     def __init__(self) -> None:
@@ -53,6 +54,7 @@ class TokenMachine(RuleBasedStateMachine):
         ] = {}
         self.challenges: dict[int, str] = {}
         self.blocked: dict[TokenKey, float] = defaultdict(lambda: -math.inf)
+        self.troubles: dict[tuple[TokenKey, ProcessId], tuple[float, bool]] = {}
         self.given_again: dict[str, float] = {}
         self.appointed: dict[int, tuple[TokenKey, ProcessId, float]] = {}
         self.open: dict[int, tuple[TokenKey, ProcessId]] = {}
@@ -104,10 +106,18 @@ class TokenMachine(RuleBasedStateMachine):
     def appoint(self, fetch: int, key: TokenKey, process: ProcessId, claims: str) -> None:
         now = self.desk.clock()
         assert now >= self.blocked[key], "somebody is appointed before the pause is over"
+        pause, suspect = self.troubles.get((key, process), (-math.inf, False))
+        assert now >= pause, "who has just failed is appointed again"
+        if (key, process) in self.troubles:
+            for (waiter, _), (its_key, *_) in self.waiting.items():
+                better = its_key == key and (key, waiter) not in self.troubles
+                assert not better, "who failed last is appointed while somebody else asks"
         self.challenges[fetch] = claims
-        for other, (its_key, _, until) in list(self.appointed.items()):
+        for other, (its_key, its_process, _) in list(self.appointed.items()):
             if its_key == key:
-                assert until <= now, "two are believed to fetch one key"
+                _, believed_less = self.troubles.get((key, its_process), (0.0, False))
+                assert believed_less, "two are believed to fetch one key"
+                assert not suspect, "two that have failed fetch one key"
                 del self.appointed[other]
         self.appointed[fetch] = (key, process, now + FETCH_PATIENCE_S)
         self.open[fetch] = (key, process)
@@ -160,20 +170,24 @@ class TokenMachine(RuleBasedStateMachine):
         length = life_of(life)
         self.born[text] = (key, self.desk.clock() + length - margin_of(length), fetch)
         self.appointed.pop(fetch, None)
+        self.troubles.pop((key, process), None)
         self.say(process, TokenFetched(fetch, key, issued(text), life, None))
 
     @precondition(lambda self: self.open)
-    @rule(data=st.data(), retry_in=st.sampled_from([0.0, 1.0, 50.0]))
-    def fail(self, data: Any, retry_in: float) -> None:
+    @rule(data=st.data(), retry_in=st.sampled_from([0.0, 1.0, 50.0]), everybody=st.booleans())
+    def fail(self, data: Any, retry_in: float, everybody: bool) -> None:
         fetch = data.draw(st.sampled_from(sorted(self.open)))
         key, process = self.open.pop(fetch)
         if self.desk.books.session_of(process) is None:
             return
         now = self.desk.clock()
-        _, _, until = self.appointed.pop(fetch, (key, process, -math.inf))
-        if until > now and retry_in > 0:
+        appointed = self.appointed.pop(fetch, None)
+        if not everybody or not retry_in:
+            self.troubles.pop((key, process), None)
+            self.troubles[key, process] = (now + retry_in, retry_in > 0)
+        elif appointed is not None:
             self.blocked[key] = now + retry_in
-        self.say(process, TokenFailed(fetch, key, "no", retry_in))
+        self.say(process, TokenFailed(fetch, key, "no", retry_in, everybody))
 
     @rule(process=st.sampled_from(PROCESSES), dies=st.booleans())
     def go(self, process: ProcessId, dies: bool) -> None:
@@ -213,9 +227,19 @@ class TokenMachine(RuleBasedStateMachine):
             if at is None or at > end:
                 break
             self.desk.clock.advance(max(0.0, at - self.desk.clock()))
+            self.lose_patience()
             self.desk.note(self.desk.books.tick(self.desk.clock()))
             self.hear()
         self.desk.clock.advance(end - self.desk.clock())
+
+    def lose_patience(self) -> None:
+        """Fetches that take too long are the trouble of their process."""
+        now = self.desk.clock()
+        for fetch, (key, process, until) in list(self.appointed.items()):
+            if until <= now:
+                del self.appointed[fetch]
+                self.troubles.pop((key, process), None)
+                self.troubles[key, process] = (now, True)
 
     @invariant()
     def nobody_waits_beyond_his_timeout(self) -> None:
@@ -230,3 +254,76 @@ class TokenMachine(RuleBasedStateMachine):
 
 TokenMachine.TestCase.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
 test_whatever_happens = TokenMachine.TestCase
+
+
+MANY = [ProcessId(pid, 1) for pid in range(1, 7)]
+GOOD = MANY[-1]
+
+
+class OneGoodCredentialMachine(RuleBasedStateMachine):
+    """Of six processes one has a good credential. Whatever the others do, it gets a token within one fetch.
+
+    fetching: by number: the process, when it will be done. failed: processes that have failed already.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.desk = Desk(*MANY)
+        self.tickets = itertools.count(1)
+        self.fetching: dict[int, tuple[ProcessId, float]] = {}
+        self.failed: set[ProcessId] = set()
+
+    @rule(
+        process=st.sampled_from([*MANY, GOOD, GOOD]),
+        takes=st.sampled_from([0.0, 0.3, 4.0, 29.0]),
+    )
+    def ask(self, process: ProcessId, takes: float) -> None:
+        self.desk.say(process, WantToken(KEY, Ticket(next(self.tickets)), 1000.0))
+        self.hear(takes)
+
+    def hear(self, takes: float) -> None:
+        told, self.desk.told = self.desk.told, {}
+        for process, decisions in told.items():
+            for decision in decisions:
+                number = getattr(decision, "fetch", 0) or getattr(decision, "duty", 0)
+                if number:
+                    self.fetching[number] = (process, self.desk.clock() + takes)
+                refused = process == GOOD and isinstance(decision, TokenRefused)
+                assert not refused, "somebody else's failure"
+
+    @rule(seconds=st.sampled_from([0.2, 1.0, 5.0, 40.0]), takes=st.sampled_from([0.0, 0.3, 29.0]))
+    def time_passes(self, seconds: float, takes: float) -> None:
+        """What is being fetched comes, or does not."""
+        end = self.desk.clock() + seconds
+        while due := [(at, fetch) for fetch, (_, at) in self.fetching.items() if at <= end]:
+            at, fetch = min(due)
+            process, _ = self.fetching.pop(fetch)
+            self.desk.clock.advance(max(0.0, at - self.desk.clock()))
+            self.desk.note(self.desk.books.tick(self.desk.clock()))
+            if process == GOOD:
+                self.desk.say(
+                    process, TokenFetched(fetch, KEY, issued(f"token {fetch}"), 20.0, None)
+                )
+            else:
+                self.failed.add(process)
+                self.desk.say(
+                    process, TokenFailed(fetch, KEY, "my secret is old", 5.0, everybody=False)
+                )
+            self.hear(takes)
+        self.desk.clock.advance(end - self.desk.clock())
+        self.desk.note(self.desk.books.tick(self.desk.clock()))
+        self.hear(takes)
+
+    @invariant()
+    def the_good_one_waits_only_for_itself_or_for_who_has_not_failed_yet(self) -> None:
+        entry = self.desk.books.tokens._entries.get(KEY)
+        if entry is None or not any(process == GOOD for process, _ in entry.queue):
+            return
+        assert entry.fetch is not None
+        assert entry.fetch.process == GOOD or entry.fetch.process not in self.failed
+
+
+OneGoodCredentialMachine.TestCase.settings = settings(
+    max_examples=100, stateful_step_count=40, deadline=None
+)
+test_one_good_credential = OneGoodCredentialMachine.TestCase

@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +14,7 @@ from mppool import PoolManager
 from mppool.errors import ConfigurationError
 from mppool.odbc import driver_manager
 from tests.helpers import component_is_missing
+from tests.integrations import mariadb as maria
 from tests.integrations.postgresql import Database, Postgresql, what_is_missing
 from tests.sharing import shared
 from tests.tds.fixtures import microsoft_driver, tds
@@ -57,6 +59,16 @@ def postgresql_server(odbc_drivers: list[str], mppool_manager: PoolManager) -> I
         server = Postgresql(address["port"])
         yield server
         server.disconnect()
+
+
+@pytest.fixture(scope="session")
+def mariadb_server(mppool_manager: PoolManager) -> Iterator[dict[str, Any]]:
+    """A MariaDB server that all xdist workers of this run share: port, user, password."""
+    missing = maria.what_is_missing()
+    if missing:
+        component_is_missing(missing)
+    with shared(mppool_manager, "mariadb") as address:
+        yield address
 
 
 @pytest.fixture

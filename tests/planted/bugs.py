@@ -100,15 +100,14 @@ BUGS = [
     Bug(
         "end-of-call-forgets-to-ask",
         "core/books.py",
-        "        self._ask_about(process, event, now)\n",
+        "        self._ask_about(process, event)\n",
         "",
         "a grant that nobody has read keeps its slot for ever",
     ),
     Bug(
         "end-of-call-keeps-waiter",
         "core/books.py",
-        "        for pool in self.pools.values():\n            pool.abandon(process, event.ticket, now)\n"
-        "        self.tokens.call_ended",
+        "        self._abandon(process, event.ticket, now)\n        self.tokens.call_ended",
         "        self.tokens.call_ended",
         "a slot is granted to a call that has ended",
     ),
@@ -181,8 +180,8 @@ BUGS = [
     ),
     Bug(
         "resize-forgotten",
-        "core/books.py",
-        "            pool.max_size, pool.min_size = record.max_size, record.min_size\n",
+        "core/pool.py",
+        "        self.max_size, self.min_size = record.max_size, record.min_size\n",
         "",
         "a resize does not survive the server",
     ),
@@ -423,9 +422,9 @@ BUGS = [
     # --- declarations, numbers ----------------------------------------------------------------------------
     Bug(
         "oldest-wins",
-        "core/pool.py",
-        "if declared_at <= self.declared_at:",
-        "if declared_at > self.declared_at:",
+        "core/declarations.py",
+        "if made_at <= self.declared_at:",
+        "if made_at > self.declared_at:",
         "a rolling restart goes back to the old bounds",
     ),
     Bug(

@@ -203,13 +203,40 @@ def test_a_removed_file_is_put_back_whole(path: Path) -> None:
     assert {slot.number for slot in reopened(path).slots} == {1, 2, 3}
 
 
-def test_it_removes_only_its_own_file(path: Path) -> None:
+def test_it_clears_only_its_own_file(path: Path) -> None:
     journal = Journal(path)
     path.unlink()
     path.write_bytes(b"another server's")
-    journal.remove()
-    assert path.exists()
+    journal.clear()
+    assert path.read_bytes() == b"another server's"
     journal.close()
+
+
+def blocks_of(path: Path) -> int:
+    return path.stat().st_blocks
+
+
+@pytest.mark.parametrize("end", ["cleared", "another boot", "damaged"])
+def test_what_is_forgotten_keeps_its_blocks(path: Path, end: str) -> None:
+    journal = Journal(path, boot="a", pid_namespace=1)
+    for number in range(1, 100):
+        journal.write(record(number))
+    if end == "cleared":
+        journal.clear()
+    journal.close()
+    if end == "damaged":
+        with path.open("r+b") as file:
+            file.write(b"damaged")
+    before = blocks_of(path)
+    after = Journal(path, boot="b" if end == "another boot" else "a", pid_namespace=1)
+    assert after.slots == []
+    assert after.header.capacity >= GROWTH_RECORDS
+    assert blocks_of(path) == before
+    for number in range(1, GROWTH_RECORDS + 1):
+        after.write(record(number))
+    assert blocks_of(path) == before
+    after.close()
+    assert len(Journal(path, boot=after.header.boot, pid_namespace=1).slots) == GROWTH_RECORDS
 
 
 def test_a_symbolic_link_is_not_followed(path: Path) -> None:

@@ -21,7 +21,7 @@ import pytest
 
 from mppool.errors import ConfigurationError, ServerUnavailable
 from mppool.ids import own_process
-from mppool.server import launch
+from mppool.server import interpreter, launch
 from mppool.server.loop import Server
 from mppool.server.runtime import Address, ManagerPaths, manager_paths, read_address
 from mppool.wire.messages import Done, Leave, Welcome
@@ -52,7 +52,7 @@ def test_twelve_unrelated_processes_that_start_at_once_agree_on_one_server(
 ) -> None:
     code = f"""
 import sys, time
-from mppool.server import launch
+from mppool.server import interpreter, launch
 from mppool.server.runtime import manager_paths
 from tests.server.clients import Client
 sys.stdin.readline()
@@ -329,11 +329,96 @@ def test_an_interpreter_that_is_none_is_said(
         launch.find_or_start(paths, linger=1, deadline=soon())
 
 
+@pytest.mark.parametrize(
+    ("pretend", "why"),
+    [
+        ("sys.frozen = True", "frozen program"),
+        ("sys._MEIPASS = '/tmp/_MEI1'", "frozen program"),
+        ("sys.modules['__main__'].__compiled__ = ()", "frozen program"),
+        ("sys.executable = ''", "sys.executable is empty"),
+        ("sys.executable = None", "sys.executable is empty"),
+        ("sys.executable = '/usr/bin/uwsgi-core'", "/usr/bin/uwsgi-core, which is no Python"),
+        ("sys.modules['uwsgi'] = sys", "it runs in uwsgi"),
+        ("os.environ['MPPOOL_STARTED_AS_SERVER'] = '1'", "itself started as a server"),
+    ],
+)
+def test_what_is_no_interpreter_is_never_started_as_a_server(
+    runtime_dir: Path, pretend: str, why: str
+) -> None:
+    code = f"""
+import os, sys, time
+from mppool import ConfigurationError, PoolManager
+{pretend}
+pool = PoolManager("shop").pool("orders", object)
+begin = time.monotonic()
+try:
+    pool.checkout(timeout=20)
+except ConfigurationError as error:
+    assert time.monotonic() - begin < 10
+    print(error)
+"""
+    said = run_python(code).stdout
+    assert why in said
+    assert "Set $MPPOOL_PYTHON to a Python 3" in said
+
+
+def test_a_program_that_is_started_as_a_server_after_all_starts_no_other(
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program, starts = tmp_path / "application", tmp_path / "starts"
+    code = (
+        "from mppool import PoolManager; PoolManager('shop').pool('p', object).checkout(timeout=9)"
+    )
+    program.write_text(f"""#!/bin/sh
+echo start >> {starts}
+PYTHONPATH={ROOT} exec {sys.executable} -c "{code}"
+""")
+    program.chmod(0o755)
+    monkeypatch.setenv("MPPOOL_PYTHON", str(program))
+    with pytest.raises(ServerUnavailable, match="itself started as a server"):
+        launch.find_or_start(manager_paths("shop"), linger=1, deadline=soon())
+    assert starts.read_text() == "start\n"
+
+
+def test_a_frozen_program_has_its_server_from_another_interpreter(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "frozen", True, raising=False)
+    monkeypatch.setenv("MPPOOL_PYTHON", sys.executable)
+    monkeypatch.setenv("LD_LIBRARY_PATH", "/tmp/_MEI1")
+    assert "LD_LIBRARY_PATH" not in interpreter.environment()
+    monkeypatch.setenv("LD_LIBRARY_PATH_ORIG", "/opt/lib")
+    assert interpreter.environment()["LD_LIBRARY_PATH"] == "/opt/lib"
+    paths = manager_paths("shop")
+    launch.find_or_start(paths, linger=0.1, deadline=soon()).close()
+    command = Path(f"/proc/{launch.server_pid(paths)}/cmdline").read_bytes().split(b"\0")
+    assert b"-I" in command
+    assert b"-S" not in command
+
+
+def test_nothing_of_the_server_reaches_a_core_file(paths: ManagerPaths) -> None:
+    client = Client(paths, start=True)
+    pid = launch.server_pid(paths)
+    assert pid is not None
+    limits = Path(f"/proc/{pid}/limits").read_text().split("Max core file size")[1].split()
+    assert limits[0] == "0"
+    assert int(process_status(pid)["SigIgn"], 16) & 1 << signal.SIGQUIT - 1
+    # Its files in /proc are root's where a process is not dumpable, whoever runs it.
+    read_dumpable = """
+import ctypes, os
+from mppool.server.__main__ import _settle_in
+_settle_in()
+print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
+"""
+    assert run_python(read_dumpable).stdout == "0\n"
+    client.close()
+
+
 def test_it_starts_where_only_pythonpath_leads_to_mppool(runtime_dir: Path, tmp_path: Path) -> None:
     (tmp_path / "selectors.py").write_text("raise RuntimeError('shadowed')")
     code = """
 import time
-from mppool.server import launch
+from mppool.server import interpreter, launch
 from mppool.server.runtime import manager_paths
 launch.find_or_start(manager_paths("shop"), linger=0.1, deadline=time.monotonic() + 20).close()
 """
@@ -388,7 +473,7 @@ def test_ctrl_c_and_hangup_do_not_end_it_and_term_does(paths: ManagerPaths) -> N
     wait_until(lambda: not is_alive(pid), "the end of the server")
     member.close()
     left = {path.name for path in paths.directory.iterdir()}
-    assert left == {"alive.lock", "start.lock", "members"}
+    assert left == {"alive.lock", "start.lock", "members", "journal", "address.spare"}
     assert list(paths.runtime_dir.iterdir()) == [paths.directory]
 
 

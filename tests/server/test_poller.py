@@ -105,3 +105,9 @@ def test_nobody_is_waited_for_awake_after_a_long_sleep_or_on_a_single_cpu(
         assert poller.at_once() == []
         assert monotonic() - began < 100
         poller.close()
+
+
+def test_what_was_never_registered_is_unregistered_without_a_word(
+    poller: Poller[str], pairs: Pairs
+) -> None:
+    poller.unregister(pairs[0][1].fileno())

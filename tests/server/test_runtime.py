@@ -7,13 +7,23 @@ import socket
 import time
 from pathlib import Path
 
+import msgspec
 import pytest
 
+from mppool import PoolManager
 from mppool.errors import ConfigurationError
+from mppool.ids import own_process
 from mppool.server import launch
 from mppool.server.loop import Server
-from mppool.server.runtime import SUN_PATH_BYTES, manager_paths
+from mppool.server.runtime import (
+    SUN_PATH_BYTES,
+    Address,
+    ManagerPaths,
+    manager_paths,
+    read_address,
+)
 from tests.helpers import Fork
+from tests.server.clients import Background
 
 
 def test_the_argument_goes_before_the_variable_and_that_before_the_default(
@@ -76,6 +86,83 @@ def test_a_directory_that_others_can_enter_is_refused(runtime_dir: Path) -> None
             manager_paths("shop", runtime_dir), linger=1, deadline=time.monotonic()
         )
     runtime_dir.chmod(0o700)
+
+
+def test_nobody_is_told_to_close_a_directory_that_others_use_as_well(runtime_dir: Path) -> None:
+    shared = runtime_dir / "run"
+    shared.mkdir()
+    (shared / "somebody.sock").touch()
+    shared.chmod(0o1777)
+    with pytest.raises(ConfigurationError, match="own, such as") as refused:
+        manager_paths("shop", shared).prepare()
+    assert "chmod" not in str(refused.value)
+    assert "MPPOOL_RUNTIME_DIR" in str(refused.value)
+
+
+def test_a_directory_that_anybody_may_take_away_is_refused(runtime_dir: Path) -> None:
+    open_to_all = runtime_dir / "open"
+    open_to_all.mkdir()
+    open_to_all.chmod(0o777)
+    with pytest.raises(ConfigurationError, match=r"anybody may remove it.*open is 0777"):
+        manager_paths("shop", open_to_all / "own").prepare()
+
+
+@pytest.mark.parametrize("mask", [0, 0o022])
+def test_directories_above_are_made_private_as_well(runtime_dir: Path, mask: int) -> None:
+    before = os.umask(mask)
+    try:
+        manager_paths("shop", runtime_dir / "a" / "b" / "c").prepare()
+    finally:
+        os.umask(before)
+    for made in ("a", "a/b", "a/b/c"):
+        assert (runtime_dir / made).stat().st_mode & 0o777 == 0o700
+
+
+def test_a_relative_directory_is_absolute_once_it_is_named(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (runtime_dir / "here").mkdir()
+    monkeypatch.setenv("MPPOOL_RUNTIME_DIR", "r")
+    monkeypatch.chdir(runtime_dir)
+    first = PoolManager("shop")
+    monkeypatch.chdir(runtime_dir / "here")  # as daemons do
+    assert first.directory == PoolManager("shop").directory == runtime_dir / "r" / "shop"
+    assert os.environ["MPPOOL_RUNTIME_DIR"] == str(runtime_dir / "r")  # what its children get
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can give a file away")
+@pytest.mark.parametrize("whose", ["runtime_dir", "directory", "address"])
+def test_root_follows_no_address_of_another_user(paths: ManagerPaths, whose: str) -> None:
+    Background(paths)
+    launch.server_is_there(paths)
+    os.chown(getattr(paths, whose), 65534, 65534)
+    try:
+        with pytest.raises(ConfigurationError, match=r"MPPOOL_RUNTIME_DIR") as refused:
+            launch.connect(paths)
+        with pytest.raises(ConfigurationError):
+            launch.server_pid(paths)
+    finally:
+        os.chown(getattr(paths, whose), 0, 0)
+    assert "chmod" not in str(refused.value)
+
+
+@pytest.mark.parametrize("socket_name", ["../s", "/tmp/s", "", "s-\x1b[31m", "x" * 5000])
+def test_an_address_that_leads_elsewhere_is_not_followed(
+    paths: ManagerPaths, socket_name: str
+) -> None:
+    paths.prepare()
+    address = Address(own_process(), 1, socket_name, "1")
+    paths.address.write_bytes(msgspec.json.encode(address))
+    assert read_address(paths) is None
+
+
+def test_what_is_no_file_at_the_place_of_the_address_is_refused_and_not_waited_for(
+    paths: ManagerPaths,
+) -> None:
+    paths.prepare()
+    os.mkfifo(paths.address)
+    with pytest.raises(ConfigurationError, match="is not a file of user"):
+        read_address(paths)
 
 
 def test_a_symbolic_link_is_refused(runtime_dir: Path) -> None:

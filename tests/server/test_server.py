@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
 import resource
 import signal
 import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -28,8 +31,11 @@ from mppool.core.events import (
 from mppool.ids import GrantNumber, ProcessId, Session, Ticket, own_process
 from mppool.options import PoolOptions
 from mppool.server import journal as journal_module
-from mppool.server import loop
+from mppool.server import launch, loop
+from mppool.server.connection import Connection
+from mppool.server.journal import HEADER_BYTES
 from mppool.server.loop import Server
+from mppool.server.poller import Poller
 from mppool.server.runtime import ManagerPaths
 from mppool.wire.framing import encode, process_side_reader
 from mppool.wire.messages import (
@@ -438,6 +444,76 @@ def test_running_out_of_descriptors_delays_but_does_not_end(paths: ManagerPaths)
                 end.close()
 
 
+def holds_nothing(paths: ManagerPaths) -> bool:
+    """Whether the journal names no slot and no pool: behind its header there is nothing."""
+    return not any(paths.journal.read_bytes()[HEADER_BYTES:])
+
+
+def fail_epoll_once(monkeypatch: pytest.MonkeyPatch, what: str, kind: type | None) -> list[int]:
+    """The next epoll_ctl of this sort fails, as where fs.epoll.max_user_watches is reached."""
+    real = getattr(Poller, what)
+    failed: list[int] = []
+
+    def failing(self: Poller[Any], descriptor: int, *arguments: Any) -> None:
+        fits = kind is None or isinstance(arguments[0], kind)
+        if fits and not failed:
+            failed.append(descriptor)
+            raise OSError(errno.ENOSPC, "No space left on device")
+        real(self, descriptor, *arguments)
+
+    monkeypatch.setattr(Poller, what, failing)
+    return failed
+
+
+def test_a_connection_that_cannot_be_heard_is_refused_and_the_others_are_served(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "HANDSHAKE_S", 0.1)
+    Background(paths)
+    failed = fail_epoll_once(monkeypatch, "register", Connection)
+    refused = Client(paths)
+    answer = refused.hear()
+    assert isinstance(answer, Rejected)
+    assert answer.reason == "capacity"
+    assert "No space left" in answer.text
+    assert refused.is_closed()
+    assert failed
+    with Member(paths) as member:
+        assert isinstance(member.checkout(), Grant)
+
+
+def test_a_process_that_cannot_be_watched_is_refused_and_the_others_are_served(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Background(paths)
+    errand = Client(paths)
+    welcome = errand.hello("errand")
+    assert isinstance(welcome, Welcome)
+    fail_epoll_once(monkeypatch, "register", type(lambda: None))
+    errand.send(Attach("test", [], []))
+    assert isinstance(failed := errand.hear(), Failed)
+    assert "cannot watch this process" in failed.text
+    assert errand.is_closed()
+    with Member(paths) as member:  # the same process, once there is room again
+        assert isinstance(member.checkout(), Grant)
+
+
+def test_a_connection_that_cannot_be_written_to_later_is_dropped_alone(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    Background(paths)
+    deaf = Client(paths)
+    assert isinstance(deaf.hello("control"), Welcome)
+    failed = fail_epoll_once(monkeypatch, "modify", None)
+    frame = encode(WantStats())
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        while not failed:  # answers pile up, for nobody reads them
+            deaf.socket.sendall(frame * 64)
+    assert failed
+    with Member(paths) as member:
+        assert isinstance(member.checkout(), Grant)
+
+
 def test_a_failure_of_ours_ends_one_connection(
     paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -527,7 +603,7 @@ def test_it_leaves_when_nobody_has_needed_it_for_the_longest_linger(paths: Manag
     begin = time.monotonic()
     background.join()
     assert 0.2 < time.monotonic() - begin < 2.0
-    assert not paths.journal.exists()
+    assert holds_nothing(paths)
     assert not paths.address.exists()
 
 
@@ -558,10 +634,10 @@ def test_it_does_not_linger_out_while_a_living_process_holds_slots(paths: Manage
     for _ in range(3):  # several lingers pass
         seen = background.server._idle_since
         wait_until(lambda seen=seen: background.server._idle_since != seen, "a look at who is left")
-    assert paths.journal.exists()
+    assert not holds_nothing(paths)
     child.kill()
     background.join()
-    assert not paths.journal.exists()
+    assert holds_nothing(paths)
 
 
 def test_an_orderly_leave_says_goodbye_and_leaves_nothing(paths: ManagerPaths) -> None:
@@ -573,7 +649,9 @@ def test_an_orderly_leave_says_goodbye_and_leaves_nothing(paths: ManagerPaths) -
     assert isinstance(member.errand.hear_a(Goodbye), Goodbye)
     background.join()
     assert member.errand.is_closed()
-    assert {path.name for path in paths.directory.iterdir()} == {"alive.lock", "members"}
+    left = {path.name for path in paths.directory.iterdir()}
+    assert left == {"alive.lock", "members", "journal", "address.spare"}
+    assert holds_nothing(paths)
     assert list(paths.members.iterdir()) == []
     member.close()
 
@@ -587,7 +665,7 @@ def test_what_is_closed_at_the_goodbye_is_still_written_down(paths: ManagerPaths
     member.errand.hear_a(Goodbye)
     member.errand.send(Closed(grant.number, "drained"))
     background.join()
-    assert not paths.journal.exists()
+    assert holds_nothing(paths)
     member.close()
 
 
@@ -609,7 +687,7 @@ def test_the_journal_stays_while_a_living_process_holds_slots(paths: ManagerPath
     assert isinstance(grant, Grant)
     background.server.leave()
     background.join()
-    assert paths.journal.exists()
+    assert not holds_nothing(paths)
     assert _member_files(paths) == {f"{own_process().pid}-{own_process().birth}"}
     member.close()
 
@@ -684,6 +762,37 @@ def test_where_another_server_took_the_place_the_old_one_leaves(
     member.close()
 
 
+def test_the_address_is_replaced_by_files_that_have_their_blocks(
+    paths: ManagerPaths,
+) -> None:
+    def files() -> set[int]:
+        return {path.stat().st_ino for path in paths.directory.glob("address*")}
+
+    with Background(paths):
+        pass
+    kept = files()
+    assert len(kept) == 1
+    for _ in range(3):
+        with Background(paths) as background:
+            background._rendezvous.publish()
+            assert kept <= files()
+            assert launch.server_pid(paths) == os.getpid()
+            used = files()
+        kept = files()
+        assert len(kept) == 1
+        assert kept <= used
+
+
+def test_a_spare_address_is_found_again_after_a_kill_in_between(paths: ManagerPaths) -> None:
+    with Background(paths) as background:
+        spare = paths.directory / "address.spare"
+        spare.replace(paths.directory / "address.before")
+        background._rendezvous.publish()
+        assert launch.server_pid(paths) == os.getpid()
+        assert spare.exists()
+        assert not (paths.directory / "address.before").exists()
+
+
 def test_numbers_and_sessions_are_never_given_twice(paths: ManagerPaths) -> None:
     seen: set[int] = set()
     sessions: set[int] = set()
@@ -709,5 +818,5 @@ def test_ctrl_c_ends_a_server_in_the_foreground(paths: ManagerPaths) -> None:
     client = Client(paths)
     assert isinstance(client.hello("control"), Welcome)
     os.kill(child.pid, signal.SIGINT)
-    assert child.result() == ["alive.lock", "journal", "members"]
+    assert child.result() == ["address.spare", "alive.lock", "journal", "members"]
     assert client.is_closed()

@@ -23,7 +23,10 @@ _SKIPPED |= {
     "_heads",
 }
 _SKIPPED |= {"_table", "_timely", "_timely_wanted", "_wanted"}
-_SKIPPED |= {"_of_process", "_of_key", "_by_ticket", "_groups"}
+_SKIPPED |= {"_of_process", "_of_key", "_by_ticket", "by_ticket", "_groups"}
+_SKIPPED |= {"_ends", "_retries", "_states", "_shut", "_kept_out", "_waiting_for", "noted"}
+_SKIPPED |= {"deadline", "_deadlines", "_touched", "_known_in", "_anywhere", "_owner"}
+_SKIPPED |= {"set_at", "declared_at", "closed_at"}
 # Derived from the slots (`check_tables` compares them with a recount).
 _SKIPPED |= {"by_key", "_by_both", "_by_state", "_open_by_key", "_closing_of"}
 _SKIPPED |= {"_closing_by_key"}

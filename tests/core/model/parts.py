@@ -13,9 +13,8 @@ POOL = "pool"
 
 
 def declaration(options: PoolOptions, age: float = 0.0, pool: str = POOL) -> Declaration:
-    """A declaration of the pool. (`key` is a field of a later step of the protocol.)"""
-    fields: dict[str, Any] = {"pool": pool, "options": options, "key": "k", "age": age}
-    return Declaration(**{name: fields[name] for name in Declaration.__struct_fields__})
+    """A declaration of the pool."""
+    return Declaration(pool, options, age, "k")
 
 
 class Rules:

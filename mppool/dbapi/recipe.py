@@ -1,0 +1,216 @@
+"""DbApiRecipe: how a connection of any PEP 249 driver is opened, given back clean, checked and closed."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import struct
+from collections.abc import Callable, Mapping
+from types import ModuleType
+from typing import Any
+
+from mppool.dbapi import autocommit as mode
+from mppool.dbapi.secrets import scrubbed, secrets_in, without
+from mppool.dbapi.sessions import is_closed, is_dead, module_of
+from mppool.errors import ConfigurationError
+from mppool.recipe import Opening, Recipe
+
+logger = logging.getLogger("mppool.dbapi")
+
+# Not a secret: it keeps the hash of the arguments from being the plain hash of the same text elsewhere.
+_FINGERPRINT_KEY = b"mppool.dbapi.DbApiRecipe 1"
+
+
+class DbApiRecipe(Recipe[Any]):
+    """Opens connections with the `connect` function of any driver that follows PEP 249.
+
+    connect: the driver's function, such as `psycopg.connect`, `pymysql.connect`, `sqlite3.connect`.
+    args, kwargs: what it is called with.
+    check_query: what `check` executes.
+    autocommit: mode of a fresh connection, and again after each lease; None: the one that `connect` gives.
+    module: the driver, where it cannot be told from `connect` (a function of the application's own).
+
+    On release an open transaction is rolled back and the autocommit mode is put back. Other settings of the
+    session (`SET`, temporary tables) stay: override `reset`, call this one, and undo them.
+
+    Connections go from thread to thread, one at a time, so `check_same_thread` of sqlite3 is False unless
+    it is given. Raises ConfigurationError for what can be seen at once to be unusable. Opening raises the
+    driver's error with secrets taken out. Secrets are not in `repr`; a pickled recipe holds them.
+    """
+
+    def __init__(
+        self,
+        connect: Callable[..., Any],
+        *args: Any,
+        check_query: str = "SELECT 1",
+        autocommit: bool | None = None,
+        module: ModuleType | None = None,
+        **kwargs: Any,
+    ) -> None:
+        if not callable(connect):
+            raise ConfigurationError(
+                f"connect is {type(connect).__name__}; give the driver's function, such as sqlite3.connect"
+            )
+        if autocommit is not None and not isinstance(autocommit, bool):
+            raise ConfigurationError(
+                f"autocommit is {autocommit!r}; allowed are True, False and None"
+            )
+        if not isinstance(check_query, str) or not check_query.strip():
+            raise ConfigurationError(
+                f"check_query is {check_query!r}; give a statement, such as 'SELECT 1'"
+            )
+        found = module or module_of(connect)
+        if found is None:
+            raise ConfigurationError(
+                f"no PEP 249 module is known for {connect!r:.80}; give it: DbApiRecipe(..., module=psycopg)"
+            )
+        if not isinstance(getattr(found, "Error", None), type):
+            raise ConfigurationError(
+                f"module={found.__name__} is no PEP 249 module: it has no Error"
+            )
+        if found.__name__ == "sqlite3":
+            kwargs.setdefault("check_same_thread", False)
+        self._connect = connect
+        self._args, self._kwargs = args, kwargs
+        self._check_query = check_query
+        self._autocommit = autocommit
+        self._mode: Any = autocommit
+        self._secrets = secrets_in(args, kwargs)
+        # By name: modules do not pickle.
+        self._module_name = found.__name__
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self._module_name}, {', '.join(sorted(self._kwargs))})"
+
+    @property
+    def module(self) -> ModuleType:
+        """The driver."""
+        import importlib
+
+        return importlib.import_module(self._module_name)
+
+    def open(self, opening: Opening) -> Any:
+        """Connect. Raises the driver's error without secrets."""
+        try:
+            connection = self.connect(opening)
+        except Exception as error:
+            failure = scrubbed(error, self._secrets)
+            if failure is error:
+                raise
+        else:
+            self._take_mode(connection)
+            return connection
+        # Outside of the handler: in it the original, with all its text, would be this one's __context__.
+        raise failure
+
+    def connect(self, opening: Opening) -> Any:
+        """Call the driver's function. For recipes that add to its arguments at each opening."""
+        return self._connect(*self._args, **self._kwargs)
+
+    def reset(self, connection: Any) -> None:
+        """Roll back, and put the autocommit mode back.
+
+        Raises the driver's error if that fails, ConnectionError if it does because the session is dead.
+        """
+        try:
+            # Before autocommit is touched: turning it on commits.
+            connection.rollback()
+            if mode.read(connection) != self._mode:
+                mode.write(connection, self._mode)
+        except self.module.Error as error:
+            self._raise_if_dead(error, connection)
+            raise
+
+    def check(self, connection: Any) -> bool:
+        """True if the check query can be executed.
+
+        An error of the query itself says nothing about the connection, and is raised. ConnectionError if the
+        session is dead: whatever ended it has likely ended the others too, so the pool replaces all of them.
+        """
+        module = self.module
+        try:
+            cursor = connection.cursor()
+            try:
+                cursor.execute(self._check_query)
+                if cursor.description is not None:
+                    cursor.fetchall()
+            finally:
+                cursor.close()
+            # Else the check itself would leave a transaction open, for as long as the connection is idle.
+            connection.rollback()
+        except module.Error as error:
+            self._raise_if_dead(error, connection)
+            if isinstance(error, (module.ProgrammingError, module.NotSupportedError)):
+                raise
+            logger.info(
+                "%s does not answer: %s",
+                self.describe(connection),
+                without(str(error), self._secrets),
+            )
+            return False
+        return True
+
+    def cancel(self, connection: Any) -> bool:
+        """Have the statement that runs in another thread end with an error; False where the driver cannot.
+
+        Its user sees the driver's own error; the connection stays usable.
+        """
+        for name in ("cancel_safe", "cancel", "interrupt"):  # psycopg; psycopg2, oracledb; sqlite3
+            call = getattr(connection, name, None)
+            if callable(call):
+                call()
+                return True
+        return False
+
+    def close(self, connection: Any) -> None:
+        """Close the connection, unless that has happened already."""
+        if is_closed(connection):
+            return
+        try:
+            connection.close()
+        except self.module.Error as error:
+            if not is_dead(error, connection):
+                raise
+            logger.debug("%s had ended already", self.describe(connection), exc_info=True)
+
+    def describe(self, connection: Any) -> str:
+        """The driver, and what the arguments name: host, port, database."""
+        wanted = ("host", "server", "port", "dbname", "database", "db")
+        named = [str(self._kwargs[name]) for name in wanted if self._kwargs.get(name)]
+        return " ".join((self._module_name, *named))
+
+    def fingerprint(self) -> str:
+        """A keyed hash of the function and of its arguments."""
+        digest = hashlib.blake2b(key=_FINGERPRINT_KEY, digest_size=16)
+        function = getattr(self._connect, "__qualname__", type(self._connect).__qualname__)
+        named = [f"{name}={shown(self._kwargs[name])}" for name in sorted(self._kwargs)]
+        for part in (self._module_name, function, *map(shown, self._args), *named, *self.opens()):
+            encoded = part.encode("utf-8", errors="surrogatepass")
+            digest.update(struct.pack("<Q", len(encoded)) + encoded)
+        return f"dbapi:{digest.hexdigest()}"
+
+    def opens(self) -> list[str]:
+        """What else tells apart what is opened; only ever hashed. For recipes with arguments of their own."""
+        return []
+
+    def _take_mode(self, connection: Any) -> None:
+        if self._autocommit is not None and mode.read(connection) != self._autocommit:
+            mode.write(connection, self._autocommit)
+        self._mode = mode.read(connection)  # that of all: they are opened alike
+
+    def _raise_if_dead(self, error: Exception, connection: Any) -> None:
+        if is_dead(error, connection):
+            raise ConnectionError(without(str(error), self._secrets)) from None
+
+
+def shown(value: object) -> str:
+    """An argument as a text that is equal in all processes. Only ever hashed: it may be a secret."""
+    if value is None or isinstance(value, str | bytes | int | float):
+        return repr(value)
+    if isinstance(value, Mapping):
+        items = sorted((str(key), shown(item)) for key, item in value.items())
+        return f"{{{','.join(f'{key}:{item}' for key, item in items)}}}"
+    if isinstance(value, list | tuple):
+        return f"[{','.join(map(shown, value))}]"
+    named = value if hasattr(value, "__qualname__") else type(value)
+    return f"{named.__module__}:{named.__qualname__}"

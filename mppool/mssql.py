@@ -1,0 +1,181 @@
+"""MssqlRecipe: SQL Server and Azure SQL through Microsoft's driver for Python, mssql-python."""
+
+from __future__ import annotations
+
+import logging
+import math
+from types import ModuleType
+from typing import Any
+
+from mppool.dbapi.recipe import DbApiRecipe
+from mppool.errors import ConfigurationError
+from mppool.odbc import connection_string as grammar
+from mppool.odbc.attributes import (
+    ACCESS_TOKEN,
+    AttributeSource,
+    asked_for,
+    check_token_structure,
+    checked,
+    described,
+    text_of,
+)
+from mppool.recipe import Opening
+from mppool.worker.bearer import broker
+
+logger = logging.getLogger("mppool.mssql")
+
+_SCOPE = "https://database.windows.net/.default"
+# The driver refuses these beside an access token.
+_NOT_BESIDE_A_TOKEN = ("uid", "pwd", "authentication", "trusted_connection")
+
+
+class MssqlRecipe(DbApiRecipe):
+    """Opens connections with `mssql_python.connect(connection_string)`.
+
+    connection_string: of mssql-python; it names no Driver.
+    credential: a token credential (azure-identity's, or any with `get_token`): connections are opened with its
+        access tokens for Azure SQL, and are its identity's alone. A checkout may name another one, or one
+        where this is None. Where a token is used, UID, PWD, Authentication and Trusted_Connection are taken
+        out of the connection string. None: the string says all.
+    autocommit: mode of a fresh connection, and again after each lease.
+    login_timeout: seconds (whole ones) that opening may take; less where the caller that waits for the
+        connection has less left. None: as long as the driver likes.
+    attrs_before: as in `mppool.odbc.OdbcRecipe`.
+
+    The driver's own pooling is turned off for the process at each opening: it would keep sessions open beyond
+    the cap, and it is not told for whom a session was opened. The driver offers no reset of the session: on
+    release an open transaction is rolled back and the autocommit mode is put back; settings and temporary
+    tables stay. The rest is as in `DbApiRecipe`.
+    """
+
+    token_scope = _SCOPE
+
+    def __init__(
+        self,
+        connection_string: str,
+        *,
+        credential: object = None,
+        autocommit: bool = False,
+        login_timeout: float | None = 15,
+        attrs_before: AttributeSource = None,
+        check_query: str = "SELECT 1",
+    ) -> None:
+        module = load()
+        if not isinstance(connection_string, str):
+            raise ConfigurationError(
+                f"the connection string is a {type(connection_string).__name__}; give a str"
+            )
+        self._pieces = grammar.parse(connection_string)
+        if any(keyword.lower() in ("driver", "dsn", "filedsn") for keyword, _ in self._pieces):
+            raise ConfigurationError(
+                "the connection string names a Driver or DSN; mssql-python brings its own: leave it out, or "
+                "use mppool.odbc.OdbcRecipe"
+            )
+        if login_timeout is not None and not login_timeout > 0:
+            raise ConfigurationError(
+                f"login_timeout is {login_timeout!r}; allowed are seconds above 0, or None"
+            )
+        super().__init__(
+            module.connect,
+            connection_string,
+            check_query=check_query,
+            autocommit=autocommit,
+            module=module,
+        )
+        if credential is not None:
+            broker().check(credential)
+        self.credential = credential
+        if attrs_before is not None and not callable(attrs_before):
+            attrs_before = checked(attrs_before)
+            if credential is not None and ACCESS_TOKEN in attrs_before:
+                raise ConfigurationError(
+                    "attrs_before brings an access token (attribute 1256), and the credential another "
+                    "one; give one of them"
+                )
+        self._attrs_before = attrs_before
+        self._login_timeout = login_timeout
+
+    def __repr__(self) -> str:
+        return f"MssqlRecipe({grammar.shown(self._pieces)!r})"
+
+    def connect(self, opening: Opening) -> Any:
+        """Connect, with the token where there is one. Raises the driver's error without the token."""
+        module = load()
+        turn_pooling_off(module)
+        attributes, opening.expires_on = asked_for(self._attrs_before)
+        if opening.token is not None:
+            attributes[ACCESS_TOKEN] = opening.token.token_struct
+        string, secret = self._args[0], ""
+        if ACCESS_TOKEN in attributes:
+            check_token_structure(attributes[ACCESS_TOKEN])
+            # A copy that only this call knows: what others hold they may change while the driver reads it.
+            attributes[ACCESS_TOKEN] = bytes(bytearray(attributes[ACCESS_TOKEN]))
+            secret = text_of(attributes[ACCESS_TOKEN])
+            string = grammar.joined(
+                [piece for piece in self._pieces if piece[0].lower() not in _NOT_BESIDE_A_TOKEN]
+            )
+        allowed = [
+            seconds for seconds in (self._login_timeout, opening.timeout) if seconds is not None
+        ]
+        try:
+            return module.connect(
+                string,
+                autocommit=bool(self._autocommit),
+                attrs_before=attributes or None,
+                timeout=max(1, math.ceil(min(allowed))) if allowed else 0,
+            )
+        except module.Error as error:
+            if not secret or secret not in str(error):
+                raise
+            failure = type(error)(
+                error.driver_error, error.ddbc_error.replace(secret, grammar.HIDDEN)
+            )
+        raise failure
+
+    def reset(self, connection: Any) -> None:
+        """Roll back, and put the autocommit mode and the query timeout back."""
+        super().reset(connection)
+        if connection.timeout:
+            connection.timeout = 0
+
+    def describe(self, connection: Any) -> str:
+        """Server and database, as the connection string names them."""
+        named = {keyword.lower(): value for keyword, value in reversed(self._pieces)}
+        return " ".join(named[keyword] for keyword in ("server", "database") if named.get(keyword))
+
+    def opens(self) -> list[str]:
+        """attrs_before, and whose credential it is."""
+        whose = [] if self.credential is None else [_lasting_name(self.credential)]
+        return [*described(self._attrs_before), *whose]
+
+
+def load() -> ModuleType:
+    """The driver. Raises ConfigurationError where it is missing."""
+    try:
+        import mssql_python
+    except ImportError as error:
+        raise ConfigurationError(
+            f"MssqlRecipe needs mssql-python ({error}): pip install 'mppool[mssql]'"
+        ) from error
+    module: ModuleType = mssql_python
+    return module
+
+
+def turn_pooling_off(module: ModuleType) -> None:
+    """Turn the driver's own pooling off. Its first connection would turn it on where nobody has said no."""
+    manager = getattr(module, "PoolingManager", None)
+    if manager is None or manager.is_enabled() or not manager.is_initialized():
+        if manager is not None and manager.is_enabled():
+            logger.warning(
+                "the application has turned mssql-python's own pooling on; it is turned off, for it would "
+                "keep sessions open beyond the cap and hand them to other identities"
+            )
+        module.pooling(enabled=False)
+
+
+def _lasting_name(credential: object) -> str:
+    """Whose credential it is, as far as that is known from the first declaration on."""
+    identity = broker().identity_of(credential)
+    if identity is not None and not identity.startswith("acct:"):
+        return identity
+    return f"{type(credential).__module__}.{type(credential).__qualname__}"
