@@ -8,8 +8,8 @@ from mppool.ids import ProcessId
 from mppool.server import liveness
 from mppool.wire.messages import PROTOCOL, Hello, Rejected
 
-SPOKEN = frozenset({PROTOCOL})
-"""Protocols that this release speaks: the newest and, once there is one, the one before it."""
+SPOKEN = frozenset({PROTOCOL - 1, PROTOCOL})
+"""Protocols that this release speaks: the newest and the one before it."""
 
 
 def user_is_allowed(peer: liveness.Peer) -> Rejected | None:

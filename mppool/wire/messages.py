@@ -11,8 +11,8 @@ from mppool.core.events import ProcessEvent
 from mppool.core.tokens import TokenDecision, TokenEvent
 from mppool.ids import ProcessId, Session
 
-PROTOCOL = 1
-"""Version of the protocol. A release speaks this one and, once there is one, the one before."""
+PROTOCOL = 2
+"""Version of the protocol. A release speaks this one and the one before."""
 
 Role = Literal["errand", "call", "control"]
 

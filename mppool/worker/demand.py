@@ -203,22 +203,22 @@ class Demand:
     # --- tickets that nobody waits for --------------------------------------------------------------------
 
     def _count_spare(self, now: float) -> None:
-        if self._spare() <= 0:
+        if self._spare(now) <= 0:
             self._spare_since = math.inf
         elif self._spare_since == math.inf:
             self._spare_since = now
 
-    def _spare(self) -> int:
-        on_the_way = len(self.tickets) + len(self.opening)
+    def _spare(self, now: float) -> int:
+        on_the_way = len(self.tickets) + self._coming(now)
         return min(len(self.tickets), on_the_way - len(self.waiting))
 
     def spare_due_at(self) -> float:
         """When tickets are to be given up; infinity while a thread waits for each."""
         return self._spare_since + SPARE_S
 
-    def give_up_spare(self) -> list[Ticket]:
+    def give_up_spare(self, now: float) -> list[Ticket]:
         """Take out the tickets for which nobody waits, the newest first."""
-        spare = list(self.tickets)[len(self.tickets) - max(0, self._spare()) :]
+        spare = list(self.tickets)[len(self.tickets) - max(0, self._spare(now)) :]
         for ticket in spare:
             del self.tickets[ticket]
         self._spare_since = math.inf

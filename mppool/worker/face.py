@@ -458,7 +458,7 @@ class Face:
             for key, demand in list(self.demands.items()):
                 due = demand.spare_due_at()
                 if due <= now:
-                    given_up += demand.give_up_spare()
+                    given_up += demand.give_up_spare(now if now < math.inf else monotonic())
                     forget_shelf(self, key)
                 else:
                     again = min(again, due)

@@ -89,8 +89,8 @@ def release(directory: Path, protocol: int, spoken: str) -> str:
         ROOT / "mppool", directory / "mppool", ignore=shutil.ignore_patterns("__pycache__")
     )
     for name, old, new in [
-        ("wire/messages.py", "\nPROTOCOL = 1\n", f"\nPROTOCOL = {protocol}\n"),
-        ("server/handshake.py", "SPOKEN = frozenset({PROTOCOL})", f"SPOKEN = frozenset({spoken})"),
+        ("wire/messages.py", "\nPROTOCOL = 2\n", f"\nPROTOCOL = {protocol}\n"),
+        ("server/handshake.py", "SPOKEN = frozenset({PROTOCOL - 1, PROTOCOL})", f"SPOKEN = frozenset({spoken})"),
     ]:
         path = directory / "mppool" / name
         text = path.read_text()
@@ -102,7 +102,7 @@ def release(directory: Path, protocol: int, spoken: str) -> str:
 def test_an_older_server_makes_way_for_a_newer_client_and_nothing_is_lost(
     start: Start, witness: Witness, tmp_path: Path
 ) -> None:
-    newer = release(tmp_path, 2, "{1, 2}")
+    newer = release(tmp_path, 3, "{2, 3}")
     old = start(APP_CAP=2)
     assert old.do("take") == "main"
     assert old.do("take") == "main"
@@ -129,7 +129,7 @@ def test_an_older_server_makes_way_for_a_newer_client_and_nothing_is_lost(
 def test_many_newer_clients_at_once_ask_once(
     start: Start, witness: Witness, tmp_path: Path
 ) -> None:
-    newer = release(tmp_path, 2, "{1, 2}")
+    newer = release(tmp_path, 3, "{2, 3}")
     old = start(APP_CAP=3)
     assert old.do("take") == "main"
     epoch = old.do("epoch")
@@ -151,7 +151,7 @@ def test_many_newer_clients_at_once_ask_once(
 def test_an_older_client_of_a_newer_server_is_told_and_keeps_what_it_has(
     start: Start, witness: Witness, tmp_path: Path
 ) -> None:
-    far_newer = release(tmp_path, 3, "{2, 3}")
+    far_newer = release(tmp_path, 4, "{3, 4}")
     old = start(APP_CAP=2)
     assert old.do("take") == "main"
     new = start(path=far_newer, APP_CAP=2)
@@ -173,7 +173,7 @@ def test_an_older_client_of_a_newer_server_is_told_and_keeps_what_it_has(
 def test_newer_command_lines_speak_to_older_servers(
     start: Start, witness: Witness, tmp_path: Path
 ) -> None:
-    newer = release(tmp_path, 2, "{1, 2}")
+    newer = release(tmp_path, 3, "{2, 3}")
     old = start(APP_CAP=2)
     old.do("take")
     new = start(path=newer, APP_CAP=2)
