@@ -137,8 +137,7 @@ class ColdCheckout:
         answer = None
         try:
             face.enqueue(waiter)
-            # Enqueued first, looked again: no release is missed.
-            answer = take(face, self._key) or self._wait(waiter)
+            answer = self._wait(waiter)
         except BaseException:
             self._give_up(waiter)  # its ticket may have been noted, and never sent
             raise
@@ -161,6 +160,9 @@ class ColdCheckout:
         """Entry, Grant, Refuse, Retry or Failure: whatever comes first."""
         face, left_s = self._face, self._left()
         while True:
+            # Enqueued first, looked again: no release is missed.
+            if (entry := take(face, self._key)) is not None:
+                return entry
             if face.must_ask(waiter, left_s) and (answer := self._ask(waiter)) is not None:
                 return answer
             until = self._wait_until(waiter)
@@ -375,7 +377,7 @@ def open_beside(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
     waiter: the thread that asked, which hears if the hook raises.
     """
     context = waiter.context.copy()  # two openings may be made for one thread, one after its time
-    face.member.openers.add(lambda: context.run(_open_for_waiter, face, grant, waiter))
+    face.member.chores.add(lambda: context.run(_open_for_waiter, face, grant, waiter))
 
 
 def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:

@@ -36,6 +36,7 @@ class Entry:
         "face",
         "generation",
         "grant",
+        "handed_at",
         "holdings",
         "kept_until",
         "key",
@@ -82,6 +83,7 @@ class Entry:
         self.state: EntryState = "opening"
         self.opened_at = 0.0
         self.lent_at = 0.0
+        self.handed_at = 0.0
         self.released_at = 0.0
         self.retire_at = NEVER
         self.retire_reason: Any = "retired"

@@ -21,7 +21,7 @@ from mppool.worker.ending import close, drop_token, retire_older_than, take_from
 from mppool.worker.entry import Entry
 from mppool.worker.identities import Identities
 from mppool.worker.shelf import forget_shelf, own_popper, shelve, shelve_where_it_lay
-from mppool.worker.waiter import LocalWaiter, give_to_oldest
+from mppool.worker.waiter import LocalWaiter, give_to_oldest, wake_oldest
 
 if TYPE_CHECKING:
     from mppool.core.decisions import Grant
@@ -348,6 +348,8 @@ class Face:
             if not demand.waiting:
                 self.waiters.pop(waiter.key, None)
                 forget_shelf(self, waiter.key)
+            elif self.shelves.get(waiter.key):
+                wake_oldest(demand.waiting)  # this one may have been woken for what lies there
             self._look_whether_attention()
         if due < math.inf:
             self._give_up_spare_later(due)
@@ -439,10 +441,9 @@ class Face:
 
     def poke(self, key: str) -> None:
         """Less is on its way for a key than before: have a thread that waits look around."""
-        for waiter in list(self.waiters.get(key, ())):
-            if waiter.is_open:
-                waiter.poke()
-                return
+        queue = self.waiters.get(key)
+        if queue:
+            wake_oldest(queue)
 
     def _give_up_spare_later(self, due: float) -> None:
         if self.asks_at_once:

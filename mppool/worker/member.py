@@ -76,7 +76,6 @@ class Member:
         self.faces: dict[str, Face] = {}
         self.holdings = Holdings()
         self.chores = Chores(name)
-        self.openers = Chores(f"{name}-open")
         self.housekeeper = Housekeeper(self)
         self.audit = Audit(self)
         self.tokens = TokenShare(self)
@@ -92,7 +91,6 @@ class Member:
         bury(parents)
         self.holdings = Holdings()
         self.chores = Chores(self.name)
-        self.openers = Chores(f"{self.name}-open")
         self.housekeeper = Housekeeper(self)
         self.audit = Audit(self)
         self.report = PatientReport(self)
@@ -220,7 +218,6 @@ class Member:
             return
         release_own(self.holdings.lock)
         self.chores.interrupted()
-        self.openers.interrupted()
         self.link.interrupted()
         forget_frames(error)
         self.audit.want()

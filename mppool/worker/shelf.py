@@ -15,10 +15,15 @@ from typing import TYPE_CHECKING
 
 from mppool.core.events import CloseReason, IdleTooLong, Returned
 from mppool.worker.entry import AT_ONCE, Entry
-from mppool.worker.waiter import give_to_oldest
+from mppool.worker.waiter import give_to_oldest, wake_oldest
 
 if TYPE_CHECKING:
     from mppool.worker.face import Face
+
+TURN_S = 0.005
+"""For so long after a resource was handed to a waiting thread, its releases wake the next thread and do not hand it
+over: the thread that gives back may take it again before the other is awake. So threads that use a resource very
+briefly, again and again, take turns instead of waiting for each other's wake-ups at each use."""
 
 _NO_SHELF: deque[Entry] = deque()
 """Of a key of which there is nothing. It stays empty: resources append to the shelves that they know."""
@@ -119,7 +124,7 @@ def look_after_shelving(entry: Entry) -> None:
     if entry.retire_at == AT_ONCE:
         _close_if_shelved(entry, entry.retire_reason)
     if entry.face.attention:
-        _attend(entry.face, entry.key)
+        _attend(entry)
     if not entry.face.options.keep:
         _close_if_shelved(entry, "expired_idle")
 
@@ -133,19 +138,28 @@ def _close_if_shelved(entry: Entry, reason: CloseReason) -> None:
     entry.face.member.close_soon(entry, reason)
 
 
-def _attend(face: Face, key: str) -> None:
-    """Somebody waits, here or elsewhere: what lies on this shelf goes to him."""
+def _attend(entry: Entry) -> None:
+    """Somebody waits, here or elsewhere: what was put on this shelf goes there."""
+    face, key = entry.face, entry.key
     if face.contended:
         sweep(face, key, math.inf, 0.0)
         return
-    shelf, queue = face.shelves.get(key, _NO_SHELF), face.waiters.get(key)
-    while queue and any(waiter.is_open for waiter in list(queue)):
+    queue = face.waiters.get(key)
+    if not queue:
+        return
+    now = monotonic()
+    if now < entry.handed_at + TURN_S:
+        wake_oldest(queue)
+        return
+    shelf = entry.shelf
+    while any(waiter.is_open for waiter in list(queue)):
         try:
-            entry = shelf.popleft()
+            given = shelf.popleft()
         except IndexError:
             return
-        if not give_to_oldest(queue, entry):
-            shelve(entry)  # and look again: somebody else may wait by now
+        given.handed_at = now
+        if not give_to_oldest(queue, given):
+            shelve(given)  # and look again: somebody else may wait by now
             return
 
 

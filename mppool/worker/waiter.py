@@ -111,3 +111,11 @@ def give_to_oldest(queue: deque[LocalWaiter], answer: Any) -> bool:
     # Waiters leave the queue by themselves: one that was taken out before it is given anything could be
     # forgotten, if this thread is interrupted between the two.
     return any(waiter.give(answer) for waiter in list(queue))
+
+
+def wake_oldest(queue: deque[LocalWaiter]) -> None:
+    """Have the first who still waits look around: there is something to take."""
+    for waiter in list(queue):
+        if waiter.is_open:
+            waiter.poke()
+            return
