@@ -18,7 +18,7 @@ from mppool.azure.shared import Shared
 from mppool.azure.supply import Supply
 from mppool.azure.token import TokenInfo, token_struct
 from mppool.errors import ConfigurationError
-from mppool.worker.bearer import HIDDEN
+from mppool.redaction import HIDDEN
 
 if TYPE_CHECKING:
     from mppool.worker.bearer import Token

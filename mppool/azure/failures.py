@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from mppool.azure.credentials import wants_sign_in
-from mppool.worker.bearer import HIDDEN
+from mppool.redaction import HIDDEN
 from mppool.worker.tokens import Failure, TokenUnavailable
 
 DEFAULT_PAUSE_S = 5.0

@@ -17,6 +17,7 @@ import importlib
 import logging
 import os
 import re
+import stat
 import tempfile
 import threading
 from collections.abc import Iterator
@@ -25,6 +26,7 @@ from pathlib import Path
 from types import ModuleType
 
 from mppool.errors import ConfigurationError
+from mppool.server.runtime import likely_runtime_dir, private_directory
 
 logger = logging.getLogger("mppool.odbc")
 
@@ -220,8 +222,10 @@ def _read(path: Path) -> str:
 class PrivateIni:
     """A directory with the private odbcinst.ini, and with the names of data sources as they were.
 
-    unixODBC looks drivers up in it at every connect, so it must stay. It is named after its content
-    and shared by all processes of the user: nobody needs to remove it, and it does not multiply.
+    unixODBC looks drivers up in it at every connect, so it must stay, and nobody else may write to it: whoever
+    does has a library of his choice loaded here. So it lies in the runtime directory, and is looked at before
+    every use. It is named after its content and shared by all processes of the user: nobody needs to remove
+    it, and it does not multiply.
     """
 
     NAME = "odbcinst.ini"
@@ -230,38 +234,51 @@ class PrivateIni:
         self._original = original
         self._content = text.encode("utf-8", errors="surrogateescape")
         digest = hashlib.blake2b(self._content + b"\0" + os.fsencode(original), digest_size=8)
-        # Not $TMPDIR: processes of one user must agree on it, and it must be short.
-        self._parent = Path(f"/tmp/mppool-odbc-{os.geteuid()}")  # noqa: S108
-        self.directory = self._parent / digest.hexdigest()
+        self._parent = Path(os.path.abspath(likely_runtime_dir()))
+        # A comma: no manager has such a name.
+        self.directory = self._parent / f"odbc,{digest.hexdigest()}"
 
     def put_back(self) -> None:
-        """See to it that everything is there: cleaners of temporary directories take files away.
+        """See to it that everything is there and as it was written: cleaners take files away.
 
-        Raises ConfigurationError if the directory belongs to somebody else.
+        Raises ConfigurationError if others can write to the directory.
         """
-        target = self.directory / self.NAME
-        if target.exists():
-            return
-        for directory in (self._parent, self.directory):
-            directory.mkdir(mode=0o700, exist_ok=True)
-            status = directory.lstat()
-            if status.st_uid != os.geteuid() or status.st_mode & 0o170077 != 0o040000:
-                raise ConfigurationError(
-                    f"{directory} must be a directory of user {os.geteuid()} that nobody else may "
-                    "enter (mode 0700): a private odbcinst.ini, with the driver manager's pooling off, "
-                    "is kept there. Remove it, or set Pooling=No in the system's odbcinst.ini"
-                )
+        private_directory(self._parent)
+        private_directory(self.directory)
         for name in ("odbc.ini", "ODBCDataSources"):
-            link = self.directory / name
-            if not link.is_symlink():
-                _link(link, self._original / name)
+            _link(self.directory / name, self._original / name)
+        target = self.directory / self.NAME
+        if _own_content(target) == self._content:
+            return
         descriptor, temporary = tempfile.mkstemp(dir=self.directory)
         with os.fdopen(descriptor, "wb") as file:
             file.write(self._content)
         os.replace(temporary, target)
 
 
+def _own_content(path: Path) -> bytes | None:
+    """What a file of this user holds that only this user may write to; None for any other, or none."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return None
+    with os.fdopen(descriptor, "rb") as file:
+        found = os.fstat(descriptor)
+        trusted = stat.S_ISREG(found.st_mode) and found.st_uid == os.geteuid()
+        return file.read() if trusted and not found.st_mode & 0o022 else None
+
+
 def _link(link: Path, target: Path) -> None:
+    """Have the link lead to the target, and nowhere else."""
+    try:
+        if os.readlink(link) == os.fspath(target):
+            return
+        link.unlink()
+    except FileNotFoundError:
+        pass  # it is made now
+    except OSError as error:
+        logger.debug("%s is not a symbolic link: %s", link, error)
+        link.unlink()
     try:
         link.symlink_to(target)
     except FileExistsError:

@@ -127,6 +127,14 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
 
     def open(self, opening: Opening) -> pyodbc.Connection:
         """Connect. Raises pyodbc's error, scrubbed, or ConfigurationError."""
+        outcome = self._connect(opening)
+        if isinstance(outcome, Exception):
+            # Outside of the frame that knows the connection string, and of the handler of the original error:
+            # nothing of either is in this one's traceback or context.
+            raise outcome
+        return outcome
+
+    def _connect(self, opening: Opening) -> pyodbc.Connection | Exception:
         module = driver_manager.load()
         attributes, opening.expires_on = asked_for(self._attrs_before)
         string = self._with_token(attributes, opening)
@@ -138,14 +146,10 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
                 attrs_before=attributes or None,
             )
         except module.Error as error:
-            failure = self._explained(_without_token(error, attributes), module)
-        else:
-            if self._session_reset is True:
-                self._insist_on_session_reset(connection)
-            return connection
-        # Outside of the handler: in it the original, with all its text, would be this one's
-        # __context__.
-        raise failure
+            return self._explained(_without_token(error, attributes), module)
+        if self._session_reset is True:
+            self._insist_on_session_reset(connection)
+        return connection
 
     def reset(self, connection: pyodbc.Connection) -> None:
         """Roll back, restore what can be restored.

@@ -93,9 +93,9 @@ class ManagerPaths:
 
     def prepare(self) -> None:
         """Make the directories where they are missing, and refuse such as others could tamper with."""
-        _private_directory(self.runtime_dir)
-        _private_directory(self.directory)
-        _private_directory(self.members)
+        private_directory(self.runtime_dir)
+        private_directory(self.directory)
+        private_directory(self.members)
 
 
 def named_by_environment() -> str | None:
@@ -133,7 +133,7 @@ def manager_paths(name: str, runtime_dir: str | os.PathLike[str] | None = None) 
     return ManagerPaths(path, name)
 
 
-def _private_directory(path: Path) -> None:
+def private_directory(path: Path) -> None:
     """Make the directory with mode 0700 if it is missing, then check that it is ours and nobody else's."""
     try:
         _make(path)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mppool.core.tokens import digest_of as digest_of_text
 from mppool.errors import ConfigurationError, OpenFailed
+from mppool.redaction import forget_locals
 from mppool.worker.entry import NEVER
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ log = logging.getLogger("mppool")
 NEAR_EXPIRY_S = 300.0
 """So long before its end a token is asked for anew, and compared."""
 
-HIDDEN = "<hidden>"
 
 _BROKER = "mppool.azure.broker"
 
@@ -221,6 +221,7 @@ def fetch(
         raise
     except Exception as error:  # noqa: BLE001  # told to the caller; logged by whoever goes on without
         text, complete = broker().told(error)
+        forget_locals(error)
         failed = OpenFailed(
             f"pool {face.name!r}: no token can be had from a {type(credential).__name__}: {text}"
         )

@@ -24,8 +24,9 @@ from mppool.errors import (
     OpenFailed as OpenFailedError,
 )
 from mppool.recipe import Opening
+from mppool.redaction import HIDDEN, forget_locals, without_secrets
 from mppool.worker.audit import give_up_opening
-from mppool.worker.bearer import HIDDEN, NEAR_EXPIRY_S, repeats, secret_of
+from mppool.worker.bearer import NEAR_EXPIRY_S, repeats, secret_of
 from mppool.worker.calls import SESSION_PAUSE_S, SessionLost
 from mppool.worker.entry import NEVER, Entry
 from mppool.worker.face import Face, identity_of
@@ -47,6 +48,8 @@ REFUSAL_GRACE_S = 0.005
 """How much longer than its timeout a checkout waits to be told why there was nothing."""
 
 _LONGEST_TEXT = 2000
+_LONGEST_READ = 8000
+"""What is longer is not searched for secrets, and not told."""
 
 LIFETIME_JITTER = 0.1
 """The part of `max_lifetime` by which a resource may die earlier."""
@@ -314,13 +317,15 @@ def open_resource(
         entry.resource = entry.opened[0]
         _configure(face, entry)
     except Exception as error:
-        secret = secret_of(token)
-        text = _text_of(error, secret)
+        # No variable holds the secret: this frame is part of the traceback, and some reporters show all of it.
+        text = _text_of(error, secret_of(token))
+        is_told = not repeats(error, secret_of(token))
+        forget_locals(error)
         give_up_opening(entry, text, counted=True)
         if isinstance(error, OpenFailedError) or entry.holdings.forked:
             raise
         failed = OpenFailedError(f"pool {face.name!r}: opening a resource failed: {text}")
-        raise failed from (None if repeats(error, secret) else error)
+        raise failed from (error if is_told else None)
     except BaseException as error:
         # What the hook had half opened lives as long as its frames: they end before the slot is given back.
         traceback.clear_frames(error.__traceback__)
@@ -443,7 +448,11 @@ def _text_of(error: BaseException, secret: str = "") -> str:
         text = type(error).__name__
     if secret:
         text = text.replace(secret, HIDDEN)
-    return text[:_LONGEST_TEXT].encode("utf-8", "backslashreplace").decode()
+    return (
+        without_secrets(text[:_LONGEST_READ])[:_LONGEST_TEXT]
+        .encode("utf-8", "backslashreplace")
+        .decode()
+    )
 
 
 def _configure(face: Face, entry: Entry) -> None:
