@@ -35,6 +35,7 @@ from mppool.worker.shelf import shelve, take
 from mppool.worker.waiter import LocalWaiter, give_to_oldest
 
 if TYPE_CHECKING:
+    from mppool.ids import Ticket
     from mppool.worker.bearer import Bearer, Token
     from mppool.worker.holdings import Holdings
 
@@ -109,7 +110,9 @@ class ColdCheckout:
 
     def _run(self) -> Entry:
         while True:
-            entry = self._from_shelf() or self._by_waiting()
+            entry = self._from_shelf()
+            if entry is None:
+                entry = self._at_once() if self._timeout == 0 else self._by_waiting()
             if entry is None:
                 continue
             waited = monotonic() - self._started
@@ -123,24 +126,46 @@ class ColdCheckout:
                 return entry
         return None
 
-    def _by_waiting(self) -> Entry | None:
-        """One round of waiting; None: look again."""
+    def _at_once(self) -> Entry | None:
+        """Ask without waiting for anybody; None: look again."""
+        self._check_open()
+        ticket = self._member.next_ticket()
+        try:
+            answer = self._call(ticket)
+        except BaseException:
+            self._member.tell(Abandoned(ticket))
+            raise
+        if isinstance(answer, Grant):
+            return self._by_waiting(answer)
+        return self._use(answer, self._face.holdings)
+
+    def _check_open(self) -> None:
+        if self._face.closed:
+            raise PoolClosed(f"pool {self._face.name!r} is closed; it hands out nothing any more")
+
+    def _by_waiting(self, granted: Grant | None = None) -> Entry | None:
+        """One round of waiting; None: look again.
+
+        granted: what the books have granted already, to a checkout that waits for nothing else.
+        """
         face = self._face
-        if face.closed:
-            raise PoolClosed(f"pool {face.name!r} is closed; it hands out nothing any more")
+        self._check_open()
         self._holdings = face.holdings
         self._waiter = waiter = LocalWaiter(
-            self._member.next_ticket(),
+            self._member.next_ticket() if granted is None else granted.ticket,
             self._key,
             self._bearer,
-            insists=self._timeout == 0,
+            insists=granted is not None,
             # A hook that uses the pool itself has what it needs opened where it runs.
             opens_here=face.recipe.open_in_caller or _is_opener.here,
         )
-        answer = None
+        answer: Any = None
         try:
             face.enqueue(waiter)
-            answer = self._wait(waiter)
+            if granted is not None:
+                waiter.asked = True
+                answer = self._take_up(granted, waiter)
+            answer = answer or self._wait(waiter)
         except BaseException:
             self._give_up(waiter)  # its ticket may have been noted, and never sent
             raise
@@ -189,28 +214,39 @@ class ColdCheckout:
 
     def _ask(self, waiter: LocalWaiter) -> Any:
         """Ask the books. None: what they grant comes later, or is being opened."""
-        event = Checkout(self._face.name, self._key, waiter.ticket, self._left())
-        try:
-            answer = self._member.call(event, self._ask_until)
-        except SessionLost:
-            # A pause, for the server may be saying farewell; a neighbour's release ends it.
-            left = self._left()
-            self._face.ticket_ended(waiter.ticket, None, self._key)
-            if left == 0:
-                return Refuse(waiter.ticket, "timeout", "the server was leaving")
-            pause = SESSION_PAUSE_S if left is None else min(SESSION_PAUSE_S, left)
-            return waiter.wait(monotonic() + pause) or Retry
-        except TimeoutError:
-            self._give_up(waiter)
-            return Refuse(waiter.ticket, "timeout", "the server did not answer in time")
+        answer = self._call(waiter.ticket)
         if isinstance(answer, Queued):
             self._member.audit.want_again()
             return None
-        if isinstance(answer, Grant) and not waiter.opens_here:
-            open_beside(self._face, answer, waiter)
-            return None
+        if isinstance(answer, Grant):
+            return self._take_up(answer, waiter)
         self._face.ticket_ended(waiter.ticket, None, self._key)
-        return answer
+        if answer is not Retry:
+            return answer
+        # A pause, for the server may be saying farewell; a neighbour's release ends it.
+        left = self._left()
+        pause = SESSION_PAUSE_S if left is None else min(SESSION_PAUSE_S, left)
+        return waiter.wait(monotonic() + pause) or Retry
+
+    def _take_up(self, grant: Grant, waiter: LocalWaiter) -> Grant | None:
+        """Have a grant opened beside us (None), or return it, to be opened in this thread."""
+        if waiter.opens_here:
+            return grant
+        open_beside(self._face, grant, waiter)
+        return None
+
+    def _call(self, ticket: Ticket) -> Any:
+        """What the books answer, at once: Grant, Queued or Refuse; Retry if the session was lost."""
+        event = Checkout(self._face.name, self._key, ticket, self._left())
+        try:
+            return self._member.call(event, self._ask_until)
+        except SessionLost:
+            return (
+                Refuse(ticket, "timeout", "the server was leaving") if self._left() == 0 else Retry
+            )
+        except TimeoutError:
+            self._member.tell(Abandoned(ticket))
+            return Refuse(ticket, "timeout", "the server did not answer in time")
 
     def _give_up(self, waiter: LocalWaiter) -> None:
         """Whether the books have our ticket in their queue is not known."""
@@ -405,6 +441,8 @@ def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
         return
     finally:
         _is_opener.here = False
+    if waiter.insists and waiter.give(entry):
+        return
     queue = face.waiters.get(grant.key)
     if not queue or not give_to_oldest(queue, entry):
         shelve(entry)

@@ -361,9 +361,11 @@ class Face:
 
         left_s: of its timeout, when it began to wait.
         """
+        if waiter.insists:  # it has been granted what it waits for
+            return False
         with self.holdings.lock:
             demand = self.demand_for(waiter.key)
-            if waiter.asked or not (waiter.insists or waiter.opens_here or self.asks_at_once):
+            if waiter.asked or not (waiter.opens_here or self.asks_at_once):
                 hope = 0.0 if self.contended else hope_s(self.opening_time.seconds, left_s)
                 idle = len(self.shelves.get(waiter.key, ()))
                 if not demand.must_ask(waiter.since, hope, idle, monotonic()):
