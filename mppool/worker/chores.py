@@ -29,8 +29,10 @@ class Chores:
     _here: the queue of a thread that does its own chores (see `done_here`).
     """
 
-    def __init__(self, name: str) -> None:
+    def __init__(self, name: str, *, idle_s: float = IDLE_S) -> None:
+        """idle_s: a thread ends after so long without anything to do."""
         self._name = name
+        self._idle_s = idle_s
         self._lock = threading.Condition()
         self._queue: deque[Callable[[], None]] = deque()
         self._threads = 0
@@ -65,6 +67,10 @@ class Chores:
                 self._lock.notify()
                 return
             self._threads += 1
+        self._start_thread()
+
+    def _start_thread(self) -> None:
+        """Start a thread that is counted already."""
         try:
             threading.Thread(
                 target=self._run, name=f"mppool-chores-{self._name}", daemon=True
@@ -75,8 +81,15 @@ class Chores:
             log.warning("manager %r: no thread can be started for a chore", self._name)
 
     def interrupted(self) -> None:
-        """The calling thread was interrupted somewhere in here, and has left."""
+        """The calling thread was interrupted somewhere in here, and has left.
+
+        It may have queued a chore, and not have started the thread for it.
+        """
         release_own(self._lock)
+        if self._queue:
+            with self._lock:
+                self._threads += 1
+            self._start_thread()
 
     def _run(self) -> None:
         while (chore := self._next()) is not None:
@@ -97,7 +110,7 @@ class Chores:
         with self._lock:
             if not self._queue:
                 self._idle += 1
-                self._lock.wait_for(lambda: bool(self._queue), IDLE_S)
+                self._lock.wait_for(lambda: bool(self._queue), self._idle_s)
                 self._idle -= 1
             if self._queue:
                 return self._queue.popleft()

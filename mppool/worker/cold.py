@@ -418,7 +418,7 @@ def open_beside(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
     waiter: the thread that asked, which hears if the hook raises.
     """
     context = waiter.context.copy()  # two openings may be made for one thread, one after its time
-    face.member.chores.add(lambda: context.run(_open_for_waiter, face, grant, waiter))
+    face.member.openers.add(lambda: context.run(_open_for_waiter, face, grant, waiter))
 
 
 def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:

@@ -76,6 +76,7 @@ class Member:
         self.faces: dict[str, Face] = {}
         self.holdings = Holdings()
         self.chores = Chores(name)
+        self.openers = Chores(f"{name}-open", idle_s=0.0)
         self.housekeeper = Housekeeper(self)
         self.audit = Audit(self)
         self.tokens = TokenShare(self)
@@ -91,6 +92,7 @@ class Member:
         bury(parents)
         self.holdings = Holdings()
         self.chores = Chores(self.name)
+        self.openers = Chores(f"{self.name}-open", idle_s=0.0)
         self.housekeeper = Housekeeper(self)
         self.audit = Audit(self)
         self.report = PatientReport(self)
@@ -218,6 +220,7 @@ class Member:
             return
         release_own(self.holdings.lock)
         self.chores.interrupted()
+        self.openers.interrupted()
         self.link.interrupted()
         forget_frames(error)
         self.audit.want()

@@ -322,9 +322,13 @@ def test_hazard_5_a_naive_thread_local_session_is_finalized_in_the_child(
     assert held == 0
 
 
+@pytest.mark.parametrize(
+    ("in_caller", "told"), [(True, b"forked"), (False, b"")], ids=["in caller", "beside"]
+)
 def test_an_open_hook_that_forks_gives_the_child_nothing(
-    manager: PoolManager, witness: Witness, fork: Forks
+    manager: PoolManager, witness: Witness, fork: Forks, in_caller: bool, told: bytes
 ) -> None:
+    """Beside its caller the hook runs in a thread that is the only one of the child, and ends there."""
     children: list[int] = []
 
     def opener() -> Session:
@@ -342,7 +346,7 @@ def test_an_open_hook_that_forks_gives_the_child_nothing(
 
     inherited: list[int] = []
     pipes: list[int] = []
-    pool = manager.pool("p", opener, max_size=2)
+    pool = manager.pool("p", opener, max_size=2, open_in_caller=in_caller)
     try:
         lease: Lease[Session] | None = pool.checkout(timeout=10)
         seen = b"a lease"
@@ -353,7 +357,7 @@ def test_an_open_hook_that_forks_gives_the_child_nothing(
     if inherited:
         os.write(inherited[0], seen)
         os._exit(0)
-    assert os.read(pipes[0], 20) == b"forked"
+    assert os.read(pipes[0], 20) == told
     os.close(pipes[0])
     os.waitpid(children[0], 0)
     assert lease is not None
