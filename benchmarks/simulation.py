@@ -180,10 +180,21 @@ class Simulation:
                 what()
         self.now = end
 
-    @property
-    def moved(self) -> int:
-        """How many slots went from one process to another."""
-        return int(self.books.pools["p"].counters["moved"])
+    def done(self) -> float:
+        """The work that was done, as a part of what the slots could do."""
+        return self.worked / (self.load.slots * (self.now - self.began))
+
+    def summary(self) -> dict[str, Any]:
+        """What it took."""
+        alike = [m for m in self.members if self.load.kind != "skewed" or m.index < self.load.busy]
+        served = [self.served[member.process] for member in alike]
+        return {
+            "checkouts": self.checkouts,
+            "open %": 100 * self.opened / max(1, self.checkouts),
+            "moved": int(self.books.pools["p"].counters["moved"]),
+            "longest wait": max(self.waits) / self.load.step_s,
+            "least served": min(served) * len(served) / max(1, sum(served)),
+        }
 
 
 class SimulatedProcess:
