@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import heapq
 import itertools
-import math
-import random
 import time
-from collections import Counter, deque
+from collections import deque
 from collections.abc import Callable
 from typing import Any
 
 from benchmarks.command import command
 from benchmarks.measuring import interleaved
+from benchmarks.simulation import SHIFT, Load, Simulation
 from benchmarks.tables import Table
 from mppool.core.books import Books
-from mppool.core.decisions import Close, Grant, Keep, Reclaim, Refuse
+from mppool.core.decisions import Grant
 from mppool.core.events import Abandoned, Attach, Checkout, Closed, Declaration, Opened, Returned
 from mppool.ids import ProcessId, Session, Ticket
 from mppool.options import PoolOptions
@@ -161,216 +159,81 @@ def costs(what: str, quick: bool) -> Table:
 
 # --- a crowd, simulated ---------------------------------------------------------------------------------------
 
-SERVER_S, OPEN_S, JOB_S, THINK_S = 0.0002, 0.02, 0.01, 0.005
-
-
-class Simulation:
-    """Processes with threads over the real books; everything else is a heap of things to come.
-
-    Every thread takes a resource, works, gives it back, thinks, and so on. As in the worker, a released
-    resource stays with its process unless the process was told that others wait; so most of this is
-    what mppool.worker does, without threads and in virtual time.
-    """
-
-    def __init__(self, processes: int, threads: int, slots: int, seed: int) -> None:
-        self.random = random.Random(seed)
-        self.now = 1000.0
-        self.books = Books(1, jitter=self.random.random)
-        self.coming: list[tuple[float, int, Callable[[], None]]] = []
-        self.order = itertools.count()
-        self.opened = self.held = self.peak = 0
-        self.waits: list[float] = []
-        self.served: Counter[ProcessId] = Counter()
-        self.members = [
-            SimulatedProcess(self, ProcessId(pid, 1), threads) for pid in range(1, processes + 1)
-        ]
-        self.by_id = {member.process: member for member in self.members}
-        declaration = Declaration("p", PoolOptions(max_size=slots, timeout=None), 0.0, "key")
-        for member in self.members:
-            self.say(member, Attach("", [declaration], []))
-
-    def later(self, seconds: float, what: Callable[[], None]) -> None:
-        """Have something happen in so many virtual seconds, give or take a tenth."""
-        at = self.now + seconds * self.random.uniform(0.9, 1.1)
-        heapq.heappush(self.coming, (at, next(self.order), what))
-
-    def say(self, member: SimulatedProcess, event: Any) -> None:
-        """An event reaches the books; what they decide reaches the processes a moment later."""
-        self.carry(self.books.apply(member.process, Session(member.process.pid), event, self.now))
-
-    def carry(self, decisions: list[Any]) -> None:
-        """Deliver what was decided, in order."""
-        for process, decision in decisions:
-            if process is not None:
-                self.by_id[process].inbox.append(decision)
-                self.later(SERVER_S, self.by_id[process].hear)
-
-    def run(self, seconds: float) -> None:
-        """Let so much virtual time pass."""
-        for member in self.members:
-            for _ in range(member.threads):
-                self.later(THINK_S, member.want)
-        end = self.now + seconds
-        while self.now < end:
-            due = self.books.next_deadline(self.now)
-            if due is not None and due <= self.coming[0][0]:
-                self.now = max(self.now, due)
-                self.carry(self.books.tick(self.now))
-            else:
-                self.now, _, what = heapq.heappop(self.coming)
-                what()
-
-    @property
-    def moved(self) -> int:
-        """How many slots went from one process to another."""
-        return self.books.pools["p"].counters["moved"]
-
-
-class SimulatedProcess:
-    """A worker process: its shelf, its waiting threads, and what it was told."""
-
-    def __init__(self, world: Simulation, process: ProcessId, threads: int) -> None:
-        self.world = world
-        self.process = process
-        self.threads = threads
-        self.inbox: deque[Any] = deque()
-        self.shelf: deque[tuple[Any, float]] = deque()
-        self.side: set[Any] = set()
-        self.queue: dict[Ticket, float] = {}
-        self.contended = False
-        self.tickets = itertools.count(1)
-
-    def want(self) -> None:
-        """A thread wants a resource."""
-        if self.shelf:
-            self.work(self.shelf.pop()[0], self.world.now)
-            return
-        ticket = Ticket(next(self.tickets))
-        self.queue[ticket] = self.world.now
-        self.world.say(self, Checkout("p", "key", ticket, None))
-
-    def hear(self) -> None:
-        """One decision arrives."""
-        decision = self.inbox.popleft()
-        if isinstance(decision, Grant):
-            self.granted(decision)
-        elif isinstance(decision, Keep):
-            self.side.discard(decision.number)
-            self.shelve(decision.number)
-        elif isinstance(decision, Close):
-            self.side.discard(decision.number)
-            self.world.later(SERVER_S, lambda: self.closed(decision.number))
-        elif isinstance(decision, Reclaim):
-            self.contended = decision.contended
-            left = decision.sweep
-            while (
-                left > 0 and self.shelf and self.world.now - self.shelf[0][1] >= decision.idle_for
-            ):
-                self.bring_back(self.shelf.popleft()[0])
-                left -= 1
-        else:
-            assert not isinstance(decision, Refuse), decision
-
-    def granted(self, grant: Grant) -> None:
-        """A slot is ours."""
-        self.side.discard(grant.number)
-        since = self.queue.pop(grant.ticket, None)
-        if not grant.fresh:
-            if since is None:
-                self.shelve(grant.number)
-            else:
-                self.work(grant.number, since)
-            return
-        world = self.world
-        world.opened += 1
-        world.held += 1
-        world.peak = max(world.peak, world.held)
-        world.later(OPEN_S, lambda: self.open(grant.number, since))
-
-    def open(self, number: Any, since: float | None) -> None:
-        """The resource is open; where its waiter was served meanwhile, it goes to the shelf."""
-        self.world.say(self, Opened(number, OPEN_S))
-        if since is None:
-            self.shelve(number)
-        else:
-            self.work(number, since)
-
-    def closed(self, number: Any) -> None:
-        """The resource is gone."""
-        self.world.held -= 1
-        self.world.say(self, Closed(number, "moved"))
-
-    def work(self, number: Any, since: float) -> None:
-        """A thread has what it wanted."""
-        world = self.world
-        world.waits.append(world.now - since)
-        world.served[self.process] += 1
-        world.later(JOB_S, lambda: self.release(number))
-
-    def release(self, number: Any) -> None:
-        """A thread gives back."""
-        self.shelve(number)
-        self.world.later(THINK_S, self.want)
-
-    def shelve(self, number: Any) -> None:
-        """To the books if others wait, to our own oldest waiter, or to the shelf."""
-        if self.contended:
-            self.bring_back(number)
-        elif self.queue:
-            ticket, since = next(iter(self.queue.items()))
-            del self.queue[ticket]
-            self.world.say(self, Abandoned(ticket))
-            self.work(number, since)
-        else:
-            self.shelf.append((number, self.world.now))
-
-    def bring_back(self, number: Any) -> None:
-        """Ask the books what becomes of it."""
-        self.side.add(number)
-        self.world.say(self, Returned(number))
+LOGINS_S = (0.001, 0.02, 0.1, 0.3, 1.0, 3.0)
+JOBS_S = (0.001, 0.02, 0.3, 10.0)
+CROWD = (2, 8, 64)
+MOST_JOBS = 40_000
+"""So many jobs of one case are simulated at most, but for the longest logins beside the shortest jobs."""
 
 
 def simulation(quick: bool) -> list[Table]:
-    """More threads than slots, in more processes than slots: 1,000 processes on 500 slots."""
-    cases = [(10, 4, 20, 1.0)] if quick else [(100, 4, 200, 5.0), (1000, 2, 500, 2.0)]
-    return [_simulated(*case) for case in cases]
+    """What is done, moved and waited for: logins from 1 ms to 3 s, jobs from 1 ms to 10 s, 2 to 64 processes."""
+    if quick:
+        return [_crowd(kind, (4,), (0.3,), (0.02,), 3_000) for kind in KINDS]
+    return [_crowd(kind, CROWD, LOGINS_S, JOBS_S, MOST_JOBS) for kind in KINDS]
 
 
-def _simulated(processes: int, threads: int, slots: int, seconds: float) -> Table:
-    world = Simulation(processes, threads, slots, seed=1)
-    began = time.perf_counter()
-    world.run(seconds)
-    took = time.perf_counter() - began
-    waits = sorted(world.waits)
-    served = [world.served[member.process] for member in world.members]
-    mean = sum(served) / len(served)
-    name = f"{processes} processes, {slots} slots"
+def _crowd(
+    kind: str,
+    processes: tuple[int, ...],
+    logins: tuple[float, ...],
+    jobs: tuple[float, ...],
+    most_jobs: int,
+) -> Table:
+    """One kind of load, a row per case."""
+    samples: dict[str, list[float]] = {}
+    details: dict[str, dict[str, Any]] = {}
+    for size, login_s, job_s in itertools.product(processes, logins, jobs):
+        row = f"{size} processes, login {login_s * 1000:g} ms, job {job_s * 1000:g} ms"
+        world = simulated(kind, size, login_s, job_s, most_jobs)
+        samples[row] = [max(world.done(), 1e-9)]
+        details[row] = world.summary()
+        if kind in ("skewed", "shifting", "bursty"):
+            split = simulated(kind, size, login_s, job_s, most_jobs, split=True)
+            details[row] = {"x static split": world.done() / split.done(), **details[row]}
     return Table(
-        f"simulation_{processes}",
-        f"Simulated: {processes} processes x {threads} threads on {slots} slots, {seconds:g} s",
-        "ms of waiting",
-        {f"{name}: a checkout waited": [wait * 1000 for wait in waits] if len(waits) < 1000 else _sample(waits)},
-        details={
-            f"{name}: a checkout waited": {
-                "checkouts": len(waits),
-                "p99 ms": waits[math.floor(len(waits) * 0.99)] * 1000,
-                "moved": world.moved,
-                "moved %": 100 * world.moved / len(waits),
-                "peak": world.peak,
-                "least served": min(served) / mean,
-                "most served": max(served) / mean,
-                "real s": took,
-            }
-        },
-        notes=[f"a job takes {JOB_S * 1000:g} ms, opening {OPEN_S * 1000:g} ms, thinking {THINK_S * 1000:g} ms",
-               "least and most served: checkouts of a process, as parts of the mean"],
-    )  # fmt: skip
+        f"simulation_{kind}",
+        f"Simulated: {kind} load",
+        "work done, of what the slots could do",
+        samples,
+        more_is_better=True,
+        details=details,
+        notes=[
+            *(line.strip() for line in _LOADS[kind].splitlines()),
+            "open %: of the checkouts; longest wait: in logins, or in jobs where these are longer",
+            "least served: checkouts of a process, as a part of the mean of those with as many jobs",
+        ],
+        aims=_AIMS.get(kind, []),
+    )
 
 
-def _sample(waits: list[float]) -> list[float]:
-    """Every so many-th, the extremes included, in ms."""
-    step = len(waits) / 999
-    return [waits[min(len(waits) - 1, int(place * step))] * 1000 for place in range(1000)]
+def simulated(
+    kind: str, size: int, login_s: float, job_s: float, most_jobs: int, *, split: bool = False
+) -> Simulation:
+    """One case, after a while in which the slots are opened."""
+    load = Load(kind, size, login_s, job_s)
+    step = max(login_s, job_s)
+    share = load.slots // size if split else None
+    world = Simulation(load, login_s=login_s, job_s=job_s, share=share)
+    if kind == "shifting":
+        world.run(4 * SHIFT * step, SHIFT * step)
+    else:
+        world.run(max(min(100 * step, most_jobs * job_s / load.slots), 20 * step), 8 * step + 1.0)
+    return world
+
+
+KINDS = ("uniform", "scarce", "skewed", "shifting", "bursty")
+_LOADS = {
+    "uniform": "4 threads in every process always have a job; there are 2 slots for each process",
+    "scarce": "2 threads in every process always have a job; there is a slot for every other process",
+    "skewed": "8 threads in a quarter of the processes always have a job; in the others one pauses for 20 jobs",
+    "shifting": f"as skewed; every {SHIFT} logins (or jobs) it is another quarter",
+    "bursty": "4 threads in every process have jobs for about 20 logins (or jobs), and then none for as long",
+}
+_AIMS = {
+    "uniform": ["at least 0.95; at most 1 % of the checkouts open"],
+    "scarce": ["at least 0.8; the longest wait at most 20 logins with 2 processes for each slot"],
+}
 
 
 if __name__ == "__main__":

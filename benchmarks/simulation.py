@@ -81,7 +81,7 @@ class Load:
             if thread == 0:
                 return QUIET * self.job_s * dice.uniform(0.5, 1.5)
             phase = SHIFT * self.step_s
-            return phase - now % phase if self.kind == "shifting" else math.inf
+            return phase - now % phase + 0.001 if self.kind == "shifting" else math.inf
         if self.kind == "bursty":
             ends, begins = self._bursts.get(index, (0.0, 0.0))
             if now >= begins:
@@ -180,10 +180,21 @@ class Simulation:
                 what()
         self.now = end
 
-    @property
-    def moved(self) -> int:
-        """How many slots went from one process to another."""
-        return int(self.books.pools["p"].counters["moved"])
+    def done(self) -> float:
+        """The work that was done, as a part of what the slots could do."""
+        return self.worked / (self.load.slots * (self.now - self.began))
+
+    def summary(self) -> dict[str, Any]:
+        """What it took."""
+        alike = [m for m in self.members if self.load.kind != "skewed" or m.index < self.load.busy]
+        served = [self.served[member.process] for member in alike]
+        return {
+            "checkouts": self.checkouts,
+            "open %": 100 * self.opened / max(1, self.checkouts),
+            "moved": int(self.books.pools["p"].counters["moved"]),
+            "longest wait": max(self.waits) / self.load.step_s,
+            "least served": min(served) * len(served) / max(1, sum(served)),
+        }
 
 
 class SimulatedProcess:
@@ -206,7 +217,7 @@ class SimulatedProcess:
         self.in_use = self.opening = self.share_open = 0
         self.opening_s = 0.0
         self.given_at = 0.0
-        self.waits_until = 0.0
+        self.waits_until = self.line_since = 0.0
         self._watches = False
         self._numbers = itertools.count(1)
 
@@ -240,15 +251,20 @@ class SimulatedProcess:
             if self.share_open < world.share:
                 self.share_open += 1
                 world.later(world.login_s, lambda: self.give(0))
-        elif self.in_use:
-            hope = min(self.opening_s / 2, LONGEST_HOPE_S)
-            world.after(hope, lambda since=world.now: self.ask(thread, since))  # type: ignore[misc]
-        else:
-            self.ask(thread, world.now)
+            return
+        if len(self.waiters) == 1:
+            self.line_since = world.now
+        self.ask()
 
-    def ask(self, thread: int, since: float) -> None:
-        """Tell the server, if fewer tickets are queued than threads wait, that one more resource is lacking."""
-        if (thread, since) in self.waiters and len(self.tickets) + self.opening < len(self.waiters):
+    def ask(self) -> None:
+        """Tell the server, if fewer tickets are queued than threads wait, that one more resource is lacking.
+
+        Where something is in use, that is not before somebody has been waiting for a while without a break.
+        """
+        hope_s = self.line_since + min(self.opening_s / 2, LONGEST_HOPE_S) - self.world.now
+        if self.in_use and hope_s > 1e-9:
+            self.world.after(hope_s, self.ask)
+        elif len(self.tickets) + self.opening < len(self.waiters):
             ticket = Ticket(next(self._numbers))
             self.tickets.append(ticket)
             self.world.say(self, Checkout("p", "key", ticket, None))

@@ -282,17 +282,49 @@ class Reclaimer:
         )
         level += self._promised_to(books, taker.process)
         starves = books.waiting.is_starving(taker)
-        best, most = (taker.process if own else None), own
-        most = max(most, sharing.least_giving_level(level, starves=starves) - 1)
+        best = taker.process if own else None
+        most = max(own, sharing.least_giving_level(level, starves=starves) - 1)
+        unearned = 0
         for process, spare in self._by_spare(books, now):
             if spare <= most:
-                break  # nor has anybody further down more
-            if process == taker.process or not self._has_earned(books, process, now):
+                return best  # nor has anybody further down more
+            if process == taker.process:
                 continue
-            part = min(spare, slots.level_of(process, taker.key)) if by_identity else spare
+            if not self._has_earned(books, process, now):
+                unearned += 1
+                if unearned >= sharing.MOST_UNEARNED:
+                    return self._oldest_donor(books, taker, now, best, most)
+                continue
+            part = self._part(books, taker, process, spare)
             if part > most:
                 best, most = process, part
         return best
+
+    def _oldest_donor(
+        self, books: PoolBooks, taker: Waiter, now: float, best: ProcessId | None, most: int
+    ) -> ProcessId | None:
+        """As `_donor`, but only those are looked at whose slots have been open for longest.
+
+        Where there are fewer slots than busy processes, most have no slot yet that has earned its opening.
+        """
+        earned_s = sharing.earned_after_s(books.openings.least)
+        for slot in books.slots.open_in_order():
+            if not books.has_earned(slot, now):
+                self._earned_at = min(self._earned_at, books.earned_at(slot))
+                if now < slot.opened_at + earned_s:
+                    break  # nor has any that was opened later
+            elif slot.process != taker.process:
+                spare = self._spare(books, slot.process, now)
+                part = self._part(books, taker, slot.process, spare)
+                if part > most:
+                    best, most = slot.process, part
+        return best
+
+    def _part(self, books: PoolBooks, taker: Waiter, process: ProcessId, spare: int) -> int:
+        """How much of what a process can spare could help."""
+        if bounds.blocked_by_identity(books, taker):
+            return min(spare, books.slots.level_of(process, taker.key))
+        return spare
 
     def _own_others(self, books: PoolBooks, taker: Waiter, now: float) -> int:
         """How many slots for other keys the taker's own process can be asked for."""

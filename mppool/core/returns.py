@@ -49,9 +49,12 @@ def answer(books: PoolBooks, slot: Slot, now: float, idle_s: float = 0.0) -> Non
 def _rival(
     books: PoolBooks, slot: Slot, home: Waiter | None, now: float, idle_s: float
 ) -> Waiter | None:
-    """The first in line that gets this slot, and is not served by what is closing already."""
+    """The first in line that gets this slot, and is not served by what is closing already.
+
+    While no opening may begin nobody could use it.
+    """
     outside = books.waiting.count_outside(slot.process, slot.key)
-    if outside <= books.slots.on_the_way(now):
+    if outside <= books.slots.on_the_way(now) or bounds.opens_enough(books):
         return None
     is_surplus = home is None and idle_s >= sharing.surplus_after_s(books.openings.of(slot.key))
     for head in _candidates(books, slot, now):

@@ -38,6 +38,9 @@ ANSWER_S = 0.1
 resource that has not been closed by then (rule 7). One that brought back what helped nobody is left in
 peace for as long."""
 
+MOST_UNEARNED = 3
+"""Of the richest processes so many are looked at that have no slot to give yet; then the oldest slots are."""
+
 MOST_MEASURED_KEYS = 1000
 """Opening times are kept for so many keys; the least recently opened is forgotten first."""
 
@@ -46,16 +49,24 @@ _WEIGHT = 0.3
 
 
 class OpeningTimes:
-    """What opening a resource lately takes, in seconds: running means, per key and over all keys."""
+    """What opening a resource lately takes, in seconds: running means, per key and over all keys.
+
+    least: of all keys, and of `UNKNOWN_OPENING_S`.
+    """
 
     def __init__(self) -> None:
+        self.least = UNKNOWN_OPENING_S
         self._overall: float | None = None
         self._by_key: OrderedDict[str, float] = OrderedDict()
 
     def note(self, key: str, seconds: float) -> None:
         """An opening for this key took so long."""
-        before = self._by_key.pop(key, seconds)
+        known = self._by_key.pop(key, None)
+        before = seconds if known is None else known
         self._by_key[key] = before + _WEIGHT * (seconds - before)
+        if known is not None and known <= self.least:
+            self.least = min(UNKNOWN_OPENING_S, *self._by_key.values())
+        self.least = min(self.least, self._by_key[key])
         if len(self._by_key) > MOST_MEASURED_KEYS:
             self._by_key.popitem(last=False)
         overall = seconds if self._overall is None else self._overall

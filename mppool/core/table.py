@@ -42,6 +42,7 @@ class SlotTable:
         self._by_state: Counter[SlotState] = Counter()
         self._open_by_key: Counter[str] = Counter()
         self._closing_of: Counter[ProcessId] = Counter()
+        self._open_in_order: OrderedDict[GrantNumber, Slot] = OrderedDict()
         # Of those whose ends are counted on: for which processes they are closed.
         self._promised_to: Counter[ProcessId] = Counter()
 
@@ -109,6 +110,10 @@ class SlotTable:
         slots = self._of_process.get(process, {}).values()
         return next((slot for slot in slots if slot.state is SlotState.OPEN), None)
 
+    def open_in_order(self) -> Iterator[Slot]:
+        """All open slots, in the order in which they were opened."""
+        return iter(self._open_in_order.values())
+
     def next_disappointment(self, since: float) -> float:
         """When, after `since`, a slot is not counted on any longer; infinity if none is."""
         for slot in self._expected.values():
@@ -143,6 +148,8 @@ class SlotTable:
 
     def move(self, slot: Slot, state: SlotState) -> None:
         """Put a slot into another state."""
+        if slot.state is state:
+            return
         self._uncount_state(slot)
         slot.state = state
         self._count_state(slot)
@@ -181,6 +188,7 @@ class SlotTable:
         self._by_state[slot.state] += 1
         if slot.state is SlotState.OPEN:
             self._open_by_key[slot.key] += 1
+            self._open_in_order[slot.number] = slot
         elif slot.state is SlotState.CLOSING:
             self._closing_by_key[slot.key] += 1
             self._closing_of[slot.process] += 1
@@ -189,6 +197,7 @@ class SlotTable:
         _decrement(self._by_state, slot.state)
         if slot.state is SlotState.OPEN:
             _decrement(self._open_by_key, slot.key)
+            del self._open_in_order[slot.number]
         elif slot.state is SlotState.CLOSING:
             self._expect_no_more(slot)
             _decrement(self._closing_by_key, slot.key)

@@ -33,7 +33,7 @@ TABLES = {
         "scale_waiters",
         "scale_identities",
         "scale_waiting_identities",
-        "simulation_10",
+        *(f"simulation_{kind}" for kind in scale.KINDS),
     },
 }
 
@@ -94,11 +94,27 @@ def test_numbers_have_three_figures() -> None:
     assert [*map(number, values)] == ["0", "0.0123", "1.23", "123", "1,234,567", "inf", "3", "x"]
 
 
-def test_a_simulated_crowd_keeps_the_cap_and_starves_nobody() -> None:
-    world = scale.Simulation(processes=12, threads=2, slots=6, seed=7)
-    world.run(3.0)
-    assert world.peak <= 6
-    assert len(world.books.pools["p"].slots) <= 6
-    served = [world.served[member.process] for member in world.members]
-    assert min(served) > 0
-    assert max(world.waits) < 1.5
+@pytest.mark.parametrize("kind", scale.KINDS)
+@pytest.mark.parametrize("login_s", [0.02, 0.3])
+def test_a_simulated_crowd_keeps_the_cap_and_starves_nobody(kind: str, login_s: float) -> None:
+    world = scale.simulated(kind, 8, login_s, 0.02, 2000)
+    summary = world.summary()
+    assert world.peak <= world.load.slots
+    assert len(world.books.pools["p"].slots) <= world.load.slots
+    assert summary["least served"] > (0.1 if kind == "bursty" else 0.5)
+    assert summary["longest wait"] < 20
+
+
+@pytest.mark.parametrize("login_s", [0.02, 0.1, 0.3, 1.0])
+def test_a_simulated_uniform_load_moves_nothing(login_s: float) -> None:
+    world = scale.simulated("uniform", 4, login_s, 0.02, 2000)
+    assert world.summary()["open %"] == 0
+    assert world.done() > 0.95
+
+
+@pytest.mark.parametrize("login_s", [0.02, 0.1, 0.3, 1.0])
+def test_with_fewer_slots_than_processes_moving_costs_less_than_a_fifth(login_s: float) -> None:
+    world = scale.simulated("scarce", 8, login_s, 0.02, 2000)
+    assert world.done() > 0.8
+    assert world.summary()["longest wait"] < 20
+

@@ -98,15 +98,15 @@ class Desk:
         assert answer.fresh
         return answer.number
 
-    def opened(self, process: ProcessId, key: str = "k") -> GrantNumber:
-        """Check out and open."""
+    def opened(self, process: ProcessId, key: str = "k", seconds: float = 0.0) -> GrantNumber:
+        """Check out and open. What costs nothing has earned its opening at once."""
         number = self.granted(process, key)
-        self.say(process, Opened(number, 0.01))
+        self.say(process, Opened(number, seconds))
         return number
 
-    def brings_back(self, process: ProcessId, number: GrantNumber) -> Any:
+    def brings_back(self, process: ProcessId, number: GrantNumber, idle_s: float = 0.0) -> Any:
         """A contended return; the answer to it."""
-        decisions = self.say(process, Returned(number))
+        decisions = self.say(process, Returned(number, idle_s))
         (answer,) = (d for d in decisions if getattr(d, "number", None) == number)
         return answer
 

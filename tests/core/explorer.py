@@ -64,6 +64,7 @@ class Budget:
         deaths: int = 0,
         forks: int = 0,
         discards: int = 0,
+        starves: int = 0,
         moments: int = 0,
     ) -> None:
         self.server_kills = server_kills
@@ -74,6 +75,7 @@ class Budget:
         self.deaths = deaths
         self.forks = forks
         self.discards = discards
+        self.starves = starves
         self.moments = moments
 
 
@@ -85,6 +87,7 @@ class SmallWorld(World):
     waiting: processes whose first thread then waits in the queue already.
     asking: processes whose first thread is just about to ask.
     keeping: nobody ever gives back what he has.
+    opening_s: what everybody says that an opening took.
     A forked child makes one checkout.
     """
 
@@ -102,6 +105,7 @@ class SmallWorld(World):
         keeping: bool = False,
         keys: tuple[str, ...] = ("k",),
         rules: Rules | None = None,
+        opening_s: float = 0.0,
         **options: Any,
     ) -> None:
         super().__init__(
@@ -110,6 +114,7 @@ class SmallWorld(World):
             threads=threads,
             keys=keys,
             rules=rules,
+            opening_s=opening_s,
         )
         self.budget = budget
         self.holding = True
@@ -155,6 +160,8 @@ class SmallWorld(World):
                 yield step
             elif " discards " in step[0] and self.budget.discards:
                 yield step[0], self.spend, ("discards", step)
+            elif step[0].endswith(" starves") and self.budget.starves:
+                yield step[0], self.spend, ("starves", step)
         for step in self.disturbances():
             kind = _kind_of(step[0])
             if getattr(self.budget, kind):

@@ -54,6 +54,8 @@ class BooksMachine(RuleBasedStateMachine):
         per_process=small(1, 3),
         max_waiting=st.sampled_from([None, None, 0, 2]),
         fail_fast=st.booleans(),
+        max_opening=small(1, 2),
+        opening_s=st.sampled_from([0.0, 0.01, 0.3]),
         processes=st.integers(2, 3),
         threads=st.integers(1, 2),
     )
@@ -64,6 +66,8 @@ class BooksMachine(RuleBasedStateMachine):
         per_process: int | None,
         max_waiting: int | None,
         fail_fast: bool,
+        max_opening: int | None,
+        opening_s: float,
         processes: int,
         threads: int,
     ) -> None:
@@ -73,8 +77,11 @@ class BooksMachine(RuleBasedStateMachine):
             max_per_process=per_process,
             max_waiting=max_waiting,
             fail_fast=fail_fast,
+            max_opening=max_opening,
         )
-        self.world = World(options, processes=processes, threads=threads, keys=KEYS)
+        self.world = World(
+            options, processes=processes, threads=threads, keys=KEYS, opening_s=opening_s
+        )
 
     # --- steps -------------------------------------------------------------------------------------------------
 
@@ -106,7 +113,8 @@ class BooksMachine(RuleBasedStateMachine):
 
     @rule(choice=ANY)
     def the_application_does_something(self, choice: int) -> None:
-        steps = [s for s in self.world.optional_steps() if " wants " not in s[0]]
+        words = (" wants ", " starves")
+        steps = [s for s in self.world.optional_steps() if not any(w in s[0] for w in words)]
         idle = [
             (f"#{number} expires", worker.expire_idle, (number,))
             for worker in self.world.living()
@@ -114,6 +122,16 @@ class BooksMachine(RuleBasedStateMachine):
             for number in worker.shelf
         ]
         self.one_of(steps + idle, choice)
+
+    @rule(choice=ANY, seconds=st.sampled_from([0.0, 0.01, 0.3, 3.0]))
+    def openings_take_longer_or_shorter(self, choice: int, seconds: float) -> None:
+        workers = self.world.living()
+        workers[choice % len(workers)].opening_s = seconds
+
+    @rule(choice=ANY)
+    def somebody_starves(self, choice: int) -> None:
+        steps = [s for s in self.world.optional_steps() if s[0].endswith(" starves")]
+        self.one_of(steps, choice)
 
     @rule(choice=ANY)
     def something_goes_wrong(self, choice: int) -> None:

@@ -38,7 +38,26 @@ AT_HOME: dict[str, Any] = {"processes": 1, "threads": 2, "using": ((0, 1),), "ch
 
 WORLDS: dict[str, dict[str, Any]] = {
     "two checkouts": {"budget": Budget()},
-    "patience": {"budget": Budget(gives_up=1, moments=4)},
+    "somebody gives up": {"budget": Budget(gives_up=1, moments=4)},
+    "starving": {
+        "budget": Budget(starves=1, gives_up=1, moments=1),
+        "max_size": 2,
+        "threads": 2,
+        "using": ((0, 0), (1, 0)),
+        "checkouts": (1, 1),
+    },
+    "slots that have not earned their opening": {
+        "budget": Budget(moments=4, gives_up=1),
+        **CONTENDED,
+        "opening_s": 1.0,
+    },
+    "one opening at a time": {
+        "budget": Budget(gives_up=1, deaths=1, moments=2),
+        "max_size": 2,
+        "max_opening": 1,
+        "asking": (0, 1),
+        "checkouts": (0, 0),
+    },
     "a call ends": {"budget": Budget(call_ends=1), **BOTH_ASK},
     "the errand channel ends": {"budget": Budget(errand_ends=1), **BOTH_ASK},
     "the server is killed": {"budget": Budget(server_kills=1), **BOTH_ASK},

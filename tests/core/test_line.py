@@ -33,7 +33,7 @@ class Line(RuleBasedStateMachine):
         self.waiting = Waiting(self.slots.levels)
         self.reclaimer = Reclaimer(self.slots)
         self.slots.level_changed = self.level_changed
-        self.asked: dict[ProcessId, tuple[int, float]] = {}
+        self.asked: dict[ProcessId, tuple[list[ProcessId], float]] = {}
         self.everybody: Any = SimpleNamespace(
             name="p",
             slots=self.slots,
@@ -41,6 +41,9 @@ class Line(RuleBasedStateMachine):
             tell=lambda process, decision: None,
         )
         self.waiters: list[Waiter] = []
+        self.starving: dict[Any, float] = {}
+        self.in_peace: dict[ProcessId, float] = {}
+        self.gave_at: dict[ProcessId, float] = {}
         self.held: list[Slot] = []
         self.serial = 0
 
@@ -52,22 +55,51 @@ class Line(RuleBasedStateMachine):
         self.serial += 1
         return self.serial
 
-    @rule(process=a_process, key=a_key, patience=st.sampled_from([0.05, 5.0, math.inf]))
-    def wait(self, process: ProcessId, key: str, patience: float) -> None:
-        waiter = Waiter(process, Ticket(self.next()), key, self.now, self.now + patience)
+    @rule(process=a_process, key=a_key, timeout=st.sampled_from([0.05, 5.0, math.inf]))
+    def wait(self, process: ProcessId, key: str, timeout: float) -> None:
+        waiter = Waiter(process, Ticket(self.next()), key, self.now, self.now + timeout)
         self.waiting.add(waiter)
         self.waiters.append(waiter)
 
-    @rule(which=st.integers(0, 10**6))
-    def stop_waiting(self, which: int) -> None:
+    def keep(self, waiters: list[Waiter]) -> None:
+        """These are left. What was known of groups and processes without waiters is forgotten."""
+        self.waiters = waiters
+        groups = {(waiter.process, waiter.key) for waiter in waiters}
+        self.starving = {g: said_at for g, said_at in self.starving.items() if g in groups}
+        processes = {waiter.process for waiter in waiters}
+        self.gave_at = {p: at for p, at in self.gave_at.items() if p in processes}
+
+    @rule(which=st.integers(0, 10**6), served=st.booleans())
+    def stop_waiting(self, which: int, served: bool) -> None:
         if self.waiters:
-            waiter = self.waiters.pop(which % len(self.waiters))
-            assert self.waiting.remove(waiter.process, waiter.ticket) is waiter
+            waiter = self.waiters[which % len(self.waiters)]
+            leave = self.waiting.served if served else self.waiting.remove
+            assert leave(waiter.process, waiter.ticket) is waiter
+            self.keep([other for other in self.waiters if other is not waiter])
+            if served:
+                self.starving.pop((waiter.process, waiter.key), None)
 
     @rule(process=a_process)
     def all_stop_waiting(self, process: ProcessId) -> None:
         self.waiting.remove_process(process)
-        self.waiters = [waiter for waiter in self.waiters if waiter.process != process]
+        self.keep([waiter for waiter in self.waiters if waiter.process != process])
+
+    @rule(which=st.integers(0, 10**6))
+    def starve(self, which: int) -> None:
+        if self.waiters:
+            waiter = self.waiters[which % len(self.waiters)]
+            group = (waiter.process, waiter.key)
+            has_slots = any(slot.process == waiter.process for slot in self.held)
+            new = has_slots and group not in self.starving
+            assert self.waiting.starves(waiter.process, waiter.ticket, self.now) == new
+            if new:
+                self.starving[group] = self.now
+
+    @rule(process=a_process)
+    def give(self, process: ProcessId) -> None:
+        self.waiting.gave(process, self.now)
+        if any(waiter.process == process for waiter in self.waiters):
+            self.gave_at[process] = self.now
 
     @rule(process=a_process, key=a_key)
     def hold(self, process: ProcessId, key: str) -> None:
@@ -94,7 +126,7 @@ class Line(RuleBasedStateMachine):
         gone = self.waiting.expired(self.now)
         assert gone == sorted(gone, key=lambda w: (w.deadline, w.serial))
         assert set(gone) == {w for w in self.waiters if w.deadline <= self.now}
-        self.waiters = [waiter for waiter in self.waiters if waiter not in gone]
+        self.keep([waiter for waiter in self.waiters if waiter not in gone])
 
     @invariant()
     def the_line_is_that_of_sorting_everything(self) -> None:
@@ -104,38 +136,48 @@ class Line(RuleBasedStateMachine):
         levels = Counter(slot.process for slot in self.held)
 
         def place(waiter: Waiter) -> Any:
-            return (*sharing.rank(waiter, levels, self.now), waiter.serial)
+            level = levels[waiter.process]
+            since = max(waiter.since, self.gave_at.get(waiter.process, 0.0))
+            group = (waiter.process, waiter.key)
+            if group in self.starving:
+                level, since = 0, self.starving[group]
+            return (level, since, waiter.serial)
 
-        assert list(self.waiting.in_line(self.now)) == sorted(heads.values(), key=place)
+        assert list(self.waiting.in_line()) == sorted(heads.values(), key=place)
 
-    @rule(process=a_process)
-    def ask(self, process: ProcessId) -> None:
+    @rule(process=a_process, taker=a_process)
+    def ask(self, process: ProcessId, taker: ProcessId) -> None:
         if self.reclaimer._spare(self.everybody, process, self.now) > 0:
-            self.reclaimer._ask(self.everybody, process, self.now, everything=False)
-            wanted, _ = self.asked.get(process, (0, 0.0))
-            self.asked[process] = (wanted + 1, self.now + sharing.ANSWER_S)
+            self.reclaimer._ask(self.everybody, process, self.now, taker)
+            takers, _ = self.asked.get(process, ([], 0.0))
+            self.asked[process] = ([*takers, taker], self.now + sharing.ANSWER_S)
 
     @rule(process=a_process, given=st.booleans())
     def bring_back(self, process: ProcessId, given: bool) -> None:
         self.reclaimer.brought_back(self.everybody, process, self.now, given=given)
         if process in self.asked:
-            wanted, until = self.asked.pop(process)
-            if wanted > 1 and given:
-                self.asked[process] = (wanted - 1, until)
+            takers, until = self.asked.pop(process)
+            if len(takers) > 1 and given:
+                self.asked[process] = (takers[1:], until)
+            if not given:
+                self.in_peace[process] = self.now + sharing.ANSWER_S
 
     @invariant()
     def the_richest_are_those_that_can_be_asked_for_the_most(self) -> None:
         left = Counter(slot.process for slot in self.held if slot.state is SlotState.OPEN)
-        for process, (wanted, until) in self.asked.items():
-            left[process] -= wanted if until > self.now else 10**6
+        for process, (takers, until) in self.asked.items():
+            left[process] -= len(takers) if until > self.now else 10**6
+        for process, until in self.in_peace.items():
+            left[process] -= 10**6 if until > self.now else 0
         found = list(self.reclaimer._by_spare(self.everybody, self.now))
         assert dict(found) == {process: spare for process, spare in left.items() if spare > 0}
         assert [spare for _, spare in found] == sorted(dict(found).values(), reverse=True)
 
     @invariant()
     def what_was_asked_for_is_counted_on_for_a_while(self) -> None:
-        timely = sum(wanted for wanted, until in self.asked.values() if until > self.now)
-        assert self.reclaimer._asked_for(self.now) == timely
+        timely = [t for takers, until in self.asked.values() if until > self.now for t in takers]
+        assert self.reclaimer._asked_for(self.now) == len(timely)
+        assert self.reclaimer._takers_of_timely == Counter(timely)
 
     @invariant()
     def what_is_counted_on_is_what_closes_and_not_for_too_long(self) -> None:
@@ -143,12 +185,6 @@ class Line(RuleBasedStateMachine):
         expected = [s.expected_until for s in closing if s.expected_until > self.now]
         assert self.slots.next_disappointment(self.now) == min(expected, default=math.inf)
         assert self.slots.on_the_way(self.now) == len(expected)
-
-    @invariant()
-    def patience_ends_when_it_ends(self) -> None:
-        ends = [waiter.since + sharing.PATIENCE_S for waiter in self.waiters]
-        later = min((end for end in ends if end > self.now), default=math.inf)
-        assert self.waiting.next_loss_of_patience(self.now) == later
 
     @invariant()
     def tickets_find_their_slots(self) -> None:
@@ -175,7 +211,9 @@ def test_what_was_asked_for_and_not_given_can_be_asked_for_again() -> None:
     line.hold(process, "alice")
     line.the_richest_are_those_that_can_be_asked_for_the_most()
     for _ in range(2):
-        line.ask(process)
+        line.ask(process, PROCESSES[1])
         line.the_richest_are_those_that_can_be_asked_for_the_most()
     line.bring_back(process, given=False)
+    line.the_richest_are_those_that_can_be_asked_for_the_most()
+    line.time_passes(sharing.ANSWER_S)
     line.the_richest_are_those_that_can_be_asked_for_the_most()

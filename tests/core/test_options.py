@@ -44,6 +44,7 @@ TABLE: dict[str, tuple[list[Any], list[Any]]] = {
     "placement": (["worker"], [*TEXT, "server", "host"]),
     "hosts": ([1], [*NO_COUNT, None, 4]),
     "fail_fast": ([True, False], [None, 0, 1, "yes"]),
+    "max_opening": ([*COUNT, None], NO_COUNT),
     "track_leaks": ([True, False], [None, 0, 1, "yes"]),
     "keep": ([True, False], [None, 0, 1, "yes"]),
     "prefill": ([True, False], [None, 0, 1, "yes"]),

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mppool.core.decisions import Close, Grant, Keep, Reclaim
 from mppool.core.events import Abandoned, Closed, Detached, Opened, OpenFailed, Resize, Returned
-from mppool.core.sharing import ANSWER_S, LONGEST_LOOK_S, PATIENCE_S, SURPLUS_IDLE_S
+from mppool.core.sharing import ANSWER_S
 from mppool.ids import GrantNumber
 from tests.core.desk import Desk, P, Q, R, S, held
 from tests.core.model.parts import POOL
@@ -88,16 +88,6 @@ def test_a_poorer_process_comes_before_home() -> None:
     assert desk.brings_back(P, number) == Close(number, "moved")
 
 
-def test_whoever_has_waited_longer_by_the_patience_comes_before_home() -> None:
-    desk = Desk(P, Q, max_size=2)
-    number = desk.opened(P)
-    desk.opened(Q)
-    desk.queue(Q)
-    desk.wait(PATIENCE_S)
-    desk.queue(P)
-    assert desk.brings_back(P, number) == Close(number, "moved")
-
-
 def test_an_unknown_resource_that_is_brought_back_is_closed() -> None:
     desk = Desk(P, max_size=1)
     number = GrantNumber(4711)
@@ -124,29 +114,6 @@ def test_a_process_with_two_more_is_asked_at_once() -> None:
     desk.forget()
     desk.queue(Q)
     assert desk.hears(P, Reclaim)[0] == Reclaim(POOL, True, 1, 0.0)
-
-
-def test_an_even_load_moves_nothing_before_somebody_loses_patience() -> None:
-    desk = Desk(P, Q, max_size=2)
-    desk.opened(P)
-    desk.opened(Q)
-    desk.forget()
-    desk.queue(Q)
-    desk.wait(PATIENCE_S - 0.001)
-    assert not asked(desk, P)
-    desk.wait(0.002)
-    assert len(asked(desk, P)) == 1
-
-
-def test_idle_resources_are_looked_for_at_growing_intervals() -> None:
-    desk = Desk(P, Q, max_size=1)
-    desk.opened(P)
-    desk.forget()
-    desk.queue(Q)
-    desk.wait(1.0)
-    looks = [r for r in desk.hears(P, Reclaim) if r.idle_for]
-    assert all(look.idle_for == SURPLUS_IDLE_S for look in looks)
-    assert 1.0 / LONGEST_LOOK_S <= len(looks) <= 10
 
 
 def test_the_richest_is_asked_first() -> None:
@@ -253,7 +220,6 @@ def test_a_process_that_cannot_be_told_anything_is_not_asked() -> None:
     desk.say(P, Detached())
     desk.forget()
     desk.queue(R)
-    desk.wait(PATIENCE_S + 0.01)
     assert P not in desk.told
     assert asked(desk, Q)
 
@@ -264,7 +230,6 @@ def test_what_was_brought_back_in_vain_is_not_asked_for_again_at_once() -> None:
     desk.opened(P, "alice")
     bob = desk.opened(P, "bob")
     desk.queue(Q, "alice")
-    desk.wait(PATIENCE_S)
     assert asked(desk, P)
     assert isinstance(desk.brings_back(P, bob), Keep)
     assert not asked(desk, P)
@@ -278,7 +243,6 @@ def test_where_only_one_identity_helps_everything_idle_is_looked_at() -> None:
     desk.opened(P, "bob")
     desk.opened(P, "carol")
     desk.queue(Q, "alice")
-    desk.wait(PATIENCE_S)
     assert asked(desk, P)[-1].sweep == 3
     assert isinstance(desk.brings_back(P, alice), Close)
 
@@ -314,7 +278,6 @@ def test_a_waiter_whom_nobody_can_help_does_not_hold_up_the_next() -> None:
     desk.queue(S, "alice")
     desk.wait(0.01)
     desk.queue(R, "carol")
-    desk.wait(PATIENCE_S)
     assert asked(desk, P) or asked(desk, S)
     assert isinstance(desk.brings_back(P, bob), Close)
 
@@ -324,9 +287,8 @@ def test_one_process_that_waits_for_its_own_does_not_hold_up_another() -> None:
     number = desk.opened(P)
     desk.queue(P)
     desk.wait(0.01)
-    desk.queue(Q)
     desk.forget()
-    desk.wait(PATIENCE_S + 0.02)
+    desk.queue(Q)
     assert asked(desk, P)
     desk.say(P, Returned(number))
     assert desk.pool.slots.get(number) is not None
@@ -336,7 +298,6 @@ def test_where_two_bounds_stand_in_the_way_both_are_cleared() -> None:
     desk = Desk(P, Q, max_size=4, max_per_identity=1, max_per_process=1)
     alice, bob = desk.opened(Q, "alice"), desk.opened(P, "bob")
     ticket = desk.queue(P, "alice")
-    desk.wait(PATIENCE_S + 0.01)
     assert asked(desk, Q)
     assert isinstance(desk.brings_back(Q, alice), Close)
     desk.say(Q, Closed(alice, "moved"))
@@ -367,36 +328,6 @@ def test_the_poorest_process_is_served_first_though_another_came_earlier() -> No
     desk.queue(R)
     desk.say(P, Closed(number, "discarded"))
     assert len(desk.hears(R, Grant)) == 1
-
-
-def test_patience_comes_before_poverty() -> None:
-    desk = Desk(P, Q, R, max_size=2)
-    number = desk.opened(P)
-    desk.opened(Q)
-    desk.queue(Q)
-    desk.wait(PATIENCE_S)
-    desk.queue(R)
-    desk.say(P, Closed(number, "discarded"))
-    assert len(desk.hears(Q, Grant)) == 1
-
-
-def test_three_processes_take_turns_with_one_slot() -> None:
-    desk = Desk(P, Q, R, max_size=1)
-    served = []
-    holder, number = P, desk.opened(P)
-    waiting = [Q, R]
-    for process in waiting:
-        desk.queue(process)
-    for _ in range(9):
-        desk.wait(PATIENCE_S + 0.05)
-        desk.queue(holder)
-        assert isinstance(desk.brings_back(holder, number), Close)
-        desk.say(holder, Closed(number, "moved"))
-        (got,) = ((process, grant) for process in (P, Q, R) for grant in desk.hears(process, Grant))
-        holder, number = got[0], got[1].number
-        desk.say(holder, Opened(number, 0.1))
-        served.append(holder)
-    assert served == [Q, R, P] * 3
 
 
 # --- a lowered cap -----------------------------------------------------------------------------------------------

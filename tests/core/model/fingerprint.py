@@ -14,21 +14,19 @@ _SKIPPED = {"counters", "_around", "jitter", "_jitter", "_labels", "rules", "opt
 # What is derived from the rest, kept ready, and cleaned up late.
 _SKIPPED |= {
     "serial",
-    "_oldest",
     "_poorest",
     "_richest",
-    "_patient",
     "_expected",
     "_levels",
     "_heads",
 }
-_SKIPPED |= {"_table", "_timely", "_timely_wanted", "_wanted"}
+_SKIPPED |= {"_table", "_timely", "_timely_wanted", "_wanted", "_takers_of_timely", "_open_in_order"}
 _SKIPPED |= {"_of_process", "_of_key", "_by_ticket", "by_ticket", "_groups"}
 _SKIPPED |= {"_ends", "_retries", "_states", "_shut", "_kept_out", "_waiting_for", "noted"}
 _SKIPPED |= {"deadline", "_deadlines", "_touched", "_known_in", "_anywhere", "_owner"}
 _SKIPPED |= {"set_at", "declared_at", "closed_at"}
 # Derived from the slots (`check_tables` compares them with a recount).
-_SKIPPED |= {"by_key", "_by_both", "_by_state", "_open_by_key", "_closing_of"}
+_SKIPPED |= {"by_key", "_by_both", "_by_state", "_open_by_key", "_closing_of", "_promised_to"}
 _SKIPPED |= {"_closing_by_key"}
 
 _attributes: dict[type, tuple[str, ...]] = {}

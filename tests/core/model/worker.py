@@ -27,6 +27,7 @@ from mppool.core.events import (
     Opened,
     OpenFailed,
     Returned,
+    Starves,
 )
 from mppool.ids import GrantNumber, ProcessId, Session, Ticket
 from mppool.options import PoolOptions
@@ -60,6 +61,8 @@ class Worker:
         self.contended = False
         self.generation = 0
         self.closed = False
+        # What its openings take, as it says.
+        self.opening_s = 0.0
         self.session: Session | None = None
         self.attached = False
         self.errand: Channel | None = None
@@ -166,7 +169,7 @@ class Worker:
         entry = self._entry_of(thread)
         entry.state = "open"
         thread.phase = "using"
-        self.tell(Opened(entry.number, 0.01))
+        self.tell(Opened(entry.number, self.opening_s))
 
     def open_fails(self, thread: Thread) -> None:
         entry = self._entry_of(thread)
@@ -174,6 +177,10 @@ class Worker:
         thread.entry = None
         self.tell(OpenFailed(entry.number, "no route to database"))
         self._answered(thread, "failed")
+
+    def starve(self, thread: Thread) -> None:
+        """Nothing has been given back for long."""
+        self.tell(Starves(thread.ticket))
 
     def give_up(self, thread: Thread) -> None:
         """Time-out or interruption. During a call its connection is dropped."""
@@ -317,7 +324,7 @@ class Worker:
         oldest_first = sorted(self.shelf, key=lambda number: self.table[number].idle_since)
         ready = [n for n in oldest_first if self.now - self.table[n].idle_since >= reclaim.idle_for]
         for number in ready[: reclaim.sweep]:
-            self._bring_back(number)
+            self._bring_back(number, self.now - self.table[number].idle_since)
         for number in self.shelf:
             self.table[number].spared = True
 
@@ -393,12 +400,12 @@ class Worker:
             self.table[number].idle_since = self.now
             self.shelf.append(number)
 
-    def _bring_back(self, number: GrantNumber) -> None:
+    def _bring_back(self, number: GrantNumber, idle_s: float = 0.0) -> None:
         if self.rules.returned_lies_aside:
             self.shelf.remove(number)
         self.side.append(number)
         self.table[number].state = "returned"
-        self.tell(Returned(number))
+        self.tell(Returned(number, idle_s))
 
     def _take_aside(self, number: GrantNumber) -> bool:
         if number not in self.side:

@@ -36,7 +36,9 @@ class World:
         threads: int = 1,
         keys: tuple[str, ...] = ("k",),
         rules: Rules | None = None,
+        opening_s: float = 0.0,
     ) -> None:
+        self.opening_s = opening_s
         self.options = options
         self.keys = keys
         self.rules = rules or Rules()
@@ -52,11 +54,14 @@ class World:
         # The cap, or more for as long as what was granted under a higher cap has not come back.
         self.cap = options.max_size
         self.ceiling = options.max_size
+        # The same of `max_opening`: an inventory may bring more than that.
+        self.opening_ceiling = options.max_opening or 0
 
     def new_worker(self) -> Worker:
         process = ProcessId(FIRST_PID + len(self.workers), 1)
         worker = Worker(process, self.threads, self.options, self.rules)
         worker.now = self.now
+        worker.opening_s = self.opening_s
         self.workers.append(worker)
         return worker
 
@@ -168,6 +173,8 @@ class World:
                             worker.look_at_shelf,
                             (thread, key, None),
                         )
+                elif thread.phase == "queued":
+                    yield f"{name}{thread.name} starves", worker.starve, (thread,)
                 elif thread.phase == "using":
                     yield f"{name}{thread.name} discards #{thread.entry}", worker.discard, (thread,)
                 elif thread.phase == "opening":
@@ -245,8 +252,10 @@ class World:
             self.server.channels.append(thread.call)
 
     def server_reads(self, channel: Channel) -> None:
-        if isinstance(channel.to_server[0], Attach):
+        attach = channel.to_server[0]
+        if isinstance(attach, Attach):
             self.worker_of(channel.process).is_member = True
+            self.opening_ceiling += sum(item.state == "opening" for item in attach.held)
         try:
             self.server.read(channel, self.now)
         except ServerKilled:
@@ -297,6 +306,7 @@ class World:
         self._check_bounds()
         self._check_holders()
         if self.server.alive:
+            self._check_openings()
             check_tables(self.server.books)
 
     def resized(self, cap: int | None) -> None:
@@ -320,6 +330,17 @@ class World:
         for worker in self.living():
             if most is not None and len(worker.table) > most:
                 raise Violation(f"OVER max_per_process: {len(worker.table)} resources in one")
+
+    def _check_openings(self) -> None:
+        """Nobody opens more at a time than is allowed, but for what inventories brought."""
+        most = self.options.max_opening
+        if most is None:
+            return
+        for pool in self.server.books.pools.values():
+            opening = sum(slot.state is SlotState.OPENING for slot in pool.slots)
+            self.opening_ceiling = max(most, min(self.opening_ceiling, opening))
+            if opening > self.opening_ceiling:
+                raise Violation(f"OVER max_opening: {opening} are being opened, {most} allowed")
 
     def _granted(self) -> int:
         """Resources, and grants that may still become resources."""
@@ -421,6 +442,8 @@ def check_tables(books: Books) -> None:
         fresh = SlotTable()
         for slot in list(pool.slots):
             fresh.add(slot)
+            if pool.slots._expected.get(slot.number) is slot and slot.promised_to is not None:
+                fresh._promised_to[slot.promised_to] += 1
         for name, value in vars(fresh).items():
             mine = getattr(pool.slots, name)
             if isinstance(value, (int, Counter)) and mine != value:
