@@ -73,8 +73,10 @@ class Counter:
     ) -> list[Decision]:
         return self.desk.say(process, TokenFetched(fetch, key, issued(text), expires_in, said))
 
-    def fail(self, process: ProcessId, fetch: int, retry_in: float = 5.0) -> list[Decision]:
-        return self.desk.say(process, TokenFailed(fetch, KEY, "Error: no", retry_in))
+    def fail(
+        self, process: ProcessId, fetch: int, retry_in: float = 5.0, *, everybody: bool = True
+    ) -> list[Decision]:
+        return self.desk.say(process, TokenFailed(fetch, KEY, "Error: no", retry_in, everybody))
 
     def wait(self, seconds: float) -> list[Decision]:
         self.desk.clock.advance(seconds)
@@ -266,6 +268,53 @@ def test_a_token_that_has_come_ends_the_pause_of_an_earlier_failure() -> None:
     assert counter.want(R).issued.token == "late"
     counter.desk.clock.advance(100.0 - USABLE_S)
     assert isinstance(counter.want(R), FetchToken)
+
+
+# --- the trouble of one process ---------------------------------------------------------------------------
+
+
+def test_the_trouble_of_one_process_appoints_another_at_once_and_it_waits_itself() -> None:
+    counter = Counter()
+    appointed = counter.want(P)
+    again = counter.want(P)
+    queued = counter.want(Q)
+    (passed,) = counter.fail(P, appointed.fetch, everybody=False)
+    assert isinstance(passed, FetchToken)
+    assert passed.ticket == queued.ticket  # although P's other thread came first
+    (given,) = counter.bring(Q, passed.fetch, "one")
+    assert isinstance(given, TokenGiven)
+    assert given.ticket == again.ticket
+
+
+def test_a_process_in_trouble_is_not_appointed_before_its_pause_is_over() -> None:
+    counter = Counter()
+    appointed = counter.want(P)
+    waiting = counter.want(P)
+    (refused,) = counter.fail(P, appointed.fetch, 5.0, everybody=False)
+    assert isinstance(refused, TokenRefused)
+    assert (refused.ticket, refused.text, refused.retry_in) == (waiting.ticket, "Error: no", 5.0)
+    assert isinstance(counter.want(P), TokenRefused)
+    assert isinstance(counter.want(Q), FetchToken)
+
+
+def test_nobody_waits_for_a_process_that_has_failed_but_others_that_have_failed() -> None:
+    counter = Counter()
+    counter.fail(P, counter.want(P).fetch, 5.0, everybody=False)
+    counter.fail(Q, counter.want(Q).fetch, 5.0, everybody=False)
+    counter.wait(6)
+    assert isinstance(counter.want(P), FetchToken)
+    assert isinstance(counter.want(Q), TokenQueued)
+    assert isinstance(counter.want(R), FetchToken)
+    assert isinstance(counter.want(P), TokenQueued)
+
+
+def test_a_process_that_cannot_refresh_leaves_it_to_the_others() -> None:
+    counter = Counter()
+    counter.fetch()
+    counter.desk.clock.advance(HOUR - 299)
+    counter.fail(P, counter.want(P).duty, 5.0, everybody=False)
+    assert counter.want(P).duty == 0
+    assert counter.want(Q).duty
 
 
 # --- who is appointed goes --------------------------------------------------------------------------------
