@@ -10,12 +10,14 @@ import pytest
 
 from mppool.core.decisions import Decision
 from mppool.core.events import Abandoned, CallEnded, Detached, Died
-from mppool.core.token_books import CHALLENGE_S, KEPT_UNUSED_S, LONGEST_RETRY_S, SWEEP_S
+from mppool.core.token_books import SWEEP_S
+from mppool.core.token_entry import CHALLENGE_S, KEPT_UNUSED_S, LONGEST_RETRY_S
 from mppool.core.tokens import (
     FETCH_PATIENCE_S,
     REFRESH_AGAIN_S,
     USABLE_S,
     FetchToken,
+    ForgetTokens,
     Issued,
     TokenFailed,
     TokenFetched,
@@ -23,6 +25,8 @@ from mppool.core.tokens import (
     TokenKey,
     TokenQueued,
     TokenRefused,
+    TokensForgotten,
+    TokenSpurned,
     WantToken,
     digest_of,
     refresh_in,
@@ -61,6 +65,10 @@ class Counter:
         appointed = self.want(process, **more)
         assert isinstance(appointed, FetchToken)
         return self.bring(process, appointed.fetch, text)
+
+    def fetch_other(self) -> None:
+        """Have a token of another key too."""
+        self.bring(P, self.want(P, OTHER).fetch, "other", key=OTHER)
 
     def bring(
         self,
@@ -315,6 +323,76 @@ def test_a_process_that_cannot_refresh_leaves_it_to_the_others() -> None:
     counter.fail(P, counter.want(P).duty, 5.0, everybody=False)
     assert counter.want(P).duty == 0
     assert counter.want(Q).duty
+
+
+# --- refused where it is used, and forgotten ------------------------------------------------------------------
+
+
+def test_a_token_that_was_refused_is_replaced_once_in_a_while_for_all() -> None:
+    counter = Counter()
+    counter.fetch()
+    told = counter.desk.say(Q, TokenSpurned(KEY, digest_of("one")))
+    assert told == [TokensForgotten(KEY.identity, 0, digest_of("one"))] * 3
+    appointed = counter.want(R)
+    assert isinstance(appointed, FetchToken)
+    assert appointed.insist
+    counter.bring(R, appointed.fetch, "two")
+    assert counter.want(P).issued.token == "two"
+    assert counter.desk.say(Q, TokenSpurned(KEY, digest_of("two"))) == []
+    assert counter.want(P).issued.token == "two"
+    counter.desk.clock.advance(REFRESH_AGAIN_S)
+    assert counter.desk.say(Q, TokenSpurned(KEY, digest_of("one"))) == []  # an old story
+    counter.desk.say(Q, TokenSpurned(KEY, digest_of("two")))
+    assert isinstance(counter.want(P), FetchToken)
+
+
+@pytest.mark.parametrize("everybody", [True, False])
+def test_a_token_that_was_refused_must_do_where_there_is_no_other(everybody: bool) -> None:
+    counter = Counter()
+    counter.fetch()
+    counter.desk.say(Q, TokenSpurned(KEY, digest_of("one")))
+    appointed = counter.want(P)
+    waiting = counter.want(P)
+    (told, *_) = counter.fail(P, appointed.fetch, 5.0, everybody=everybody)
+    assert told.ticket == waiting.ticket
+    assert counter.want(R).issued.token == "one"
+    assert counter.want(P).issued.token == "one"
+
+
+def test_what_is_forgotten_is_given_to_nobody_and_what_was_on_its_way_is_not_kept() -> None:
+    counter = Counter()
+    counter.fetch()
+    counter.fetch_other()
+    counter.desk.clock.advance(HOUR - 299)
+    duty = counter.want(P).duty
+    told = counter.desk.command(ForgetTokens(KEY.identity))
+    assert {type(one) for one in told} == {TokensForgotten}
+    assert counter.want(Q, OTHER).issued.token == "other"
+    appointed = counter.want(Q)
+    assert isinstance(appointed, FetchToken)
+    assert appointed.insist
+    counter.bring(P, duty, "old")
+    assert isinstance(counter.want(R), TokenQueued)
+    counter.bring(Q, appointed.fetch, "new")
+    assert counter.want(R).issued.token == "new"
+
+
+def test_who_waits_when_all_are_forgotten_is_appointed() -> None:
+    counter = Counter()
+    counter.want(P)
+    queued = counter.want(Q)
+    told = counter.desk.command(ForgetTokens(None))
+    (order,) = [one for one in told if isinstance(one, FetchToken)]
+    assert order.ticket == queued.ticket
+
+
+def test_a_process_that_attaches_later_hears_what_is_forgotten() -> None:
+    counter = Counter(P, Q)
+    counter.fetch()
+    counter.desk.command(ForgetTokens(None))
+    counter.desk.told.clear()
+    told = counter.desk.attach(R)
+    assert [one for one in told if isinstance(one, TokensForgotten)]
 
 
 # --- who is appointed goes --------------------------------------------------------------------------------
