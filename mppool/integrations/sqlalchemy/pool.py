@@ -150,7 +150,8 @@ class SharedPool(Pool):
         """A disconnect: whatever was opened before goes, in all processes."""
         lease = getattr(getattr(connection, "_connection_record", None), "lease", None)
         if lease is not None:
-            lease.invalidate()
+            # After a ping SQLAlchemy connects again in place, and says that nothing is to be checked in.
+            lease.invalidate(renewed=not _checkin)
         super()._invalidate(connection, exception, _checkin)
 
     def dispose(self) -> None:
