@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mppool.core.decisions import Draining
 from mppool.core.events import Drain
+from mppool.core.tokens import ForgetTokens
 from mppool.errors import ConfigurationError, PoolError, ServerUnavailable
 from mppool.managing import Manager, refuse_initializer
 from mppool.meeting import Meeting
@@ -223,6 +224,10 @@ class PoolManager(Manager, BaseManager):
             f"manager {self.name!r}: no server runs in {self._meeting.paths().runtime_dir}, so nothing is "
             "known of what could be drained"
         )
+
+    def _command_tokens(self, event: ForgetTokens) -> None:
+        """Without a server nothing is shared, so none is started."""
+        self._link.control(event, time.monotonic() + CONTROL_DEADLINE_S)
 
     def join(self, timeout: float | None = None) -> None:
         """Wait until there is no server, for at most `timeout` seconds (None: for ever)."""

@@ -8,12 +8,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mppool.core.events import Attach
+from mppool.core.tokens import ForgetTokens
 from mppool.errors import ConfigurationError
 from mppool.ids import Session, own_process
 from mppool.options import checked_name, checked_options
 from mppool.recipe import SETTINGS, as_recipe
 from mppool.worker.member import Member, process_name
 from mppool.worker.pool import Pool
+from mppool.worker.solitary import forget_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -83,6 +85,22 @@ class Manager:
             stats["pools"].update({name: own["pools"][name] for name in unknown})
         return stats
 
+    def forget_tokens(self, identity: str | None = None) -> None:
+        """No process uses the tokens of this identity any more; the next to need one asks the issuer.
+
+        identity: as in `stats()["tokens"]`; None: of all, those that only one process has included. Sessions
+            that were opened with them go on. For rights that were given or taken away a moment ago.
+        """
+        checked = _checked_identity(identity)
+        self._command_tokens(ForgetTokens(checked))
+        # The word goes round on another connection; in this process no copy is used from now on.
+        self._member.tokens.drop(checked)
+        if checked is None:
+            forget_all()
+
+    def _command_tokens(self, event: ForgetTokens) -> None:
+        self._member.link.command(event)
+
     @classmethod
     def register(cls, *arguments: Any, **keywords: Any) -> None:
         """Not offered: a driver must not share the server's process."""
@@ -116,6 +134,14 @@ class Manager:
             server_pid=os.getpid(),
             uptime=uptime,
         )
+
+
+def _checked_identity(identity: object) -> str | None:
+    if identity is None or (isinstance(identity, str) and identity):
+        return identity
+    raise ConfigurationError(
+        f"identity={identity!r:.80} is not allowed; give one as stats()['tokens'] shows it, or None for all"
+    )
 
 
 def refuse_initializer(manager: str, initializer: Any) -> None:

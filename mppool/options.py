@@ -132,10 +132,10 @@ def checked_timeout(pool: str, value: object) -> float | None:
 
 
 def _check_together(pool: str, options: PoolOptions) -> None:
-    if options.min_size and not options.keep:
+    if options.min_size and options.prefill and not options.keep:
         raise ConfigurationError(
             f"pool {pool!r}: min_size={options.min_size} is not allowed together with keep=False, which "
-            "keeps nothing open; leave one of them out"
+            "keeps nothing open here; leave one of them out, or say prefill=False"
         )
     bounds = {
         "min_size": options.min_size,

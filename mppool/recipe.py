@@ -78,6 +78,13 @@ class Recipe(Generic[T]):
         """Open one resource. An Exception becomes OpenFailed; a BaseException passes through."""
         raise ConfigurationError(f"{type(self).__name__} does not say how to open: override open()")
 
+    def refuses_login(self, error: Exception) -> bool:
+        """Whether what `open` raised says that the login was refused: another token is fetched then.
+
+        No hook: it is only asked where `opening.token` was given.
+        """
+        return False
+
     def configure(self, resource: T) -> None:
         """Prepare a resource once, after it was opened."""
 

@@ -76,6 +76,15 @@ class AzureBroker:
         held = supply.hold((scope,), unlike=unlike, timeout=timeout)
         return TokenInfo(token_struct(held.token), held.expires_on, home_account_of(_here(inner)))
 
+    def spurned(
+        self, member: Member, credential: Any, scope: str, identity: str | None, token: str
+    ) -> None:
+        """A login with this token (its digest) was refused. Once in a while another one is fetched for all."""
+        inner = _unshared(credential)
+        known = identity is not None or identity_of(_here(credential)) is not None
+        if not self.is_brought(inner) and (known or _is_one_identity(inner)):
+            Supply(member, inner, identity or _named(credential)).spurned((scope,), token)
+
     def told(self, error: Exception) -> tuple[str, bool]:
         """The text of a credential's error without what could be a secret, and whether nothing is left out."""
         text = describe(error).text

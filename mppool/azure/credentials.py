@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import json
 import math
+import time
 from typing import TYPE_CHECKING, Any
 
 from mppool.azure.identity import azure_class_of, home_account_of, is_interactive
@@ -15,6 +17,21 @@ if TYPE_CHECKING:
 
 UNKNOWN_LIFE_S = 300.0
 """How long a brought token is said to last where the application does not say it."""
+
+
+_OVER_A_CACHE = frozenset(
+    {
+        "ManagedIdentityCredential",
+        "ClientSecretCredential",
+        "CertificateCredential",
+        "ClientAssertionCredential",
+        "WorkloadIdentityCredential",
+        "AzurePipelinesCredential",
+        "EnvironmentCredential",
+    }
+)
+"""azure-identity's classes that answer from a cache, unless they are asked with claims. Not those that would then
+ask a person."""
 
 
 class RawToken:
@@ -78,8 +95,6 @@ class StaticToken:
         # azure-core wants a number: one in the near future has its policies ask again, and get the same.
         if self._expires_on is not None:
             return int(self._expires_on)
-        import time
-
         return int(time.time() + UNKNOWN_LIFE_S)
 
     def __repr__(self) -> str:
@@ -163,6 +178,19 @@ def request_options(claims: str, tenant_id: str, enable_cae: bool) -> dict[str, 
     if enable_cae:
         options["enable_cae"] = True
     return options
+
+
+def insisting(credential: object) -> str:
+    """The claims with which azure-identity asks the issuer, instead of looking into its own cache. Else "".
+
+    It is the challenge of CAE: a token that was not issued before now.
+    """
+    if azure_class_of(credential) not in _OVER_A_CACHE:
+        return ""
+    return json.dumps(
+        {"access_token": {"nbf": {"essential": True, "value": str(int(time.time()))}}},
+        separators=(",", ":"),
+    )
 
 
 def _ask_once(

@@ -14,7 +14,7 @@ from typing import Any, NoReturn
 
 from mppool.azure.credentials import wants_sign_in
 from mppool.redaction import HIDDEN
-from mppool.worker.tokens import Failure, TokenUnavailable
+from mppool.worker.held_token import Failure, TokenUnavailable
 
 DEFAULT_PAUSE_S = 5.0
 """After a failure that names no time (MSAL's default; errors of managed identity never name one)."""

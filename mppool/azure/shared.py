@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from azure.core.credentials import AccessToken, AccessTokenInfo
 
     from mppool.managing import Manager
-    from mppool.worker.tokens import HeldToken
+    from mppool.worker.held_token import HeldToken
 
 C = TypeVar("C", bound="Shared")
 

@@ -18,7 +18,7 @@ from mppool.core.tokens import FETCH_PATIENCE_S
 if TYPE_CHECKING:
     from azure.core.credentials import AccessToken, AccessTokenInfo
 
-    from mppool.worker.tokens import HeldToken
+    from mppool.worker.held_token import HeldToken
 
 T = TypeVar("T")
 

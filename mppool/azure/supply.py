@@ -11,7 +11,7 @@ import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from mppool.azure.credentials import RawToken, ask, check_credential, is_async
+from mppool.azure.credentials import RawToken, ask, check_credential, insisting, is_async
 from mppool.azure.failures import OnlyHere, describe, is_refusal, raise_for_others
 from mppool.azure.identity import azure_class_of, has_account, identity_of, last_response_of
 from mppool.azure.objects import belongings_of, fit_for_use
@@ -19,16 +19,9 @@ from mppool.azure.token import MAX_TOKEN_BYTES
 from mppool.core.tokens import FETCH_PATIENCE_S, TokenKey
 from mppool.errors import ConfigurationError
 from mppool.worker.fork import renew_in_children
+from mppool.worker.held_token import Failure, Fetched, HeldToken, Source, TokenUnavailable
 from mppool.worker.solitary import Solitary
-from mppool.worker.tokens import (
-    DEFAULT_TIMEOUT_S,
-    Failure,
-    Fetched,
-    HeldToken,
-    Source,
-    TokenShare,
-    TokenUnavailable,
-)
+from mppool.worker.tokens import DEFAULT_TIMEOUT_S, TokenShare
 
 if TYPE_CHECKING:
     from mppool.worker.member import Member
@@ -168,12 +161,20 @@ class Supply:
             "again; use one credential for each account"
         )
 
+    def spurned(self, scopes: tuple[str, ...], token: str) -> None:
+        """What a token is for has refused it: see TokenShare.spurn. token: its digest."""
+        share, key = self.where(scopes, "", False)
+        share.spurn(key, token)
+
     def _source(
         self, share: TokenShare, key: TokenKey, asker: Callable[..., RawToken], timeout: float
     ) -> Source:
         return Source(
             lambda claims: self._fetch(share, key, asker, claims, True, timeout),
             self._describe,
+            insist=lambda: self._fetch(
+                share, key, asker, insisting(self.credential), True, timeout
+            ),
             refresh=lambda: self._fetch(share, key, asker, "", False, FETCH_PATIENCE_S),
             patience=PROMPT_PATIENCE_S if self._may_prompt() else FETCH_PATIENCE_S,
         )

@@ -34,6 +34,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command("top", looking.top, "the same, live, until Ctrl-C").manager().repeated().plain()
     command("doctor", doctor.doctor, "whether mppool can work here, and what is wrong").plain()
     command("drain", commanding.drain, "close what is idle, wait for leases").manager().drained()
+    command(
+        "forget-tokens", commanding.forget_tokens, "have all fetch new tokens"
+    ).manager().identity()
     command("shutdown", commanding.shutdown, "end a manager's server in order").manager()
     demo.add_options(
         command("demo", demo.run, "gunicorn workers share connections while processes are killed")
@@ -69,6 +72,12 @@ class _Command:
 
     def manager(self) -> _Command:
         self.parser.add_argument("name", metavar="NAME", help="name of the manager")
+        return self
+
+    def identity(self) -> _Command:
+        self.parser.add_argument(
+            "--identity", help="of this identity only, as `stats --json` shows it"
+        )
         return self
 
     def json(self) -> _Command:

@@ -32,6 +32,17 @@ def drain(options: argparse.Namespace) -> int:
     return OK
 
 
+def forget_tokens(options: argparse.Namespace) -> int:
+    """`mppool forget-tokens NAME [--identity IDENTITY]`."""
+    manager = running_manager(options.name, options.runtime_dir)
+    manager.forget_tokens(options.identity)
+    whose = f"of {options.identity}" if options.identity else "of all identities"
+    print(
+        f"manager {options.name}: tokens {whose} are forgotten; the next process to need one fetches it"
+    )
+    return OK
+
+
 def shutdown(options: argparse.Namespace) -> int:
     """`mppool shutdown NAME`."""
     manager = running_manager(options.name, options.runtime_dir)

@@ -45,10 +45,10 @@ from mppool.core.pool import PoolBooks
 from mppool.core.slot import SlotState
 from mppool.core.surroundings import Surroundings
 from mppool.core.token_books import TokenBooks
-from mppool.core.tokens import TokenFailed, TokenFetched, WantToken
+from mppool.core.tokens import ForgetTokens, TokenFailed, TokenFetched, TokenSpurned, WantToken
 from mppool.ids import GrantNumber, ProcessId, Session, Ticket, grant_number
 
-Command = Resize | Reset | Drain | ClosePool | WantReady
+Command = Resize | Reset | Drain | ClosePool | WantReady | ForgetTokens
 
 _SLOT_EVENTS: tuple[type[Event], ...] = (
     Opened,
@@ -260,6 +260,9 @@ class Books:
     def _token_failed(self, process: ProcessId, event: TokenFailed, now: float) -> None:
         self.tokens.failed(process, event, now)
 
+    def _token_spurned(self, process: ProcessId, event: TokenSpurned, now: float) -> None:
+        self.tokens.spurned(event, now)
+
     def _slot_event(self, process: ProcessId, event: Any, now: float) -> None:
         pool: PoolBooks | None = self._around.pool_of.get(event.number)
         slot = None if pool is None else pool.slots.get(event.number)
@@ -274,6 +277,7 @@ class Books:
         self._sessions[process] = session
         self._around.labels[process] = event.label
         self._around.attached.add(process)
+        self.tokens.attached(process)
         for declaration in event.declarations:
             self._declare(declaration, process, now)
         by_pool: dict[str, list[Held]] = {name: [] for name in self._known_in.get(process, {})}
@@ -343,6 +347,9 @@ class Books:
             self._touch(pool).revoke(slot, event.error, now)
 
     def _command(self, process: ProcessId, event: Command, now: float) -> None:
+        if isinstance(event, ForgetTokens):
+            self.tokens.forget(event.identity, now)
+            return
         pool = self._touch(self.pools[event.pool])
         if isinstance(event, Resize):
             pool.resize(event, now)
@@ -377,4 +384,5 @@ class Books:
         WantToken: _want_token,
         TokenFetched: _token_fetched,
         TokenFailed: _token_failed,
+        TokenSpurned: _token_spurned,
     }

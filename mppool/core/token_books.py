@@ -26,11 +26,9 @@ import math
 from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
-from mppool.core.token_trouble import Troubles
+from mppool.core.token_entry import LONGEST_RETRY_S, Asker, Fetch, TokenEntry
 from mppool.core.tokens import (
-    REFRESH_AGAIN_S,
     FetchToken,
-    Issued,
     TokenDecision,
     TokenFailed,
     TokenFetched,
@@ -38,143 +36,21 @@ from mppool.core.tokens import (
     TokenKey,
     TokenQueued,
     TokenRefused,
+    TokensForgotten,
+    TokenSpurned,
     WantToken,
-    digest_of,
-    life_of,
-    margin_of,
-    refresh_in,
 )
 from mppool.ids import ProcessId, Ticket
 
 if TYPE_CHECKING:
     from mppool.core.surroundings import Surroundings
 
-CHALLENGE_S = 5.0
-"""For so long the answer to a claims challenge is given again to whoever brings the same challenge."""
-
-LONGEST_PATIENCE_S = 3600.0
-LONGEST_RETRY_S = 3600.0
-KEPT_UNUSED_S = 3600.0
-"""An entry without a valid token is forgotten after so long."""
-
 SWEEP_S = 60.0
 """So often the entries that nobody needs are looked for."""
 
 
-class _Asker:
-    """Who wants a token, and what would not do for him."""
-
-    __slots__ = ("bad", "claims", "deadline", "near", "patience", "process", "ticket")
-
-    def __init__(self, process: ProcessId, event: WantToken, now: float) -> None:
-        self.process = process
-        self.ticket = event.ticket
-        self.claims = event.claims
-        self.bad = event.bad
-        self.near = event.near
-        self.patience = min(max(event.patience, 0.0), LONGEST_PATIENCE_S)
-        self.deadline = math.inf if event.timeout is None else now + event.timeout
-
-
-class _Fetch:
-    """Who fetches, for which challenge, and until when he is believed to."""
-
-    __slots__ = ("claims", "number", "process", "ticket", "until")
-
-    def __init__(self, number: int, asker: _Asker, claims: str, now: float) -> None:
-        self.number = number
-        self.process = asker.process
-        self.ticket = asker.ticket
-        self.claims = claims
-        self.until = now + asker.patience
-
-
-class _Entry:
-    """What is known of one key. Instants are of the server's monotonic clock.
-
-    claims, fetched_at: of the fetch `number`, which brought `issued`.
-    again_at: when the issuer, asked for another token, gave this one again.
-    """
-
-    __slots__ = (
-        "again_at",
-        "asked_at",
-        "claims",
-        "digest",
-        "error",
-        "expires_at",
-        "fetch",
-        "fetched_at",
-        "issued",
-        "number",
-        "queue",
-        "refresh_at",
-        "retry_at",
-        "troubles",
-        "usable_until",
-    )
-
-    def __init__(self) -> None:
-        self.issued: Issued | None = None
-        self.number = 0
-        self.digest = ""
-        self.claims = ""
-        self.fetched_at = -math.inf
-        self.again_at = -math.inf
-        self.expires_at = -math.inf
-        self.usable_until = -math.inf
-        self.refresh_at = -math.inf
-        self.asked_at = -math.inf
-        self.error = ""
-        self.retry_at = -math.inf
-        self.troubles = Troubles()
-        self.fetch: _Fetch | None = None
-        self.queue: OrderedDict[tuple[ProcessId, Ticket], _Asker] = OrderedDict()
-
-    def take(self, event: TokenFetched, claims: str, now: float) -> None:
-        """Hold the token that has come."""
-        life = life_of(event.expires_in)
-        digest = digest_of(event.issued.token)
-        if digest == self.digest:
-            # The issuer's own cache thinks that it is not time yet.
-            self.refresh_at = now + min(REFRESH_AGAIN_S, life / 2)
-            self.again_at = now
-        else:
-            self.refresh_at = now + refresh_in(event.expires_in, event.refresh_in)
-            self.again_at = -math.inf
-        self.issued, self.digest, self.number = event.issued, digest, event.fetch
-        self.claims, self.fetched_at, self.expires_at = claims, now, now + event.expires_in
-        self.usable_until = now + life - margin_of(life)
-        self.error, self.retry_at = "", -math.inf
-
-    def refuse(self, event: TokenFailed, now: float) -> float:
-        """Have nobody try again for a while; so many seconds."""
-        pause = min(event.retry_in, LONGEST_RETRY_S)
-        self.error, self.retry_at = event.error, now + pause
-        return pause
-
-    def is_usable(self, now: float) -> bool:
-        """Whether there is a token that may still be given to somebody."""
-        return self.issued is not None and now < self.usable_until
-
-    def suits(self, asker: _Asker, now: float) -> bool:
-        """Whether the token that is here is valid, and not the one that the asker has good reason to refuse."""
-        if not self.is_usable(now):
-            return False
-        if not asker.claims:
-            # Else each of many processes would be appointed in turn, to be given the same token again.
-            again = asker.near and now < self.again_at + REFRESH_AGAIN_S
-            return not asker.bad or asker.bad != self.digest or again
-        # Only what was fetched for this very challenge will do, even if it is newer than what was refused.
-        # The asker's copy may be that already, where another thread of his process was faster.
-        recent = now < self.fetched_at + CHALLENGE_S
-        return asker.claims == self.claims and (asker.bad != self.digest or recent)
-
-    def is_over(self, now: float) -> bool:
-        """Whether nobody would miss it."""
-        busy = self.fetch is not None or self.is_usable(now) or now < self.retry_at
-        busy = busy or self.troubles.is_pausing(now)
-        return not busy and self.asked_at + KEPT_UNUSED_S <= now
+MOST_FORGOTTEN = 256
+"""Of so many identities it is remembered that their tokens are forgotten; with one more, the tokens of all are."""
 
 
 class TokenBooks:
@@ -185,18 +61,25 @@ class TokenBooks:
 
     def __init__(self, around: Surroundings, epoch: int) -> None:
         self._around = around
-        self._entries: dict[TokenKey, _Entry] = {}
+        self._entries: dict[TokenKey, TokenEntry] = {}
         # Those that somebody fetches: nobody waits for any other, and mostly there are none.
-        self._fetching: dict[TokenKey, _Entry] = {}
+        self._fetching: dict[TokenKey, TokenEntry] = {}
         self._fetches = epoch << 32
         self._sweep_at = math.inf
+        # What was forgotten last, by identity; None: of all.
+        self._forgotten: dict[str | None, int] = {}
+
+    def attached(self, process: ProcessId) -> None:
+        """A process is here that may have missed what was said meanwhile."""
+        for identity, number in self._forgotten.items():
+            self._tell(process, TokensForgotten(identity, number))
 
     def want(self, process: ProcessId, event: WantToken, now: float) -> None:
         """A process needs a token."""
-        entry = self._entries.setdefault(event.key, _Entry())
+        entry = self._entries.setdefault(event.key, TokenEntry())
         entry.asked_at = now
         self._sweep_at = min(self._sweep_at, now + SWEEP_S)
-        asker = _Asker(process, event, now)
+        asker = Asker(process, event, now)
         if entry.suits(asker, now):
             self._give(asker, event.key, entry, now)
         elif entry.fetch is not None and not self._may_overtake(asker, entry):
@@ -205,7 +88,10 @@ class TokenBooks:
         elif now < entry.retry_at:
             self._tell(process, TokenRefused(event.ticket, entry.error, entry.retry_at - now))
         elif (pause := entry.troubles.pause_of(process, now)) is not None:
-            self._tell(process, TokenRefused(event.ticket, *pause))
+            if entry.is_usable(now) and not (event.claims or event.bad):
+                self._give(asker, event.key, entry, now)
+            else:
+                self._tell(process, TokenRefused(event.ticket, *pause))
         else:
             self._have_fetched(asker, event.key, entry, now)
 
@@ -215,8 +101,10 @@ class TokenBooks:
             text = "its expiry is not a number"
             self.failed(process, TokenFailed(event.fetch, event.key, text, 1.0), now)
             return
-        entry = self._entries.setdefault(event.key, _Entry())
+        entry = self._entries.setdefault(event.key, TokenEntry())
         entry.troubles.is_over(process)
+        if event.fetch <= entry.floor:
+            return  # it was on its way when all were forgotten
         fetch = entry.fetch
         if fetch is not None and fetch.number == event.fetch:
             self._end_fetch(event.key, entry)
@@ -241,10 +129,13 @@ class TokenBooks:
             pause = entry.refuse(event, now)
             queue, entry.queue = entry.queue, OrderedDict()
             for asker in queue.values():
-                self._tell(asker.process, TokenRefused(asker.ticket, event.error, pause))
+                if entry.suits(asker, now):
+                    self._give(asker, event.key, entry, now)
+                else:
+                    self._tell(asker.process, TokenRefused(asker.ticket, event.error, pause))
 
     def _failed_alone(
-        self, process: ProcessId, event: TokenFailed, entry: _Entry, now: float
+        self, process: ProcessId, event: TokenFailed, entry: TokenEntry, now: float
     ) -> None:
         """It is the trouble of this process: another one is appointed at once."""
         serious = event.retry_in > 0
@@ -252,7 +143,26 @@ class TokenBooks:
         entry.troubles.note(process, event.error, now + pause, serious)
         if entry.fetch is not None and entry.fetch.number == event.fetch:
             self._end_fetch(event.key, entry)
-            self._pass_on(event.key, entry, now)
+            if not self._pass_on(event.key, entry, now):
+                entry.insist = False  # no process can fetch another one: what is here must do
+
+    def spurned(self, event: TokenSpurned, now: float) -> None:
+        """A valid token was refused where it was used: it may be revoked, or older than a right."""
+        entry = self._entries.get(event.key)
+        if entry is not None and entry.spurn(event.token, now):
+            self._tell_all(TokensForgotten(event.key.identity, 0, event.token))
+
+    def forget(self, identity: str | None, now: float) -> None:
+        """No process uses the tokens of this identity (None: of all) any more."""
+        if identity is None or len(self._forgotten) >= MOST_FORGOTTEN:
+            self._forgotten, identity = {}, None
+        self._forgotten[identity] = self._fetches
+        for key, entry in list(self._entries.items()):
+            if identity in (None, key.identity):
+                entry.forget(self._fetches)
+                self._end_fetch(key, entry)
+                self._pass_on(key, entry, now)
+        self._tell_all(TokensForgotten(identity, self._fetches))
 
     def abandon(self, process: ProcessId, ticket: Ticket) -> None:
         """An asker waits no longer."""
@@ -322,28 +232,35 @@ class TokenBooks:
         if process in self._around.attached:
             self._around.out.append((process, decision))
 
-    def _appoint(self, asker: _Asker, claims: str, key: TokenKey, entry: _Entry, now: float) -> int:
+    def _tell_all(self, decision: TokenDecision) -> None:
+        for process in self._around.attached:
+            self._tell(process, decision)
+
+    def _appoint(
+        self, asker: Asker, claims: str, key: TokenKey, entry: TokenEntry, now: float
+    ) -> int:
         self._fetches += 1
-        entry.fetch = _Fetch(self._fetches, asker, claims, now)
+        entry.fetch = Fetch(self._fetches, asker, claims, now)
         self._fetching[key] = entry
         return self._fetches
 
-    def _may_overtake(self, asker: _Asker, entry: _Entry) -> bool:
+    def _may_overtake(self, asker: Asker, entry: TokenEntry) -> bool:
         """Whether the asker need not wait for the process that fetches, since that one failed the last time."""
         assert entry.fetch is not None
         troubles = entry.troubles
         return troubles.is_suspect(entry.fetch.process) and not troubles.is_suspect(asker.process)
 
-    def _end_fetch(self, key: TokenKey, entry: _Entry) -> None:
+    def _end_fetch(self, key: TokenKey, entry: TokenEntry) -> None:
         """Whoever calls this sees to those who wait."""
         entry.fetch = None
         self._fetching.pop(key, None)
 
-    def _have_fetched(self, asker: _Asker, key: TokenKey, entry: _Entry, now: float) -> None:
+    def _have_fetched(self, asker: Asker, key: TokenKey, entry: TokenEntry, now: float) -> None:
         number = self._appoint(asker, asker.claims, key, entry, now)
-        self._tell(asker.process, FetchToken(asker.ticket, key, number, asker.claims))
+        order = FetchToken(asker.ticket, key, number, asker.claims, entry.insist)
+        self._tell(asker.process, order)
 
-    def _give(self, asker: _Asker, key: TokenKey, entry: _Entry, now: float) -> None:
+    def _give(self, asker: Asker, key: TokenKey, entry: TokenEntry, now: float) -> None:
         assert entry.issued is not None
         duty = 0
         if now >= entry.refresh_at and self._may_refresh(asker, entry, now):
@@ -352,15 +269,15 @@ class TokenBooks:
         given = TokenGiven(asker.ticket, key, entry.issued, entry.number, refresh, duty)
         self._tell(asker.process, given)
 
-    def _may_refresh(self, asker: _Asker, entry: _Entry, now: float) -> bool:
+    def _may_refresh(self, asker: Asker, entry: TokenEntry, now: float) -> bool:
         if entry.fetch is not None and not self._may_overtake(asker, entry):
             return False
         return now >= entry.retry_at and entry.troubles.pause_of(asker.process, now) is None
 
-    def _answer_queue(self, key: TokenKey, entry: _Entry, now: float) -> None:
+    def _answer_queue(self, key: TokenKey, entry: TokenEntry, now: float) -> None:
         """Those for whom the token will do get it; of the others one fetches a better one."""
         queue, entry.queue = entry.queue, OrderedDict()
-        served: list[_Asker] = []
+        served: list[Asker] = []
         for place, asker in queue.items():
             if entry.suits(asker, now):
                 served.append(asker)
@@ -371,8 +288,8 @@ class TokenBooks:
         for asker in served:
             self._give(asker, key, entry, now)
 
-    def _pass_on(self, key: TokenKey, entry: _Entry, now: float) -> None:
-        """Nobody fetches any more: the next one who waits is appointed.
+    def _pass_on(self, key: TokenKey, entry: TokenEntry, now: float) -> bool:
+        """Nobody fetches any more: the next one who waits is appointed. False: there is none.
 
         Not one whose process pauses; and one whose process failed last only where no other waits. Where all
         pause, each is told what its own trouble is.
@@ -383,12 +300,13 @@ class TokenBooks:
         if able:
             asker = entry.queue.pop(min(able, key=lambda place: entry.troubles.rank(place[0])))
             self._have_fetched(asker, key, entry, now)
-            return
+            return True
         queue, entry.queue = entry.queue, OrderedDict()
         for asker in queue.values():
             pause = found[asker.process]
             assert pause is not None
             self._tell(asker.process, TokenRefused(asker.ticket, *pause))
+        return False
 
     def _sweep(self, now: float) -> None:
         """Forget tokens that have expired, and entries that nobody has asked for in a long time."""
@@ -401,7 +319,7 @@ class TokenBooks:
         self._sweep_at = now + SWEEP_S if self._entries else math.inf
 
 
-def _state(entry: _Entry, now: float) -> str:
+def _state(entry: TokenEntry, now: float) -> str:
     if entry.fetch is not None:
         return "fetching"
     if not entry.is_usable(now):

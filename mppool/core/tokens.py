@@ -102,6 +102,22 @@ class TokenFailed(Event, frozen=True, tag=True):
     everybody: bool = True
 
 
+class TokenSpurned(Event, frozen=True, tag=True):
+    """What the token is for has refused it, although it is valid by its time.
+
+    token: its digest. Once in a while another one is fetched for all.
+    """
+
+    key: TokenKey
+    token: str
+
+
+class ForgetTokens(Event, frozen=True, tag=True):
+    """A command: no process uses the tokens of this identity any more. None: of all."""
+
+    identity: str | None
+
+
 class TokenGiven(Decision, frozen=True, tag=True):
     """A valid token.
 
@@ -119,12 +135,16 @@ class TokenGiven(Decision, frozen=True, tag=True):
 
 
 class FetchToken(Decision, frozen=True, tag=True):
-    """There is no valid token, and the asker is appointed to fetch one."""
+    """There is no valid token, and the asker is appointed to fetch one.
+
+    insist: what the credential has in a cache of its own will not do.
+    """
 
     ticket: Ticket
     key: TokenKey
     fetch: int
     claims: str
+    insist: bool = False
 
 
 class TokenQueued(Decision, frozen=True, tag=True):
@@ -141,8 +161,19 @@ class TokenRefused(Decision, frozen=True, tag=True):
     retry_in: float
 
 
-TokenEvent = WantToken | TokenFetched | TokenFailed
-TokenDecision = TokenGiven | FetchToken | TokenQueued | TokenRefused
+class TokensForgotten(Decision, frozen=True, tag=True):
+    """Copies of these tokens are not used any more: what was fetched up to the number `fetch`.
+
+    identity: None: of all. token: digest of the only one that is meant, or "".
+    """
+
+    identity: str | None
+    fetch: int
+    token: str = ""
+
+
+TokenEvent = WantToken | TokenFetched | TokenFailed | TokenSpurned | ForgetTokens
+TokenDecision = TokenGiven | FetchToken | TokenQueued | TokenRefused | TokensForgotten
 
 _ANSWERS = frozenset((Grant, Queued, Refuse, TokenGiven, FetchToken, TokenQueued, TokenRefused))
 

@@ -112,11 +112,19 @@ class DbApiRecipe(Recipe[Any]):
 
         Raises the driver's error if that fails, ConnectionError if it does because the session is dead.
         """
+        # Before autocommit is touched: turning it on commits.
+        self.roll_back(connection)
         try:
-            # Before autocommit is touched: turning it on commits.
-            connection.rollback()
             if mode.read(connection) != self._mode:
                 mode.write(connection, self._mode)
+        except self.module.Error as error:
+            self._raise_if_dead(error, connection)
+            raise
+
+    def roll_back(self, connection: Any) -> None:
+        """Roll back. Raises the driver's error, or ConnectionError if the session is dead."""
+        try:
+            connection.rollback()
         except self.module.Error as error:
             self._raise_if_dead(error, connection)
             raise

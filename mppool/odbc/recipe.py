@@ -151,6 +151,10 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
             self._insist_on_session_reset(connection)
         return connection
 
+    def refuses_login(self, error: Exception) -> bool:
+        """Whether the SQLSTATE says so: 28000, invalid authorization."""
+        return sqlstate(error) == "28000"
+
     def reset(self, connection: pyodbc.Connection) -> None:
         """Roll back, restore what can be restored.
 

@@ -37,7 +37,7 @@ from mppool.core.events import (
     Resize,
     WantReady,
 )
-from mppool.core.tokens import WantToken, is_answer
+from mppool.core.tokens import ForgetTokens, WantToken, is_answer
 from mppool.errors import ProtocolError
 from mppool.ids import GrantNumber, ProcessId, Session, Ticket
 from mppool.server import liveness
@@ -171,7 +171,7 @@ class Dispatcher:
     def _command(
         self,
         connection: Connection,
-        event: Resize | Reset | Drain | ClosePool | WantReady,
+        event: Resize | Reset | Drain | ClosePool | WantReady | ForgetTokens,
         now: float,
     ) -> None:
         """A command from anybody; answered by Done, Draining, Readiness or Failed."""
@@ -180,6 +180,7 @@ class Dispatcher:
         try:
             decisions = self.books.command(process, event, now)
         except KeyError:
+            assert not isinstance(event, ForgetTokens)
             if connection.role != "errand":
                 connection.send(Failed(f"no process has declared a pool {event.pool!r:.100}"))
             return
@@ -362,7 +363,7 @@ class Dispatcher:
         Checkout: _question,
         WantToken: _question,
         Attach: _attach,
-        **dict.fromkeys((Resize, Reset, Drain, ClosePool, WantReady), _command),
+        **dict.fromkeys((Resize, Reset, Drain, ClosePool, WantReady, ForgetTokens), _command),
         Hello: _hello,
         Report: _report,
         WantStats: _want_stats,

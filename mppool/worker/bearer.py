@@ -63,6 +63,11 @@ class Broker(Protocol):
         unlike: digest of a token that is near its end: another one is wanted, if the issuer has one.
         """
 
+    def spurned(
+        self, member: Member, credential: Any, scope: str, identity: str | None, token: str
+    ) -> None:
+        """A login with this token (its digest) was refused: another one is wanted, once in a while for all."""
+
     def told(self, error: Exception) -> tuple[str, bool]:
         """The text of a credential's error without what could be a secret, and whether nothing is left out."""
 
@@ -177,6 +182,15 @@ class Bearer:
         if self.face.identities.needs_no_look(self):
             return
         entry.ask_at = -NEVER if token.expires_on is None else token.expires_on - NEAR_EXPIRY_S
+
+    def refused(self, token: Token) -> None:
+        """A login with this token was refused: the next one is tried with another, if the issuer has one."""
+        scope = self.face.recipe.token_scope
+        self.fetched = None
+        if self.credential is not None and scope is not None:
+            identity = self.identity if self.given else None
+            member = self.face.member
+            broker().spurned(member, self.credential, scope, identity, digest_of(token))
 
     def still_holds(self, entry: Entry) -> bool:
         """Whether the token of a session is still the one that its identity gets. Called near its end.

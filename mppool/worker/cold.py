@@ -353,6 +353,8 @@ def open_resource(
         entry.resource = entry.opened[0]
         _configure(face, entry)
     except Exception as error:
+        if bearer is not None and token is not None and face.recipe.refuses_login(error):
+            bearer.refused(token)
         # No variable holds the secret: this frame is part of the traceback, and some reporters show all of it.
         text = _text_of(error, secret_of(token))
         is_told = not repeats(error, secret_of(token))

@@ -20,12 +20,13 @@ from mppool.core.decisions import (
     Refuse,
 )
 from mppool.core.events import NotMine
-from mppool.core.tokens import FetchToken, TokenDecision, TokenGiven, TokenRefused
+from mppool.core.tokens import FetchToken, TokenDecision, TokenGiven, TokenRefused, TokensForgotten
 from mppool.ids import GrantNumber, Session
 from mppool.worker.cold import open_for_shelf, use_grant
 from mppool.worker.ending import drop_token, retire_older_than
 from mppool.worker.entry import Entry
 from mppool.worker.shelf import shelve, shelve_where_it_lay, sweep
+from mppool.worker.solitary import forget_all
 
 if TYPE_CHECKING:
     from mppool.worker.member import Member
@@ -133,6 +134,12 @@ def _on_token(member: Member, answer: TokenDecision, session: Session) -> None:
     member.tokens.answered(answer)
 
 
+def _on_tokens_forgotten(member: Member, forgotten: TokensForgotten, session: Session) -> None:
+    if forgotten.identity is None:
+        forget_all()
+    member.tokens.forget(forgotten.identity, forgotten.fetch, forgotten.token)
+
+
 def _on_notice(member: Member, notice: Notice, session: Session) -> None:
     log.warning("pool %r: %s", notice.pool, notice.text)
 
@@ -147,5 +154,6 @@ _HANDLERS: dict[type, Callable[[Member, Any, Session], None]] = {
     PoolChanged: _on_pool_changed,
     DropToken: _on_drop_token,
     Notice: _on_notice,
+    TokensForgotten: _on_tokens_forgotten,
     **dict.fromkeys((TokenGiven, FetchToken, TokenRefused), _on_token),
 }

@@ -247,13 +247,17 @@ class Face:
         close(entry, "unhealthy")
         return False
 
-    def backend_failed(self, entry: Entry) -> None:
+    def backend_failed(self, entry: Entry, *, renewed: bool = False) -> None:
         """What this resource was connected to is gone, and with it everything as old, in all processes.
 
         Here at once, so that the next checkout does not find the same out again; elsewhere by the books.
+        renewed: what is in this one itself is replaced by its user, so it counts as newer.
         """
-        self.member.tell(BackendFailed(self.name, entry.key, entry.generation))
-        for other in retire_older_than(self, entry.generation + 1, entry.key):
+        generation = entry.generation
+        if renewed:  # first, for the books' word comes back on another thread
+            entry.generation = generation + 1
+        self.member.tell(BackendFailed(self.name, entry.key, generation))
+        for other in retire_older_than(self, generation + 1, entry.key):
             self.member.close_soon(other, "retired")
 
     def run_hook(self, hook: str, call: Callable[[Any], Any], entry: Entry) -> bool:

@@ -137,17 +137,18 @@ class Lease(Generic[T]):
             self._face.member.interrupted(error)
             raise
 
-    def invalidate(self) -> None:
+    def invalidate(self, *, renewed: bool = False) -> None:
         """Tell that the resource has lost its backend, and with it everything that is as old.
 
         All processes replace what was opened for the same identity up to now: what is idle at once, what is
         in use when it is released, this resource too. The lease itself goes on until it is released. Of
         many that find the same failure only the first one changes anything.
+        renewed: what is inside of this resource is replaced by the caller, so this one may stay.
         Raises what `resource` raises.
         """
         self.resource  # noqa: B018  # raises where it is not ours any more
         entry = self._entry
-        entry.face.backend_failed(entry)
+        entry.face.backend_failed(entry, renewed=renewed)
 
     def __del__(self) -> None:
         # Runs in any thread at any instruction, whatever locks are held: only note it (hazard 15).

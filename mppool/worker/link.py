@@ -331,6 +331,13 @@ class ServerLink:
         if self._member.holdings.session is not None:
             self.errands.ensure_running()
 
+    def attend(self) -> None:
+        """See Link."""
+        try:
+            self.ensure_session(monotonic() + CONTROL_DEADLINE_S, start=False)
+        except (ServerUnavailable, TimeoutError) as error:
+            log.debug("manager %r: %s", self._member.name, error)
+
     # --- commands ----------------------------------------------------------------------------------------
 
     def command(self, event: Event, deadline: float | None = None) -> Any:

@@ -19,7 +19,7 @@ from mppool.core.decisions import (
     RecordPool,
 )
 from mppool.core.events import Checkout, ClosePool, Drain, Event, Reset, Resize, WantReady
-from mppool.core.tokens import TokenQueued, WantToken, is_answer
+from mppool.core.tokens import ForgetTokens, TokenQueued, WantToken, is_answer
 from mppool.errors import PoolError
 from mppool.ids import ProcessId, Session, Ticket, own_process
 from mppool.worker.audit import release_own
@@ -248,11 +248,14 @@ class LocalLink:
         if thread is not None and not thread.is_alive():
             self._thread = None  # it was interrupted while it started this thread
 
+    def attend(self) -> None:
+        """See Link."""
+
     # --- commands ----------------------------------------------------------------------------------------
 
     def command(self, event: Event, deadline: float | None = None) -> Any:
         """See Link. It takes no time."""
-        assert isinstance(event, (Resize, Reset, Drain, ClosePool, WantReady))
+        assert isinstance(event, (Resize, Reset, Drain, ClosePool, WantReady, ForgetTokens))
         answer = None
         with self._lock:
             books = self._ready_books()
@@ -260,6 +263,7 @@ class LocalLink:
             try:
                 decisions = books.command(self._process, event, monotonic())
             except KeyError:
+                assert not isinstance(event, ForgetTokens)
                 self._whole = True
                 raise PoolError(
                     f"manager {self._member.name!r} has no pool {event.pool!r}"

@@ -128,6 +128,10 @@ class Member:
         self.holdings.outbox.append(event)
         self.link.flush()
 
+    def attend(self) -> None:
+        """Hear, from soon on, what the server says to all."""
+        self.chores.add(self.link.attend)
+
     def flush(self) -> None:
         """Send what is in the outbox, as far as that is possible without waiting."""
         self.link.flush()

@@ -310,6 +310,13 @@ class Pool(Generic[T]):
         face.closed = True
         retire(face, face.entries())
 
+    def __eq__(self, other: object) -> bool:
+        # The same name declared again in this process is the same pool.
+        return isinstance(other, Pool) and self._face is other._face
+
+    def __hash__(self) -> int:
+        return hash(self._face)
+
     def __reduce__(self) -> tuple[Any, ...]:
         return self._rebuild
 

@@ -20,6 +20,9 @@ class Link(Protocol):
     def flush(self, deadline: float | None = None) -> None:
         """Pass on the member's outbox, without waiting for anybody."""
 
+    def attend(self) -> None:
+        """Be attached to the server that is there, if there is one, so as to hear what it says to all."""
+
     def wake(self) -> None:
         """Have the background thread look around; safe in a finalizer."""
 

@@ -5,20 +5,51 @@ server can be had.
 from __future__ import annotations
 
 import itertools
+import os
 import threading
+import weakref
 from time import monotonic
 from typing import Any
 
 from mppool.core.events import Abandoned, Event
 from mppool.core.surroundings import Surroundings
 from mppool.core.token_books import TokenBooks
-from mppool.core.tokens import TokenFailed, TokenFetched, WantToken, is_answer
+from mppool.core.tokens import (
+    TokenFailed,
+    TokenFetched,
+    TokensForgotten,
+    TokenSpurned,
+    WantToken,
+    is_answer,
+)
 from mppool.ids import GrantNumber, ProcessId, Ticket
 from mppool.worker.chores import Chores
 from mppool.worker.tokens import TokenShare
 
 _NAME = "tokens"
 _SELF = ProcessId(0, 0)
+
+
+_all: weakref.WeakSet[Solitary] = weakref.WeakSet()
+"""Those of this process. Guarded by `_listing`."""
+
+_listing = threading.Lock()
+
+
+def _renew() -> None:
+    global _listing
+    _listing = threading.Lock()
+
+
+os.register_at_fork(after_in_child=_renew)
+
+
+def forget_all() -> None:
+    """No token that only this process has is used any more."""
+    with _listing:
+        found = list(_all)
+    for solitary in found:
+        solitary.forget()
 
 
 class Solitary:
@@ -31,6 +62,8 @@ class Solitary:
     """
 
     def __init__(self) -> None:
+        with _listing:
+            _all.add(self)
         self._tickets = itertools.count(1)
         self.share = TokenShare(self)
         self._start(1)
@@ -64,6 +97,9 @@ class Solitary:
         self._deliver([one for one in decisions if one not in mine])
         return mine[0]
 
+    def attend(self) -> None:
+        """See Home: nobody says anything."""
+
     def tell(self, event: Event) -> None:
         """Tell the books, without an answer."""
         with self._lock:
@@ -72,8 +108,17 @@ class Solitary:
                 self._books.fetched(_SELF, event, now)
             elif isinstance(event, TokenFailed):
                 self._books.failed(_SELF, event, now)
+            elif isinstance(event, TokenSpurned):
+                self._books.spurned(event, now)
             elif isinstance(event, Abandoned):
                 self._books.abandon(_SELF, event.ticket)
+            decisions = self._take_out()
+        self._deliver(decisions)
+
+    def forget(self) -> None:
+        """The tokens are not used any more."""
+        with self._lock:
+            self._books.forget(None, monotonic())
             decisions = self._take_out()
         self._deliver(decisions)
 
@@ -84,4 +129,7 @@ class Solitary:
 
     def _deliver(self, decisions: list[Any]) -> None:
         for decision in decisions:
-            self.share.answered(decision)
+            if isinstance(decision, TokensForgotten):
+                self.share.forget(decision.identity, decision.fetch, decision.token)
+            else:
+                self.share.answered(decision)

@@ -11,11 +11,10 @@ import math
 import time
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mppool.core.events import Abandoned, Event
 from mppool.core.tokens import (
-    FETCH_PATIENCE_S,
     FetchToken,
     Issued,
     TokenFailed,
@@ -24,15 +23,17 @@ from mppool.core.tokens import (
     TokenKey,
     TokenQueued,
     TokenRefused,
+    TokenSpurned,
     WantToken,
     digest_of,
     life_of,
     margin_of,
     refresh_in,
 )
-from mppool.errors import PoolError, ServerUnavailable
+from mppool.errors import ServerUnavailable
 from mppool.ids import Ticket
 from mppool.worker.calls import SESSION_PAUSE_S, SessionLost
+from mppool.worker.held_token import Fetched, HeldToken, Source, TokenUnavailable
 from mppool.worker.waiter import LocalWaiter
 
 if TYPE_CHECKING:
@@ -58,96 +59,6 @@ MANY_COPIES = 256
 _TOO_LATE = "no token came within the timeout"
 
 
-class TokenUnavailable(PoolError):
-    """Another process failed to fetch this token just now; `retry_in` seconds are to be waited."""
-
-    def __init__(self, text: str, retry_in: float) -> None:
-        super().__init__(text)
-        self.retry_in = retry_in
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return (type(self), (str(self), self.retry_in))
-
-
-class Failure(NamedTuple):
-    """What the other processes are told of an error: text without secrets.
-
-    retry_in: seconds not to try again. 0: this thread cannot, but another one may at once.
-    everybody: the issuer said so for all processes; else it is the trouble of this process alone.
-    """
-
-    text: str
-    retry_in: float
-    everybody: bool = False
-
-
-class Fetched:
-    """A token as its issuer gave it. Instants are seconds since 1970, as in azure-core's AccessToken."""
-
-    __slots__ = ("expires_on", "refresh_on", "token")
-
-    def __init__(self, token: str, expires_on: float, refresh_on: float | None = None) -> None:
-        self.token = token
-        self.expires_on = expires_on
-        self.refresh_on = refresh_on
-
-
-class HeldToken:
-    """A copy of a token. Instants are seconds since 1970, but for `ask_at`.
-
-    number: of the fetch that brought it; a higher one is newer.
-    ask_at: monotonic: from then on the server is asked for a newer one.
-    """
-
-    __slots__ = ("ask_at", "expires_on", "number", "refresh_on", "token", "usable_until")
-
-    def __init__(self, issued: Issued, number: int, ask_at: float) -> None:
-        self.token = issued.token
-        self.expires_on = issued.expires_on
-        self.refresh_on = issued.refresh_on
-        self.usable_until = issued.usable_until
-        self.number = number
-        self.ask_at = ask_at
-
-    def numbered(self, number: int) -> HeldToken:
-        """A copy that counts as having come with another fetch."""
-        issued = Issued(self.token, self.expires_on, self.refresh_on, self.usable_until)
-        return HeldToken(issued, number, self.ask_at)
-
-    def is_usable(self) -> bool:
-        """By the wall clock, which goes on while the machine is suspended (rule 14)."""
-        return time.time() < self.usable_until
-
-    def is_fresh(self) -> bool:
-        """Whether it may be used without asking anybody."""
-        return monotonic() < self.ask_at and time.time() < self.usable_until
-
-
-class Source:
-    """Where a token comes from when this process has to fetch it.
-
-    fetch: called in the thread that wants the token, with the claims of a challenge ("" without one).
-    refresh: called in the background, ahead of time; by default `fetch("")`.
-    describe: what the other processes are told of an error.
-    patience: seconds that `fetch` may take before another process is appointed beside it.
-    """
-
-    __slots__ = ("describe", "fetch", "patience", "refresh")
-
-    def __init__(
-        self,
-        fetch: Callable[[str], Fetched],
-        describe: Callable[[Exception], Failure],
-        *,
-        refresh: Callable[[], Fetched] | None = None,
-        patience: float = FETCH_PATIENCE_S,
-    ) -> None:
-        self.fetch = fetch
-        self.describe = describe
-        self.refresh = refresh or (lambda: fetch(""))
-        self.patience = patience
-
-
 class Home(Protocol):
     """Where the books are: a Member, in the main."""
 
@@ -162,6 +73,9 @@ class Home(Protocol):
     def tell(self, event: Event) -> None:
         """Tell the books, without an answer."""
 
+    def attend(self) -> None:
+        """Hear, from soon on, what is said to all processes."""
+
 
 class TokenShare:
     """All token copies of one member. `_held` and `_waiters` are dicts used by single atomic operations."""
@@ -172,6 +86,10 @@ class TokenShare:
         self._many = MANY_COPIES
         self._waiters: dict[Ticket, LocalWaiter] = {}
         self._alone: dict[str, Solitary] = {}
+        # Fetches up to this number have brought what is forgotten, by identity; None: of all.
+        self._forgotten: dict[str | None, int] = {}
+        # In a forked child: copies are held here, and nobody says when they are forgotten.
+        self._unattended = False
 
     def get(
         self,
@@ -192,6 +110,8 @@ class TokenShare:
         a timeout.
         """
         held = self._held.get(key)
+        if self._unattended:
+            self._attend()
         if held is not None and not claims and held.is_fresh():  # noqa: SIM102  # the usual case first
             if not unlike or digest_of(held.token) != unlike:
                 return held
@@ -204,15 +124,8 @@ class TokenShare:
             if isinstance(answer, TokenGiven):
                 return self._given(key, answer, source)
             if isinstance(answer, FetchToken):
-                try:
-                    return self._fetch(key, answer.fetch, source, lambda: source.fetch(claims))
-                except Exception as error:
-                    elsewhere = self._from_elsewhere(
-                        key, (claims, bad, near, deadline, source.patience), source, error
-                    )
-                    if elsewhere is None:
-                        raise
-                    return elsewhere
+                question = (claims, bad, near, deadline, source.patience)
+                return self._fetch_or_take(key, answer, source, question)
             if isinstance(answer, TokenRefused):
                 raise TokenUnavailable(answer.text, answer.retry_in)
             if isinstance(answer, BaseException):
@@ -222,28 +135,70 @@ class TokenShare:
                 raise TokenUnavailable(_TOO_LATE, 0.0)
             time.sleep(SESSION_PAUSE_S)
 
-    def _from_elsewhere(
+    def _attend(self) -> None:
+        self._unattended = False
+        self._member.attend()
+
+    def _fetch_or_take(
         self,
         key: TokenKey,
-        question: tuple[str, str, bool, float | None, float],
+        order: FetchToken,
         source: Source,
-        error: Exception,
-    ) -> HeldToken | None:
-        """This process could not fetch. Another one that waited is fetching by now, if there is one."""
-        failure = source.describe(error)
-        if failure.everybody or not failure.retry_in > 0:
-            return None
-        answer = self._ask(key, *question)
-        if isinstance(answer, TokenGiven):
-            return self._given(key, answer, source)
-        if isinstance(answer, FetchToken):
-            self._decline(key, answer.fetch)  # it waited for longer than the pause
-        return None
+        question: tuple[str, str, bool, float | None, float],
+    ) -> HeldToken:
+        """Fetch; or else take what another process has fetched meanwhile, or is fetching, or what must do."""
+        claims = order.claims
+        insists = order.insist and not claims
+        fetching = source.insist if insists else lambda: source.fetch(claims)
+        try:
+            return self._fetch(key, order.fetch, source, fetching)
+        except Exception as error:
+            if not source.describe(error).retry_in > 0:
+                raise
+            answer = self._ask(key, *question)
+            if isinstance(answer, TokenGiven):
+                return self._given(key, answer, source)
+            if isinstance(answer, FetchToken):
+                self._decline(key, answer.fetch)  # it waited for longer than the pause
+            raise
 
     def peek(self, key: TokenKey) -> HeldToken | None:
         """The copy that this process holds, if it may be used without asking anybody."""
         held = self._held.get(key)
         return held if held is not None and held.is_fresh() else None
+
+    def spurn(self, key: TokenKey, token: str) -> None:
+        """What the token is for has refused it. Once in a while another one is fetched for all.
+
+        token: its digest.
+        """
+        self._member.tell(TokenSpurned(key, token))
+
+    def forget(self, identity: str | None, fetch: int, token: str = "") -> None:
+        """Use no copy any more of what was fetched up to this number, or of the one token with this digest."""
+        if not token:
+            self._forgotten[identity] = max(fetch, self._forgotten.get(identity, 0))
+            for solitary in list(self._alone.values()):
+                solitary.forget()
+        for key, copy in list(self._held.items()):
+            if identity not in (None, key.identity):
+                continue
+            if digest_of(copy.token) == token if token else copy.number <= fetch:
+                self._drop_copy(key, copy)
+
+    def drop(self, identity: str | None) -> None:
+        """Use no copy of this identity (None: of any) that this process holds now."""
+        for key, copy in list(self._held.items()):
+            if identity in (None, key.identity):
+                self._drop_copy(key, copy)
+
+    def _drop_copy(self, key: TokenKey, copy: HeldToken) -> None:
+        copy.ask_at = -math.inf  # whoever has this object at hand shall look here again
+        self._held.pop(key, None)
+
+    def _is_forgotten(self, key: TokenKey, number: int) -> bool:
+        floor = max(self._forgotten.get(None, 0), self._forgotten.get(key.identity, 0))
+        return 0 < number <= floor
 
     def answered(self, answer: Any) -> None:
         """An answer came on the errand channel."""
@@ -269,6 +224,7 @@ class TokenShare:
     def forget_waiters(self) -> None:
         """In a forked child: the parent's threads do not wait here."""
         self._waiters = {}
+        self._unattended = bool(self._held)
         for solitary in self._alone.values():
             solitary.after_fork_in_child()
 
@@ -350,6 +306,9 @@ class TokenShare:
 
     def _keep(self, key: TokenKey, held: HeldToken) -> None:
         """Hold a copy, unless a newer one has come meanwhile: a fetch that hung brings an old token."""
+        if self._forgotten and self._is_forgotten(key, held.number):
+            held.ask_at = -math.inf
+            return
         before = self._held.get(key)
         if before is not None:
             if before.number > held.number and before.is_usable():

@@ -21,7 +21,7 @@ from mppool.azure.failures import (
     raise_for_others,
     redacted,
 )
-from mppool.worker.tokens import TokenUnavailable
+from mppool.worker.held_token import TokenUnavailable
 
 
 class Response:

@@ -67,7 +67,7 @@ def test_an_issuer_that_repeats_secrets(entra: tuple[Endpoint, str], pool: Pool[
     for text in shown:
         assert MARK not in text
         assert "AADSTS7000215" in text
-    assert entra[0].count == 1
+    assert entra[0].count <= 2  # at most once in each process: the secret may be wrong in one alone
 
 
 class Talkative(Sessions):

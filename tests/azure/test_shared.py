@@ -223,7 +223,7 @@ def test_what_dies_leaves_nothing(local: InProcessManager) -> None:
 def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes half a minute takes half a second."""
     monkeypatch.setattr("mppool.core.tokens.REFRESH_AGAIN_S", 0.3)
-    monkeypatch.setattr("mppool.core.token_books.REFRESH_AGAIN_S", 0.3)
+    monkeypatch.setattr("mppool.core.token_entry.REFRESH_AGAIN_S", 0.3)
     monkeypatch.setattr("mppool.worker.tokens.ASK_AGAIN_S", 0.05)
 
 

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks import cold, footprint, scale, sharing, storm, warm
+from benchmarks import cold, engines, footprint, scale, sharing, storm, warm
 from benchmarks.command import command
 from benchmarks.peers import FLOOR, OURS
 from benchmarks.plotting import svg
@@ -18,6 +18,7 @@ from benchmarks.tables import Spread, Table, number
 
 TABLES = {
     warm: {"warm", "warm_threads"},
+    engines: {"engines"},
     cold: {"cold", "cold_1", "cold_2"},
     sharing: {"sharing_uniform", "sharing_skewed", "sharing_shifting"},
     storm: {"storm"},

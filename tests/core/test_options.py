@@ -158,3 +158,4 @@ def test_what_is_no_name(name: Any) -> None:
 def test_nothing_is_kept_and_a_minimum_exclude_each_other() -> None:
     with pytest.raises(ConfigurationError, match="keep=False"):
         checked_options("p", {"min_size": 1, "keep": False})
+    assert checked_options("p", {"min_size": 1, "keep": False, "prefill": False}).min_size == 1

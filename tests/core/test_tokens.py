@@ -10,12 +10,14 @@ import pytest
 
 from mppool.core.decisions import Decision
 from mppool.core.events import Abandoned, CallEnded, Detached, Died
-from mppool.core.token_books import CHALLENGE_S, KEPT_UNUSED_S, LONGEST_RETRY_S, SWEEP_S
+from mppool.core.token_books import SWEEP_S
+from mppool.core.token_entry import CHALLENGE_S, KEPT_UNUSED_S, LONGEST_RETRY_S
 from mppool.core.tokens import (
     FETCH_PATIENCE_S,
     REFRESH_AGAIN_S,
     USABLE_S,
     FetchToken,
+    ForgetTokens,
     Issued,
     TokenFailed,
     TokenFetched,
@@ -23,6 +25,8 @@ from mppool.core.tokens import (
     TokenKey,
     TokenQueued,
     TokenRefused,
+    TokensForgotten,
+    TokenSpurned,
     WantToken,
     digest_of,
     refresh_in,
@@ -62,6 +66,10 @@ class Counter:
         assert isinstance(appointed, FetchToken)
         return self.bring(process, appointed.fetch, text)
 
+    def fetch_other(self) -> None:
+        """Have a token of another key too."""
+        self.bring(P, self.want(P, OTHER).fetch, "other", key=OTHER)
+
     def bring(
         self,
         process: ProcessId,
@@ -73,8 +81,10 @@ class Counter:
     ) -> list[Decision]:
         return self.desk.say(process, TokenFetched(fetch, key, issued(text), expires_in, said))
 
-    def fail(self, process: ProcessId, fetch: int, retry_in: float = 5.0) -> list[Decision]:
-        return self.desk.say(process, TokenFailed(fetch, KEY, "Error: no", retry_in))
+    def fail(
+        self, process: ProcessId, fetch: int, retry_in: float = 5.0, *, everybody: bool = True
+    ) -> list[Decision]:
+        return self.desk.say(process, TokenFailed(fetch, KEY, "Error: no", retry_in, everybody))
 
     def wait(self, seconds: float) -> list[Decision]:
         self.desk.clock.advance(seconds)
@@ -266,6 +276,123 @@ def test_a_token_that_has_come_ends_the_pause_of_an_earlier_failure() -> None:
     assert counter.want(R).issued.token == "late"
     counter.desk.clock.advance(100.0 - USABLE_S)
     assert isinstance(counter.want(R), FetchToken)
+
+
+# --- the trouble of one process ---------------------------------------------------------------------------
+
+
+def test_the_trouble_of_one_process_appoints_another_at_once_and_it_waits_itself() -> None:
+    counter = Counter()
+    appointed = counter.want(P)
+    again = counter.want(P)
+    queued = counter.want(Q)
+    (passed,) = counter.fail(P, appointed.fetch, everybody=False)
+    assert isinstance(passed, FetchToken)
+    assert passed.ticket == queued.ticket  # although P's other thread came first
+    (given,) = counter.bring(Q, passed.fetch, "one")
+    assert isinstance(given, TokenGiven)
+    assert given.ticket == again.ticket
+
+
+def test_a_process_in_trouble_is_not_appointed_before_its_pause_is_over() -> None:
+    counter = Counter()
+    appointed = counter.want(P)
+    waiting = counter.want(P)
+    (refused,) = counter.fail(P, appointed.fetch, 5.0, everybody=False)
+    assert isinstance(refused, TokenRefused)
+    assert (refused.ticket, refused.text, refused.retry_in) == (waiting.ticket, "Error: no", 5.0)
+    assert isinstance(counter.want(P), TokenRefused)
+    assert isinstance(counter.want(Q), FetchToken)
+
+
+def test_nobody_waits_for_a_process_that_has_failed_but_others_that_have_failed() -> None:
+    counter = Counter()
+    counter.fail(P, counter.want(P).fetch, 5.0, everybody=False)
+    counter.fail(Q, counter.want(Q).fetch, 5.0, everybody=False)
+    counter.wait(6)
+    assert isinstance(counter.want(P), FetchToken)
+    assert isinstance(counter.want(Q), TokenQueued)
+    assert isinstance(counter.want(R), FetchToken)
+    assert isinstance(counter.want(P), TokenQueued)
+
+
+def test_a_process_that_cannot_refresh_leaves_it_to_the_others() -> None:
+    counter = Counter()
+    counter.fetch()
+    counter.desk.clock.advance(HOUR - 299)
+    counter.fail(P, counter.want(P).duty, 5.0, everybody=False)
+    assert counter.want(P).duty == 0
+    assert counter.want(Q).duty
+
+
+# --- refused where it is used, and forgotten ------------------------------------------------------------------
+
+
+def test_a_token_that_was_refused_is_replaced_once_in_a_while_for_all() -> None:
+    counter = Counter()
+    counter.fetch()
+    told = counter.desk.say(Q, TokenSpurned(KEY, digest_of("one")))
+    assert told == [TokensForgotten(KEY.identity, 0, digest_of("one"))] * 3
+    appointed = counter.want(R)
+    assert isinstance(appointed, FetchToken)
+    assert appointed.insist
+    counter.bring(R, appointed.fetch, "two")
+    assert counter.want(P).issued.token == "two"
+    assert counter.desk.say(Q, TokenSpurned(KEY, digest_of("two"))) == []
+    assert counter.want(P).issued.token == "two"
+    counter.desk.clock.advance(REFRESH_AGAIN_S)
+    assert counter.desk.say(Q, TokenSpurned(KEY, digest_of("one"))) == []  # an old story
+    counter.desk.say(Q, TokenSpurned(KEY, digest_of("two")))
+    assert isinstance(counter.want(P), FetchToken)
+
+
+@pytest.mark.parametrize("everybody", [True, False])
+def test_a_token_that_was_refused_must_do_where_there_is_no_other(everybody: bool) -> None:
+    counter = Counter()
+    counter.fetch()
+    counter.desk.say(Q, TokenSpurned(KEY, digest_of("one")))
+    appointed = counter.want(P)
+    waiting = counter.want(P)
+    (told, *_) = counter.fail(P, appointed.fetch, 5.0, everybody=everybody)
+    assert told.ticket == waiting.ticket
+    assert counter.want(R).issued.token == "one"
+    assert counter.want(P).issued.token == "one"
+
+
+def test_what_is_forgotten_is_given_to_nobody_and_what_was_on_its_way_is_not_kept() -> None:
+    counter = Counter()
+    counter.fetch()
+    counter.fetch_other()
+    counter.desk.clock.advance(HOUR - 299)
+    duty = counter.want(P).duty
+    told = counter.desk.command(ForgetTokens(KEY.identity))
+    assert {type(one) for one in told} == {TokensForgotten}
+    assert counter.want(Q, OTHER).issued.token == "other"
+    appointed = counter.want(Q)
+    assert isinstance(appointed, FetchToken)
+    assert appointed.insist
+    counter.bring(P, duty, "old")
+    assert isinstance(counter.want(R), TokenQueued)
+    counter.bring(Q, appointed.fetch, "new")
+    assert counter.want(R).issued.token == "new"
+
+
+def test_who_waits_when_all_are_forgotten_is_appointed() -> None:
+    counter = Counter()
+    counter.want(P)
+    queued = counter.want(Q)
+    told = counter.desk.command(ForgetTokens(None))
+    (order,) = [one for one in told if isinstance(one, FetchToken)]
+    assert order.ticket == queued.ticket
+
+
+def test_a_process_that_attaches_later_hears_what_is_forgotten() -> None:
+    counter = Counter(P, Q)
+    counter.fetch()
+    counter.desk.command(ForgetTokens(None))
+    counter.desk.told.clear()
+    told = counter.desk.attach(R)
+    assert [one for one in told if isinstance(one, TokensForgotten)]
 
 
 # --- who is appointed goes --------------------------------------------------------------------------------

@@ -80,10 +80,10 @@ class PostgresqlServer(Postgresql):
             "initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"
         )
 
-    def start(self) -> None:
-        """Start on a free port, and wait until it answers."""
+    def start(self, port: int | None = None) -> None:
+        """Start on a free port, or on that one, and wait until it answers."""
         for attempt in range(5):
-            self.port = _free_port()
+            self.port = port or _free_port()
             options = (
                 f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' "
                 "-c fsync=off -c max_connections=400"

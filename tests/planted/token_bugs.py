@@ -8,6 +8,38 @@ _BOOKS = ("tests/core/test_tokens.py", "tests/core/test_tokens_machine.py")
 
 TOKEN_BUGS = [
     Bug(
+        "spurned-given",
+        "core/token_entry.py",
+        "        if not self.is_usable(now) or self.insist:\n",
+        "        if not self.is_usable(now):\n",
+        "a token that the database refuses is handed out again",
+        ("tests/core/test_tokens.py",),
+    ),
+    Bug(
+        "spurned-storm",
+        "core/token_entry.py",
+        "        if now < self.spurned_at + REFRESH_AGAIN_S:\n            return False\n",
+        "",
+        "a database that refuses everybody has the issuer asked by every attempt",
+        ("tests/core/test_tokens.py",),
+    ),
+    Bug(
+        "forgotten-comes-back",
+        "core/token_books.py",
+        "        if event.fetch <= entry.floor:\n",
+        "        if False:\n",
+        "a fetch that was on its way brings a token that is forgotten",
+        ("tests/core/test_tokens.py",),
+    ),
+    Bug(
+        "forgotten-unheard",
+        "core/token_books.py",
+        "            self._tell(process, TokensForgotten(identity, number))\n",
+        "            pass\n",
+        "a process that attaches later uses what is forgotten",
+        ("tests/core/test_tokens.py",),
+    ),
+    Bug(
         "trouble-of-everybody",
         "core/token_books.py",
         "        if not (event.retry_in > 0 and event.everybody):\n",
@@ -129,7 +161,7 @@ TOKEN_BUGS = [
     ),
     Bug(
         "token-error-stays",
-        "core/token_books.py",
+        "core/token_entry.py",
         '        self.error, self.retry_at = "", -math.inf\n',
         "",
         "an old failure refuses callers although a token has come since",
@@ -145,7 +177,7 @@ TOKEN_BUGS = [
     ),
     Bug(
         "token-challenge-ignored",
-        "core/token_books.py",
+        "core/token_entry.py",
         "        if not asker.claims:\n",
         "        if True:\n",
         "a claims challenge is answered with a token that does not meet it",
@@ -153,7 +185,7 @@ TOKEN_BUGS = [
     ),
     Bug(
         "token-challenge-mixed",
-        "core/token_books.py",
+        "core/token_entry.py",
         "return asker.claims == self.claims and (",
         "return bool(self.claims) and (",
         "a challenge is answered with what another challenge has brought",
@@ -161,7 +193,7 @@ TOKEN_BUGS = [
     ),
     Bug(
         "token-expired-given",
-        "core/token_books.py",
+        "core/token_entry.py",
         "return self.issued is not None and now < self.usable_until",
         "return self.issued is not None",
         "an expired token is handed out",
@@ -169,7 +201,7 @@ TOKEN_BUGS = [
     ),
     Bug(
         "token-near-storm",
-        "core/token_books.py",
+        "core/token_entry.py",
         "            again = asker.near and now < self.again_at + REFRESH_AGAIN_S\n",
         "            again = False\n",
         "each of many processes asks an issuer that gives the same token again",
@@ -177,7 +209,7 @@ TOKEN_BUGS = [
     ),
     Bug(
         "token-near-content",
-        "core/token_books.py",
+        "core/token_entry.py",
         "            again = asker.near and now",
         "            again = now",
         "whose copy has expired gets it again",

@@ -120,3 +120,17 @@ def test_an_invalidation_ends_everything_as_old_in_all_processes(
         assert again is newer
     with pytest.raises(LeaseReleased):
         first.invalidate()
+
+
+def test_what_its_user_has_renewed_survives_the_invalidation(
+    declare: Declare, scene: Scene
+) -> None:
+    pool = declare(max_size=2)
+    first, second = pool.checkout(), pool.checkout()
+    mine = first.resource
+    second.release()
+    first.invalidate(renewed=True)
+    wait_until(lambda: scene.count("close") == 1, "the other one to be closed")
+    first.release()
+    with pool.checkout() as again:
+        assert again is mine

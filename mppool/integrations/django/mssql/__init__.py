@@ -1,0 +1,1 @@
+"""mssql-django's backend over a pool of all processes."""

@@ -1,0 +1,1 @@
+"""Django's mysql backend over a pool of all processes."""

@@ -1,0 +1,1 @@
+"""Django's oracle backend over a pool of all processes."""

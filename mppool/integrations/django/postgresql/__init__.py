@@ -1,0 +1,1 @@
+"""Django's postgresql backend over a pool of all processes."""

@@ -1,0 +1,47 @@
+"""SQLAlchemy engines over one pool for all processes: `create_engine(url, poolclass=shared_pool(manager, "shop"))`.
+
+    engine.connect() -> SharedPool._do_get -> mppool's checkout -> Held -> its Record -> SQLAlchemy's fairy
+
+SQLAlchemy's record and fairy do what they always do: events, reset, pre-ping, recycling, invalidation. Only
+the queue of QueuePool is replaced.
+
+  pool.py        SharedPool: the pool class
+  record.py      Record and Held: a connection, as SQLAlchemy sees it and as mppool keeps it
+  opening.py     the recipe: how a record is opened, checked and closed; whose token it was opened with
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from mppool.errors import ConfigurationError
+from mppool.integrations.sqlalchemy.pool import OWN_OPTIONS, SharedPool
+from mppool.options import checked_name
+
+if TYPE_CHECKING:
+    from mppool.managing import Manager
+
+__all__ = ["SharedPool", "shared_pool"]
+
+
+def shared_pool(manager: Manager, name: str, **options: Any) -> type[SharedPool]:
+    """A pool class for `create_engine(url, poolclass=...)`: one pool for all processes that name it.
+
+    manager, name: whose pool, as in `manager.pool(name, ...)`. Engines made with the same manager and name
+        share one pool; in one process they must have the same URL and the same options.
+    options: further options of the pool, such as `max_per_process`, `max_waiting`, `check_interval`, `keep`.
+
+    All options of SQLAlchemy's QueuePool mean what it says. `pool_size + max_overflow` is the cap of all
+    processes together, `pool_size` of it is kept. Costs nothing before the first checkout.
+
+    Raises ConfigurationError for a bad name, and for options that SQLAlchemy's own say.
+    """
+    checked_name("pool", name)
+    for option in options:
+        if option in OWN_OPTIONS:
+            raise ConfigurationError(
+                f"pool {name!r}: {option} follows from create_engine's {OWN_OPTIONS[option]}; say it there"
+            )
+    # The module is the one under which applications look for the log of a pool.
+    own = {"manager": manager, "name": name, "more": options, "__module__": "sqlalchemy.pool.impl"}
+    return type("SharedPool", (SharedPool,), own)

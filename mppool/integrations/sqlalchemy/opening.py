@@ -1,0 +1,244 @@
+"""How the connection of an engine is opened, checked and closed, and whose token it was opened with."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import logging
+import os
+import threading
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import event
+
+from mppool.dbapi.recipe import shown
+from mppool.dbapi.secrets import secrets_in, without
+from mppool.errors import ConfigurationError, OpenFailed
+from mppool.integrations.sqlalchemy.record import Held, Record
+from mppool.odbc import driver_manager
+from mppool.odbc.attributes import ACCESS_TOKEN, check_token_structure, text_of
+from mppool.recipe import Opening, Recipe
+
+if TYPE_CHECKING:
+    from mppool.integrations.sqlalchemy.pool import SharedPool
+
+log = logging.getLogger("mppool.sqlalchemy")
+
+_FINGERPRINT_KEY = b"mppool.integrations.sqlalchemy 1"
+
+# The SQLAlchemy pools of this process by what they open; the newest is on the right. Appended to and popped
+# from without a lock (atomic operations).
+_pools: dict[str, deque[weakref.ref[SharedPool]]] = {}
+# What is open in this process, by the pool's name and what it opens. Changed without a lock (atomic operations).
+_open: dict[tuple[str, str], set[Held]] = {}
+
+
+def _forget() -> None:
+    """In a forked child: all of it is the parent's."""
+    for held in _open.values():
+        held.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+class _Asking(threading.local):
+    """pool: that asked last in this thread. attributes: what the last connection of this thread was opened with."""
+
+    pool: weakref.ref[SharedPool] | None = None
+    attributes: Any = None
+
+
+asking = _Asking()
+
+
+class EngineRecipe(Recipe[Held]):
+    """Opens what engines of one URL connect to. All of them in one process share it.
+
+    It names the pools by what they open, for it outlives each: `Engine.dispose` replaces them.
+    """
+
+    def __init__(self, fingerprint: str) -> None:
+        self._fingerprint = fingerprint
+
+    def open(self, opening: Opening) -> Held:
+        """Have SQLAlchemy connect, with all its events. Raises OpenFailed, whose cause is the driver's error."""
+        pool = self._pool()
+        held = Held(pool)
+        record = Record(pool, held)
+        try:
+            record.get_connection()
+        except (ConfigurationError, OpenFailed):
+            raise
+        except Exception as error:
+            text = without(f"{type(error).__name__}: {error}", pool.secrets)
+            raise OpenFailed(f"pool {pool.name!r}: opening a connection failed: {text}") from error
+        held.record = record
+        pool.open_here.add(held)
+        return held
+
+    def check(self, held: Held) -> bool:
+        """The dialect's ping, for background checks. ConnectionError if the session is dead."""
+        if held.connection is None:  # the next checkout connects
+            return True
+        if held.pool._dialect._do_ping_w_event(held.connection):
+            return True
+        raise ConnectionError("the session does not answer the dialect's ping")
+
+    def close(self, held: Held) -> None:
+        """Close it as SQLAlchemy does, with its event. What was detached is its user's."""
+        held.pool.open_here.discard(held)
+        record, held.record = held.record, None
+        if record is not None:
+            record.close()
+        elif held.connection is not None:
+            held.pool._close_connection(held.connection)
+        held.connection = None
+
+    def describe(self, held: Held) -> str:
+        """Dialect and driver."""
+        dialect = held.pool._dialect
+        return f"{getattr(dialect, 'name', 'dbapi')}+{getattr(dialect, 'driver', 'any')}"
+
+    def fingerprint(self) -> str:
+        """A keyed hash of what the engine's URL and arguments say."""
+        return self._fingerprint
+
+    def _pool(self) -> SharedPool:
+        """Who asks; where this thread opens on behalf of another one, the newest that opens the same."""
+        pool = None if asking.pool is None else asking.pool()
+        if pool is not None and pool.fingerprint == self._fingerprint:
+            return pool
+        for reference in reversed(list(_pools.get(self._fingerprint, ()))):
+            pool = reference()
+            if pool is not None:
+                return pool
+        raise ConfigurationError(
+            "no engine in this process opens what this pool was declared for; create the engine first"
+        )
+
+
+def enter(pool: SharedPool) -> None:
+    """From now on connections may be opened by this pool."""
+    known = _pools.setdefault(pool.fingerprint, deque())
+    known.append(weakref.ref(pool))
+    while known and known[0]() is None:
+        known.popleft()
+
+
+def open_here(pool: SharedPool) -> set[Held]:
+    """What this process has open of this pool, and of those that share with it."""
+    return _open.setdefault((pool.name, pool.fingerprint), set())
+
+
+# --- what is opened ---------------------------------------------------------------------------------------
+
+
+def arguments_of(creator: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """What create_engine's own creator calls the driver with; nothing for one of the application's.
+
+    SQLAlchemy tells it no pool class, so it is read off the function.
+    """
+    cells = dict(
+        zip(
+            getattr(getattr(creator, "__code__", None), "co_freevars", ()),
+            getattr(creator, "__closure__", None) or (),
+            strict=False,
+        )
+    )
+    if "cargs_tup" not in cells or "cparams" not in cells:
+        return (), {}
+    return tuple(cells["cargs_tup"].cell_contents), dict(cells["cparams"].cell_contents)
+
+
+def fingerprint_of(creator: Any, dialect: Any) -> str:
+    """What is opened, equal in all processes, without secrets."""
+    arguments, keywords = arguments_of(creator)
+    parts = [getattr(dialect, "name", ""), getattr(dialect, "driver", "")]
+    if arguments or keywords:
+        parts += [shown(arguments), shown(keywords)]
+    else:
+        parts.append(shown(creator))
+    digest = hashlib.blake2b(key=_FINGERPRINT_KEY, digest_size=16)
+    digest.update("\0".join(parts).encode("utf-8", errors="surrogatepass"))
+    return f"sqlalchemy:{digest.hexdigest()}"
+
+
+def secrets_of(creator: Any) -> list[str]:
+    """What must not be in texts that travel."""
+    return secrets_in(*arguments_of(creator))
+
+
+# --- connecting -------------------------------------------------------------------------------------------
+
+
+def connected(pool: SharedPool, record: Any, connect: Any) -> Any:
+    """Call the engine's creator for a record, and note what it has opened, and with whose token."""
+    dialect = pool._dialect
+    if getattr(dialect, "driver", "") == "pyodbc":
+        driver_manager.load()  # the driver manager's own pooling is off before the first connection
+    _look_last(dialect)
+    asking.attributes = None
+    connection = connect(record)
+    attributes, asking.attributes = asking.attributes, None
+    held = getattr(record, "held", None)
+    if held is not None:
+        try:
+            held.owner = _owner(pool, attributes)
+        except BaseException:
+            pool._close_connection(connection)
+            raise
+        held.connection = connection
+    return connection
+
+
+def _look_last(dialect: Any) -> None:
+    """See what the application's `do_connect` hooks have made of the arguments: ours must be the last of them."""
+    if not getattr(dialect, "_has_events", False):
+        return
+    hooks = list(dialect.dispatch.do_connect)
+    if hooks and hooks[-1] is not _see_attributes:
+        if _see_attributes in hooks:
+            event.remove(dialect, "do_connect", _see_attributes)
+        event.listen(dialect, "do_connect", _see_attributes)
+
+
+def _see_attributes(dialect: Any, record: Any, arguments: Any, keywords: Any) -> None:
+    asking.attributes = keywords.get("attrs_before")
+
+
+def _owner(pool: SharedPool, attributes: Any) -> str | None:
+    """Whose access token a `do_connect` hook has given.
+
+    The pool cannot know it before a checkout, so one pool is for one identity: raises ConfigurationError
+    where connections of another one are still there, instead of ever handing them to the wrong caller.
+    """
+    if not isinstance(attributes, dict) or ACCESS_TOKEN not in attributes:
+        owner = None
+    else:
+        check_token_structure(attributes[ACCESS_TOKEN])
+        owner = _identity_in(text_of(attributes[ACCESS_TOKEN]))
+    for other in list(pool.open_here):
+        if other.connection is not None and other.owner != owner:
+            raise ConfigurationError(
+                f"pool {pool.name!r}: the engine's do_connect hook gives access tokens of several identities, "
+                "but an engine's connections are handed to whoever asks; make one engine with a pool name of "
+                "its own for each identity, or check out of mppool.odbc.OdbcRecipe with credential="
+            )
+    return owner
+
+
+def _identity_in(token: str) -> str:
+    """Tenant and object of an Azure token, which a newer token of the same identity has too; else its hash."""
+    try:
+        middle = token.split(".")[1]
+        claims = json.loads(base64.urlsafe_b64decode(middle + "=" * (-len(middle) % 4)))
+        who = claims.get("oid") or claims.get("sub") or claims.get("appid")
+        if who:
+            return f"{claims.get('tid', '')}/{who}"
+    except (IndexError, ValueError, AttributeError):
+        log.debug("an access token of a do_connect hook is no JWT; its hash tells whose it is")
+    return hashlib.sha256(token.encode()).hexdigest()

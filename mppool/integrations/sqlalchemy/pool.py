@@ -1,0 +1,208 @@
+"""SharedPool: a pool class of SQLAlchemy whose connections come from one pool of all processes."""
+
+from __future__ import annotations
+
+import time
+import weakref
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from sqlalchemy import exc
+from sqlalchemy.pool import Pool
+
+from mppool.errors import CheckoutTimeout, OpenFailed, PoolError, TooManyWaiting
+from mppool.integrations.sqlalchemy import opening
+
+if TYPE_CHECKING:
+    from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
+
+    from mppool.integrations.sqlalchemy.record import Held, Record
+    from mppool.managing import Manager
+    from mppool.worker.pool import Pool as OurPool
+
+OWN_OPTIONS = {
+    "max_size": "pool_size and max_overflow",
+    "min_size": "pool_size",
+    "prefill": "pool_size",
+    "timeout": "pool_timeout",
+    "order": "pool_use_lifo",
+}
+"""Options that follow from SQLAlchemy's."""
+
+_OVERFLOW_IDLE_S = 60.0
+"""So long connections above pool_size stay idle where several processes have them."""
+
+
+class SharedPool(Pool):
+    """Made by `shared_pool`, which says of which manager and of which name it is."""
+
+    manager: ClassVar[Manager]
+    name: ClassVar[str]
+    more: ClassVar[dict[str, Any]]
+
+    _is_asyncio = False  # as in QueuePool: refused by create_async_engine
+
+    def __init__(
+        self,
+        creator: Any,
+        pool_size: int = 5,
+        max_overflow: int = 10,
+        timeout: float | None = 30.0,
+        use_lifo: bool = False,
+        **kw: Any,
+    ) -> None:
+        Pool.__init__(self, creator, **kw)
+        self._size = pool_size
+        self._max_overflow = -1 if pool_size == 0 else max_overflow
+        self._timeout = None if timeout is None else float(timeout)
+        self._use_lifo = use_lifo
+        # Whether a process may have to close what is above pool_size when it is given back.
+        self._trims = pool_size > 0 and self._max_overflow != 0
+        self.fingerprint = opening.fingerprint_of(creator, self._dialect)
+        self.secrets = opening.secrets_of(creator)
+        self.disposed_at = 0.0
+        self.open_here = opening.open_here(self)
+        opening.enter(self)
+        self._shared: OurPool[Held] = self.manager.pool(
+            self.name, opening.EngineRecipe(self.fingerprint), **self._options()
+        )
+
+    def _options(self) -> dict[str, Any]:
+        unbounded = self._max_overflow < 0
+        return {
+            "max_size": None if unbounded else self._size + self._max_overflow,
+            "min_size": self._size,
+            "prefill": False,
+            "max_idle": _OVERFLOW_IDLE_S if self._trims else None,
+            "max_lifetime": None,  # pool_recycle does that, at checkout
+            "check_idle_for": None,  # pool_pre_ping does that
+            "order": "lifo" if self._use_lifo else "fifo",
+            **self.more,
+        }
+
+    def _should_wrap_creator(self, creator: Any) -> Any:
+        connect = super()._should_wrap_creator(creator)
+        return lambda record: opening.connected(self, record, connect)
+
+    # --- checkout and return ------------------------------------------------------------------------------
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        opening.asking.pool = weakref.ref(self)
+        try:
+            while True:
+                lease = self._shared.checkout(self._timeout)
+                held = lease.resource
+                record: Record = held.record  # type: ignore[assignment]  # what lies idle has one
+                if held.pool is not self:
+                    if held.pool.disposed_at > record.starttime:
+                        lease.discard()
+                        continue
+                    record.move_to(self)
+                held.record = None
+                record.lease = lease
+                return record
+        except PoolError as error:
+            failure = error
+        # Outside of the handler: SQLAlchemy's users know the errors of SQLAlchemy and of the driver.
+        raise self._translated(failure)
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        lease = record.lease  # type: ignore[attr-defined]
+        if lease is None:
+            return
+        record.lease = None  # type: ignore[attr-defined]
+        held: Held = record.held  # type: ignore[attr-defined]
+        if record.dbapi_connection is None:  # invalidated, and closed; or detached, and its user's
+            held.connection = None  # the record keeps its place, and connects at its next checkout
+        held.record = record  # type: ignore[assignment]
+        if (
+            self._trims
+            and len(self.open_here) > self._size
+            and self._shared.idle_here >= self._size
+        ):
+            lease.discard()
+        else:
+            lease.release()
+
+    def _translated(self, failure: PoolError) -> Exception:
+        cause = failure.__cause__
+        if isinstance(failure, OpenFailed):
+            if isinstance(cause, Exception):
+                return cause
+            # Another process, or another thread, has found out a moment ago that nothing can be opened.
+            kind = getattr(getattr(self._dialect, "dbapi", None), "OperationalError", None)
+            return failure if kind is None else kind(str(failure))
+        if isinstance(failure, (CheckoutTimeout, TooManyWaiting)):
+            return exc.TimeoutError(
+                f"QueuePool limit of size {self._size} overflow {self._max_overflow} reached over all "
+                f"processes, connection timed out, timeout {self._timeout or 0:.2f}: {failure}",
+                code="3o7r",
+            )
+        return failure
+
+    # --- the end of connections ---------------------------------------------------------------------------
+
+    def _invalidate(
+        self,
+        connection: PoolProxiedConnection,
+        exception: BaseException | None = None,
+        _checkin: bool = True,
+    ) -> None:
+        """A disconnect: whatever was opened before goes, in all processes."""
+        lease = getattr(getattr(connection, "_connection_record", None), "lease", None)
+        if lease is not None:
+            # After a ping SQLAlchemy connects again in place, and says that nothing is to be checked in.
+            lease.invalidate(renewed=not _checkin)
+        super()._invalidate(connection, exception, _checkin)
+
+    def dispose(self) -> None:
+        """Close what lies idle in this process; what is in use goes when a later face of the pool meets it."""
+        self.disposed_at = time.time()
+        self._shared.close_idle()
+        self.logger.info("Pool disposed. %s", self.status())
+
+    def recreate(self) -> SharedPool:
+        """Another face of the same pool."""
+        self.logger.info("Pool recreating")
+        return self.__class__(
+            self._creator,
+            pool_size=self._size,
+            max_overflow=self._max_overflow,
+            pre_ping=self._pre_ping,
+            use_lifo=self._use_lifo,
+            timeout=self._timeout,
+            recycle=self._recycle,
+            echo=self.echo,
+            logging_name=self._orig_logging_name,
+            reset_on_return=self._reset_on_return,
+            _dispatch=self.dispatch,
+            dialect=self._dialect,
+        )
+
+    # --- figures of this process --------------------------------------------------------------------------
+
+    def status(self) -> str:
+        """What this process has, in QueuePool's words."""
+        return (
+            f"Pool size: {self.size()}  Connections in pool: {self.checkedin()} "
+            f"Current Overflow: {self.overflow()} Current Checked out connections: {self.checkedout()}"
+        )
+
+    def size(self) -> int:
+        """pool_size."""
+        return self._size
+
+    def timeout(self) -> float | None:
+        """pool_timeout."""
+        return self._timeout
+
+    def checkedin(self) -> int:
+        """How many lie idle in this process."""
+        return self._shared.idle_here
+
+    def checkedout(self) -> int:
+        """How many are in use in this process."""
+        return self._shared.in_use_here
+
+    def overflow(self) -> int:
+        """How many more than pool_size are open in this process."""
+        return self.checkedin() + self.checkedout() - self._size if self._size else 0

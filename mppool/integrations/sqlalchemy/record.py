@@ -1,0 +1,76 @@
+"""A connection, as SQLAlchemy sees it (Record) and as mppool keeps it (Held).
+
+Who refers to whom, while it is lent:   fairy -> Record -> Lease -> (mppool's entry) -> Held -> DBAPI connection
+and while it lies idle:                 (mppool's entry) -> Held -> Record -> DBAPI connection
+
+So there is no cycle, and whatever loses a record in use, such as an exception between two lines of
+SQLAlchemy's, lets go of its lease too: mppool closes what is behind it, and the slot is free again.
+"""
+
+from __future__ import annotations
+
+import os
+import weakref
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy.pool.base import _ConnectionRecord
+
+if TYPE_CHECKING:
+    from mppool.integrations.sqlalchemy.pool import SharedPool
+    from mppool.worker.lease import Lease
+
+_records: weakref.WeakSet[Record] = weakref.WeakSet()
+
+
+class Held:
+    """The resource of the pool.
+
+    connection: the DBAPI connection; None where SQLAlchemy has closed it, or its user has detached it.
+    record: while it lies idle; else the fairy has it.
+    pool: the SQLAlchemy pool that had it last.
+    owner: whose token it was opened with; None where there was none.
+    """
+
+    __slots__ = ("__weakref__", "connection", "owner", "pool", "record")
+
+    def __init__(self, pool: SharedPool) -> None:
+        self.connection: Any = None
+        self.record: Record | None = None
+        self.pool = pool
+        self.owner: str | None = None
+
+
+class Record(_ConnectionRecord):
+    """SQLAlchemy's record. `lease` is None while it lies idle."""
+
+    lease: Lease[Held] | None
+
+    def __init__(self, pool: SharedPool, held: Held) -> None:
+        super().__init__(pool, connect=False)
+        self.held = held
+        self.lease = None
+        _records.add(self)
+
+    def move_to(self, pool: SharedPool) -> None:
+        """From now on its events, its dialect and its return are those of this pool."""
+        self._ConnectionRecord__pool = pool
+        self.held.pool = pool
+
+
+def _forget_parents_connections() -> None:
+    """In a forked child: what the parent has in use stays the parent's.
+
+    A fairy that the child inherits would roll back on its parent's session when the child closes or merely
+    loses it. It becomes an invalidated one here: closing it does nothing, and a Connection that uses it
+    outside of a transaction gets a connection of the child's own. (What lies idle is mppool's business.)
+    """
+    for record in list(_records):
+        reference = record.fairy_ref
+        fairy = None if reference is None else reference()
+        if fairy is not None:
+            fairy._finalizer.detach()
+            fairy.dbapi_connection = None  # type: ignore[assignment]  # as fairy.invalidate() does
+    _records.clear()
+
+
+os.register_at_fork(after_in_child=_forget_parents_connections)
