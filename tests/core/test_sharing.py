@@ -309,7 +309,9 @@ def test_three_processes_take_turns_with_one_slot() -> None:
 # --- surplus -----------------------------------------------------------------------------------------------------
 
 
-def test_what_has_been_idle_for_half_an_opening_moves_though_it_has_not_earned_its_opening() -> None:
+def test_what_has_been_idle_for_half_an_opening_moves_though_it_has_not_earned_its_opening() -> (
+    None
+):
     desk = Desk(P, Q, max_size=2)
     number = desk.opened(P, seconds=LOGIN_S)
     desk.opened(Q, seconds=LOGIN_S)
@@ -470,7 +472,9 @@ def test_no_more_resources_are_opened_at_a_time_than_max_opening_says() -> None:
     assert [grant.ticket for grant in desk.hears(Q, Grant)] == tickets[1:]
 
 
-def test_who_waits_for_an_opening_to_begin_is_refused_at_once_without_a_timeout_and_told_why() -> None:
+def test_who_waits_for_an_opening_to_begin_is_refused_at_once_without_a_timeout_and_told_why() -> (
+    None
+):
     desk = Desk(P, max_size=4, max_opening=1)
     desk.granted(P)
     refusal = desk.ask(P, timeout=0)

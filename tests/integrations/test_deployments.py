@@ -90,7 +90,11 @@ def release(directory: Path, protocol: int, spoken: str) -> str:
     )
     for name, old, new in [
         ("wire/messages.py", "\nPROTOCOL = 2\n", f"\nPROTOCOL = {protocol}\n"),
-        ("server/handshake.py", "SPOKEN = frozenset({PROTOCOL - 1, PROTOCOL})", f"SPOKEN = frozenset({spoken})"),
+        (
+            "server/handshake.py",
+            "SPOKEN = frozenset({PROTOCOL - 1, PROTOCOL})",
+            f"SPOKEN = frozenset({spoken})",
+        ),
     ]:
         path = directory / "mppool" / name
         text = path.read_text()

@@ -21,7 +21,15 @@ from tests.planted.token_bugs import TOKEN_BUGS
 
 ROOT = PACKAGE.parent
 # The cheap ones first: most bugs are found within a second.
-_PARTS = ("test_checkout", "test_returns", "test_sharing", "test_line", "test_restart", "test_breaker", "test_control")
+_PARTS = (
+    "test_checkout",
+    "test_returns",
+    "test_sharing",
+    "test_line",
+    "test_restart",
+    "test_breaker",
+    "test_control",
+)
 ORDER = (*(f"tests/core/{part}.py" for part in _PARTS), "tests/core")
 ALL = [*BUGS, *TOKEN_BUGS]
 

@@ -20,7 +20,14 @@ _SKIPPED |= {
     "_levels",
     "_heads",
 }
-_SKIPPED |= {"_table", "_timely", "_timely_wanted", "_wanted", "_takers_of_timely", "_open_in_order"}
+_SKIPPED |= {
+    "_table",
+    "_timely",
+    "_timely_wanted",
+    "_wanted",
+    "_takers_of_timely",
+    "_open_in_order",
+}
 _SKIPPED |= {"_of_process", "_of_key", "_by_ticket", "by_ticket", "_groups"}
 _SKIPPED |= {"_ends", "_retries", "_states", "_shut", "_kept_out", "_waiting_for", "noted"}
 _SKIPPED |= {"deadline", "_deadlines", "_touched", "_known_in", "_anywhere", "_owner"}
