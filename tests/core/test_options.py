@@ -46,6 +46,7 @@ TABLE: dict[str, tuple[list[Any], list[Any]]] = {
     "fail_fast": ([True, False], [None, 0, 1, "yes"]),
     "track_leaks": ([True, False], [None, 0, 1, "yes"]),
     "keep": ([True, False], [None, 0, 1, "yes"]),
+    "guard": ([True, False, None], [0, 1, "yes"]),
     "prefill": ([True, False], [None, 0, 1, "yes"]),
 }
 
