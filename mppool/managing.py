@@ -13,6 +13,7 @@ from mppool.errors import ConfigurationError
 from mppool.ids import Session, own_process
 from mppool.options import checked_name, checked_options
 from mppool.recipe import SETTINGS, as_recipe
+from mppool.worker.guard import GuardedPool
 from mppool.worker.member import Member, process_name
 from mppool.worker.pool import Pool
 from mppool.worker.solitary import forget_all
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from mppool.azure.shared_async import AsyncSharedCredential
     from mppool.recipe import Recipe
     from mppool.wire.messages import Report
+    from mppool.worker.face import Face
 
 T = TypeVar("T")
 
@@ -49,7 +51,11 @@ class Manager:
         given = {option: value for option, value in options.items() if option not in SETTINGS}
         checked = checked_options(name, given)
         face = self._member.declare(name, as_recipe(recipe, hooks), checked)
-        return Pool(face, self.stats, (_rebuild_pool, (self, name, recipe, options)))
+        return self._pool_of(face, (self, name, recipe, options))
+
+    def _pool_of(self, face: Face, declared: tuple[Any, ...]) -> Pool[Any]:
+        kind: type[Pool[Any]] = GuardedPool if face.options.guard else Pool
+        return kind(face, self.stats, (_rebuild_pool, (*declared, face.mark)))
 
     def credential(self, credential: Any, *, identity: str | None = None) -> SharedCredential:
         """A credential whose tokens are fetched once for all processes, for any Azure SDK client.
@@ -153,8 +159,22 @@ def refuse_initializer(manager: str, initializer: Any) -> None:
         )
 
 
-def _rebuild_pool(manager: Manager, name: str, recipe: Any, options: dict[str, Any]) -> Pool[Any]:
-    return manager.pool(name, recipe, **options)
+def _rebuild_pool(
+    manager: Manager, name: str, recipe: Any, options: dict[str, Any], mark: str
+) -> Pool[Any]:
+    """The pool in another process.
+
+    mark: of its declaration. A forked child has that declaration itself, credential and all: the copy of the
+        credential that was pickled would look like somebody else's.
+    """
+    face = manager._member.faces.get(name)
+    if face is not None and face.mark == mark:
+        return manager._pool_of(face, (manager, name, recipe, options))
+    pool = manager.pool(name, recipe, **options)
+    if face is None:
+        pool._face.mark = mark
+        pool = manager._pool_of(pool._face, (manager, name, recipe, options))
+    return pool
 
 
 def _of_azure(module: str, name: str) -> Any:

@@ -51,6 +51,8 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     fail_fast: while the circuit breaker is open, raise the last error at once instead of waiting.
     max_opening: resources that are being opened at a time, over all processes; None: no bound of its own.
     track_leaks: remember the stack of every checkout, for warnings and leak reports (slow).
+    guard: True: hand out a thin proxy, which is dead after the release, with its cursors; a resource on which
+        something was done that stays for the next one is closed. None: the default, which is not to.
     keep: False: nothing stays idle; what is released is closed, unless somebody waits for it.
     prefill: False: `min_size` resources are kept once they are open, but none is opened in advance.
     """
@@ -75,6 +77,7 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     track_leaks: bool = False
     max_opening: int | None = None
     keep: bool = True
+    guard: bool | None = None
     prefill: bool = True
 
 
@@ -202,6 +205,15 @@ def _flag(value: object) -> bool:
     return value
 
 
+def _optional_flag(value: object) -> bool | None:
+    if value is None:
+        return None
+    try:
+        return _flag(value)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{error}, or None for the default") from None
+
+
 def _one_of(*allowed: str) -> Callable[[object], str]:
     def rule(value: object) -> str:
         if value not in allowed:
@@ -246,5 +258,6 @@ _RULES: dict[str, Callable[[object], Any]] = {
     "track_leaks": _flag,
     "max_opening": _optional_whole(1),
     "keep": _flag,
+    "guard": _optional_flag,
     "prefill": _flag,
 }

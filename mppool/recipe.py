@@ -85,6 +85,15 @@ class Recipe(Generic[T]):
         """
         return False
 
+    def opened(self, resource: T) -> None:
+        """Called once, when the resource is open and configured: the place to note what `reset` puts back."""
+
+    def leaves_behind(self, name: str, arguments: tuple[Any, ...]) -> bool:
+        """With `guard=True`: whether a call of this method, or an assignment to this attribute, of the resource
+        or of a cursor leaves something that `reset` cannot put back. The resource is closed then.
+        """
+        return False
+
     def configure(self, resource: T) -> None:
         """Prepare a resource once, after it was opened."""
 
@@ -125,7 +134,7 @@ class Recipe(Generic[T]):
         It is part of the key of every resource: two processes that open different things under one
         pool name share the cap and are never handed each other's resources.
         """
-        return _name_of(type(self))
+        return name_of(type(self))
 
 
 class CallableRecipe(Recipe[T]):
@@ -154,7 +163,7 @@ class CallableRecipe(Recipe[T]):
         return self._opener(opening) if self._wants_opening else self._opener()
 
     def fingerprint(self) -> str:
-        return _name_of(self._opener)
+        return name_of(self._opener)
 
 
 def _rebuild(opener: Callable[..., T], settings: dict[str, Any]) -> CallableRecipe[T]:
@@ -203,7 +212,7 @@ def _refuse_coroutine(name: str, hook: object) -> None:
     """What it returns would be taken for the resource, or for an answer."""
     if inspect.iscoroutinefunction(hook):
         raise ConfigurationError(
-            f"the hook {name} is the coroutine function {_name_of(hook)}: hooks run in threads, also for "
+            f"the hook {name} is the coroutine function {name_of(hook)}: hooks run in threads, also for "
             "acheckout; give a plain function"
         )
 
@@ -225,7 +234,7 @@ def _takes_an_argument(opener: Callable[..., Any]) -> bool:
     )
 
 
-def _name_of(thing: Any) -> str:
+def name_of(thing: Any) -> str:
     """Module and name of a callable, the same in a parent and in a spawned child."""
     inner = getattr(thing, "func", thing)  # functools.partial
     named = inner if hasattr(inner, "__qualname__") else type(inner)

@@ -12,6 +12,13 @@ from typing import TYPE_CHECKING, Any
 from mppool.errors import ConfigurationError
 from mppool.odbc import connection_string as grammar
 from mppool.odbc import driver_manager
+from mppool.odbc.arguments import (
+    described_session,
+    validated,
+    validated_login_timeout,
+    validated_on_connect,
+    validated_query_timeout,
+)
 from mppool.odbc.attributes import ACCESS_TOKEN as _ACCESS_TOKEN
 from mppool.odbc.attributes import (
     AttributeSource,
@@ -22,7 +29,8 @@ from mppool.odbc.attributes import (
     mark_of,
     text_of,
 )
-from mppool.recipe import Opening, Recipe
+from mppool.odbc.session import Backend, Left, OnConnect, run_on_connect
+from mppool.recipe import Opening, Recipe, overrides
 from mppool.worker.bearer import broker
 
 if TYPE_CHECKING:
@@ -35,6 +43,7 @@ logger = logging.getLogger("mppool.odbc")
 _RESET_CONNECTION, _YES = 116, 1
 # Microsoft's driver refuses these beside an access token.
 _NOT_BESIDE_A_TOKEN = ("uid", "pwd", "authentication", "trusted_connection")
+_NEITHER = (("Trusted_Connection", "No"), ("Authentication", ""))
 _SCOPE = "https://database.windows.net/.default"
 # What a driver answers that does not know an attribute: optional feature not implemented, invalid
 # attribute, driver does not support this function.
@@ -63,13 +72,20 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         the session (Microsoft's drivers do, with the next request); one that says that it cannot is
         not asked again. True: a driver that cannot is refused at opening. False: never.
     check_query: what `check` executes.
+    query_timeout: seconds (whole ones) that a statement may take; 0: as long as it likes.
+    on_connect: a statement, several, or a callable that takes the connection: done and committed when a
+        connection is opened, and again after each session reset, which would undo it.
+    ends_transactions: under autocommit a statement may begin a transaction (`BEGIN`) of which the driver
+        knows nothing. True: what ends it is sent with each release under autocommit (SQL Server, SQLite,
+        MySQL; PostgreSQL's driver does it by itself). False: nobody begins any.
 
-    On release an open transaction is rolled back, and `autocommit` and the query timeout are
-    restored. With `autocommit=True` a transaction that was begun by a statement (`BEGIN`) is rolled
-    back by drivers that notice it (PostgreSQL's does, SQLite's does not). A session reset does not
+    On release an open transaction is rolled back, and what can be seen is put back as `open` and
+    `configure` have left it, overridden or not: autocommit, query timeout, output converters,
+    `maxwrite` and the like; encodings where neither is overridden. A session reset does not
     restore the isolation level of SQL Server. Where the driver resets nothing, settings made by
     `SET`, temporary tables and the like stay: override `reset`, call this one and then, for
-    PostgreSQL, execute `DISCARD ALL` (which wants autocommit on).
+    PostgreSQL, execute `DISCARD ALL` (which wants autocommit on); or give the pool `guard=True`, which
+    sees that and closes the connection. docs/odbc.md has the table.
 
     The driver manager's own pooling is turned off for the process, before its first connection.
 
@@ -91,9 +107,12 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         attrs_before: AttributeSource = None,
         session_reset: str | bool = "auto",
         check_query: str = "SELECT 1",
+        query_timeout: int = 0,
+        on_connect: OnConnect = None,
+        ends_transactions: bool = True,
     ) -> None:
         self._connection_string = connection_string
-        self._pieces = _validated(connection_string)
+        self._pieces = validated(connection_string)
         self._scrubber = grammar.Scrubber(self._pieces)
         if credential is not None:
             broker().check(credential)
@@ -101,7 +120,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         if not isinstance(autocommit, bool):
             raise ConfigurationError(f"autocommit is {autocommit!r}; allowed are True and False")
         self._autocommit = autocommit
-        self._login_timeout = _validated_login_timeout(login_timeout)
+        self._login_timeout = validated_login_timeout(login_timeout)
         if attrs_before is not None and not callable(attrs_before):
             attrs_before = checked(attrs_before)
             if credential is not None and _ACCESS_TOKEN in attrs_before:
@@ -121,6 +140,32 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
                 f"check_query is {check_query!r}; give a statement, such as 'SELECT 1'"
             )
         self._check_query = check_query
+        self._query_timeout = validated_query_timeout(query_timeout)
+        self._on_connect = validated_on_connect(on_connect)
+        if not isinstance(ends_transactions, bool):
+            raise ConfigurationError(
+                f"ends_transactions is {ends_transactions!r}; allowed are True and False"
+            )
+        self._ends_transactions = ends_transactions
+        self._renew()
+
+    def _renew(self) -> None:
+        # By id, without a reference: pyodbc's connections cannot be referred to weakly. An entry ends with `close`,
+        # or with the next connection at the address.
+        self._left: dict[int, Left] = {}
+        self._connecting: dict[int, list[tuple[str, Any, Any]]] = {}
+        self._backend: Backend | None = None
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {
+            name: value
+            for name, value in vars(self).items()
+            if name not in ("_left", "_connecting", "_backend")
+        }
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state)
+        self._renew()
 
     def __repr__(self) -> str:
         return f"OdbcRecipe({grammar.shown(self._pieces)!r}, autocommit={self._autocommit})"
@@ -147,29 +192,71 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
             )
         except module.Error as error:
             return self._explained(_without_token(error, attributes), module)
+        try:
+            if self._query_timeout:
+                connection.timeout = self._query_timeout
+            calls = self._connecting[id(connection)] = []
+            run_on_connect(self._on_connect, connection, calls)
+        except module.Error as error:
+            connection.close()
+            return self._scrubbed(error)
+        except BaseException:
+            connection.close()
+            raise
         if self._session_reset is True:
             self._insist_on_session_reset(connection)
         return connection
+
+    def opened(self, connection: pyodbc.Connection) -> None:
+        """Note how `open` and `configure` have left it, overridden or not: so it is put back after each lease."""
+        calls = self._connecting.pop(id(connection), None)
+        self._left[id(connection)] = Left(connection, calls if self._knows_encodings() else None)
+        if self._backend is None:
+            self._backend = Backend(connection)
+
+    def _knows_encodings(self) -> bool:
+        return type(self).open is OdbcRecipe.open and not overrides(self, "configure")
+
+    def leaves_behind(self, name: str, arguments: tuple[Any, ...]) -> bool:
+        """See Recipe.leaves_behind."""
+        if name == "set_attr":
+            return True
+        if name in ("setencoding", "setdecoding"):
+            return not self._knows_encodings()
+        if name not in ("execute", "executemany") or not arguments or self._backend is None:
+            return False
+        statement = arguments[0]
+        return isinstance(statement, str) and self._backend.leaves_behind(
+            statement, self._driver_resets
+        )
 
     def refuses_login(self, error: Exception) -> bool:
         """Whether the SQLSTATE says so: 28000, invalid authorization."""
         return sqlstate(error) == "28000"
 
     def reset(self, connection: pyodbc.Connection) -> None:
-        """Roll back, restore what can be restored.
+        """Roll back, and put back what `open` and `configure` have left.
 
         Raises pyodbc's error if that fails, ConnectionError if it does because the session is dead.
         """
         module = driver_manager.load()
         try:
+            by_statement = connection.autocommit
             # Before autocommit is touched: turning it on commits.
             connection.rollback()
-            if connection.autocommit is not self._autocommit:
-                connection.autocommit = self._autocommit
-            if connection.timeout:
-                connection.timeout = 0
+            left = self._left.get(id(connection))
+            if left is not None:
+                left.put_back(connection, module)
+            else:
+                self._put_back_what_was_asked_for(connection)
             if self._driver_resets:
                 self._reset_session(connection)
+            is_reset = self._driver_resets and self._backend is not None and self._backend.resets
+            if is_reset and self._on_connect is not None:
+                # The reset, which goes with the first of these, undoes what they have set.
+                run_on_connect(self._on_connect, connection, [])
+            elif by_statement and self._ends_transactions:
+                self._end_transaction(connection)
         except module.Error as error:
             if not _is_dead(sqlstate(error)):
                 raise
@@ -206,6 +293,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
 
     def close(self, connection: pyodbc.Connection) -> None:
         """Close the connection, unless its user did so already."""
+        self._left.pop(id(connection), None)
         if not connection.closed:
             connection.close()
 
@@ -220,7 +308,8 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         """A keyed hash of the connection string, of attrs_before and of the credential's identity."""
         digest = hashlib.blake2b(key=_FINGERPRINT_KEY, digest_size=16)
         whose = [] if self.credential is None else [_lasting_name(self.credential)]
-        for part in (self._connection_string, *described(self._attrs_before), *whose):
+        session = described_session(self._query_timeout, self._on_connect)
+        for part in (self._connection_string, *described(self._attrs_before), *whose, *session):
             encoded = part.encode("utf-8", errors="surrogatepass")
             digest.update(struct.pack("<Q", len(encoded)) + encoded)
         return f"odbc:{digest.hexdigest()}"
@@ -245,6 +334,9 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         # A copy that only this call knows: what others hold they may change while the driver reads it.
         attributes[_ACCESS_TOKEN] = structure = bytes(bytearray(structure))
         pieces = [piece for piece in self._pieces if piece[0].lower() not in _NOT_BESIDE_A_TOKEN]
+        if any(keyword.lower() in ("dsn", "filedsn") for keyword, _ in pieces):
+            # What the data source says of them counts where the string says nothing.
+            pieces.extend(_NEITHER)
         if driver_manager.keeps_closed_sessions():
             # It takes all sessions of one connection string for the same (hazard of its own pooling).
             pieces = [piece for piece in pieces if piece[0].lower() != "app"]
@@ -271,6 +363,26 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
             for argument in error.args
         ]
         return type(error)(*arguments)
+
+    def _put_back_what_was_asked_for(self, connection: pyodbc.Connection) -> None:
+        """For a connection that no pool has opened."""
+        if connection.autocommit is not self._autocommit:
+            connection.autocommit = self._autocommit
+        if connection.timeout != self._query_timeout:
+            connection.timeout = self._query_timeout
+
+    def _end_transaction(self, connection: pyodbc.Connection) -> None:
+        """End what a statement has begun, where the driver does not know of it: else it would hold its locks while
+        the connection lies idle.
+        """
+        statement = None if self._backend is None else self._backend.ends_transaction
+        if statement is None:
+            return
+        try:
+            connection.execute(statement).close()
+        except driver_manager.load().Error as error:
+            if "no transaction is active" not in message_of(error):
+                raise
 
     # --- session reset ----------------------------------------------------------------------------
 
@@ -339,31 +451,3 @@ def _is_no_such_driver(error: BaseException) -> bool:
     state = sqlstate(error)
     # unixODBC gives a library that cannot be loaded the general state of warnings.
     return state in ("IM002", "IM003") or (state == "01000" and "open lib" in message_of(error))
-
-
-def _validated(connection_string: str) -> list[tuple[str, str]]:
-    if not isinstance(connection_string, str):
-        raise ConfigurationError(
-            f"the connection string is a {type(connection_string).__name__}; give a str"
-        )
-    pieces = grammar.parse(connection_string)
-    if not any(keyword.lower() in ("driver", "dsn", "filedsn") for keyword, _ in pieces):
-        raise ConfigurationError(
-            "the connection string names neither Driver nor DSN nor FILEDSN; for example "
-            "'Driver=SQLite3;Database=shop.db'"
-        )
-    return pieces
-
-
-def _validated_login_timeout(seconds: float | None) -> float | None:
-    if seconds is None:
-        return None
-    if (
-        isinstance(seconds, bool)
-        or not isinstance(seconds, int | float)
-        or not 0 < seconds < math.inf
-    ):
-        raise ConfigurationError(
-            f"login_timeout is {seconds!r}; allowed are seconds above 0, or None"
-        )
-    return seconds

@@ -200,7 +200,8 @@ class AsyncCheckout:
         self._lease: AsyncLease[Any] | None = None
 
     async def _checkout(self) -> AsyncLease[Any]:
-        return AsyncLease(await _Attempt(self._face, self._seconds, self._blocking).lease())
+        lease = await _Attempt(self._face, self._seconds, self._blocking).lease()
+        return lease.for_asyncio()
 
     def __await__(self) -> Any:
         return self._checkout().__await__()

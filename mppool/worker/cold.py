@@ -498,6 +498,7 @@ def _text_of(error: BaseException, secret: str = "") -> str:
 def _configure(face: Face, entry: Entry) -> None:
     try:
         face.recipe.configure(entry.resource)
+        face.recipe.opened(entry.resource)
     except BaseException:
         face.count("hook_errors")
         raise

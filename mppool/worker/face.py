@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import math
+import os
 import threading
 from bisect import bisect_left
 from collections import Counter, deque
@@ -68,6 +69,8 @@ class Face:
         self.identities = Identities(self)
         self.default_key = self.identities.declared_key()
         self.declared_at = monotonic()
+        # Tells this declaration from others of its name, also in children that have inherited it.
+        self.mark = os.urandom(16).hex()
         self.on_checkout = recipe.on_checkout if overrides(recipe, "on_checkout") else None
         self.reset = recipe.reset if overrides(recipe, "reset") else None
         self.check = recipe.check if overrides(recipe, "check") else None

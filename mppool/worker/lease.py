@@ -13,6 +13,7 @@ from mppool.worker.shelf import look_after_shelving
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from mppool.worker.aio import AsyncLease
     from mppool.worker.entry import Entry
     from mppool.worker.face import Face
 
@@ -168,6 +169,12 @@ class Lease(Generic[T]):
 
     # For whoever keeps a lease on behalf of somebody else, and learns in a finalizer that he is gone.
     abandon = __del__
+
+    def for_asyncio(self) -> AsyncLease[T]:
+        """The same lease, for `async with`; this one is nobody's from then on."""
+        from mppool.worker.aio import AsyncLease
+
+        return AsyncLease(self)
 
     def __reduce__(self) -> NoReturn:
         raise PoolError(

@@ -47,6 +47,7 @@ TABLE: dict[str, tuple[list[Any], list[Any]]] = {
     "max_opening": ([*COUNT, None], NO_COUNT),
     "track_leaks": ([True, False], [None, 0, 1, "yes"]),
     "keep": ([True, False], [None, 0, 1, "yes"]),
+    "guard": ([True, False, None], [0, 1, "yes"]),
     "prefill": ([True, False], [None, 0, 1, "yes"]),
 }
 
