@@ -43,14 +43,14 @@ class ProcessId(msgspec.Struct, frozen=True, array_like=True, order=True, cache_
 
 
 def birth_of(pid: int) -> int | None:
-    """Birth of a process in clock ticks since boot, or None if there is no such process.
+    """Birth of a process in clock ticks since boot, or None if there is no such process, or none to be seen.
 
     Source: field 22 (starttime) of /proc/PID/stat, see proc(5). The second field may hold blanks and
     brackets, so fields are counted from the last bracket.
     """
     try:
         text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # the last: hidepid=1
         return None
     return int(text.rpartition(")")[2].split()[19])
 

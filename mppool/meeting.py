@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import sys
@@ -13,6 +14,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mppool.server.runtime import ManagerPaths
+    from mppool.server.world import SignOfLife
+
+log = logging.getLogger("mppool")
 
 
 def _check_platform() -> None:
@@ -34,6 +38,7 @@ class Meeting:
         self.linger = linger
         self._named_by_environment = named_by_environment()
         self._paths: tuple[int, ManagerPaths] | None = None
+        self._sign: SignOfLife | None = None
 
     def likely_directory(self) -> str:
         """Where this meets, or would meet if it were used now; one directory, however it is named."""
@@ -45,10 +50,12 @@ class Meeting:
 
     def paths(self) -> ManagerPaths:
         """The files of the manager; resolved again in a child, whose effective user may be another."""
+        from mppool.server.liveness import check_watching
         from mppool.server.runtime import manager_paths
 
-        _check_platform()
         if self._paths is None or self._paths[0] != os.getpid():
+            _check_platform()
+            check_watching()
             self._paths = (os.getpid(), manager_paths(self.name, self.runtime_dir))
         return self._paths[1]
 
@@ -63,6 +70,20 @@ class Meeting:
         from mppool.server.launch import connect
 
         return connect(self.paths(), deadline)
+
+    def show_life(self) -> None:
+        """Be seen by processes of other pid namespaces, which cannot look this one up."""
+        from mppool.server.world import SignOfLife
+
+        if self._sign is None or not self._sign.is_seen():
+            try:
+                self._sign = SignOfLife(self.paths())
+            except OSError as error:
+                log.debug("manager %r: no lock can be had: %s", self.name, error)
+
+    def hide_life(self) -> None:
+        """In a forked child, which has the descriptor and not the lock."""
+        self._sign = None
 
     def replace(self, ask_to_leave: Callable[[], None], deadline: float) -> None:
         """Have the server that is there leave, and start one of this release in its place."""

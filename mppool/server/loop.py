@@ -16,14 +16,16 @@ from time import monotonic
 from mppool.core.books import Books
 from mppool.errors import ProtocolError
 from mppool.ids import ProcessId
+from mppool.server import liveness
 from mppool.server.connection import Connection
 from mppool.server.dispatch import Dispatcher
 from mppool.server.door import Door
-from mppool.server.journal import Journal, boot_id, pid_namespace_inode
+from mppool.server.journal import Journal
 from mppool.server.members import Members
 from mppool.server.poller import READ, WRITE, Poller
 from mppool.server.rendezvous import Rendezvous
 from mppool.server.runtime import ManagerPaths
+from mppool.server.world import boot_id, check_no_other_world, pid_namespace_inode
 from mppool.wire.messages import Rejected, ToServer
 
 log = logging.getLogger(__name__)
@@ -96,12 +98,16 @@ class Server:
     def open(self, *, patience_s: float = 2.0) -> None:
         """Become the server: lock, journal, socket, address. ServerUnavailable if there is one already.
 
+        ConfigurationError where none can work: see `check_watching` and `check_no_other_world`.
+
         A Server that could not be opened is of no further use.
         """
         if self._is_open:
             return
         try:
+            liveness.check_watching()
             self._rendezvous.claim(patience_s)
+            check_no_other_world(self.paths)
             self._open_books()
             self._rendezvous.listen(self._journal.epoch)
             self._door.open()

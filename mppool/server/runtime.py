@@ -7,6 +7,7 @@
         start.lock            held by whoever is starting a server; never unlinked
         alive.lock            held by the server for life; never unlinked
         journal               who holds which slot
+        living                a byte for each attached process, locked while it lives
         log, log.1            of the server, bounded
         members/              one file per attached process
 """
@@ -77,6 +78,11 @@ class ManagerPaths:
     def members(self) -> Path:
         """One file per attached process."""
         return self.directory / "members"
+
+    @property
+    def living(self) -> Path:
+        """Each process that has attached holds a lock on one byte of it."""
+        return self.directory / "living"
 
     def socket(self, epoch: int) -> Path:
         """The socket of the server with this epoch.

@@ -100,6 +100,7 @@ class ServerLink:
         connections = list(self._connections)
         inherited = [connection.sock.fileno() for connection in connections]
         inherited += self.errands.descriptors()
+        self._server.hide_life()
         bury((connections, self.outgoing, self.errands, self._attaching))
         close_quietly([descriptor for descriptor in inherited if descriptor >= 0])
         self._start()
@@ -174,6 +175,7 @@ class ServerLink:
         holdings = self._member.holdings
         try:
             welcome = introduce(connection, self._hello("errand", Session(0)), patience)
+            self._server.show_life()
             with holdings.lock:
                 attach = self._member.attachment()
             channel = ErrandChannel(connection)

@@ -57,5 +57,11 @@ class Server(Protocol):
     def look(self, deadline: float | None = None) -> socket.socket | None:
         """A connection to the server, if there is one; while it is too busy to listen, until the deadline."""
 
+    def show_life(self) -> None:
+        """Be seen to live by those who cannot look this process up. Never raises."""
+
+    def hide_life(self) -> None:
+        """In a forked child: the parent's sign is not this process's."""
+
     def replace(self, ask_to_leave: Callable[[], None], deadline: float) -> None:
         """Have the server that is there leave, and start one of this release in its place."""
