@@ -7,6 +7,7 @@ remembers the old owner.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import NewType
 
@@ -56,8 +57,10 @@ def birth_of(pid: int) -> int | None:
 
 
 def own_process() -> ProcessId:
-    """The ProcessId of the calling process."""
+    """The ProcessId of the calling process. Elsewhere than on Linux a process keeps its own books, for itself."""
     pid = os.getpid()
+    if sys.platform != "linux":
+        return ProcessId(pid, 0)
     birth = birth_of(pid)
     if birth is None:  # /proc is not mounted, or shows another pid namespace
         from mppool.errors import ConfigurationError

@@ -5,10 +5,10 @@ from __future__ import annotations
 import logging
 import os
 import socket
-import sys
 from typing import TYPE_CHECKING
 
-from mppool.errors import ConfigurationError
+from mppool.alone import is_alone
+from mppool.worker.greenlets import check_no_eventlet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,21 +19,15 @@ if TYPE_CHECKING:
 log = logging.getLogger("mppool")
 
 
-def _check_platform() -> None:
-    if sys.platform != "linux":
-        raise ConfigurationError(
-            f"mppool runs on Linux only (this is {sys.platform}): it watches processes by pidfd; on other "
-            "systems use InProcessManager, or a pool of one process"
-        )
-
-
 class Meeting:
     """Where the processes of a manager meet: its files, resolved at first use (rule 12)."""
 
     def __init__(self, name: str, runtime_dir: str | None, linger: float) -> None:
+        """is_alone: no process is met, for this one keeps books of its own."""
         from mppool.server.runtime import named_by_environment
 
         self.name = name
+        self.is_alone = is_alone()
         self.runtime_dir = runtime_dir
         self.linger = linger
         self._named_by_environment = named_by_environment()
@@ -44,6 +38,8 @@ class Meeting:
         """Where this meets, or would meet if it were used now; one directory, however it is named."""
         from mppool.server.runtime import likely_runtime_dir
 
+        if self.is_alone:
+            return ""
         if self._paths is not None and self._paths[0] == os.getpid():
             return os.path.realpath(self._paths[1].runtime_dir)
         return os.path.realpath(likely_runtime_dir(self.runtime_dir or self._named_by_environment))
@@ -54,7 +50,7 @@ class Meeting:
         from mppool.server.runtime import manager_paths
 
         if self._paths is None or self._paths[0] != os.getpid():
-            _check_platform()
+            check_no_eventlet(self.name)
             check_watching()
             self._paths = (os.getpid(), manager_paths(self.name, self.runtime_dir))
         return self._paths[1]

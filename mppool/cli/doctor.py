@@ -9,10 +9,10 @@ import importlib.util
 import os
 import platform
 import socket
-import sys
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mppool import __version__
+from mppool.alone import is_alone
 from mppool.cli import output
 from mppool.cli.failing import FAULT, OK
 from mppool.cli.finding import managers_in, runtime_directory, stats_of
@@ -58,8 +58,8 @@ def doctor(options: argparse.Namespace) -> int:
 def examine(runtime_dir: str | None) -> Iterator[Finding]:
     """All findings, in the order in which people ask."""
     yield from _platform()
-    if sys.platform == "linux":
-        yield from _kernel()
+    yield from _kernel()
+    yield from _alone()
     yield from _odbc()
     yield from _extras()
     try:
@@ -77,12 +77,13 @@ def examine(runtime_dir: str | None) -> Iterator[Finding]:
 
 def _platform() -> Iterator[Finding]:
     text = f"Python {platform.python_version()}, {platform.system()} {platform.release()}"
-    right = sys.platform == "linux" and sys.version_info >= (3, 10)
-    yield Finding(
-        "ok" if right else "FAULT",
-        "platform",
-        text if right else f"{text}: mppool needs Linux and Python 3.10 or newer",
-    )
+    yield Finding("ok", "platform", text)
+
+
+def _alone() -> Iterator[Finding]:
+    if is_alone():
+        text = "each process pools for itself alone: MPPOOL_ALONE is set"
+        yield Finding("note", "sharing", text)
 
 
 def _kernel() -> Iterator[Finding]:
