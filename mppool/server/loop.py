@@ -23,6 +23,7 @@ from mppool.server.door import Door
 from mppool.server.journal import Journal
 from mppool.server.members import Members
 from mppool.server.poller import READ, WRITE, Poller
+from mppool.server.removals import Removals
 from mppool.server.rendezvous import Rendezvous
 from mppool.server.runtime import ManagerPaths
 from mppool.server.world import boot_id, check_no_other_world, pid_namespace_inode
@@ -33,7 +34,7 @@ log = logging.getLogger(__name__)
 HANDSHAKE_S = 2.0
 """Whoever has not introduced himself by then is dropped."""
 LOOK_AROUND_S = 2.0
-"""How often the server looks whether its files are still there."""
+"""How often the server looks whether its files are still there, where nothing tells it that they are not."""
 FIRST_CLIENT_S = 2.0
 """Whoever started the server gets at least so long to connect, whatever linger says."""
 FAREWELL_S = 0.5
@@ -113,6 +114,7 @@ class Server:
             self._door.open()
             self._poller.register(self._wake_reading.fileno(), self._woken)
             self._rendezvous.publish()
+            self._watch_files()
         except BaseException:
             self._rendezvous.withdraw()
             self._release()
@@ -139,6 +141,16 @@ class Server:
         )
         self._open_things.callback(self._dispatcher.close)
         self._dispatcher.restore(monotonic())
+
+    def _watch_files(self) -> None:
+        self._removals = Removals()
+        self._open_things.callback(self._removals.close)
+        self._removals.watch(self.paths)
+        if self._removals.descriptor is not None:
+            self._poller.register(self._removals.descriptor, self._something_removed)
+
+    def _something_removed(self) -> None:
+        self._look_at = self._removals.noticed()  # later with each removal, until there is quiet
 
     def leave(self) -> None:
         """Ask the loop to leave in order; returns at once. For any thread and any signal handler."""
@@ -366,6 +378,7 @@ class Server:
             log.info("the journal vanished and is put back")
             self._journal.put_back()
         self._dispatcher.look_around()
+        self._removals.watch(self.paths)
 
     def _say_goodbye(self) -> None:
         if self._farewell_until is not None:
