@@ -67,6 +67,12 @@ class Meeting:
 
         return connect(self.paths(), deadline)
 
+    def fingerprint_secret(self) -> bytes:
+        """The secret of the runtime directory."""
+        from mppool.server.runtime import fingerprint_secret
+
+        return fingerprint_secret(self.paths())
+
     def show_life(self) -> None:
         """Be seen by processes of other pid namespaces, which cannot look this one up."""
         from mppool.server.world import SignOfLife

@@ -50,7 +50,6 @@ _SCOPE = "https://database.windows.net/.default"
 _UNKNOWN_ATTRIBUTE = frozenset({"HYC00", "HY092", "IM001"})
 # Not a secret: it keeps the hash of a connection string from being the plain hash of the same text
 # elsewhere.
-_FINGERPRINT_KEY = b"mppool.odbc.OdbcRecipe 1"
 
 
 class OdbcRecipe(Recipe["pyodbc.Connection"]):
@@ -305,8 +304,11 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         return " ".join(named[keyword] for keyword in wanted if named.get(keyword))
 
     def fingerprint(self) -> str:
-        """A keyed hash of the connection string, of attrs_before and of the credential's identity."""
-        digest = hashlib.blake2b(key=_FINGERPRINT_KEY, digest_size=16)
+        """A hash of the connection string, of attrs_before and of the credential's identity.
+
+        It does not leave the process: others are told a hash of it that is keyed with the runtime directory's secret.
+        """
+        digest = hashlib.blake2b(person=b"mppool.odbc", digest_size=16)
         whose = [] if self.credential is None else [_lasting_name(self.credential)]
         session = described_session(self._query_timeout, self._on_connect)
         for part in (self._connection_string, *described(self._attrs_before), *whose, *session):

@@ -144,8 +144,11 @@ class Rendezvous:
         elif not self._is_published():
             log.info("the address file vanished and is put back")
             self.publish()
-        for path in (self.paths.alive_lock, self.paths.address, self.paths.directory):
-            os.utime(path)  # cleaners of temporary directories go by age
+        for path in self.paths.kept:
+            try:
+                os.utime(path)  # cleaners of temporary directories go by age
+            except FileNotFoundError:
+                log.debug("%s is not there", path)
         return True
 
     def _keep_lock(self) -> bool:

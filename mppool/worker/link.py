@@ -176,6 +176,7 @@ class ServerLink:
         try:
             welcome = introduce(connection, self._hello("errand", Session(0)), patience)
             self._server.show_life()
+            self._member.seal()
             with holdings.lock:
                 attach = self._member.attachment()
             channel = ErrandChannel(connection)
@@ -238,6 +239,10 @@ class ServerLink:
         while self._idle:
             self._idle.pop().close()
         self._member.session_lost()
+
+    def fingerprint_secret(self) -> bytes:
+        """See Link."""
+        return self._server.fingerprint_secret()
 
     # --- talking -----------------------------------------------------------------------------------------
 

@@ -84,6 +84,10 @@ class LocalLink:
         bury((self._lock, self._delivering, self._looking, self._thread, self._wake_up))
         self._start()
 
+    def fingerprint_secret(self) -> bytes:
+        """None is needed: nobody else is told."""
+        return b""
+
     # --- talking -----------------------------------------------------------------------------------------
 
     def call(self, event: Event, deadline: float | None) -> Any:
@@ -150,6 +154,7 @@ class LocalLink:
     def _begin(self, books: Books) -> None:
         """A session with these books, which starts with an inventory. Caller holds `_lock`."""
         holdings = self._member.holdings
+        self._member.seal()
         with holdings.lock:
             attach = self._member.attachment()
             holdings.session = self._session
