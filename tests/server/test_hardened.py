@@ -108,6 +108,31 @@ def test_a_journal_of_an_unknown_boot_is_continued(paths: ManagerPaths) -> None:
     after.close()
 
 
+@pytest.mark.parametrize(
+    ("unshare", "proc", "said"),
+    [
+        (["--mount"], "mount -t tmpfs none /proc", "cannot be read"),
+        (["--pid", "--fork"], "true", "says that this is process"),
+    ],
+)
+def test_no_proc_and_the_proc_of_others_are_one_clear_error(
+    runtime_dir: Path, unshare: list[str], proc: str, said: str
+) -> None:
+    if os.geteuid() or not shutil.which("unshare"):
+        component_is_missing("only root can make a namespace (unshare: util-linux)")
+    done = subprocess.run(
+        ["unshare", *unshare, "sh", "-c", f'{proc} && "$@"', "sh", sys.executable, "-c", TRY],
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+        capture_output=True,
+        text=True,
+        timeout=50,
+        check=False,
+    )
+    assert "ConfigurationError /proc/self/stat" in done.stdout, done.stdout + done.stderr
+    assert said in done.stdout
+    assert list(runtime_dir.iterdir()) == []
+
+
 FORBID = """
 import ctypes, errno, struct, sys
 def forbid(number):  # a seccomp filter: EPERM for this system call
