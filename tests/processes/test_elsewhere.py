@@ -135,6 +135,36 @@ def test_it_works_without_what_only_linux_has(runtime_dir: Path, kind: str, syst
     assert list(runtime_dir.iterdir()) == []
 
 
+IMPORT_ALL = """
+import importlib, pkgutil, traceback
+import mppool
+for module in pkgutil.walk_packages(mppool.__path__, "mppool."):
+    wing = module.name.split(".")[1]
+    if wing in ("server", "cli", "__main__"):  # Linux's own
+        continue
+    try:
+        importlib.import_module(module.name)
+    except (AttributeError, ImportError) as error:
+        where = traceback.extract_tb(error.__traceback__)[-1].filename
+        if os.path.dirname(mppool.__file__) in where:  # else it lacks what it integrates
+            print(module.name, traceback.format_exc())
+    except Exception as error:
+        assert type(error).__module__.startswith("django."), error
+"""
+
+
+@pytest.mark.parametrize("system", ["darwin", "win32"])
+def test_every_module_but_the_servers_can_be_imported(system: str) -> None:
+    extras = (
+        "import warnings; warnings.simplefilter('ignore')\n"
+        "import gunicorn, pyodbc, psycopg, pytest, sqlalchemy, django.db, mssql_python\n"
+        "import azure.identity, azure.storage.blob.aio, azure.core.pipeline.transport\n"
+        "import sqlalchemy.ext.asyncio, sqlalchemy.dialects, django.db.backends.postgresql.base\n"
+    )
+    code = IMPORTED_BEFORE + extras + f"sys.argv = ['', {system!r}]" + WITHOUT_LINUX + IMPORT_ALL
+    assert run_python(code).stdout == ""
+
+
 def test_mppool_alone_does_the_same_on_linux(runtime_dir: Path) -> None:
     done = run_python(
         IMPORTED_BEFORE + "sys.argv = ['', 'pool', 'linux']" + USE,

@@ -181,7 +181,8 @@ def _forget_in_child() -> None:
         wrapper._forget_parents_connection()
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _copied(settings: dict[str, Any]) -> dict[str, Any]:

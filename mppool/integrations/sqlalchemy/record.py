@@ -73,4 +73,5 @@ def _forget_parents_connections() -> None:
     _records.clear()
 
 
-os.register_at_fork(after_in_child=_forget_parents_connections)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_forget_parents_connections)
