@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import socket
 from collections.abc import Callable
@@ -150,7 +151,9 @@ class Server:
             self._poller.register(self._removals.descriptor, self._something_removed)
 
     def _something_removed(self) -> None:
-        self._look_at = self._removals.noticed()  # later with each removal, until there is quiet
+        at = self._removals.noticed()  # later with each removal, until there is quiet
+        if self._farewell_until is None:
+            self._look_at = at
 
     def leave(self) -> None:
         """Ask the loop to leave in order; returns at once. For any thread and any signal handler."""
@@ -384,6 +387,7 @@ class Server:
         if self._farewell_until is not None:
             return
         self._farewell_until = monotonic() + FAREWELL_S
+        self._look_at = math.inf  # what is removed from now on is removed by us, or not wanted back
         self._rendezvous.withdraw()
         self._dispatcher.say_goodbye()
         self._door.accept()  # those in the backlog are told, too
