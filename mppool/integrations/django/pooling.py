@@ -78,8 +78,6 @@ class SharedPoolMixin:
         options = settings["OPTIONS"].get("pool")
         if self._is_template or not options or self.alias == NO_DB_ALIAS or not settings["NAME"]:
             return None
-        if settings.get("CONN_MAX_AGE", 0) != 0:
-            raise ImproperlyConfigured("Pooling doesn't support persistent connections.")
         in_memory = getattr(self, "is_in_memory_db", None)
         if in_memory is not None and in_memory():
             return None
@@ -89,6 +87,8 @@ class SharedPoolMixin:
         return self._found[1:]
 
     def _declare(self, options: Any) -> tuple[Pool[Any], Any]:
+        if self.settings_dict.get("CONN_MAX_AGE", 0) != 0:
+            raise ImproperlyConfigured("Pooling doesn't support persistent connections.")
         template = type(self)(_copied(self.settings_dict), self.alias)
         template._is_template = True
         given = {} if options is True else dict(options)
