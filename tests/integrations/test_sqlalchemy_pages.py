@@ -248,3 +248,18 @@ def test_uwsgi(environment: dict[str, str], tmp_path: Path, postgresql: Database
     ]  # fmt: skip
     settings = {**environment, "MPPOOL_PYTHON": sys.executable}
     assert under_load(command, settings, tmp_path, port, postgresql) == CAP
+
+
+def test_pandas(environment: dict[str, str], tmp_path: Path) -> None:
+    code = """
+        import os, pandas
+        from sqlalchemy import create_engine
+        from mppool import PoolManager
+        from mppool.integrations.sqlalchemy import shared_pool
+        engine = create_engine(
+            os.environ["DATABASE_URL"], poolclass=shared_pool(PoolManager("shop"), "db"), pool_size=1, max_overflow=0
+        )
+        pandas.DataFrame({"answer": [41, 42]}).to_sql("answers", engine, index=False)
+        print(pandas.read_sql("SELECT max(answer) AS most FROM answers", engine)["most"][0], engine.pool.checkedin())
+    """
+    assert run(textwrap.dedent(code), environment, tmp_path) == "42 1\n"
