@@ -139,8 +139,8 @@ class Face:
     def seal(self, secret: bytes) -> None:
         """From now on what other processes are told of the fingerprint is a hash of it, keyed with this secret.
 
-        Before the first resource is opened; without I/O, and as often as anybody likes. `fingerprint` comes last:
-        whoever finds it sealed finds the rest so.
+        Call it before the first resource is opened; it does no I/O, and may be called again. `fingerprint` is set
+        last: a thread that finds it sealed finds the rest sealed.
         """
         sealed = sealed_with(secret, self.plain_fingerprint)
         if sealed != self.fingerprint:

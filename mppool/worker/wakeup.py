@@ -15,7 +15,7 @@ class WakeUp:
         self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
 
     def __del__(self) -> None:
-        # Not earlier: whoever holds this object may be writing, and the number would be somebody else's.
+        # Not earlier: a thread that holds this object may be writing, and the number would be another file's.
         os.close(self.fd)
 
     def descriptors(self) -> list[int]:
