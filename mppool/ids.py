@@ -7,6 +7,7 @@ remembers the old owner.
 from __future__ import annotations
 
 import os
+import sys
 from pathlib import Path
 from typing import NewType
 
@@ -43,27 +44,38 @@ class ProcessId(msgspec.Struct, frozen=True, array_like=True, order=True, cache_
 
 
 def birth_of(pid: int) -> int | None:
-    """Birth of a process in clock ticks since boot, or None if there is no such process.
+    """Birth of a process in clock ticks since boot, or None if there is no such process, or none to be seen."""
+    try:
+        return _stat(str(pid))[1]
+    except (FileNotFoundError, ProcessLookupError, PermissionError):  # the last: hidepid=1
+        return None
 
-    Source: field 22 (starttime) of /proc/PID/stat, see proc(5). The second field may hold blanks and
+
+def _stat(directory: str) -> tuple[int, int]:
+    """Pid and birth, as /proc says.
+
+    Source: fields 1 and 22 (starttime) of /proc/PID/stat, see proc(5). The second field may hold blanks and
     brackets, so fields are counted from the last bracket.
     """
-    try:
-        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
-    except (FileNotFoundError, ProcessLookupError):
-        return None
-    return int(text.rpartition(")")[2].split()[19])
+    text = Path(f"/proc/{directory}/stat").read_text(encoding="ascii", errors="replace")
+    return int(text.partition(" ")[0]), int(text.rpartition(")")[2].split()[19])
 
 
 def own_process() -> ProcessId:
-    """The ProcessId of the calling process."""
+    """The ProcessId of the calling process. Elsewhere than on Linux a process keeps its own books, for itself."""
     pid = os.getpid()
-    birth = birth_of(pid)
-    if birth is None:  # /proc is not mounted, or shows another pid namespace
+    if sys.platform != "linux":
+        return ProcessId(pid, 0)
+    try:
+        seen, birth = _stat("self")
+    except (FileNotFoundError, ProcessLookupError, PermissionError):
+        seen, birth = None, 0
+    if seen != pid:  # /proc is not mounted, or shows another pid namespace
         from mppool.errors import ConfigurationError
 
+        what = "cannot be read" if seen is None else f"says that this is process {seen}, not {pid}"
         raise ConfigurationError(
-            f"/proc/{pid}/stat cannot be read: mppool needs a /proc of its own pid namespace to tell "
+            f"/proc/self/stat {what}: mppool needs a /proc of its own pid namespace to tell "
             "processes apart; mount proc in this container or chroot"
         )
     return ProcessId(pid, birth)

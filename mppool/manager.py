@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import threading
 import time
@@ -10,6 +11,7 @@ from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mppool.alone import Alone, is_alone, link_alone
 from mppool.core.decisions import Draining
 from mppool.core.events import Drain
 from mppool.core.tokens import ForgetTokens
@@ -44,7 +46,8 @@ def _renew_lock() -> None:
     _finding = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_renew_lock)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def members() -> list[Member]:
@@ -60,7 +63,10 @@ def _member_for(meeting: Meeting) -> Member:
         for member, other in list(_members.items()):
             if (other.name, other.likely_directory()) == where:
                 return member
-        member = Member(meeting.name, lambda made: ServerLink(made, meeting))
+        member = Member(
+            meeting.name,
+            link_alone if meeting.is_alone else lambda made: ServerLink(made, meeting),
+        )
         _members[member] = meeting
         return member
 
@@ -77,6 +83,10 @@ class PoolManager(Manager, BaseManager):
     Making one is cheap: no I/O, no process, no thread. The server is found, or started, by the first
     checkout of any process; `start()` does it at once.
     """
+
+    def __new__(cls, *_: Any, **__: Any) -> PoolManager:  # noqa: PYI034
+        """Where this process pools for itself alone, one that has no server; see mppool.alone."""
+        return super().__new__(_alone(cls) if is_alone() else cls)  # type: ignore[arg-type]
 
     def __init__(
         self,
@@ -252,6 +262,12 @@ class PoolManager(Manager, BaseManager):
         trace: TracebackType | None,
     ) -> None:
         self.shutdown()
+
+
+@functools.cache
+def _alone(cls: type[PoolManager]) -> type[PoolManager]:
+    """The same class with the life cycle of a manager without a server."""
+    return cls if Alone in cls.__mro__ else type(cls.__name__, (Alone, cls), {})
 
 
 def _rebuild_manager(name: str, runtime_dir: str | None, linger: float) -> PoolManager:

@@ -128,18 +128,18 @@ class Manager:
     def _merge(
         self, snapshot: dict[str, Any], report: Report, uptime: float = 0.0
     ) -> dict[str, Any]:
-        from mppool.server.statistics import ProcessFigures, Totals, merged
+        return merged_alone(self._member.name, snapshot, report, uptime)
 
-        pools = {one.pool: one for one in report.pools}
-        figures = [ProcessFigures(own_process(), process_name(), pools, stale=False)]
-        return merged(
-            snapshot,
-            figures,
-            Totals(),
-            name=self._member.name,
-            server_pid=os.getpid(),
-            uptime=uptime,
-        )
+
+def merged_alone(
+    manager: str, snapshot: dict[str, Any], report: Report, uptime: float = 0.0
+) -> dict[str, Any]:
+    """The statistics of a process that keeps the books itself."""
+    from mppool.server.statistics import ProcessFigures, Totals, merged
+
+    pools = {one.pool: one for one in report.pools}
+    figures = [ProcessFigures(own_process(), process_name(), pools, stale=False)]
+    return merged(snapshot, figures, Totals(), name=manager, server_pid=os.getpid(), uptime=uptime)
 
 
 def _checked_identity(identity: object) -> str | None:

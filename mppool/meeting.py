@@ -2,53 +2,56 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
-import sys
 from typing import TYPE_CHECKING
 
-from mppool.errors import ConfigurationError
+from mppool.alone import is_alone
+from mppool.worker.greenlets import check_no_eventlet
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mppool.server.runtime import ManagerPaths
+    from mppool.server.world import SignOfLife
 
-
-def _check_platform() -> None:
-    if sys.platform != "linux":
-        raise ConfigurationError(
-            f"mppool runs on Linux only (this is {sys.platform}): it watches processes by pidfd; on other "
-            "systems use InProcessManager, or a pool of one process"
-        )
+log = logging.getLogger("mppool")
 
 
 class Meeting:
     """Where the processes of a manager meet: its files, resolved at first use (rule 12)."""
 
     def __init__(self, name: str, runtime_dir: str | None, linger: float) -> None:
+        """is_alone: no process is met, for this one keeps books of its own."""
         from mppool.server.runtime import named_by_environment
 
         self.name = name
+        self.is_alone = is_alone()
         self.runtime_dir = runtime_dir
         self.linger = linger
         self._named_by_environment = named_by_environment()
         self._paths: tuple[int, ManagerPaths] | None = None
+        self._sign: SignOfLife | None = None
 
     def likely_directory(self) -> str:
         """Where this meets, or would meet if it were used now; one directory, however it is named."""
         from mppool.server.runtime import likely_runtime_dir
 
+        if self.is_alone:
+            return ""
         if self._paths is not None and self._paths[0] == os.getpid():
             return os.path.realpath(self._paths[1].runtime_dir)
         return os.path.realpath(likely_runtime_dir(self.runtime_dir or self._named_by_environment))
 
     def paths(self) -> ManagerPaths:
         """The files of the manager; resolved again in a child, whose effective user may be another."""
+        from mppool.server.liveness import check_watching
         from mppool.server.runtime import manager_paths
 
-        _check_platform()
         if self._paths is None or self._paths[0] != os.getpid():
+            check_no_eventlet(self.name)
+            check_watching()
             self._paths = (os.getpid(), manager_paths(self.name, self.runtime_dir))
         return self._paths[1]
 
@@ -63,6 +66,26 @@ class Meeting:
         from mppool.server.launch import connect
 
         return connect(self.paths(), deadline)
+
+    def fingerprint_secret(self) -> bytes:
+        """The secret of the runtime directory."""
+        from mppool.server.runtime import fingerprint_secret
+
+        return fingerprint_secret(self.paths())
+
+    def show_life(self) -> None:
+        """Be seen by processes of other pid namespaces, which cannot look this one up."""
+        from mppool.server.world import SignOfLife
+
+        if self._sign is None or not self._sign.is_seen():
+            try:
+                self._sign = SignOfLife(self.paths())
+            except OSError as error:
+                log.debug("manager %r: no lock can be had: %s", self.name, error)
+
+    def hide_life(self) -> None:
+        """In a forked child, which has the descriptor and not the lock."""
+        self._sign = None
 
     def replace(self, ask_to_leave: Callable[[], None], deadline: float) -> None:
         """Have the server that is there leave, and start one of this release in its place."""

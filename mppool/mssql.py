@@ -12,11 +12,13 @@ from mppool.errors import ConfigurationError
 from mppool.odbc import connection_string as grammar
 from mppool.odbc.attributes import (
     ACCESS_TOKEN,
+    NOT_BESIDE_A_TOKEN,
     AttributeSource,
     asked_for,
     check_token_structure,
     checked,
     described,
+    lasting_name,
     text_of,
 )
 from mppool.recipe import Opening
@@ -25,8 +27,6 @@ from mppool.worker.bearer import broker
 logger = logging.getLogger("mppool.mssql")
 
 _SCOPE = "https://database.windows.net/.default"
-# The driver refuses these beside an access token.
-_NOT_BESIDE_A_TOKEN = ("uid", "pwd", "authentication", "trusted_connection")
 
 
 class MssqlRecipe(DbApiRecipe):
@@ -112,7 +112,7 @@ class MssqlRecipe(DbApiRecipe):
             attributes[ACCESS_TOKEN] = bytes(bytearray(attributes[ACCESS_TOKEN]))
             secret = text_of(attributes[ACCESS_TOKEN])
             string = grammar.joined(
-                [piece for piece in self._pieces if piece[0].lower() not in _NOT_BESIDE_A_TOKEN]
+                [piece for piece in self._pieces if piece[0].lower() not in NOT_BESIDE_A_TOKEN]
             )
         allowed = [
             seconds for seconds in (self._login_timeout, opening.timeout) if seconds is not None
@@ -132,6 +132,10 @@ class MssqlRecipe(DbApiRecipe):
             )
         raise failure
 
+    def refuses_login(self, error: Exception) -> bool:
+        """Whether the driver's sentence says so: that of SQLSTATE 28000."""
+        return getattr(error, "driver_error", "") == "Invalid authorization specification"
+
     def reset(self, connection: Any) -> None:
         """Roll back, and put the autocommit mode and the query timeout back."""
         super().reset(connection)
@@ -145,7 +149,7 @@ class MssqlRecipe(DbApiRecipe):
 
     def opens(self) -> list[str]:
         """attrs_before, and whose credential it is."""
-        whose = [] if self.credential is None else [_lasting_name(self.credential)]
+        whose = [] if self.credential is None else [lasting_name(self.credential)]
         return [*described(self._attrs_before), *whose]
 
 
@@ -171,11 +175,3 @@ def turn_pooling_off(module: ModuleType) -> None:
                 "keep sessions open beyond the cap and hand them to other identities"
             )
         module.pooling(enabled=False)
-
-
-def _lasting_name(credential: object) -> str:
-    """Whose credential it is, as far as that is known from the first declaration on."""
-    identity = broker().identity_of(credential)
-    if identity is not None and not identity.startswith("acct:"):
-        return identity
-    return f"{type(credential).__module__}.{type(credential).__qualname__}"

@@ -71,7 +71,9 @@ def forget_locals(error: BaseException) -> None:
         _forget_below(current.__traceback__)
 
 
-_HOLDERS = ("mppool.odbc.", "mppool.azure.", "mppool.dbapi.", "mppool.mssql.")
+_HOLDERS = tuple(
+    f"mppool.{name}." for name in ("odbc", "azure", "dbapi", "mssql", "psycopg", "integrations")
+)
 
 
 def _forget_below(trace: TracebackType | None) -> None:

@@ -55,7 +55,8 @@ def _start_no_more(directory: Path) -> None:
     """No errand thread of this process starts another server there, as it does after a server was killed."""
     managers = sys.modules.get("mppool.manager")
     for member in managers.members() if managers else ():
-        if member.link._server.likely_directory() == os.path.realpath(directory):
+        server = getattr(member.link, "_server", None)  # none with MPPOOL_ALONE
+        if server is not None and server.likely_directory() == os.path.realpath(directory):
             member.link.farewell = True
             with member.link._attaching:
                 pass  # what it was just starting is there now

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from typing import Any, NoReturn
 
 from mppool.azure.credentials import wants_sign_in
-from mppool.redaction import HIDDEN
+from mppool.redaction import HIDDEN, without_secrets
 from mppool.worker.held_token import Failure, TokenUnavailable
 
 DEFAULT_PAUSE_S = 5.0
@@ -36,7 +36,7 @@ class OnlyHere(Exception):
 
 def redacted(text: str) -> str:
     """The text without what could be a token or a secret: long runs without a break, but for GUIDs."""
-    brief = _MARKUP.sub(" ", text[:20000])
+    brief = without_secrets(_MARKUP.sub(" ", text[:20000]))
     hidden = _SUSPICIOUS.sub(lambda found: found[0] if _GUID.fullmatch(found[0]) else HIDDEN, brief)
     shown = " ".join(hidden.split())
     return shown if len(shown) <= _LONGEST_TEXT else shown[:_LONGEST_TEXT] + " ..."

@@ -49,7 +49,8 @@ def _renew() -> None:
     _copies = {}
 
 
-os.register_at_fork(after_in_child=_renew)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_renew)
 
 
 def serial_of(credential: object) -> int:

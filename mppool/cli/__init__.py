@@ -16,7 +16,7 @@ import os
 import sys
 from typing import TYPE_CHECKING
 
-from mppool.cli.failing import FAULT, INTERRUPTED, USAGE, CommandFailed
+from mppool.cli.failing import FAULT, INTERRUPTED, NOT_FOUND, USAGE, CommandFailed
 from mppool.errors import ConfigurationError, PoolError
 
 if TYPE_CHECKING:
@@ -27,6 +27,9 @@ __all__ = ["main"]
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; the exit status. `arguments` as in sys.argv, without the program."""
+    if sys.platform != "linux":
+        text = f"processes share pools on Linux only, and this is {sys.platform}: there is nothing to look at"
+        return _told(text, NOT_FOUND)
     from mppool.cli.arguments import parse
 
     options = parse(arguments)

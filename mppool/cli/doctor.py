@@ -9,18 +9,19 @@ import importlib.util
 import os
 import platform
 import socket
-import sys
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mppool import __version__
+from mppool.alone import is_alone
 from mppool.cli import output
 from mppool.cli.failing import FAULT, OK
 from mppool.cli.finding import managers_in, runtime_directory, stats_of
 from mppool.errors import ConfigurationError, PoolError
 from mppool.ids import ProcessId, own_process
 from mppool.server.launch import server_pid
-from mppool.server.liveness import SO_PEERPIDFD, lives
+from mppool.server.liveness import SO_PEERPIDFD, check_watching, lives
 from mppool.server.runtime import check_trust, read_address
+from mppool.server.world import boot_id
 
 if TYPE_CHECKING:
     import argparse
@@ -57,8 +58,8 @@ def doctor(options: argparse.Namespace) -> int:
 def examine(runtime_dir: str | None) -> Iterator[Finding]:
     """All findings, in the order in which people ask."""
     yield from _platform()
-    if sys.platform == "linux":
-        yield from _kernel()
+    yield from _kernel()
+    yield from _alone()
     yield from _odbc()
     yield from _extras()
     try:
@@ -76,21 +77,20 @@ def examine(runtime_dir: str | None) -> Iterator[Finding]:
 
 def _platform() -> Iterator[Finding]:
     text = f"Python {platform.python_version()}, {platform.system()} {platform.release()}"
-    right = sys.platform == "linux" and sys.version_info >= (3, 10)
-    yield Finding(
-        "ok" if right else "FAULT",
-        "platform",
-        text if right else f"{text}: mppool needs Linux and Python 3.10 or newer",
-    )
+    yield Finding("ok", "platform", text)
+
+
+def _alone() -> Iterator[Finding]:
+    if is_alone():
+        text = "each process pools for itself alone: MPPOOL_ALONE is set"
+        yield Finding("note", "sharing", text)
 
 
 def _kernel() -> Iterator[Finding]:
     try:
-        os.close(os.pidfd_open(os.getpid()))
-    except (AttributeError, OSError) as error:
-        yield Finding(
-            "FAULT", "pidfd", f"processes cannot be watched ({error}): Linux 5.3 or newer"
-        )
+        check_watching()
+    except ConfigurationError as error:
+        yield Finding("FAULT", "pidfd", str(error))
     else:
         yield Finding("ok", "pidfd", "processes can be watched")
     left, right = socket.socketpair()
@@ -107,10 +107,38 @@ def _kernel() -> Iterator[Finding]:
     finally:
         left.close()
         right.close()
+    yield _proc()
+
+
+def _proc() -> Finding:
     try:
-        yield Finding("ok", "/proc", f"this process is {own_process()}")
+        text = f"this process is {own_process()}"
     except ConfigurationError as error:
-        yield Finding("FAULT", "/proc", str(error))
+        return Finding("FAULT", "/proc", str(error))
+    options = _mount_options("/proc")
+    hidden = [one for one in options if one.startswith("hidepid=") and one[8:] not in {"0", "off"}]
+    less = []
+    if hidden:
+        less.append(
+            f"{hidden[0]}: of a process that is hidden (one that changed its user) only its pid is known, so a "
+            "server that takes over may count its slots until the next owner of that pid ends"
+        )
+    if not boot_id():
+        less.append(
+            "the boot is not known (subset=pid): a journal is told from an older boot's by births alone"
+        )
+    return Finding("note" if less else "ok", "/proc", "; ".join([text, *less]))
+
+
+def _mount_options(place: str) -> list[str]:
+    """Of the file system that is seen at a place; empty where that is not known."""
+    try:
+        with open("/proc/self/mounts", encoding="utf-8", errors="replace") as mounts:
+            found = [line.split() for line in mounts]
+    except OSError:
+        return []
+    seen = [fields[3] for fields in found if len(fields) > 3 and fields[1] == place]
+    return seen[-1].split(",") if seen else []
 
 
 def _odbc() -> Iterator[Finding]:

@@ -18,7 +18,6 @@ from mppool.recipe import Opening, Recipe
 logger = logging.getLogger("mppool.dbapi")
 
 # Not a secret: it keeps the hash of the arguments from being the plain hash of the same text elsewhere.
-_FINGERPRINT_KEY = b"mppool.dbapi.DbApiRecipe 1"
 
 
 class DbApiRecipe(Recipe[Any]):
@@ -189,7 +188,7 @@ class DbApiRecipe(Recipe[Any]):
 
     def fingerprint(self) -> str:
         """A keyed hash of the function and of its arguments."""
-        digest = hashlib.blake2b(key=_FINGERPRINT_KEY, digest_size=16)
+        digest = hashlib.blake2b(person=b"mppool.dbapi", digest_size=16)
         function = getattr(self._connect, "__qualname__", type(self._connect).__qualname__)
         named = [f"{name}={shown(self._kwargs[name])}" for name in sorted(self._kwargs)]
         for part in (self._module_name, function, *map(shown, self._args), *named, *self.opens()):

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-HIDDEN = "<hidden>"
+from mppool.redaction import HIDDEN
 
 _NAMES = ("password", "passwd", "pwd", "secret", "token", "passphrase", "apikey", "api_key")
 # password=..., PWD={...} in connection strings; scheme://user:password@host in URLs.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import threading
@@ -76,7 +75,7 @@ class OneOf(Recipe[T]):
             path = self._directory / hashlib.sha256(name.encode()).hexdigest()[:32]
             descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
             try:
-                fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _lock(descriptor)
             except (BlockingIOError, PermissionError):
                 os.close(descriptor)
                 return False
@@ -98,3 +97,14 @@ class OneOf(Recipe[T]):
         """The items' names, hashed: they may be connection strings."""
         text = "\0".join(sorted(str(item) for item in self._items))
         return f"one-of:{hashlib.sha256(text.encode()).hexdigest()[:32]}"
+
+
+def _lock(descriptor: int) -> None:
+    """BlockingIOError or PermissionError where another process has it."""
+    try:
+        import fcntl
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            "items cannot be shared between processes on Windows, which has no fcntl: run pytest without -n there"
+        ) from error
+    fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)

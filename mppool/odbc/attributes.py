@@ -12,12 +12,16 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from mppool.errors import ConfigurationError
+from mppool.worker.bearer import broker
 
 Attributes = Mapping[int, Any]
 AttributeSource = Attributes | Callable[[], Attributes | tuple[Attributes, float | None]] | None
 
 ACCESS_TOKEN = 1256
 """Microsoft's SQL_COPT_SS_ACCESS_TOKEN."""
+
+NOT_BESIDE_A_TOKEN = ("uid", "pwd", "authentication", "trusted_connection")
+"""Microsoft's drivers refuse these keywords beside an access token."""
 
 _LONGEST_TOKEN_BYTES = 64 * 1024
 
@@ -112,3 +116,11 @@ def described(source: AttributeSource) -> list[str]:
 def mark_of(structure: Any) -> str:
     """Tells sessions of different tokens apart, for a driver manager that takes them for the same."""
     return f"mppool-{hashlib.sha256(structure).hexdigest()[:16]}"
+
+
+def lasting_name(credential: object) -> str:
+    """Whose credential it is, as far as that is known from the first declaration on."""
+    identity = broker().identity_of(credential)
+    if identity is not None and not identity.startswith("acct:"):
+        return identity
+    return f"{type(credential).__module__}.{type(credential).__qualname__}"

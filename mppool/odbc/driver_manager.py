@@ -44,7 +44,8 @@ def _renew_lock() -> None:
     _lock = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_renew_lock)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_renew_lock)
 
 
 def load() -> ModuleType:
@@ -222,8 +223,8 @@ def _read(path: Path) -> str:
 class PrivateIni:
     """A directory with the private odbcinst.ini, and with the names of data sources as they were.
 
-    unixODBC looks drivers up in it at every connect, so it must stay, and nobody else may write to it: whoever
-    does has a library of his choice loaded here. So it lies in the runtime directory, and is looked at before
+    unixODBC looks drivers up in it at every connect, so it must stay, and nobody else may write to it: a user that
+    can has a library of its choice loaded here. So it lies in the runtime directory, and is looked at before
     every use. It is named after its content and shared by all processes of the user: nobody needs to remove
     it, and it does not multiply.
     """

@@ -9,6 +9,7 @@ import struct
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from mppool.dbapi.sessions import sqlstate_is_dead
 from mppool.errors import ConfigurationError
 from mppool.odbc import connection_string as grammar
 from mppool.odbc import driver_manager
@@ -21,11 +22,13 @@ from mppool.odbc.arguments import (
 )
 from mppool.odbc.attributes import ACCESS_TOKEN as _ACCESS_TOKEN
 from mppool.odbc.attributes import (
+    NOT_BESIDE_A_TOKEN,
     AttributeSource,
     asked_for,
     check_token_structure,
     checked,
     described,
+    lasting_name,
     mark_of,
     text_of,
 )
@@ -41,8 +44,6 @@ logger = logging.getLogger("mppool.odbc")
 # SQL_ATTR_RESET_CONNECTION and its one value (ODBC 3.8): the driver resets the session with its
 # next request.
 _RESET_CONNECTION, _YES = 116, 1
-# Microsoft's driver refuses these beside an access token.
-_NOT_BESIDE_A_TOKEN = ("uid", "pwd", "authentication", "trusted_connection")
 _NEITHER = (("Trusted_Connection", "No"), ("Authentication", ""))
 _SCOPE = "https://database.windows.net/.default"
 # What a driver answers that does not know an attribute: optional feature not implemented, invalid
@@ -50,7 +51,6 @@ _SCOPE = "https://database.windows.net/.default"
 _UNKNOWN_ATTRIBUTE = frozenset({"HYC00", "HY092", "IM001"})
 # Not a secret: it keeps the hash of a connection string from being the plain hash of the same text
 # elsewhere.
-_FINGERPRINT_KEY = b"mppool.odbc.OdbcRecipe 1"
 
 
 class OdbcRecipe(Recipe["pyodbc.Connection"]):
@@ -258,7 +258,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
             elif by_statement and self._ends_transactions:
                 self._end_transaction(connection)
         except module.Error as error:
-            if not _is_dead(sqlstate(error)):
+            if not sqlstate_is_dead(sqlstate(error)):
                 raise
             raise ConnectionError(message_of(self._scrubbed(error))) from None
 
@@ -285,7 +285,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
             state = sqlstate(error)
             if state.startswith("42"):
                 raise
-            if _is_dead(state):
+            if sqlstate_is_dead(state):
                 raise ConnectionError(message_of(self._scrubbed(error))) from None
             logger.info("%s does not answer: %s", self.describe(connection), self._scrubbed(error))
             return False
@@ -305,9 +305,12 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         return " ".join(named[keyword] for keyword in wanted if named.get(keyword))
 
     def fingerprint(self) -> str:
-        """A keyed hash of the connection string, of attrs_before and of the credential's identity."""
-        digest = hashlib.blake2b(key=_FINGERPRINT_KEY, digest_size=16)
-        whose = [] if self.credential is None else [_lasting_name(self.credential)]
+        """A hash of the connection string, of attrs_before and of the credential's identity.
+
+        It does not leave the process: others are told a hash of it that is keyed with the runtime directory's secret.
+        """
+        digest = hashlib.blake2b(person=b"mppool.odbc", digest_size=16)
+        whose = [] if self.credential is None else [lasting_name(self.credential)]
         session = described_session(self._query_timeout, self._on_connect)
         for part in (self._connection_string, *described(self._attrs_before), *whose, *session):
             encoded = part.encode("utf-8", errors="surrogatepass")
@@ -333,7 +336,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         check_token_structure(structure)
         # A copy that only this call knows: what others hold they may change while the driver reads it.
         attributes[_ACCESS_TOKEN] = structure = bytes(bytearray(structure))
-        pieces = [piece for piece in self._pieces if piece[0].lower() not in _NOT_BESIDE_A_TOKEN]
+        pieces = [piece for piece in self._pieces if piece[0].lower() not in NOT_BESIDE_A_TOKEN]
         if any(keyword.lower() in ("dsn", "filedsn") for keyword, _ in pieces):
             # What the data source says of them counts where the string says nothing.
             pieces.extend(_NEITHER)
@@ -422,14 +425,6 @@ def _without_token(error: Exception, attributes: dict[int, Any]) -> Exception:
     )
 
 
-def _lasting_name(credential: object) -> str:
-    """Whose credential it is, as far as that is known from the first declaration on."""
-    identity = broker().identity_of(credential)
-    if identity is not None and not identity.startswith("acct:"):
-        return identity
-    return f"{type(credential).__module__}.{type(credential).__qualname__}"
-
-
 def sqlstate(error: BaseException) -> str:
     """The SQLSTATE of pyodbc's error; empty where it has none (an error of pyodbc itself)."""
     first = error.args[0] if error.args else ""
@@ -439,11 +434,6 @@ def sqlstate(error: BaseException) -> str:
 def message_of(error: BaseException) -> str:
     """The text of pyodbc's error, which begins with the SQLSTATE."""
     return str(error.args[-1]).strip() if error.args else str(error)
-
-
-def _is_dead(state: str) -> bool:
-    """Whether an SQLSTATE says that the session has ended: class 08, and what PostgreSQL says when it ends one."""
-    return state.startswith("08") or state in ("57P01", "57P02", "57P03", "57P05")
 
 
 def _is_no_such_driver(error: BaseException) -> bool:

@@ -21,6 +21,7 @@ Actors, and the files that speak for them:
 - reach.py        the start happens in a thread of its own, where no signal strikes
 - rendezvous.py   the server's own files: alive lock, socket, address file; put back when they vanish
 - loop.py         the only thread: reads, writes, keeps deadlines
+- removals.py     inotify: files that are removed are put back at once
 - poller.py       epoll: what is ready, and who is concerned
 - door.py         accepts; who has not introduced himself is a stranger
 - connection.py   frames of one peer, half read and half sent
@@ -31,6 +32,9 @@ Actors, and the files that speak for them:
 - debts.py        what could not be written down yet, and who has not been heard yet
 - journal.py      what the next server must know, in place on disk
 - members.py      one small file per attached process, for the day the journal is torn
+- world.py        boot and pid namespace, and a sign of life that is seen from other namespaces
+- interpreter.py  which interpreter becomes the server
+- libc.py         what Python does not offer
 - liveness.py     what proves that a process is dead; the end of a connection does not
 - collecting.py   asks processes for their reports, for whoever wants statistics
 - statistics.py   merges the books' figures with what the processes report

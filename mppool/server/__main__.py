@@ -21,6 +21,9 @@ ANOTHER = b"A"
 """Another server is alive and keeps the lock."""
 FAILED = b"F"
 """The start failed; the log says why."""
+REFUSED = b"C"
+"""No server can work here; the text of the ConfigurationError follows."""
+LONGEST_ANSWER = 4096
 
 log = logging.getLogger("mppool.server")
 
@@ -42,7 +45,7 @@ class StartPipe:
         os.set_inheritable(descriptor, False)
 
     def tell(self, answer: bytes) -> None:
-        """Say the one byte, if it was not said yet."""
+        """Say it, if nothing was said yet: one byte, and perhaps a text."""
         if self._descriptor is None:
             return
         descriptor, self._descriptor = self._descriptor, None
@@ -72,7 +75,7 @@ def main(arguments: list[str]) -> None:
 
 def _serve(pipe: StartPipe, runtime_dir: Path, name: str, linger: float) -> None:
     # Imported late: by now the signals that could end us are taken care of.
-    from mppool.errors import ServerUnavailable
+    from mppool.errors import ConfigurationError, ServerUnavailable
     from mppool.server.logfile import BoundedLog
     from mppool.server.loop import Server
     from mppool.server.runtime import ManagerPaths
@@ -86,6 +89,10 @@ def _serve(pipe: StartPipe, runtime_dir: Path, name: str, linger: float) -> None
     except ServerUnavailable as error:
         log.info("%s", error)
         pipe.tell(ANOTHER)
+        return
+    except ConfigurationError as error:
+        log.error("%s", error)
+        pipe.tell(REFUSED + str(error).encode(errors="replace")[: LONGEST_ANSWER - 1])
         return
     signal.set_wakeup_fd(server.wake_up_descriptor, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, lambda _number, _frame: server.leave())

@@ -45,11 +45,12 @@ def _why_not() -> str | None:
         )
     if not sys.executable:
         return "sys.executable is empty, so it is not known where there is a Python interpreter"
-    if "uwsgi" in sys.modules:
-        return f"it runs in uwsgi, and sys.executable is {sys.executable}"
     names = (os.path.basename(sys.executable), os.path.basename(os.path.realpath(sys.executable)))
     if not any(map(_INTERPRETER.search, names)):
-        return f"sys.executable is {sys.executable}, which is no Python interpreter by its name"
+        where = "it runs in uwsgi, and " if "uwsgi" in sys.modules else ""
+        return (
+            f"{where}sys.executable is {sys.executable}, which is no Python interpreter by its name"
+        )
     return None
 
 

@@ -28,6 +28,7 @@ import msgspec
 from mppool.core.decisions import Erase, JournalDecision, Record, RecordPool
 from mppool.core.events import Remembered
 from mppool.ids import GrantNumber
+from mppool.server.world import boot_id, may_be_one_boot, pid_namespace_inode
 
 log = logging.getLogger(__name__)
 
@@ -128,7 +129,7 @@ class Journal:
         elif old is None:
             self._tear("its header is damaged")
             capacity = self._wipe(content)
-        elif (old.boot, old.pid_namespace) != (boot, pid_namespace):
+        elif not may_be_one_boot(old.boot, boot) or old.pid_namespace != pid_namespace:
             log.info("journal: void, it is of another boot or pid namespace")
             capacity = self._wipe(content)
         else:
@@ -332,16 +333,6 @@ class Journal:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
-
-
-def boot_id() -> str:
-    """Names the running boot of this machine, see random(4)."""
-    return Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii").strip()
-
-
-def pid_namespace_inode() -> int:
-    """Names the pid namespace in which this process's pids mean something, see pid_namespaces(7)."""
-    return os.stat("/proc/self/ns/pid").st_ino
 
 
 def _offset(place: int) -> int:

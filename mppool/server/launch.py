@@ -26,7 +26,7 @@ from pathlib import Path
 
 from mppool.errors import ConfigurationError, ServerUnavailable
 from mppool.server import interpreter, liveness
-from mppool.server.__main__ import ANOTHER, READY
+from mppool.server.__main__ import ANOTHER, LONGEST_ANSWER, READY, REFUSED
 from mppool.server.interpreter import PYTHON_VARIABLE
 from mppool.server.reach import out_of_reach
 from mppool.server.runtime import RUNTIME_DIR_VARIABLE, ManagerPaths, read_address
@@ -250,6 +250,10 @@ def _start(paths: ManagerPaths, linger: float, deadline: float) -> bool:
         return True
     if answer == ANOTHER:
         return False
+    if answer is not None and answer.startswith(REFUSED):
+        raise ConfigurationError(
+            f"manager {paths.name!r}: {answer.removeprefix(REFUSED).decode(errors='replace')}"
+        )
     if answer is None and time.monotonic() >= deadline:
         # It goes on starting; whoever asks next finds it.
         raise ServerUnavailable(
@@ -309,7 +313,7 @@ def _settable_signals() -> list[int]:
 
 
 def _read_answer(reading: int, until: float) -> bytes | None:
-    """The byte that the new server says; b"" if it ended without a word, None if it is too late."""
+    """What the new server says; b"" if it ended without a word, None if it is too late."""
     poll = select.poll()
     poll.register(reading, select.POLLIN)
     while True:
@@ -317,7 +321,7 @@ def _read_answer(reading: int, until: float) -> bytes | None:
         if left <= 0:
             return None
         if poll.poll(left * 1000):
-            return os.read(reading, 1)
+            return os.read(reading, LONGEST_ANSWER)
 
 
 def _reap(child: int, *, patient: bool) -> None:

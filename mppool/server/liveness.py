@@ -14,7 +14,8 @@ import socket
 import struct
 from dataclasses import dataclass
 
-from mppool.ids import ProcessId, birth_of
+from mppool.errors import ConfigurationError
+from mppool.ids import ProcessId, birth_of, own_process
 
 SO_PEERPIDFD = 77
 """Linux 6.5 and later; the socket module does not name it yet."""
@@ -75,20 +76,40 @@ def is_dead(pidfd: int) -> bool:
 
 def lives(process: ProcessId) -> bool:
     """Whether exactly this process, not its pid's next owner, is alive."""
-    pidfd = watch_process(process)
+    try:
+        pidfd = watch_process(process)
+    except OSError:  # no descriptor to be had, or the call is forbidden: /proc says it, too
+        return birth_of(process.pid) == process.birth
     if pidfd is None:
         return False
     os.close(pidfd)
     return True
 
 
+def check_watching() -> None:
+    """Raises ConfigurationError, which says the way out, where processes cannot be watched or told apart."""
+    own_process()
+    try:
+        os.close(os.pidfd_open(os.getpid()))
+    except (AttributeError, OSError) as error:
+        if isinstance(error, OSError) and error.errno in {errno.EMFILE, errno.ENFILE, errno.ENOMEM}:
+            return  # that is another matter, and passes
+        reason = error.strerror if isinstance(error, OSError) else "this Python does not know it"
+        raise ConfigurationError(
+            f"mppool cannot watch processes here: the system call pidfd_open fails ({reason}). It needs Linux 5.3 or "
+            "newer, and a seccomp profile (of the container, of systemd's SystemCallFilter=) that allows "
+            "pidfd_open; or set MPPOOL_ALONE=1: then each process pools for itself alone"
+        ) from error
+
+
 def _verified(pidfd: int, process: ProcessId) -> int | None:
     """The pidfd, if it is a living process's with that birth; else it is closed.
 
     The pid cannot have changed hands between the two looks if the process behind the pidfd lives after
-    the second.
+    the second. A living process without a birth is one that /proc hides (hidepid=, and a process that has
+    changed its user): it counts as the one that is meant, for its slots must not be given away.
     """
-    if birth_of(process.pid) == process.birth and not is_dead(pidfd):
+    if birth_of(process.pid) in {process.birth, None} and not is_dead(pidfd):
         return pidfd
     os.close(pidfd)
     return None

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import random
 import socket
 from collections.abc import Callable
@@ -16,14 +17,17 @@ from time import monotonic
 from mppool.core.books import Books
 from mppool.errors import ProtocolError
 from mppool.ids import ProcessId
+from mppool.server import liveness
 from mppool.server.connection import Connection
 from mppool.server.dispatch import Dispatcher
 from mppool.server.door import Door
-from mppool.server.journal import Journal, boot_id, pid_namespace_inode
+from mppool.server.journal import Journal
 from mppool.server.members import Members
 from mppool.server.poller import READ, WRITE, Poller
+from mppool.server.removals import Removals
 from mppool.server.rendezvous import Rendezvous
 from mppool.server.runtime import ManagerPaths
+from mppool.server.world import boot_id, check_no_other_world, pid_namespace_inode
 from mppool.wire.messages import Rejected, ToServer
 
 log = logging.getLogger(__name__)
@@ -31,7 +35,7 @@ log = logging.getLogger(__name__)
 HANDSHAKE_S = 2.0
 """Whoever has not introduced himself by then is dropped."""
 LOOK_AROUND_S = 2.0
-"""How often the server looks whether its files are still there."""
+"""How often the server looks whether its files are still there, where nothing tells it that they are not."""
 FIRST_CLIENT_S = 2.0
 """Whoever started the server gets at least so long to connect, whatever linger says."""
 FAREWELL_S = 0.5
@@ -96,17 +100,22 @@ class Server:
     def open(self, *, patience_s: float = 2.0) -> None:
         """Become the server: lock, journal, socket, address. ServerUnavailable if there is one already.
 
+        ConfigurationError where none can work: see `check_watching` and `check_no_other_world`.
+
         A Server that could not be opened is of no further use.
         """
         if self._is_open:
             return
         try:
+            liveness.check_watching()
             self._rendezvous.claim(patience_s)
+            check_no_other_world(self.paths)
             self._open_books()
             self._rendezvous.listen(self._journal.epoch)
             self._door.open()
             self._poller.register(self._wake_reading.fileno(), self._woken)
             self._rendezvous.publish()
+            self._watch_files()
         except BaseException:
             self._rendezvous.withdraw()
             self._release()
@@ -133,6 +142,18 @@ class Server:
         )
         self._open_things.callback(self._dispatcher.close)
         self._dispatcher.restore(monotonic())
+
+    def _watch_files(self) -> None:
+        self._removals = Removals()
+        self._open_things.callback(self._removals.close)
+        self._removals.watch(self.paths)
+        if self._removals.descriptor is not None:
+            self._poller.register(self._removals.descriptor, self._something_removed)
+
+    def _something_removed(self) -> None:
+        at = self._removals.noticed()  # later with each removal, until there is quiet
+        if self._farewell_until is None:
+            self._look_at = at
 
     def leave(self) -> None:
         """Ask the loop to leave in order; returns at once. For any thread and any signal handler."""
@@ -360,11 +381,13 @@ class Server:
             log.info("the journal vanished and is put back")
             self._journal.put_back()
         self._dispatcher.look_around()
+        self._removals.watch(self.paths)
 
     def _say_goodbye(self) -> None:
         if self._farewell_until is not None:
             return
         self._farewell_until = monotonic() + FAREWELL_S
+        self._look_at = math.inf  # what is removed from now on is removed by us, or not wanted back
         self._rendezvous.withdraw()
         self._dispatcher.say_goodbye()
         self._door.accept()  # those in the backlog are told, too

@@ -12,6 +12,7 @@ from pathlib import Path
 
 from mppool.ids import ProcessId
 from mppool.server import liveness
+from mppool.server.world import may_be_one_boot
 
 log = logging.getLogger(__name__)
 
@@ -68,13 +69,14 @@ class Members:
 
     def _is_of_this_world(self, path: Path) -> bool:
         try:
-            return path.read_text(encoding="ascii") in {
-                self._world,
-                "",
-            }  # "": written in the last moment
+            text = path.read_text(encoding="ascii")
         except (OSError, UnicodeDecodeError) as error:
             log.warning("member file %s cannot be read: %s", path.name, error)
             return False
+        boot, _, namespace = text.rpartition(" ")
+        own_boot, _, own_namespace = self._world.rpartition(" ")
+        # "": written in the last moment, or on a full disk.
+        return not text or (namespace == own_namespace and may_be_one_boot(boot, own_boot))
 
 
 def _process_of(name: str) -> ProcessId | None:

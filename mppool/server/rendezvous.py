@@ -18,6 +18,7 @@ import msgspec
 from mppool import __version__
 from mppool.errors import ConfigurationError, ServerUnavailable
 from mppool.ids import own_process
+from mppool.server import liveness
 from mppool.server.runtime import Address, ManagerPaths, read_address
 
 log = logging.getLogger(__name__)
@@ -45,8 +46,8 @@ class Rendezvous:
     def claim(self, patience_s: float) -> None:
         """Take the alive lock, held until `close`. ServerUnavailable if a living server has it.
 
-        A server that was just killed holds its lock until the kernel has closed all its files, hence the
-        patience.
+        A server that was just killed holds its lock until the kernel has closed all its files, and one that
+        leaves until it has left, hence the patience.
         """
         self.paths.prepare()
         deadline = time.monotonic() + patience_s
@@ -57,8 +58,9 @@ class Rendezvous:
                 return
             os.close(self._lock)
             self._lock = -1
-            if time.monotonic() >= deadline:
-                address = read_address(self.paths)
+            address = read_address(self.paths)
+            is_served = address is not None and liveness.lives(address.server)
+            if is_served or time.monotonic() >= deadline:
                 who = f" with pid {address.server.pid}" if address else ""
                 raise ServerUnavailable(
                     f"a server{who} already serves manager {self.paths.name!r} in {self.paths.runtime_dir}: "
@@ -142,8 +144,11 @@ class Rendezvous:
         elif not self._is_published():
             log.info("the address file vanished and is put back")
             self.publish()
-        for path in (self.paths.alive_lock, self.paths.address, self.paths.directory):
-            os.utime(path)  # cleaners of temporary directories go by age
+        for path in self.paths.kept:
+            try:
+                os.utime(path)  # cleaners of temporary directories go by age
+            except FileNotFoundError:
+                log.debug("%s is not there", path)
         return True
 
     def _keep_lock(self) -> bool:

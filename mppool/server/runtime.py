@@ -1,12 +1,15 @@
 """Where the files of a manager lie, and whether that place can be trusted.
 
 <runtime directory>/          0700, owned by the effective user
+    secret,fingerprints       what fingerprints are hashed with, made once
+    odbc,<hash>/              the private odbcinst.ini, see mppool.odbc.driver_manager
     s-<hash>-<epoch>          the socket of a living server (here, for its path must be short)
     <manager name>/
         address               which server serves now; replaced atomically
         start.lock            held by whoever is starting a server; never unlinked
         alive.lock            held by the server for life; never unlinked
         journal               who holds which slot
+        living                a byte for each attached process, locked while it lives
         log, log.1            of the server, bounded
         members/              one file per attached process
 """
@@ -34,6 +37,7 @@ SUN_PATH_BYTES = 107
 _LONGEST_SOCKET_NAME = len("s-") + 12 + len("-") + 8
 _SOCKET_NAME = re.compile(r"s-[0-9a-f]{12}-[0-9a-f]{8}")
 _LONGEST_ADDRESS = 4096
+_SECRET_BYTES = 32
 
 
 @dataclass(frozen=True)
@@ -77,6 +81,28 @@ class ManagerPaths:
     def members(self) -> Path:
         """One file per attached process."""
         return self.directory / "members"
+
+    @property
+    def living(self) -> Path:
+        """Each process that has attached holds a lock on one byte of it."""
+        return self.directory / "living"
+
+    @property
+    def secret(self) -> Path:
+        """What fingerprints are hashed with, of all managers of the directory."""
+        return self.runtime_dir / "secret,fingerprints"  # a comma: no manager has such a name
+
+    @property
+    def kept(self) -> list[Path]:
+        """What must not look old to cleaners, also where nobody writes to it."""
+        return [
+            self.runtime_dir,
+            self.directory,
+            self.address,
+            self.alive_lock,
+            self.living,
+            self.secret,
+        ]
 
     def socket(self, epoch: int) -> Path:
         """The socket of the server with this epoch.
@@ -203,6 +229,58 @@ def _way_out(path: Path) -> str:
 def _is_of_mppool(entry: Path) -> bool:
     manager = entry if entry.is_dir() else entry.parent
     return bool(_SOCKET_NAME.fullmatch(entry.name)) or (manager / "alive.lock").exists()
+
+
+def fingerprint_secret(paths: ManagerPaths) -> bytes:
+    """What the fingerprints of recipes are hashed with: random, made once for each runtime directory.
+
+    A fingerprint is made of a connection string with its password, and lies in the journal: without the secret nobody can try
+    passwords out on a copy of that.
+    """
+    paths.prepare()
+    path = paths.secret
+    try:
+        return _read_secret(path) or _make_secret(path)
+    except OSError as error:
+        raise ConfigurationError(
+            f"{path} cannot be had: {error.strerror or error}; choose another directory with runtime_dir= or "
+            f"${RUNTIME_DIR_VARIABLE}"
+        ) from error
+
+
+def _read_secret(path: Path) -> bytes | None:
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        return None
+    try:
+        secret = os.read(descriptor, _SECRET_BYTES)
+    finally:
+        os.close(descriptor)
+    if len(secret) == _SECRET_BYTES:
+        return secret
+    path.unlink()  # damaged
+    return None
+
+
+def _make_secret(path: Path) -> bytes:
+    """Make it, or take that of a process that was faster."""
+    import tempfile
+
+    descriptor, temporary = tempfile.mkstemp(prefix="secret,", dir=path.parent)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            file.write(os.urandom(_SECRET_BYTES))
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            pass  # another process was faster
+    finally:
+        os.unlink(temporary)
+    secret = _read_secret(path)
+    if secret is None:
+        raise OSError("somebody removes it")
+    return secret
 
 
 class Address(msgspec.Struct, frozen=True):

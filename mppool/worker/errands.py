@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import logging
 import math
-import os
 import select
 import threading
 from time import monotonic
@@ -19,6 +18,7 @@ from mppool.wire.messages import Goodbye, WantReport
 from mppool.worker.audit import release_own
 from mppool.worker.late import LateLock
 from mppool.worker.report import Reporter
+from mppool.worker.wakeup import WakeUp
 
 if TYPE_CHECKING:
     from mppool.worker.channel import ErrandChannel
@@ -30,31 +30,6 @@ log = logging.getLogger("mppool")
 _RECEIVE_BYTES = 65536
 _LOOK_FOR_SUCCESSOR_S = 0.25
 _LONGEST_PAUSE_S = 2.0
-
-
-class WakeUp:
-    """A descriptor that makes poll() return. Writing to it takes no lock, so a finalizer may."""
-
-    def __init__(self) -> None:
-        self.fd = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
-
-    def __del__(self) -> None:
-        # Not earlier: whoever holds this object may be writing, and the number would be somebody else's.
-        os.close(self.fd)
-
-    def set(self) -> None:
-        """Make the next poll() return at once."""
-        try:
-            os.eventfd_write(self.fd, 1)
-        except BlockingIOError:
-            return  # it is set as often as it can be
-
-    def clear(self) -> None:
-        """Take back what was set."""
-        try:
-            os.eventfd_read(self.fd)
-        except BlockingIOError:
-            return
 
 
 class Errands:
@@ -77,7 +52,7 @@ class Errands:
 
     def descriptors(self) -> list[int]:
         """What a forked child must close."""
-        return [] if self._wake_up is None else [self._wake_up.fd]
+        return [] if self._wake_up is None else self._wake_up.descriptors()
 
     def ensure_running(self) -> None:
         """Start the thread if there is none, else have it look at the new channel."""

@@ -40,6 +40,17 @@ def key_of(fingerprint: str, identity: str | None) -> str:
     return fingerprint if identity is None else f"{fingerprint}\0{identity}"
 
 
+def sealed_with(secret: bytes, fingerprint: str) -> str:
+    """A hash that says nothing of the fingerprint to those who do not know the secret."""
+    if not secret:
+        return fingerprint
+    from hashlib import (
+        blake2b,  # it costs a process a megabyte, and who has a secret has it already
+    )
+
+    return "k:" + blake2b(fingerprint.encode(), key=secret, digest_size=16).hexdigest()
+
+
 def identity_of(key: str) -> str | None:
     """The identity part of a key."""
     return key.partition("\0")[2] or None
@@ -65,7 +76,8 @@ class Face:
         self.name = name
         self.recipe = recipe
         self.options = options
-        self.fingerprint = recipe.fingerprint()
+        self.plain_fingerprint = recipe.fingerprint()
+        self.fingerprint = self.plain_fingerprint
         self.identities = Identities(self)
         self.default_key = self.identities.declared_key()
         self.declared_at = monotonic()
@@ -108,6 +120,7 @@ class Face:
     def renew(self, holdings: Holdings) -> None:
         """Start with nothing: at the declaration, and in a forked child."""
         self.holdings = holdings
+        self.is_sealed = False
         self.shelves: dict[str, deque[Entry]] = {}
         self.waiters: dict[str, deque[LocalWaiter]] = {}
         self.demands: dict[str, Demand] = {}
@@ -130,6 +143,21 @@ class Face:
         """The key of what this pool opens for an identity."""
         return key_of(self.fingerprint, identity)
 
+    def seal(self, secret: bytes) -> None:
+        """From now on what other processes are told of the fingerprint is a hash of it, keyed with this secret.
+
+        Call it before the first resource is opened; it does no I/O, and may be called again. `fingerprint` is set
+        last: a thread that finds it sealed finds the rest sealed.
+        """
+        sealed = sealed_with(secret, self.plain_fingerprint)
+        if sealed != self.fingerprint:
+            before = self.default_key
+            self.default_key = key_of(sealed, identity_of(before))
+            self.pop = own_popper(self)
+            self.fingerprint = sealed
+            self.shelves.pop(before, None)  # nothing was ever on it
+        self.is_sealed = True
+
     def shelf_of(self, key: str) -> deque[Entry]:
         """The shelf of a key; made for its first resource (setdefault is atomic)."""
         return self.shelves.setdefault(key, deque())
@@ -146,7 +174,7 @@ class Face:
             raise ConfigurationMismatch(
                 f"{twice}, with {differences}; declare it once, or use another name"
             )
-        if self.fingerprint != recipe.fingerprint():
+        if self.plain_fingerprint != recipe.fingerprint():
             raise ConfigurationMismatch(
                 f"{twice}, with recipes that open different things; declare it once, or use another name"
             )

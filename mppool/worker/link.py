@@ -100,6 +100,7 @@ class ServerLink:
         connections = list(self._connections)
         inherited = [connection.sock.fileno() for connection in connections]
         inherited += self.errands.descriptors()
+        self._server.hide_life()
         bury((connections, self.outgoing, self.errands, self._attaching))
         close_quietly([descriptor for descriptor in inherited if descriptor >= 0])
         self._start()
@@ -174,6 +175,8 @@ class ServerLink:
         holdings = self._member.holdings
         try:
             welcome = introduce(connection, self._hello("errand", Session(0)), patience)
+            self._server.show_life()
+            self._member.seal()
             with holdings.lock:
                 attach = self._member.attachment()
             channel = ErrandChannel(connection)
@@ -236,6 +239,10 @@ class ServerLink:
         while self._idle:
             self._idle.pop().close()
         self._member.session_lost()
+
+    def fingerprint_secret(self) -> bytes:
+        """See Link."""
+        return self._server.fingerprint_secret()
 
     # --- talking -----------------------------------------------------------------------------------------
 

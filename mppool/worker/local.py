@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import random
 import threading
 from collections import deque
@@ -24,8 +23,9 @@ from mppool.errors import PoolError
 from mppool.ids import ProcessId, Session, Ticket, own_process
 from mppool.worker.audit import release_own
 from mppool.worker.calls import SessionLost
-from mppool.worker.errands import WakeUp
 from mppool.worker.fork import bury, close_quietly
+from mppool.worker.greenlets import check_no_eventlet
+from mppool.worker.wakeup import PortableWakeUp, WakeUp, any_wake_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -75,14 +75,18 @@ class LocalLink:
         self._process = ProcessId(0, 0)
         self._started_at = monotonic()
         self._thread: threading.Thread | None = None
-        self._wake_up: WakeUp | None = None
+        self._wake_up: WakeUp | PortableWakeUp | None = None
 
     def after_fork_in_child(self) -> None:
         """See Link."""
         if self._wake_up is not None:
-            close_quietly([self._wake_up.fd])
+            close_quietly(self._wake_up.descriptors())
         bury((self._lock, self._delivering, self._looking, self._thread, self._wake_up))
         self._start()
+
+    def fingerprint_secret(self) -> bytes:
+        """None is needed: nobody else is told."""
+        return b""
 
     # --- talking -----------------------------------------------------------------------------------------
 
@@ -129,6 +133,7 @@ class LocalLink:
         if not self._whole or self._suspect:
             self._write_anew()
         if self._books is None:
+            check_no_eventlet(self._member.name)
             self._process = own_process()
             self._begin(Books(1, jitter=random.random))
         if not self.by_hand:
@@ -140,7 +145,7 @@ class LocalLink:
         """Caller holds `_lock`."""
         if self._thread is None and self._books is not None:
             if self._wake_up is None:
-                self._wake_up = WakeUp()
+                self._wake_up = any_wake_up()
             self._thread = threading.Thread(
                 target=self._run, name=f"mppool-timers-{self._member.name}", daemon=True
             )
@@ -149,6 +154,7 @@ class LocalLink:
     def _begin(self, books: Books) -> None:
         """A session with these books, which starts with an inventory. Caller holds `_lock`."""
         holdings = self._member.holdings
+        self._member.seal()
         with holdings.lock:
             attach = self._member.attachment()
             holdings.session = self._session
@@ -295,14 +301,10 @@ class LocalLink:
 
     def _run(self) -> None:
         """Ticks when the books want one, and collects what leaked; sleeps otherwise."""
-        import select
-
         if not self._running.acquire(blocking=False):
             return  # there is one; whoever started this one was interrupted and did not know
         assert self._wake_up is not None
         wake_up = self._wake_up
-        poller = select.poll()
-        poller.register(wake_up.fd, select.POLLIN)
         while True:
             with self._lock:
                 if self._wake_up is not wake_up:
@@ -313,8 +315,7 @@ class LocalLink:
             limits = [
                 limit for limit in (None if at is None else at - now, left) if limit is not None
             ]
-            if poller.poll(max(0, math.ceil(min(limits) * 1000)) if limits else None):
-                wake_up.clear()
+            wake_up.wait(max(0.0, min(limits)) if limits else None)
             self.look_around()
 
     def look_around(self) -> None:

@@ -82,6 +82,7 @@ class Member:
         self.tokens = TokenShare(self)
         self.report = PatientReport(self)
         self._tickets = itertools.count(1)
+        self._secret: bytes | None = None
         self.link = make_link(self)
         renew_in_children(self)
 
@@ -91,6 +92,7 @@ class Member:
         parents.forked = True
         bury(parents)
         self.holdings = Holdings()
+        self._secret = None  # it may be another user's process, with another directory
         self.chores = Chores(self.name)
         self.openers = Chores(f"{self.name}-open", idle_s=0.0)
         self.housekeeper = Housekeeper(self)
@@ -106,12 +108,22 @@ class Member:
         face = self.faces.get(name)
         if face is None:
             face = self.faces.setdefault(name, Face(self, name, recipe, options))
-            # Said in any case: another thread may be attaching, and have counted the faces already.
-            self.holdings.outbox.append(Declare(face.declaration()))
-            if self.holdings.session is not None:
-                self.link.flush()
+            if self._secret is not None:
+                # Said in any case: another thread may be attaching, and have counted the faces already. Where the
+                # secret is not known yet, it will count them later.
+                face.seal(self._secret)
+                self.holdings.outbox.append(Declare(face.declaration()))
+                if self.holdings.session is not None:
+                    self.link.flush()
         face.check_same(recipe, options)
         return face
+
+    def seal(self) -> None:
+        """Have all fingerprints sealed, before anybody is told of them. The first time it may read a file."""
+        if self._secret is None:
+            self._secret = self.link.fingerprint_secret()
+        for face in list(self.faces.values()):
+            face.seal(self._secret)
 
     # --- to the books ------------------------------------------------------------------------------------
 
@@ -265,6 +277,7 @@ class Member:
         face = self.faces[pool]
         if any(face.shelves.values()):
             return
+        self.seal()
         bearer = face.identities.own(seconds)
         event = Checkout(pool, face.default_key, self.next_ticket(), 0.0)
         try:

@@ -167,6 +167,8 @@ class Pool(Generic[T]):
     ) -> Lease[T]:
         """Find out for whom this is, which may take a token, and go on from there."""
         started, seconds = monotonic(), self._seconds(timeout)
+        if not face.is_sealed:
+            face.member.seal()
         bearer = face.identities.of(identity, credential, seconds)
         if bearer is not None and bearer.fetched is not None and seconds is not None:
             seconds = max(0.0, seconds - (monotonic() - started))

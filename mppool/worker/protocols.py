@@ -17,6 +17,9 @@ class Link(Protocol):
     def call(self, event: Event, deadline: float | None) -> Any:
         """The books' answer. A Grant is registered with the member already."""
 
+    def fingerprint_secret(self) -> bytes:
+        """What fingerprints are hashed with before the books are told; b"": nothing. Raises ConfigurationError."""
+
     def flush(self, deadline: float | None = None) -> None:
         """Pass on the member's outbox, without waiting for anybody."""
 
@@ -56,6 +59,15 @@ class Server(Protocol):
 
     def look(self, deadline: float | None = None) -> socket.socket | None:
         """A connection to the server, if there is one; while it is too busy to listen, until the deadline."""
+
+    def fingerprint_secret(self) -> bytes:
+        """What fingerprints are hashed with before they are told to the server. Raises ConfigurationError."""
+
+    def show_life(self) -> None:
+        """Be seen to live by those who cannot look this process up. Never raises."""
+
+    def hide_life(self) -> None:
+        """In a forked child: the parent's sign is not this process's."""
 
     def replace(self, ask_to_leave: Callable[[], None], deadline: float) -> None:
         """Have the server that is there leave, and start one of this release in its place."""

@@ -41,7 +41,8 @@ def _renew() -> None:
     _listing = threading.Lock()
 
 
-os.register_at_fork(after_in_child=_renew)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_renew)
 
 
 def forget_all() -> None:

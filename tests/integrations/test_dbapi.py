@@ -324,3 +324,39 @@ def test_different_arguments_have_different_fingerprints() -> None:
         PsycopgRecipe("dbname=a").fingerprint(),
     }
     assert len(seen) == 5
+
+
+def locals_of(error: BaseException | None) -> str:
+    """What reporters that show local variables would show."""
+    seen = []
+    while error is not None:
+        trace = error.__traceback__
+        while trace is not None:
+            if "tests" not in trace.tb_frame.f_code.co_filename:
+                seen.append(repr(trace.tb_frame.f_locals))
+            trace = trace.tb_next
+        error = error.__cause__
+    return "\n".join(seen)
+
+
+def test_a_failed_opening_keeps_no_secret_in_its_frames() -> None:
+    import pymysql
+    import sqlalchemy
+
+    from mppool.integrations.sqlalchemy import shared_pool
+
+    recipes = [
+        DbApiRecipe(pymysql.connect, host="127.0.0.1", port=1, user="shop", password=f"{MARK}!"),
+        PsycopgRecipe(f"host=127.0.0.1 port=1 user=shop password={MARK}"),
+    ]
+    for recipe in recipes:
+        with pytest.raises(OpenFailed) as caught:
+            InProcessManager().pool("shop", recipe).checkout(timeout=5)
+        assert MARK not in locals_of(caught.value)
+    engine = sqlalchemy.create_engine(
+        f"postgresql+psycopg://shop:{MARK}@127.0.0.1:1/x",
+        poolclass=shared_pool(InProcessManager(), "p"),
+    )
+    with pytest.raises(sqlalchemy.exc.OperationalError) as refused:
+        engine.connect()
+    assert MARK not in locals_of(refused.value)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from typing import Any
 
 import pytest
@@ -183,3 +184,17 @@ def test_what_cannot_work_is_refused_at_once() -> None:
         MssqlRecipe("Server=y", login_timeout=-1)
     with pytest.raises(ConfigurationError, match="1256"):
         MssqlRecipe("Server=y", attrs_before={1256: b"abc"})
+
+
+def test_a_token_that_the_database_refuses_is_replaced(manager: Any, tds: TdsDouble) -> None:
+    pool = manager.pool("p", MssqlRecipe(string_of(tds)), max_size=2)
+    issuer = Issuer("revoked", "new")
+    tds.refuse(f"{MARK} revoked")
+    for _ in range(20):
+        try:
+            use(pool, identity="me", credential=issuer)
+            break
+        except OpenFailed:
+            time.sleep(0.1)
+    assert [bearer_of(session) for session in tds.open_sessions()] == ["new"]
+    pool.close()

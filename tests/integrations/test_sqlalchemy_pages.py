@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
@@ -16,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from mppool import PoolManager
-from tests.helpers import ROOT, wait_until
+from tests.helpers import ROOT, component_is_missing, wait_until
 from tests.integrations.postgresql import Database
 from tests.integrations.webserver import Load, WebServer, free_port
 
@@ -223,3 +224,42 @@ def test_celery_workers_and_a_web_server_share_one_cap(
         assert load.refused == []
         assert load.answers > 10
     assert max(seen) == CAP
+
+
+def test_uwsgi(environment: dict[str, str], tmp_path: Path, postgresql: Database) -> None:
+    """Debian's, whose plugin is for Debian's Python: with another one there is nothing to run."""
+    uwsgi, python = shutil.which("uwsgi"), "/usr/bin/python3"
+    if uwsgi is None:
+        component_is_missing("uwsgi is not installed (Debian: uwsgi uwsgi-plugin-python3)")
+    version = subprocess.run(
+        [python, "-c", "import sys; print(*sys.version_info[:2])"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    if version != [str(part) for part in sys.version_info[:2]]:
+        pytest.skip(f"uwsgi's plugin is for Python {'.'.join(version)}")
+    (tmp_path / "shop.py").write_text(block("flask"))
+    port = free_port()
+    command = [
+        uwsgi, "--plugin", "python3", "--http-socket", f"127.0.0.1:{port}", "--master", "--processes", "4",
+        "--threads", "2", "--enable-threads", "--py-call-osafterfork", "--die-on-term", "--need-app",
+        "--disable-logging", "--module", "shop:app",
+    ]  # fmt: skip
+    settings = {**environment, "MPPOOL_PYTHON": sys.executable}
+    assert under_load(command, settings, tmp_path, port, postgresql) == CAP
+
+
+def test_pandas(environment: dict[str, str], tmp_path: Path) -> None:
+    code = """
+        import os, pandas
+        from sqlalchemy import create_engine
+        from mppool import PoolManager
+        from mppool.integrations.sqlalchemy import shared_pool
+        engine = create_engine(
+            os.environ["DATABASE_URL"], poolclass=shared_pool(PoolManager("shop"), "db"), pool_size=1, max_overflow=0
+        )
+        pandas.DataFrame({"answer": [41, 42]}).to_sql("answers", engine, index=False)
+        print(pandas.read_sql("SELECT max(answer) AS most FROM answers", engine)["most"][0], engine.pool.checkedin())
+    """
+    assert run(textwrap.dedent(code), environment, tmp_path) == "42 1\n"

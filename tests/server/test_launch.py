@@ -338,7 +338,7 @@ def test_an_interpreter_that_is_none_is_said(
         ("sys.executable = ''", "sys.executable is empty"),
         ("sys.executable = None", "sys.executable is empty"),
         ("sys.executable = '/usr/bin/uwsgi-core'", "/usr/bin/uwsgi-core, which is no Python"),
-        ("sys.modules['uwsgi'] = sys", "it runs in uwsgi"),
+        ("sys.modules['uwsgi'] = sys; sys.executable = '/usr/bin/uwsgi-core'", "it runs in uwsgi"),
         ("os.environ['MPPOOL_STARTED_AS_SERVER'] = '1'", "itself started as a server"),
     ],
 )

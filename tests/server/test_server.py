@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import resource
+import shutil
 import signal
 import socket
 import time
@@ -739,6 +740,51 @@ def test_files_that_vanish_are_put_back(
             path.unlink()
         wait_until(lambda: all(path.exists() for path in vanishing), "all of them to come back")
         assert isinstance(Client(paths).hello("control"), Welcome)
+
+
+@pytest.mark.parametrize("how", ["rm -rf of all", "rm -rf of the manager", "mv", "one file"])
+def test_what_is_removed_is_put_back_at_once(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch, how: str
+) -> None:
+    monkeypatch.setattr(loop, "LOOK_AROUND_S", 600.0)
+    with Background(paths) as server, Member(paths) as member:
+        assert isinstance(member.checkout(), Grant)
+        for _ in range(2):  # also what was put back is watched
+            if how == "one file":
+                paths.journal.unlink()
+            elif how == "mv":
+                paths.directory.rename(paths.runtime_dir / "aside")
+                shutil.rmtree(paths.runtime_dir / "aside")
+            else:
+                shutil.rmtree(paths.runtime_dir if how == "rm -rf of all" else paths.directory)
+            files = [paths.address, paths.alive_lock, paths.journal, Path(server.address)]
+            wait_until(lambda files=files: all(map(Path.exists, files)), "all to come back")
+        assert isinstance(Client(paths).hello("control"), Welcome)
+        assert not holds_nothing(paths)
+
+
+def test_a_directory_that_is_removed_under_its_server_gets_no_second_one(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    member = Member(paths, linger=5.0)
+    for _ in range(3):
+        shutil.rmtree(paths.runtime_dir)
+        other = Client(paths, start=True, linger=5.0)  # at once, so it may start one
+        welcome = other.hello("control")
+        assert isinstance(welcome, Welcome)
+        assert welcome.server == member.welcome.server
+        other.close()
+    member.close()
+
+
+def test_without_inotify_what_vanished_is_put_back_later(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(loop, "LOOK_AROUND_S", 0.05)
+    monkeypatch.setattr("mppool.server.removals.watch_removals", lambda: None)
+    with Background(paths):
+        shutil.rmtree(paths.runtime_dir)
+        wait_until(paths.address.exists, "the address to come back")
 
 
 def test_where_another_server_took_the_place_the_old_one_leaves(

@@ -78,8 +78,6 @@ class SharedPoolMixin:
         options = settings["OPTIONS"].get("pool")
         if self._is_template or not options or self.alias == NO_DB_ALIAS or not settings["NAME"]:
             return None
-        if settings.get("CONN_MAX_AGE", 0) != 0:
-            raise ImproperlyConfigured("Pooling doesn't support persistent connections.")
         in_memory = getattr(self, "is_in_memory_db", None)
         if in_memory is not None and in_memory():
             return None
@@ -89,6 +87,8 @@ class SharedPoolMixin:
         return self._found[1:]
 
     def _declare(self, options: Any) -> tuple[Pool[Any], Any]:
+        if self.settings_dict.get("CONN_MAX_AGE", 0) != 0:
+            raise ImproperlyConfigured("Pooling doesn't support persistent connections.")
         template = type(self)(_copied(self.settings_dict), self.alias)
         template._is_template = True
         given = {} if options is True else dict(options)
@@ -181,7 +181,8 @@ def _forget_in_child() -> None:
         wrapper._forget_parents_connection()
 
 
-os.register_at_fork(after_in_child=_forget_in_child)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_forget_in_child)
 
 
 def _copied(settings: dict[str, Any]) -> dict[str, Any]:

@@ -42,7 +42,8 @@ def _forget() -> None:
         held.clear()
 
 
-os.register_at_fork(after_in_child=_forget)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_forget)
 
 
 class _Asking(threading.local):

@@ -61,16 +61,19 @@ def _forget_parents_connections() -> None:
     """In a forked child: what the parent has in use stays the parent's.
 
     A fairy that the child inherits would roll back on its parent's session when the child closes or merely
-    loses it. It becomes an invalidated one here: closing it does nothing, and a Connection that uses it
-    outside of a transaction gets a connection of the child's own. (What lies idle is mppool's business.)
+    loses it. It becomes an invalidated one here: closing it does nothing, using it raises. What was
+    connected stays referred to by Held, which mppool buries. (What lies idle is mppool's business too.)
     """
     for record in list(_records):
         reference = record.fairy_ref
-        fairy = None if reference is None else reference()
+        if reference is None:
+            continue
+        record.dbapi_connection = None
+        fairy = reference()
         if fairy is not None:
-            fairy._finalizer.detach()
             fairy.dbapi_connection = None  # type: ignore[assignment]  # as fairy.invalidate() does
     _records.clear()
 
 
-os.register_at_fork(after_in_child=_forget_parents_connections)
+if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(after_in_child=_forget_parents_connections)

@@ -1,0 +1,133 @@
+"""A process that pools for itself alone: elsewhere than on Linux, and where MPPOOL_ALONE=1 asks for it.
+
+So the same code can be developed on macOS and Windows, and run where no server is wanted: caps, waiting and tokens are then
+those of one process.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import sys
+import threading
+import time
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, cast
+
+from mppool.core.decisions import Draining
+from mppool.core.events import Drain
+from mppool.errors import ConfigurationError
+from mppool.managing import merged_alone, refuse_initializer
+from mppool.options import checked_timeout
+
+if TYPE_CHECKING:
+    from mppool.worker.local import LocalLink
+    from mppool.worker.member import Member
+
+ALONE_VARIABLE = "MPPOOL_ALONE"
+_DRAIN_POLL_S = 0.02
+
+log = logging.getLogger("mppool")
+_has_warned = False
+
+
+def is_alone() -> bool:
+    """Whether this process is to pool for itself alone. Said in the log, once."""
+    global _has_warned
+    asked = os.environ.get(ALONE_VARIABLE, "").strip().lower() not in {
+        "",
+        "0",
+        "no",
+        "false",
+        "off",
+    }
+    if sys.platform == "linux" and not asked:
+        return False
+    if not _has_warned:
+        _has_warned = True
+        why = (
+            f"${ALONE_VARIABLE} is set"
+            if asked
+            else f"processes share pools on Linux only, and this is {sys.platform}"
+        )
+        log.warning(
+            "%s: PoolManager pools for this process alone, so max_size, waiting and tokens are not shared with other "
+            "processes",
+            why,
+        )
+    return True
+
+
+def link_alone(member: Member) -> LocalLink:
+    """The way to books of this process alone."""
+    from mppool.worker.local import LocalLink
+
+    return LocalLink(member, partial(merged_alone, member.name))
+
+
+class Alone:
+    """The life cycle of a PoolManager without a server; everything else is as with one."""
+
+    name: str
+    _member: Member
+
+    def __repr__(self) -> str:
+        return f"<PoolManager {self.name!r}, of this process alone>"
+
+    @property
+    def _link(self) -> LocalLink:
+        return cast("LocalLink", self._member.link)
+
+    @property
+    def address(self) -> None:
+        """There is no server, so there is no address."""
+        return None
+
+    @property
+    def directory(self) -> NoReturn:
+        """There is none: raises ConfigurationError."""
+        raise ConfigurationError(
+            f"manager {self.name!r} has no directory: this process pools for itself alone"
+        )
+
+    @property
+    def server_pid(self) -> int:
+        """Pid of the process that keeps the books: this one."""
+        return os.getpid()
+
+    def start(self, initializer: Any = None, initargs: Any = ()) -> None:
+        """Nothing to start. Raises ConfigurationError for an initializer."""
+        refuse_initializer(self.name, initializer)
+
+    def connect(self) -> None:
+        """Nothing to connect to."""
+
+    def get_server(self) -> NoReturn:
+        """There is none: raises ConfigurationError."""
+        raise ConfigurationError(
+            f"manager {self.name!r} has no server to run: this process pools for itself alone"
+        )
+
+    def shutdown(self) -> None:
+        """Close what lies idle. Leases that are out keep working, and the pools go on when they are used."""
+        self._member.close_idle()
+        self._link.stop()
+
+    def _end_unless_needed(self) -> None:
+        self._link.stop()
+
+    def join(self, timeout: float | None = None) -> None:
+        """Nothing to wait for."""
+
+    def drain(self, pool: str, timeout: float | None = 30.0) -> int:
+        """As PoolManager.drain. Raises PoolError for a pool that this process has not declared."""
+        seconds = checked_timeout(pool, timeout)
+        deadline = None if seconds is None else time.monotonic() + seconds
+        generation: int | None = None
+        while True:
+            answer = self._link.command(Drain(pool, generation))
+            assert isinstance(answer, Draining)
+            if not answer.left or (deadline is not None and time.monotonic() >= deadline):
+                return answer.left
+            generation = answer.generation
+            threading.Event().wait(_DRAIN_POLL_S)

@@ -1,0 +1,113 @@
+"""Where pids mean something, and a sign of life that is seen from elsewhere.
+
+A pid and a time of birth name a process within one boot and one pid namespace. Two containers with one directory
+cannot look each other's processes up. But a lock on a file is seen from everywhere: so each process that attaches
+locks one byte of the file `living`, at a place that says its namespace and its pid, and the kernel takes the lock
+back at its death. A server that finds the lock of another namespace does not start: what it found in the journal
+would mean nothing to it, and void it must not be.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import logging
+import os
+import struct
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from mppool.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from mppool.server.runtime import ManagerPaths
+
+log = logging.getLogger("mppool")
+
+_PID_BITS = 22  # pid_max is 2**22 at most, see proc_sys_kernel(5)
+_FLOCK = struct.Struct("hhqqi4x")  # struct flock, see fcntl_locking(2)
+
+
+def boot_id() -> str:
+    """Names the running boot of this machine, see random(4); "" where /proc shows processes only (subset=pid)."""
+    try:
+        text = Path("/proc/sys/kernel/random/boot_id").read_text(encoding="ascii")
+    except OSError as error:
+        log.info("the boot is not known: %s", error)
+        return ""
+    return text.strip()
+
+
+def may_be_one_boot(one: str, other: str) -> bool:
+    """Whether two names of boots can be of the same.
+
+    Where one is not known, yes: what the dead have left is found out by their births, and must not be forgotten
+    while they may live.
+    """
+    return one == other or not one or not other
+
+
+def pid_namespace_inode() -> int:
+    """Names the pid namespace in which this process's pids mean something, see pid_namespaces(7)."""
+    return os.stat("/proc/self/ns/pid").st_ino
+
+
+class SignOfLife:
+    """This process's lock in `living`, for as long as this object lives; a forked child has none.
+
+    The lock is of the process: it ends also where the process closes the file that it opened elsewhere.
+    """
+
+    def __init__(self, paths: ManagerPaths) -> None:
+        """OSError where that cannot be had."""
+        self.descriptor = os.open(
+            paths.living, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
+        )
+        self._path = paths.living
+        place = pid_namespace_inode() << _PID_BITS | os.getpid()
+        fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+
+    def is_seen(self) -> bool:
+        """Whether the path still leads to the file that is locked."""
+        try:
+            there, mine = os.stat(self._path), os.fstat(self.descriptor)
+        except OSError:
+            return False
+        return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
+
+    def __del__(self) -> None:
+        descriptor, self.descriptor = getattr(self, "descriptor", -1), -1
+        if descriptor >= 0:
+            os.close(descriptor)
+
+
+def check_no_other_world(paths: ManagerPaths) -> None:
+    """Raises ConfigurationError where a process of another pid namespace lives that has attached here."""
+    try:
+        descriptor = os.open(paths.living, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+    except FileNotFoundError:
+        return
+    own = pid_namespace_inode()
+    try:
+        below = _is_locked(descriptor, 0, own << _PID_BITS)
+        above = _is_locked(descriptor, own + 1 << _PID_BITS, 0)
+    finally:
+        os.close(descriptor)
+    if below or above:
+        raise ConfigurationError(
+            f"processes of another pid namespace (container) use manager {paths.name!r} in {paths.runtime_dir}, and "
+            "nobody here can tell which of them live: give each container its own MPPOOL_RUNTIME_DIR, or share one "
+            "pid namespace between them"
+        )
+
+
+def _is_locked(descriptor: int, start: int, length: int) -> bool:
+    """Whether another process holds a lock there; length 0: up to the end."""
+    wanted = _FLOCK.pack(fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+    try:
+        answer = fcntl.fcntl(descriptor, fcntl.F_GETLK, wanted)
+    except OSError as error:
+        if error.errno in {errno.ENOLCK, errno.ENOSYS, errno.EOPNOTSUPP}:
+            return False  # a file system without locks
+        raise
+    return bool(_FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
