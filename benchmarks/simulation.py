@@ -1,10 +1,10 @@
 """A crowd over the real books, in virtual time: who gets what, what moves, and what that costs.
 
-    uniform   every thread of every process always has a job
-    scarce    the same, on half as many slots as there are processes
-    skewed    a quarter of the processes has nearly all the jobs
-    shifting  the same, and every `SHIFT` logins (or jobs) another quarter has them
-    bursty    every process has jobs for a while, and then none for a while
+uniform   every thread of every process always has a job
+scarce    the same, on half as many slots as there are processes
+skewed    a quarter of the processes has nearly all the jobs
+shifting  the same, and every `SHIFT` logins (or jobs) another quarter has them
+bursty    every process has jobs for a while, and then none for a while
 """
 
 from __future__ import annotations
@@ -121,7 +121,8 @@ class Simulation:
         self.waits: list[float] = []
         self.served: Counter[ProcessId] = Counter()
         self.members = [
-            SimulatedProcess(self, index, ProcessId(index + 1, 1)) for index in range(load.processes)
+            SimulatedProcess(self, index, ProcessId(index + 1, 1))
+            for index in range(load.processes)
         ]
         self.by_id = {member.process: member for member in self.members}
         declaration = Declaration(

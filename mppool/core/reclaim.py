@@ -277,7 +277,9 @@ class Reclaimer:
         if bounds.blocked_by_process(books, taker) and not by_identity:
             return taker.process if own else None
         slots = books.slots
-        level = slots.level_of(taker.process, taker.key) if by_identity else slots.levels[taker.process]
+        level = (
+            slots.level_of(taker.process, taker.key) if by_identity else slots.levels[taker.process]
+        )
         level += self._promised_to(books, taker.process)
         starves = books.waiting.is_starving(taker)
         best = taker.process if own else None

@@ -195,7 +195,9 @@ class Waiting:
         ranked = (w for w in self._in_order_of_rank() if not self.is_starving(w))
         if not self._starving:
             return ranked
-        starving = (next(iter(self._groups[process][key].values())) for process, key in self._starving)
+        starving = (
+            next(iter(self._groups[process][key].values())) for process, key in self._starving
+        )
         return heapq.merge(starving, ranked, key=self.place)
 
     def place(self, waiter: Waiter) -> tuple[int, float, int]:

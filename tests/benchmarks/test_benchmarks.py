@@ -117,4 +117,3 @@ def test_with_fewer_slots_than_processes_moving_costs_less_than_a_fifth(login_s:
     world = scale.simulated("scarce", 8, login_s, 0.02, 2000)
     assert world.done() > 0.8
     assert world.summary()["longest wait"] < 20
-

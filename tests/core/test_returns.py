@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mppool.core.decisions import Close, Grant, Keep, Reclaim
-from mppool.core.events import Abandoned, Closed, Detached, Opened, OpenFailed, Resize, Returned
+from mppool.core.events import Abandoned, Closed, Detached, OpenFailed, Resize, Returned
 from mppool.core.sharing import ANSWER_S
 from mppool.ids import GrantNumber
 from tests.core.desk import Desk, P, Q, R, S, held

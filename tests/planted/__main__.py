@@ -17,13 +17,23 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.planted.bugs import BUGS, PACKAGE, Bug
+from tests.planted.sharing_bugs import SHARING_BUGS
 from tests.planted.token_bugs import TOKEN_BUGS
 
 ROOT = PACKAGE.parent
 # The cheap ones first: most bugs are found within a second.
-_PARTS = ("test_checkout", "test_returns", "test_sharing", "test_line", "test_restart", "test_breaker", "test_control")
+_PARTS = (
+    "test_checkout",
+    "test_returns",
+    "test_sharing",
+    "test_max_opening",
+    "test_line",
+    "test_restart",
+    "test_breaker",
+    "test_control",
+)
 ORDER = (*(f"tests/core/{part}.py" for part in _PARTS), "tests/core")
-ALL = [*BUGS, *TOKEN_BUGS]
+ALL = [*BUGS, *SHARING_BUGS, *TOKEN_BUGS]
 
 
 def main() -> int:

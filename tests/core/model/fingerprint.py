@@ -20,7 +20,14 @@ _SKIPPED |= {
     "_levels",
     "_heads",
 }
-_SKIPPED |= {"_table", "_timely", "_timely_wanted", "_wanted", "_takers_of_timely", "_open_in_order"}
+_SKIPPED |= {
+    "_table",
+    "_timely",
+    "_timely_wanted",
+    "_wanted",
+    "_takers_of_timely",
+    "_open_in_order",
+}
 _SKIPPED |= {"_of_process", "_of_key", "_by_ticket", "_groups"}
 # Derived from the slots (`check_tables` compares them with a recount).
 _SKIPPED |= {"by_key", "_by_both", "_by_state", "_open_by_key", "_closing_of", "_promised_to"}
