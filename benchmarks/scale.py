@@ -166,7 +166,7 @@ MOST_JOBS = 20_000
 """So many jobs of one case are simulated, and more where that would be less than `LEAST_STEPS` logins."""
 
 LEAST_STEPS = 20
-TOO_MANY_JOBS = 300_000
+TOO_MANY_JOBS = 100_000
 """A case of which more jobs would have to be simulated is left out: long logins, short jobs, many processes."""
 
 

@@ -162,7 +162,7 @@ SHARING_BUGS = [
     Bug(
         "starving-comes-last",
         "core/waiting.py",
-        "            return (*sharing.rank(0, starves_since), waiter.serial)\n",
+        "            return (*sharing.rank(0, since), serial)\n",
         "            pass\n",
         "those that starve wait behind all that do not",
     ),
