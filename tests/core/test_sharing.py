@@ -10,11 +10,9 @@ from mppool.core.sharing import (
     ANSWER_S,
     EARNED_OPENINGS,
     LONGEST_LOOK_S,
-    MOST_MEASURED_KEYS,
     SHORTEST_SURPLUS_S,
     SURPLUS_OPENINGS,
     UNKNOWN_OPENING_S,
-    OpeningTimes,
 )
 from mppool.ids import GrantNumber, ProcessId
 from tests.core.desk import Desk, P, Q, R, S, held
@@ -27,49 +25,6 @@ EARNED_S = EARNED_OPENINGS * LOGIN_S
 def moves(desk: Desk, process: ProcessId, number: GrantNumber, idle_s: float = 0.0) -> bool:
     """Whether a resource that is brought back is closed for somebody else."""
     return bool(desk.brings_back(process, number, idle_s) == Close(number, "moved"))
-
-
-# --- what an opening costs ---------------------------------------------------------------------------------------
-
-
-def test_before_anything_was_opened_a_cost_is_assumed() -> None:
-    times = OpeningTimes()
-    assert times.of("alice") == UNKNOWN_OPENING_S
-    assert times.measured() == 0.0
-
-
-def test_what_an_opening_costs_is_the_mean_of_the_last_ones() -> None:
-    times = OpeningTimes()
-    times.note("alice", 1.0)
-    assert times.of("alice") == times.measured() == 1.0
-    for _ in range(20):
-        times.note("alice", 0.1)
-    assert times.of("alice") == pytest.approx(0.1, abs=0.01)
-
-
-def test_what_an_opening_costs_is_known_by_key_and_elsewhere_assumed_to_be_the_same() -> None:
-    times = OpeningTimes()
-    times.note("alice", 1.0)
-    times.note("bob", 0.1)
-    assert (times.of("alice"), times.of("bob")) == (1.0, 0.1)
-    assert 0.1 < times.of("carol") < 1.0
-
-
-def test_opening_times_of_keys_that_nobody_opens_any_more_are_forgotten() -> None:
-    times = OpeningTimes()
-    times.note("alice", 5.0)
-    for number in range(MOST_MEASURED_KEYS - 1):
-        times.note(f"key {number}", 1.0)
-    assert times.of("alice") == 5.0
-    times.note("one more", 1.0)
-    assert times.of("alice") < 5.0
-
-
-def test_a_grant_says_what_openings_lately_take() -> None:
-    desk = Desk(P, max_size=2)
-    first = desk.ask(P)
-    desk.say(P, Opened(first.number, LOGIN_S))
-    assert (first.opening_s, desk.ask(P).opening_s) == (0.0, LOGIN_S)
 
 
 # --- slots earn their move ---------------------------------------------------------------------------------------
@@ -134,6 +89,22 @@ def test_the_next_deadline_is_when_a_slot_will_have_earned_its_opening() -> None
     assert due <= earned_at
     desk.wait(0.01)
     assert len(asked(desk, P)) == 1
+
+
+def test_among_many_rich_processes_the_one_is_found_that_has_a_slot_to_give() -> None:
+    many = [ProcessId(pid, 7) for pid in range(201, 211)]
+    desk = Desk(P, Q, R, *many, max_size=22)
+    desk.opened(R, "dear", seconds=3.0)
+    number = desk.opened(P, seconds=LOGIN_S)
+    desk.wait(EARNED_S / 2)
+    for process in [*many, *many]:
+        desk.opened(process, seconds=LOGIN_S)
+    desk.wait(EARNED_S / 2)
+    desk.forget()
+    desk.queue(Q)
+    assert not [process for process in (R, *many) if asked(desk, process)]
+    assert asked(desk, P)
+    assert moves(desk, P, number)
 
 
 def test_what_a_process_was_asked_for_too_early_is_not_asked_for_at_every_release() -> None:

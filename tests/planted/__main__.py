@@ -27,6 +27,7 @@ _PARTS = (
     "test_returns",
     "test_sharing",
     "test_max_opening",
+    "test_opening_times",
     "test_line",
     "test_restart",
     "test_breaker",

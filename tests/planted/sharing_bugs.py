@@ -202,6 +202,20 @@ SHARING_BUGS = [
         "a slot has earned its move, and nobody looks",
     ),
     Bug(
+        "only-the-richest",
+        "core/reclaim.py",
+        "                    return self._oldest_donor(books, taker, now, best, most)\n",
+        "                    return best\n",
+        "a few rich processes that have nothing to give yet hide those that have",
+    ),
+    Bug(
+        "only-the-oldest",
+        "core/reclaim.py",
+        "                if now < slot.opened_at + earned_s:\n                    break",
+        "                if True:\n                    break",
+        "one slot whose opening was dear hides all that were opened later",
+    ),
+    Bug(
         "one-opening-more",
         "core/bounds.py",
         "books.slots.in_state(SlotState.OPENING) >= limit\n",
