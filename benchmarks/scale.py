@@ -162,8 +162,12 @@ def costs(what: str, quick: bool) -> Table:
 LOGINS_S = (0.001, 0.02, 0.1, 0.3, 1.0, 3.0)
 JOBS_S = (0.001, 0.02, 0.3, 10.0)
 CROWD = (2, 8, 64)
-MOST_JOBS = 40_000
-"""So many jobs of one case are simulated at most, but for the longest logins beside the shortest jobs."""
+MOST_JOBS = 20_000
+"""So many jobs of one case are simulated, and more where that would be less than `LEAST_STEPS` logins."""
+
+LEAST_STEPS = 20
+TOO_MANY_JOBS = 100_000
+"""A case of which more jobs would have to be simulated is left out: long logins, short jobs, many processes."""
 
 
 def simulation(quick: bool) -> list[Table]:
@@ -184,6 +188,9 @@ def _crowd(
     samples: dict[str, list[float]] = {}
     details: dict[str, dict[str, Any]] = {}
     for size, login_s, job_s in itertools.product(processes, logins, jobs):
+        load = Load(kind, size, login_s, job_s)
+        if LEAST_STEPS * load.step_s * load.slots / job_s > TOO_MANY_JOBS:
+            continue
         row = f"{size} processes, login {login_s * 1000:g} ms, job {job_s * 1000:g} ms"
         world = simulated(kind, size, login_s, job_s, most_jobs)
         samples[row] = [max(world.done(), 1e-9)]
@@ -218,7 +225,9 @@ def simulated(
     if kind == "shifting":
         world.run(4 * SHIFT * step, SHIFT * step)
     else:
-        world.run(max(min(100 * step, most_jobs * job_s / load.slots), 20 * step), 8 * step + 1.0)
+        world.run(
+            max(min(100 * step, most_jobs * job_s / load.slots), LEAST_STEPS * step), 8 * step + 1.0
+        )
     return world
 
 

@@ -40,7 +40,7 @@ LONGEST_HOPE_S = 0.1
 LEAVE_S = 0.02
 """A process in which nobody waits any longer takes its tickets out of the queue after so long."""
 
-STARVES_AFTER_S, STARVES_AFTER_OPENINGS = 1.0, 12.0
+STARVES_AFTER_S, STARVES_AFTER_OPENINGS, STARVES_AFTER_JOBS = 1.0, 12.0, 3.0
 SHIFT = 40
 QUIET = 20
 """The threads of the processes that have few jobs pause for so many times the duration of a job."""
@@ -216,7 +216,7 @@ class SimulatedProcess:
         self.tickets: deque[Ticket] = deque()
         self.contended = False
         self.in_use = self.opening = self.share_open = 0
-        self.opening_s = 0.0
+        self.opening_s = self.lease_s = 0.0
         self.given_at = 0.0
         self.waits_until = self.line_since = 0.0
         self._watches = False
@@ -286,6 +286,7 @@ class SimulatedProcess:
         world.served[self.process] += 1
         world.worked += world.now - max(began, world.began)
         self.given_at = world.now
+        self.lease_s += 0.3 * (world.now - began - self.lease_s)
         if self.contended:
             self.bring_back(number)
         else:
@@ -321,7 +322,11 @@ class SimulatedProcess:
 
     def starves_at(self) -> float:
         """When the oldest waiter will have waited, and nothing will have been given back, for long."""
-        limit = max(STARVES_AFTER_S, STARVES_AFTER_OPENINGS * self.opening_s)
+        limit = max(
+            STARVES_AFTER_S,
+            STARVES_AFTER_OPENINGS * self.opening_s,
+            STARVES_AFTER_JOBS * self.lease_s,
+        )
         given_at = self.world.now if self.opening else self.given_at
         return max(self.waiters[0][1], given_at) + limit
 

@@ -63,8 +63,8 @@ class Waiting:
         self._of_process: dict[ProcessId, _Queue] = {}
         self._of_key: dict[str, _Queue] = {}
         self._groups: dict[ProcessId, dict[str, _Queue]] = {}
-        # The groups that starve, and when they said so, in this order.
-        self._starving: OrderedDict[_Group, float] = OrderedDict()
+        # The groups that starve, in the order in which they said so: when, and counted like an arrival.
+        self._starving: OrderedDict[_Group, tuple[float, int]] = OrderedDict()
         # Of processes with waiters that gave a slot to another one: when. They wait from then on.
         self._gave_at: dict[ProcessId, float] = {}
         # Heaps. One entry per deadline; of every process with waiters one for its rank and its oldest
@@ -135,7 +135,8 @@ class Waiting:
         waiter = self.by_name.get((process, ticket))
         if waiter is None or not self._levels.get(process, 0) or self.is_starving(waiter):
             return False
-        self._starving[process, waiter.key] = now
+        self._serial += 1
+        self._starving[process, waiter.key] = (now, self._serial)
         return True
 
     def is_starving(self, waiter: Waiter) -> bool:
@@ -206,9 +207,10 @@ class Waiting:
 
     def place(self, waiter: Waiter) -> tuple[int, float, int]:
         """The lowest comes first."""
-        starves_since = self._starving.get((waiter.process, waiter.key))
-        if starves_since is not None:
-            return (*sharing.rank(0, starves_since), waiter.serial)
+        starving = self._starving.get((waiter.process, waiter.key))
+        if starving is not None:
+            since, serial = starving
+            return (*sharing.rank(0, since), serial)
         return (*self._rank(waiter), waiter.serial)
 
     def _rank(self, waiter: Waiter) -> tuple[int, float]:

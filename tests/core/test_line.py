@@ -41,7 +41,8 @@ class Line(RuleBasedStateMachine):
             tell=lambda process, decision: None,
         )
         self.waiters: list[Waiter] = []
-        self.starving: dict[Any, float] = {}
+        self.starving: dict[Any, tuple[float, int]] = {}
+        self.arrivals = 0
         self.in_peace: dict[ProcessId, float] = {}
         self.gave_at: dict[ProcessId, float] = {}
         self.held: list[Slot] = []
@@ -58,6 +59,7 @@ class Line(RuleBasedStateMachine):
     @rule(process=a_process, key=a_key, timeout=st.sampled_from([0.05, 5.0, math.inf]))
     def wait(self, process: ProcessId, key: str, timeout: float) -> None:
         waiter = Waiter(process, Ticket(self.next()), key, self.now, self.now + timeout)
+        self.arrivals += 1
         self.waiting.add(waiter)
         self.waiters.append(waiter)
 
@@ -93,7 +95,8 @@ class Line(RuleBasedStateMachine):
             new = has_slots and group not in self.starving
             assert self.waiting.starves(waiter.process, waiter.ticket, self.now) == new
             if new:
-                self.starving[group] = self.now
+                self.arrivals += 1
+                self.starving[group] = (self.now, self.arrivals)
 
     @rule(process=a_process)
     def give(self, process: ProcessId) -> None:
@@ -140,7 +143,7 @@ class Line(RuleBasedStateMachine):
             since = max(waiter.since, self.gave_at.get(waiter.process, 0.0))
             group = (waiter.process, waiter.key)
             if group in self.starving:
-                level, since = 0, self.starving[group]
+                return (0, *self.starving[group])
             return (level, since, waiter.serial)
 
         assert list(self.waiting.in_line()) == sorted(heads.values(), key=place)

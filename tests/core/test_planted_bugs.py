@@ -8,7 +8,11 @@ from pathlib import Path
 import pytest
 
 planted = pytest.importorskip("tests.planted.bugs")
-BUGS = [*planted.BUGS, *pytest.importorskip("tests.planted.token_bugs").TOKEN_BUGS]
+BUGS = [
+    *planted.BUGS,
+    *pytest.importorskip("tests.planted.sharing_bugs").SHARING_BUGS,
+    *pytest.importorskip("tests.planted.token_bugs").TOKEN_BUGS,
+]
 
 
 @pytest.mark.parametrize("bug", BUGS, ids=[bug.name for bug in BUGS])

@@ -10,11 +10,9 @@ from mppool.core.sharing import (
     ANSWER_S,
     EARNED_OPENINGS,
     LONGEST_LOOK_S,
-    MOST_MEASURED_KEYS,
     SHORTEST_SURPLUS_S,
     SURPLUS_OPENINGS,
     UNKNOWN_OPENING_S,
-    OpeningTimes,
 )
 from mppool.ids import GrantNumber, ProcessId
 from tests.core.desk import Desk, P, Q, R, S, held
@@ -26,50 +24,7 @@ EARNED_S = EARNED_OPENINGS * LOGIN_S
 
 def moves(desk: Desk, process: ProcessId, number: GrantNumber, idle_s: float = 0.0) -> bool:
     """Whether a resource that is brought back is closed for somebody else."""
-    return desk.brings_back(process, number, idle_s) == Close(number, "moved")
-
-
-# --- what an opening costs ---------------------------------------------------------------------------------------
-
-
-def test_before_anything_was_opened_a_cost_is_assumed() -> None:
-    times = OpeningTimes()
-    assert times.of("alice") == UNKNOWN_OPENING_S
-    assert times.measured() == 0.0
-
-
-def test_what_an_opening_costs_is_the_mean_of_the_last_ones() -> None:
-    times = OpeningTimes()
-    times.note("alice", 1.0)
-    assert times.of("alice") == times.measured() == 1.0
-    for _ in range(20):
-        times.note("alice", 0.1)
-    assert times.of("alice") == pytest.approx(0.1, abs=0.01)
-
-
-def test_what_an_opening_costs_is_known_by_key_and_elsewhere_assumed_to_be_the_same() -> None:
-    times = OpeningTimes()
-    times.note("alice", 1.0)
-    times.note("bob", 0.1)
-    assert (times.of("alice"), times.of("bob")) == (1.0, 0.1)
-    assert 0.1 < times.of("carol") < 1.0
-
-
-def test_opening_times_of_keys_that_nobody_opens_any_more_are_forgotten() -> None:
-    times = OpeningTimes()
-    times.note("alice", 5.0)
-    for number in range(MOST_MEASURED_KEYS - 1):
-        times.note(f"key {number}", 1.0)
-    assert times.of("alice") == 5.0
-    times.note("one more", 1.0)
-    assert times.of("alice") < 5.0
-
-
-def test_a_grant_says_what_openings_lately_take() -> None:
-    desk = Desk(P, max_size=2)
-    first = desk.ask(P)
-    desk.say(P, Opened(first.number, LOGIN_S))
-    assert (first.opening_s, desk.ask(P).opening_s) == (0.0, LOGIN_S)
+    return bool(desk.brings_back(process, number, idle_s) == Close(number, "moved"))
 
 
 # --- slots earn their move ---------------------------------------------------------------------------------------
@@ -136,6 +91,22 @@ def test_the_next_deadline_is_when_a_slot_will_have_earned_its_opening() -> None
     assert len(asked(desk, P)) == 1
 
 
+def test_among_many_rich_processes_the_one_is_found_that_has_a_slot_to_give() -> None:
+    many = [ProcessId(pid, 7) for pid in range(201, 211)]
+    desk = Desk(P, Q, R, *many, max_size=22)
+    desk.opened(R, "dear", seconds=3.0)
+    number = desk.opened(P, seconds=LOGIN_S)
+    desk.wait(EARNED_S / 2)
+    for process in [*many, *many]:
+        desk.opened(process, seconds=LOGIN_S)
+    desk.wait(EARNED_S / 2)
+    desk.forget()
+    desk.queue(Q)
+    assert not [process for process in (R, *many) if asked(desk, process)]
+    assert asked(desk, P)
+    assert moves(desk, P, number)
+
+
 def test_what_a_process_was_asked_for_too_early_is_not_asked_for_at_every_release() -> None:
     # P has one slot that has earned its opening, and brings back the one that has not.
     desk = Desk(P, Q, max_size=2)
@@ -178,22 +149,18 @@ def test_equals_do_not_exchange() -> None:
     assert desk.brings_back(P, number) == Keep(number)
 
 
-def test_a_process_with_one_slot_fewer_has_no_claim_and_one_with_two_fewer_has() -> None:
-    desk = Desk(P, Q, max_size=4)
-    numbers = [desk.opened(P) for _ in range(2)]
-    desk.opened(Q)
-    last = desk.opened(Q)
-    desk.say(Q, Closed(last, "discarded"))
-    numbers.append(desk.opened(P))
+@pytest.mark.parametrize(("more", "has_claim"), [(1, False), (2, True)])
+def test_a_process_with_two_slots_fewer_has_a_claim_and_one_with_one_fewer_has_none(
+    more: int, has_claim: bool
+) -> None:
+    desk = Desk(P, Q, max_size=2 * 2 + more)
+    for _ in range(2):
+        desk.opened(Q)
+    numbers = [desk.opened(P) for _ in range(2 + more)]
     desk.forget()
     desk.queue(Q)
-    assert len(asked(desk, P)) == 1
-    assert moves(desk, P, numbers[0])
-    desk.say(P, Closed(numbers[0], "moved"))
-    desk.say(Q, Opened(desk.hears(Q, Grant)[0].number, 0.0))
-    desk.say(Q, Closed(last, "discarded"))
-    desk.queue(Q)
-    assert not asked(desk, P)
+    assert bool(asked(desk, P)) == has_claim
+    assert moves(desk, P, numbers[0]) == has_claim
     assert not moves(desk, P, numbers[1])
 
 
@@ -225,9 +192,10 @@ def test_two_processes_without_slots_are_both_served() -> None:
     desk.queue(S)
     assert asked(desk, P)
     assert asked(desk, Q)
-    for process, number in ((P, first), (Q, second)):
-        assert moves(desk, process, number)
-        desk.say(process, Closed(number, "moved"))
+    assert moves(desk, P, first)
+    assert moves(desk, Q, second)
+    desk.say(P, Closed(first, "moved"))
+    desk.say(Q, Closed(second, "moved"))
     assert len(desk.hears(R, Grant)) == 1
     assert len(desk.hears(S, Grant)) == 1
 
@@ -428,7 +396,7 @@ def test_those_that_starve_wait_like_processes_without_slots_from_when_they_said
     desk.wait(0.01)
     desk.say(R, Starves(later))
     desk.forget()
-    served = []
+    served: list[ProcessId] = []
     for _ in range(3):
         desk.say(P if not served else served[-1], Declined(number))
         (got,) = ((p, grant) for p in (Q, R, S) for grant in desk.hears(p, Grant))
@@ -456,97 +424,3 @@ def test_a_ticket_that_does_not_wait_any_longer_cannot_starve() -> None:
     before = desk.state()
     assert not desk.say(Q, Starves(ticket))
     assert desk.state() == before
-
-
-# --- openings at a time (max_opening) ----------------------------------------------------------------------------
-
-
-def test_no_more_resources_are_opened_at_a_time_than_max_opening_says() -> None:
-    desk = Desk(P, Q, max_size=4, max_opening=2)
-    first, second = desk.granted(P), desk.granted(Q)
-    tickets = [desk.queue(P), desk.queue(Q)]
-    desk.say(P, Opened(first, LOGIN_S))
-    assert [grant.ticket for grant in desk.hears(P, Grant)] == tickets[:1]
-    assert not desk.hears(Q, Grant)
-    desk.say(Q, OpenFailed(second, "no", counted=False))
-    assert [grant.ticket for grant in desk.hears(Q, Grant)] == tickets[1:]
-
-
-def test_who_waits_for_an_opening_to_begin_is_refused_at_once_without_a_timeout_and_told_why() -> (
-    None
-):
-    desk = Desk(P, max_size=4, max_opening=1)
-    desk.granted(P)
-    refusal = desk.ask(P, timeout=0)
-    assert "1 of them are being opened (max_opening)" in refusal.text
-
-
-def test_who_waits_for_an_opening_to_begin_is_served_by_a_release() -> None:
-    desk = Desk(P, Q, max_size=4, max_opening=1)
-    mine = desk.opened(P)
-    desk.granted(Q)
-    ticket = desk.queue(P)
-    answer = desk.brings_back(P, mine)
-    assert isinstance(answer, Grant)
-    assert (answer.ticket, answer.fresh) == (ticket, False)
-
-
-def test_nobody_is_asked_for_slots_while_no_opening_may_begin() -> None:
-    desk = Desk(P, Q, R, max_size=3, max_opening=1)
-    desk.opened(P)
-    desk.opened(P)
-    opening = desk.granted(Q)
-    desk.forget()
-    desk.queue(R)
-    desk.wait(1.0)
-    assert not asked(desk, P)
-    desk.say(Q, Opened(opening, 0.0))
-    assert asked(desk, P)
-
-
-def test_openings_that_an_inventory_brings_count_for_max_opening_under_the_next_server() -> None:
-    desk = Desk(P, Q, max_size=4, max_opening=2)
-    numbers = [desk.granted(P), desk.granted(P)]
-    after = Desk(epoch=2, max_size=4, max_opening=1)
-    after.attach(P, [held(number, "opening") for number in numbers])
-    after.attach(Q)
-    ticket = after.queue(Q)
-    after.say(P, Opened(numbers[0], LOGIN_S))
-    assert not after.hears(Q, Grant)
-    after.say(P, Opened(numbers[1], LOGIN_S))
-    assert [grant.ticket for grant in after.hears(Q, Grant)] == [ticket]
-
-
-def test_max_opening_holds_for_what_min_size_has_opened_too() -> None:
-    desk = Desk(P, Q, max_size=4, min_size=3, max_opening=1)
-    desk.say(P, Closed(desk.opened(P), "discarded"))
-    for _ in range(3):
-        grants = [(p, grant) for p in (P, Q) for grant in desk.hears(p, Grant)]
-        assert len(grants) == 1
-        desk.say(grants[0][0], Opened(grants[0][1].number, LOGIN_S))
-    assert desk.size() == 3
-    assert not desk.hears(P, Grant) + desk.hears(Q, Grant)
-
-
-def test_those_who_wait_come_before_min_size_where_only_one_opening_may_begin() -> None:
-    desk = Desk(P, Q, max_size=4, min_size=3, max_opening=1)
-    first = desk.granted(P)
-    ticket = desk.queue(Q)
-    desk.forget()
-    desk.say(P, Opened(first, LOGIN_S))
-    assert [grant.ticket for grant in desk.hears(Q, Grant)] == [ticket]
-
-
-def test_nothing_is_closed_for_those_who_may_not_open_now() -> None:
-    desk = Desk(P, Q, R, max_size=3, max_opening=1)
-    number = desk.opened(P)
-    opening = desk.granted(Q)
-    desk.queue(R)
-    assert not moves(desk, P, number, 10.0)
-    desk.say(Q, Opened(opening, 0.0))
-    (grant,) = desk.hears(R, Grant)
-    assert grant.fresh
-    desk.queue(R)
-    assert not moves(desk, P, number, 10.0)
-    desk.say(R, Opened(grant.number, 0.0))
-    assert moves(desk, P, number, 10.0)

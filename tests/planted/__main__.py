@@ -17,6 +17,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.planted.bugs import BUGS, PACKAGE, Bug
+from tests.planted.sharing_bugs import SHARING_BUGS
 from tests.planted.token_bugs import TOKEN_BUGS
 
 ROOT = PACKAGE.parent
@@ -25,13 +26,15 @@ _PARTS = (
     "test_checkout",
     "test_returns",
     "test_sharing",
+    "test_max_opening",
+    "test_opening_times",
     "test_line",
     "test_restart",
     "test_breaker",
     "test_control",
 )
 ORDER = (*(f"tests/core/{part}.py" for part in _PARTS), "tests/core")
-ALL = [*BUGS, *TOKEN_BUGS]
+ALL = [*BUGS, *SHARING_BUGS, *TOKEN_BUGS]
 
 
 def main() -> int:
