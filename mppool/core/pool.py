@@ -300,13 +300,13 @@ class PoolBooks:
         """Whether the process can be told anything."""
         return process in self._around.attached
 
-    def has_earned(self, slot: Slot, now: float) -> bool:
-        """Whether a slot has been open for several times as long as an opening takes."""
-        return now >= self.earned_at(slot)
+    def earned_at(self, slot: Slot, *, evens_out: bool) -> float:
+        """When an open slot has been open for several times as long as an opening takes.
 
-    def earned_at(self, slot: Slot) -> float:
-        """When an open slot has earned its opening."""
-        return slot.opened_at + sharing.earned_after_s(self.openings.of(slot.key))
+        evens_out: it would go from a process with several slots to one that has nothing.
+        """
+        opening_s = self.openings.of(slot.key)
+        return slot.opened_at + sharing.earned_after_s(opening_s, evens_out=evens_out)
 
     def close_slot(
         self, slot: Slot, reason: CloseReason, now: float, promised_to: ProcessId | None = None

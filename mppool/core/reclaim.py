@@ -290,10 +290,11 @@ class Reclaimer:
                 return best  # nor has anybody further down more
             if process == taker.process:
                 continue
-            if not self._has_earned(books, process, now):
+            evens_out = sharing.evens_out(spare, level)
+            if not self._has_earned(books, process, now, evens_out=evens_out):
                 unearned += 1
                 if unearned >= sharing.MOST_UNEARNED:
-                    return self._oldest_donor(books, taker, now, best, most)
+                    return self._oldest_donor(books, taker, level, now, best, most)
                 continue
             part = self._part(books, taker, process, spare)
             if part > most:
@@ -301,23 +302,35 @@ class Reclaimer:
         return best
 
     def _oldest_donor(
-        self, books: PoolBooks, taker: Waiter, now: float, best: ProcessId | None, most: int
+        self,
+        books: PoolBooks,
+        taker: Waiter,
+        level: int,
+        now: float,
+        best: ProcessId | None,
+        most: int,
     ) -> ProcessId | None:
         """As `_donor`, but only those are looked at whose slots have been open for longest.
 
         Where there are fewer slots than busy processes, most have no slot yet that has earned its opening.
+        level: of the taker, with what is on its way.
         """
-        earned_s = sharing.earned_after_s(books.openings.least)
+        soonest_s = sharing.earned_after_s(books.openings.least, evens_out=level <= 0)
         for slot in books.slots.open_in_order():
-            if not books.has_earned(slot, now):
-                self._earned_at = min(self._earned_at, books.earned_at(slot))
-                if now < slot.opened_at + earned_s:
-                    break  # nor has any that was opened later
-            elif slot.process != taker.process:
-                spare = self._spare(books, slot.process, now)
-                part = self._part(books, taker, slot.process, spare)
-                if part > most:
-                    best, most = slot.process, part
+            if now < slot.opened_at + soonest_s:
+                self._earned_at = min(self._earned_at, slot.opened_at + soonest_s)
+                break  # nor has any that was opened later
+            if slot.process == taker.process:
+                continue
+            spare = self._spare(books, slot.process, now)
+            evens_out = sharing.evens_out(spare, level)
+            earned_at = books.earned_at(slot, evens_out=evens_out)
+            if now < earned_at:
+                self._earned_at = min(self._earned_at, earned_at)
+                continue
+            part = self._part(books, taker, slot.process, spare)
+            if part > most:
+                best, most = slot.process, part
         return best
 
     def _part(self, books: PoolBooks, taker: Waiter, process: ProcessId, spare: int) -> int:
@@ -332,14 +345,17 @@ class Reclaimer:
         others = slots.levels[taker.process] - slots.level_of(taker.process, taker.key)
         return max(0, min(others, self._spare(books, taker.process, now)))
 
-    def _has_earned(self, books: PoolBooks, process: ProcessId, now: float) -> bool:
+    def _has_earned(
+        self, books: PoolBooks, process: ProcessId, now: float, *, evens_out: bool
+    ) -> bool:
         """Whether a slot of the process has earned its opening; else note when the first will have."""
         slot = books.slots.oldest_open(process)
         if slot is None:
             return False
-        if books.has_earned(slot, now):
+        earned_at = books.earned_at(slot, evens_out=evens_out)
+        if now >= earned_at:
             return True
-        self._earned_at = min(self._earned_at, books.earned_at(slot))
+        self._earned_at = min(self._earned_at, earned_at)
         return False
 
     def _look_for_surplus(self, books: PoolBooks, now: float, short: int) -> None:

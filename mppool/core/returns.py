@@ -66,19 +66,22 @@ def _rival(
         # A process may always make room for another of its own keys, where nobody wants this one.
         if is_surplus or (home is None and head.process == slot.process):
             return head
-        if has_claim(books, slot, head, promised) and books.has_earned(slot, now):
+        if has_claim(books, slot, head, promised, now):
             return head
     return None
 
 
-def has_claim(books: PoolBooks, slot: Slot, waiter: Waiter, promised: int) -> bool:
-    """Whether the waiter has a claim to a slot that has earned its opening.
+def has_claim(books: PoolBooks, slot: Slot, waiter: Waiter, promised: int, now: float) -> bool:
+    """Whether the slot has earned its opening, and the waiter has a claim to it.
 
     promised: slots that are on their way to its process already.
     """
     giver, taker = bounds.levels_of(books, slot, waiter)
+    taker += promised
     starves = books.waiting.is_starving(waiter)
-    return giver >= sharing.least_giving_level(taker + promised, starves=starves)
+    if giver < sharing.least_giving_level(taker, starves=starves):
+        return False
+    return now >= books.earned_at(slot, evens_out=sharing.evens_out(giver, taker))
 
 
 def _candidates(books: PoolBooks, slot: Slot, now: float) -> Iterator[Waiter]:

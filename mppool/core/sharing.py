@@ -20,6 +20,9 @@ from collections import OrderedDict
 EARNED_OPENINGS = 6.0
 """A slot has earned its opening after so many times the duration of an opening."""
 
+EARNED_BY_THE_RICH = 2.0
+"""The same for a slot of a process with two or more, where one without any waits: that evens out once for all."""
+
 UNKNOWN_OPENING_S = 0.05
 """What an opening is taken to cost before one has been measured: after a restart of the server, mostly."""
 
@@ -82,9 +85,14 @@ class OpeningTimes:
         return self._overall or 0.0
 
 
-def earned_after_s(opening_s: float) -> float:
-    """How long a slot stays where it was opened, unless it lies idle."""
-    return EARNED_OPENINGS * opening_s
+def earned_after_s(opening_s: float, *, evens_out: bool = False) -> float:
+    """How long a slot stays where it was opened, unless it lies idle. evens_out: see `evens_out`."""
+    return (EARNED_BY_THE_RICH if evens_out else EARNED_OPENINGS) * opening_s
+
+
+def evens_out(giver_level: int, taker_level: int) -> bool:
+    """Whether a slot goes from a process with several to one that has nothing."""
+    return taker_level <= 0 and giver_level >= 2
 
 
 def surplus_after_s(opening_s: float) -> float:

@@ -386,7 +386,7 @@ def open_resource(
         if token is None and isinstance(opening.expires_on, (int, float)):
             _ends_by(entry, opening.expires_on)
         entry.holdings.outbox.append(Opened(entry.number, seconds))
-        face.demand_for(entry.key).opened(entry.number)
+        face.demand_for(entry.key).opened(entry.number, entry.opened_at)
         face.opening_time.measured(seconds)
         entry.opened = []
     member.flush()

@@ -3,12 +3,12 @@
 A thread that waits is served by whatever comes first: a neighbour's release, or an opening. Asking the books has
 a price, an exchange and perhaps a login that nobody needs any more when it is done. So a thread first hopes:
 
-    nothing of the key is in use here ----------------------------> it asks at once
-    it has waited for half an opening (at most `LONGEST_HOPE_S`) --> it asks
-    somebody has been waiting here for as long, one after the
-        other, and nobody has asked ------------------------------> it asks, for all of them
+    nothing of the key is in use here ------------------------> it asks at once
+    the line of waiting threads has not been empty for half an
+        opening (at most `LONGEST_HOPE_S`) -------------------> it asks
 
-and nobody asks while as much is on its way as threads wait. A ticket is the demand of the process rather than of
+The clock is that of the line: where threads pass one resource round, each waits for a moment only, and the process
+wants more all the time. Nobody asks while as much is on its way as threads wait. A ticket is the demand of the process rather than of
 one thread: if its thread is served by a neighbour, it stays in the queue for the next one. A ticket for which no
 thread waits any more is given up after `SPARE_S`.
 
@@ -39,6 +39,7 @@ LATE_OPENINGS = 3.0
 
 SHORTEST_STARVATION_S = 1.0
 STARVATION_OPENINGS = 2.0
+STARVATION_USES = 3.0
 """A key starves where threads wait for it and nothing was given back for so long: see `starves_after_s`."""
 
 
@@ -51,9 +52,17 @@ def hope_s(opening_s: float, left_s: float | None) -> float:
     return hope if left_s is None else min(hope, left_s / 2)
 
 
-def starves_after_s(opening_s: float) -> float:
-    """After how long without any release for its key a process says that it starves."""
-    return max(SHORTEST_STARVATION_S, STARVATION_OPENINGS * earned_after_s(opening_s))
+def starves_after_s(opening_s: float, use_s: float = 0.0) -> float:
+    """After how long without any release for its key a process says that it starves.
+
+    use_s: how long a resource is lately used for. Where uses are long, nothing is given back for long, and that
+    is no reason to take anything from others.
+    """
+    return max(
+        SHORTEST_STARVATION_S,
+        STARVATION_OPENINGS * earned_after_s(opening_s),
+        STARVATION_USES * use_s,
+    )
 
 
 class Demand:
@@ -141,10 +150,11 @@ class Demand:
         """How many openings are counted on."""
         return sum(until > now for until in self.opening.values())
 
-    def opened(self, number: GrantNumber) -> None:
+    def opened(self, number: GrantNumber, now: float) -> None:
         """A resource is open."""
         self._drop(number)
         self.open.add(number)
+        self._served_at = max(self._served_at, now)
 
     def ended(self, number: GrantNumber) -> None:
         """The opening has failed or was given up, or the resource is being closed."""
@@ -169,31 +179,30 @@ class Demand:
         """Whether more threads wait than resources are on their way."""
         return len(self.tickets) + self._coming(now) < len(self.waiting)
 
-    def must_ask(self, since: float, hope: float, idle: int, now: float) -> bool:
-        """Whether a thread asks the books now.
-
-        since: when it began to wait. hope: how long it may hope. idle: resources on the shelf.
-        """
+    def must_ask(self, hope: float, idle: int, now: float) -> bool:
+        """Whether a thread asks the books now. hope: how long it may hope. idle: resources on the shelf."""
         if not self.wants_more(now):
             return False
-        if len(self.open) <= idle or now >= since + hope:
-            return True
-        return not (self.tickets or self.opening) and now >= self._streak_since + hope
+        return len(self.open) <= idle or now >= self._streak_since + hope
 
-    def look_at(self, since: float, hope: float, now: float) -> float:
+    def look_at(self, hope: float, now: float) -> float:
         """When a waiting thread has to look again whether to ask; infinity: when it is told to."""
         if not self.wants_more(now):
             return min((until for until in self.opening.values() if until > now), default=math.inf)
-        streak = math.inf if self.tickets or self.opening else self._streak_since + hope
-        return min(at if at > now else math.inf for at in (since + hope, streak))
+        at = self._streak_since + hope
+        return at if at > now else math.inf
 
     # --- starving ----------------------------------------------------------------------------------------
 
-    def starves_at(self, since: float, opening_s: float) -> float:
-        """When the books are to be told that this key starves here; infinity where nothing was asked."""
-        if not self.tickets:
+    def starves_at(self, since: float, opening_s: float, use_s: float) -> float:
+        """When the books are to be told that this key starves here; infinity where nothing was asked.
+
+        While a resource is being opened here, nothing starves.
+        """
+        if not self.tickets or self.opening:
             return math.inf
-        return max(since, self._served_at, self._said_starving_at) + starves_after_s(opening_s)
+        latest = max(since, self._served_at, self._said_starving_at)
+        return latest + starves_after_s(opening_s, use_s)
 
     def says_starving(self, now: float) -> Ticket | None:
         """The books are told now; with which ticket."""
@@ -225,8 +234,8 @@ class Demand:
         return spare
 
 
-class RecentOpening:
-    """What opening a resource of a pool lately takes, as far as this process knows: seconds, or 0."""
+class Recent:
+    """What opening, or using, a resource of a pool lately takes, as far as this process knows: seconds, or 0."""
 
     __slots__ = ("seconds",)
 
@@ -241,7 +250,7 @@ class RecentOpening:
             self.seconds = grant.opening_s
 
     def measured(self, seconds: float) -> None:
-        """An opening of this process took so long."""
+        """It took so long in this process."""
         self.seconds = (
             seconds if not self.seconds else self.seconds + self._WEIGHT * (seconds - self.seconds)
         )

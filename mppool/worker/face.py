@@ -17,7 +17,7 @@ from mppool.core.statistics import BOUNDS, HISTOGRAMS, WORKER_COUNTERS
 from mppool.errors import ConfigurationMismatch
 from mppool.recipe import Recipe, overrides
 from mppool.worker.chores import Chores
-from mppool.worker.demand import Demand, RecentOpening, hope_s
+from mppool.worker.demand import Demand, Recent, hope_s
 from mppool.worker.ending import close, drop_token, retire_older_than, take_from_lease
 from mppool.worker.entry import Entry
 from mppool.worker.identities import Identities
@@ -124,7 +124,8 @@ class Face:
         self.shelves: dict[str, deque[Entry]] = {}
         self.waiters: dict[str, deque[LocalWaiter]] = {}
         self.demands: dict[str, Demand] = {}
-        self.opening_time = RecentOpening()
+        self.opening_time = Recent()
+        self.use_time = Recent()
         self.contended = False
         self.attention = False
         self.closed = False
@@ -403,7 +404,7 @@ class Face:
             if waiter.asked or not (waiter.opens_here or self.asks_at_once):
                 hope = 0.0 if self.contended else hope_s(self.opening_time.seconds, left_s)
                 idle = len(self.shelves.get(waiter.key, ()))
-                if not demand.must_ask(waiter.since, hope, idle, monotonic()):
+                if not demand.must_ask(hope, idle, monotonic()):
                     return False
             if waiter.asked:  # its ticket was used up, by a neighbour or by a failure
                 waiter.ticket = self.member.next_ticket()
@@ -417,15 +418,17 @@ class Face:
             demand = self.demand_for(waiter.key)
             hope = hope_s(self.opening_time.seconds, left_s)
             return min(
-                demand.starves_at(waiter.since, self.opening_time.seconds),
-                demand.look_at(waiter.since, hope, monotonic()),
+                demand.starves_at(waiter.since, self.opening_time.seconds, self.use_time.seconds),
+                demand.look_at(hope, monotonic()),
             )
 
     def starving_ticket(self, waiter: LocalWaiter) -> Ticket | None:
         """The ticket with which the books are told that the waiter's key starves, where that is due."""
         with self.holdings.lock:
             demand, now = self.demand_for(waiter.key), monotonic()
-            if now < demand.starves_at(waiter.since, self.opening_time.seconds):
+            if now < demand.starves_at(
+                waiter.since, self.opening_time.seconds, self.use_time.seconds
+            ):
                 return None
             return demand.says_starving(now)
 
@@ -537,3 +540,5 @@ class Face:
         figure is worth.
         """
         self.histograms[histogram][bisect_left(BOUNDS, seconds)] += 1
+        if histogram == "use":
+            self.use_time.measured(seconds)

@@ -8,6 +8,7 @@ from mppool.core.decisions import Close, Grant, Keep, Reclaim
 from mppool.core.events import Abandoned, Closed, Declined, Opened, OpenFailed, Starves
 from mppool.core.sharing import (
     ANSWER_S,
+    EARNED_BY_THE_RICH,
     EARNED_OPENINGS,
     LONGEST_LOOK_S,
     SHORTEST_SURPLUS_S,
@@ -31,9 +32,34 @@ def moves(desk: Desk, process: ProcessId, number: GrantNumber, idle_s: float = 0
 
 
 def test_a_slot_that_has_not_earned_its_opening_stays_though_another_process_has_none() -> None:
+    desk = Desk(P, Q, max_size=1)
+    number = desk.opened(P, seconds=LOGIN_S)
+    desk.wait(EARNED_S - 0.01)
+    desk.forget()
+    desk.queue(Q)
+    assert not asked(desk, P)
+    assert desk.brings_back(P, number) == Keep(number)
+
+
+def test_a_process_with_several_slots_gives_one_sooner_to_a_process_that_has_none() -> None:
     desk = Desk(P, Q, max_size=2)
     number = desk.opened(P, seconds=LOGIN_S)
     desk.opened(P, seconds=LOGIN_S)
+    desk.wait(EARNED_BY_THE_RICH * LOGIN_S - 0.01)
+    desk.forget()
+    desk.queue(Q)
+    assert not asked(desk, P)
+    desk.wait(0.01)
+    assert asked(desk, P)
+    assert moves(desk, P, number)
+
+
+def test_a_process_that_has_one_slot_gets_none_sooner_from_one_with_several() -> None:
+    desk = Desk(P, Q, max_size=4)
+    desk.opened(Q, seconds=LOGIN_S)
+    number = desk.opened(P, seconds=LOGIN_S)
+    for _ in range(2):
+        desk.opened(P, seconds=LOGIN_S)
     desk.wait(EARNED_S - 0.01)
     desk.forget()
     desk.queue(Q)
@@ -96,10 +122,10 @@ def test_among_many_rich_processes_the_one_is_found_that_has_a_slot_to_give() ->
     desk = Desk(P, Q, R, *many, max_size=22)
     desk.opened(R, "dear", seconds=3.0)
     number = desk.opened(P, seconds=LOGIN_S)
-    desk.wait(EARNED_S / 2)
+    desk.wait(EARNED_S - LOGIN_S)
     for process in [*many, *many]:
         desk.opened(process, seconds=LOGIN_S)
-    desk.wait(EARNED_S / 2)
+    desk.wait(LOGIN_S)
     desk.forget()
     desk.queue(Q)
     assert not [process for process in (R, *many) if asked(desk, process)]

@@ -6,17 +6,38 @@ from tests.planted.bugs import Bug
 
 SHARING_BUGS = [
     Bug(
+        "the-rich-keep",
+        "core/sharing.py",
+        "    return (EARNED_BY_THE_RICH if evens_out else EARNED_OPENINGS) * opening_s\n",
+        "    return EARNED_OPENINGS * opening_s\n",
+        "a process that starts late waits for as long as one that shares too few slots",
+    ),
+    Bug(
+        "equals-give-as-soon-as-the-rich",
+        "core/sharing.py",
+        "    return taker_level <= 0 and giver_level >= 2\n",
+        "    return taker_level <= 0\n",
+        "where there are fewer slots than busy processes, a third of the time is spent on moving",
+    ),
+    Bug(
+        "evens-out-with-everybody",
+        "core/sharing.py",
+        "    return taker_level <= 0 and giver_level >= 2\n",
+        "    return giver_level >= 2\n",
+        "levels that differ by two move slots before these have earned their opening",
+    ),
+    Bug(
         "earned-ignored",
-        "core/pool.py",
-        "        return now >= self.earned_at(slot)\n",
-        "        return True\n",
+        "core/returns.py",
+        "    return now >= books.earned_at(slot, evens_out=sharing.evens_out(giver, taker))\n",
+        "    return True\n",
         "where logins are dear, slots move at every release, and hardly any work is done",
     ),
     Bug(
         "never-earned",
-        "core/pool.py",
-        "        return now >= self.earned_at(slot)\n",
-        "        return now < self.earned_at(slot)\n",
+        "core/returns.py",
+        "    return now >= books.earned_at(slot, evens_out=sharing.evens_out(giver, taker))\n",
+        "    return now < books.earned_at(slot, evens_out=sharing.evens_out(giver, taker))\n",
         "only what was opened a moment ago moves",
     ),
     Bug(
@@ -113,8 +134,8 @@ SHARING_BUGS = [
     Bug(
         "promised-not-counted-at-returns",
         "core/returns.py",
-        "    return giver >= sharing.least_giving_level(taker + promised, starves=starves)\n",
-        "    return giver >= sharing.least_giving_level(taker, starves=starves)\n",
+        "    taker += promised\n",
+        "",
         "a process without slots takes as many as it has waiters, each of them as its first",
     ),
     Bug(
@@ -204,15 +225,15 @@ SHARING_BUGS = [
     Bug(
         "only-the-richest",
         "core/reclaim.py",
-        "                    return self._oldest_donor(books, taker, now, best, most)\n",
+        "                    return self._oldest_donor(books, taker, level, now, best, most)\n",
         "                    return best\n",
         "a few rich processes that have nothing to give yet hide those that have",
     ),
     Bug(
         "only-the-oldest",
         "core/reclaim.py",
-        "                if now < slot.opened_at + earned_s:\n                    break",
-        "                if True:\n                    break",
+        "                self._earned_at = min(self._earned_at, earned_at)\n                continue",
+        "                self._earned_at = min(self._earned_at, earned_at)\n                break",
         "one slot whose opening was dear hides all that were opened later",
     ),
     Bug(

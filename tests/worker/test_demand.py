@@ -32,12 +32,12 @@ def using(*numbers: int) -> Demand:
     demand = Demand()
     for number in numbers:
         demand.granted(grant(number), 0.3, NOW - 10)
-        demand.opened(grant(number))
+        demand.opened(grant(number), NOW - 10)
     return demand
 
 
-def must_ask(demand: Demand, since: float, now: float, hope: float = 0.1, idle: int = 0) -> bool:
-    return demand.must_ask(since, hope, idle, now)
+def must_ask(demand: Demand, now: float, hope: float = 0.1, idle: int = 0) -> bool:
+    return demand.must_ask(hope, idle, now)
 
 
 @pytest.mark.parametrize(
@@ -53,33 +53,33 @@ def test_a_thread_hopes_for_half_an_opening_and_half_of_its_time(
 def test_where_nothing_is_in_use_a_thread_asks_at_once() -> None:
     demand = Demand()
     demand.begins_to_wait("a", NOW)
-    assert must_ask(demand, NOW, NOW)
+    assert must_ask(demand, NOW)
 
 
 def test_what_lies_on_the_shelf_is_not_in_use() -> None:
     demand = using(1)
     demand.begins_to_wait("a", NOW)
-    assert must_ask(demand, NOW, NOW, idle=1)
-    assert not must_ask(demand, NOW, NOW, idle=0)
+    assert must_ask(demand, NOW, idle=1)
+    assert not must_ask(demand, NOW, idle=0)
 
 
 def test_where_something_is_in_use_a_thread_hopes_first() -> None:
     demand = using(1)
     demand.begins_to_wait("a", NOW)
-    assert not must_ask(demand, NOW, NOW + 0.09)
-    assert demand.look_at(NOW, 0.1, NOW) == NOW + 0.1
-    assert must_ask(demand, NOW, NOW + 0.1)
+    assert not must_ask(demand, NOW + 0.09)
+    assert demand.look_at(0.1, NOW) == NOW + 0.1
+    assert must_ask(demand, NOW + 0.1)
 
 
 def test_nobody_asks_while_as_much_is_on_its_way_as_threads_wait() -> None:
     demand = using(1)
     demand.begins_to_wait("a", NOW)
     demand.asks(Ticket(1))
-    assert not must_ask(demand, NOW, NOW + 5)
+    assert not must_ask(demand, NOW + 5)
     demand.begins_to_wait("b", NOW + 5)
-    assert must_ask(demand, NOW, NOW + 5)
+    assert must_ask(demand, NOW + 5)
     demand.granted(grant(2), 0.3, NOW + 5)
-    assert not must_ask(demand, NOW, NOW + 5)
+    assert not must_ask(demand, NOW + 5)
 
 
 def test_an_opening_that_takes_too_long_is_not_counted_on() -> None:
@@ -87,12 +87,12 @@ def test_an_opening_that_takes_too_long_is_not_counted_on() -> None:
     demand.begins_to_wait("a", NOW)
     demand.granted(grant(1), 0.5, NOW)
     assert demand.begins(grant(1), NOW)
-    assert not must_ask(demand, NOW, NOW + 1.4)
-    assert demand.look_at(NOW, 0.1, NOW) == NOW + 1.5
-    assert must_ask(demand, NOW, NOW + 1.5)
+    assert not must_ask(demand, NOW + 1.4)
+    assert demand.look_at(0.1, NOW) == NOW + 1.5
+    assert must_ask(demand, NOW + 1.5)
 
 
-def test_one_asks_for_all_where_somebody_has_always_been_waiting() -> None:
+def test_the_clock_is_that_of_the_line() -> None:
     """Each thread waits for a short time only, but there is always one: the process wants more."""
     demand = using(1)
     now = NOW
@@ -102,11 +102,12 @@ def test_one_asks_for_all_where_somebody_has_always_been_waiting() -> None:
         demand.begins_to_wait(step, now)
         demand.stops_waiting("first" if step == 0 else step - 1, now, served=True)
         if now < NOW + 0.1:
-            assert not must_ask(demand, now, now)
-    assert must_ask(demand, now, now)
+            assert not must_ask(demand, now)
+    assert must_ask(demand, now)
     demand.asks(Ticket(1))
+    assert not must_ask(demand, now)
     demand.begins_to_wait("another", now)
-    assert not must_ask(demand, now, now)  # one ticket is enough to be noticed
+    assert must_ask(demand, now)  # more wait than were asked for
 
 
 def test_an_interval_without_waiters_ends_the_streak_and_a_shorter_one_does_not() -> None:
@@ -115,7 +116,7 @@ def test_an_interval_without_waiters_ends_the_streak_and_a_shorter_one_does_not(
         demand.begins_to_wait("a", NOW)
         demand.stops_waiting("a", NOW + 0.2, served=True)
         demand.begins_to_wait("b", NOW + 0.2 + gap)
-        assert must_ask(demand, NOW + 0.2 + gap, NOW + 0.2 + gap) is streak_goes_on
+        assert must_ask(demand, NOW + 0.2 + gap) is streak_goes_on
 
 
 def test_an_opening_is_not_begun_when_its_thread_was_served_meanwhile() -> None:
@@ -163,15 +164,34 @@ def test_the_newest_tickets_are_given_up_first() -> None:
 def test_a_key_starves_where_threads_wait_and_nothing_is_given_back() -> None:
     demand = using(1)
     demand.begins_to_wait("a", NOW)
-    assert demand.starves_at(NOW, 0.3) == math.inf  # nothing was asked for
+    assert demand.starves_at(NOW, 0.3, 0.0) == math.inf  # nothing was asked for
     demand.asks(Ticket(1))
     after = starves_after_s(0.3)
-    assert demand.starves_at(NOW, 0.3) == NOW + after
+    assert demand.starves_at(NOW, 0.3, 0.0) == NOW + after
     demand.begins_to_wait("b", NOW)
     demand.stops_waiting("b", NOW + 2, served=True)
-    assert demand.starves_at(NOW, 0.3) == NOW + 2 + after
+    assert demand.starves_at(NOW, 0.3, 0.0) == NOW + 2 + after
     assert demand.says_starving(NOW + 2 + after) == Ticket(1)
-    assert demand.starves_at(NOW, 0.3) == NOW + 2 + 2 * after
+    assert demand.starves_at(NOW, 0.3, 0.0) == NOW + 2 + 2 * after
+
+
+def test_where_uses_are_long_a_key_does_not_starve_sooner() -> None:
+    assert starves_after_s(0.3, 10.0) == 30.0
+    demand = using(1)
+    demand.begins_to_wait("a", NOW)
+    demand.asks(Ticket(1))
+    assert demand.starves_at(NOW, 0.3, 10.0) == NOW + 30.0
+
+
+def test_nothing_starves_while_a_resource_is_being_opened() -> None:
+    demand = using(1)
+    for name in ("a", "b"):
+        demand.begins_to_wait(name, NOW)
+    demand.asks(Ticket(1))
+    demand.granted(grant(2), 0.3, NOW)
+    assert demand.starves_at(NOW, 0.3, 0.0) == math.inf
+    demand.opened(grant(2), NOW + 2)
+    assert demand.starves_at(NOW, 0.3, 0.0) == NOW + 2 + starves_after_s(0.3)
 
 
 def test_a_timeout_is_no_service() -> None:
@@ -180,7 +200,7 @@ def test_a_timeout_is_no_service() -> None:
     demand.asks(Ticket(1))
     demand.begins_to_wait("b", NOW)
     demand.stops_waiting("b", NOW + 2, served=False)
-    assert demand.starves_at(NOW, 0.3) == NOW + starves_after_s(0.3)
+    assert demand.starves_at(NOW, 0.3, 0.0) == NOW + starves_after_s(0.3)
 
 
 class DemandMachine(RuleBasedStateMachine):
@@ -216,14 +236,13 @@ class DemandMachine(RuleBasedStateMachine):
             self.demand.stops_waiting(name, self.now, served=served)
 
     @precondition(lambda self: self.threads)
-    @rule(which=st.integers(0, 100))
-    def look(self, which: int) -> None:
-        _, since = self.threads[which % len(self.threads)]
-        if self.demand.must_ask(since, 0.05, 0, self.now):
+    @rule()
+    def look(self) -> None:
+        if self.demand.must_ask(0.05, 0, self.now):
             assert self.demand.wants_more(self.now)
             self.demand.asks(Ticket(self.next()))
         else:
-            again = self.demand.look_at(since, 0.05, self.now)
+            again = self.demand.look_at(0.05, self.now)
             assert again > self.now
 
     @precondition(lambda self: self.demand.tickets)
@@ -241,7 +260,7 @@ class DemandMachine(RuleBasedStateMachine):
         if not self.demand.begins(number, self.now) or failed:
             self.demand.ended(number)
         else:
-            self.demand.opened(number)
+            self.demand.opened(number, self.now)
 
     @precondition(lambda self: self.demand.open)
     @rule()
@@ -264,10 +283,10 @@ class DemandMachine(RuleBasedStateMachine):
     @invariant()
     def nobody_is_forgotten(self) -> None:
         """A thread that waits has something on its way, asks now, or knows when to look again."""
-        for _, since in self.threads:
+        if self.threads:
             covered = not self.demand.wants_more(self.now)
-            asks = self.demand.must_ask(since, 0.05, 0, self.now)
-            assert covered or asks or self.demand.look_at(since, 0.05, self.now) < math.inf
+            asks = self.demand.must_ask(0.05, 0, self.now)
+            assert covered or asks or self.demand.look_at(0.05, self.now) < math.inf
 
     @invariant()
     def begun_is_a_part_of_opening(self) -> None:
