@@ -24,6 +24,7 @@ from mppool.worker.solitary import Solitary
 from mppool.worker.tokens import DEFAULT_TIMEOUT_S, TokenShare
 
 if TYPE_CHECKING:
+    from mppool.azure.credential_loops import CredentialLoops
     from mppool.worker.member import Member
 
 PROMPT_PATIENCE_S = 1800.0
@@ -62,6 +63,7 @@ class _Common:
     def __init__(self) -> None:
         self.asking = threading.Lock()
         self._solitary: dict[str, Solitary] = {}
+        self._loops: dict[str, CredentialLoops] = {}
         renew_in_children(self)
 
     def after_fork_in_child(self) -> None:
@@ -69,6 +71,15 @@ class _Common:
         self.asking = threading.Lock()
         for solitary in self._solitary.values():
             solitary.after_fork_in_child()
+        for loops in self._loops.values():
+            loops.renew()
+
+    def loops(self) -> CredentialLoops:
+        """What stands for an asynchronous credential in which event loop."""
+        from mppool.azure.credential_loops import CredentialLoops
+
+        found = self._loops.get("")
+        return self._loops.setdefault("", CredentialLoops()) if found is None else found
 
     def solitary(self) -> Solitary:
         """The tokens of this process alone, made when they are first needed."""
@@ -100,6 +111,11 @@ class Supply:
             return belongings_of(credential, _Common), True
         except ConfigurationError:  # it cannot be referred to weakly
             return _Common(), False
+
+    @property
+    def loops(self) -> CredentialLoops:
+        """What stands for an asynchronous credential in which event loop."""
+        return self._common.loops()
 
     @property
     def identity(self) -> str | None:
