@@ -250,6 +250,11 @@ class Supply:
         return self.credential
 
 
+def loops_of(credential: Any) -> CredentialLoops:
+    """What stands for an asynchronous credential in which event loop."""
+    return Supply._common_of(credential)[0].loops()
+
+
 def _as_fetched(raw: RawToken) -> Fetched:
     expires_on = raw.expires_on if raw.expires_on is not None else time.time() + UNKNOWN_LIFE_S
     return Fetched(raw.token, expires_on, raw.refresh_on)
