@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool.azure.credentials import RawToken, ask, check_credential, insisting, is_async
@@ -16,7 +17,7 @@ from mppool.azure.failures import OnlyHere, describe, is_refusal, raise_for_othe
 from mppool.azure.identity import azure_class_of, has_account, identity_of, last_response_of
 from mppool.azure.objects import belongings_of, fit_for_use
 from mppool.azure.token import MAX_TOKEN_BYTES
-from mppool.core.tokens import FETCH_PATIENCE_S, TokenKey
+from mppool.core.tokens import FETCH_PATIENCE_S, TokenCost, TokenKey
 from mppool.errors import ConfigurationError
 from mppool.worker.fork import renew_in_children
 from mppool.worker.held_token import Failure, Fetched, HeldToken, Source, TokenUnavailable
@@ -35,6 +36,9 @@ PROMPT_TIMEOUT_S = 300.0
 
 UNKNOWN_LIFE_S = 300.0
 """A token whose expiry nobody has said counts as near its end (row C5)."""
+
+NOTABLE_S = 0.02
+"""A token that came faster came from a cache."""
 
 _ACCOUNT_CHANGES = 3
 
@@ -234,20 +238,31 @@ class Supply:
     ) -> RawToken:
         if self.closed:
             raise _Closed("the credential was closed")
-        return asker(
-            self._fit(),
-            key.scopes,
-            claims=claims,
-            tenant_id=key.tenant,
-            enable_cae=key.cae,
-            may_prompt=may_prompt,
-        )
+        began = monotonic()
+        try:
+            return asker(
+                self._fit(),
+                key.scopes,
+                claims=claims,
+                tenant_id=key.tenant,
+                enable_cae=key.cae,
+                may_prompt=may_prompt,
+            )
+        finally:
+            if key.identity == _UNKNOWN:
+                note_cost(self._member, self.credential, monotonic() - began)
 
     def _fit(self) -> Any:
         """The credential, or in a forked child a copy, which is the one that people sign in to there."""
         if self._is_known:
             self.credential = fit_for_use(self.credential)
         return self.credential
+
+
+def note_cost(member: Member, credential: Any, seconds: float) -> None:
+    """Have `mppool doctor` see what a credential costs whose tokens are not shared between processes."""
+    if seconds >= NOTABLE_S and member.holdings.session is not None:
+        member.tell(TokenCost(azure_class_of(credential) or type(credential).__name__, seconds))
 
 
 def loops_of(credential: Any) -> CredentialLoops:

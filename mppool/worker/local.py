@@ -295,6 +295,7 @@ class LocalLink:
             books = self._ready_books()
             snapshot = books.snapshot()
             snapshot["tokens"] = books.tokens.snapshot(monotonic())
+            snapshot["token_costs"] = books.tokens.costs_snapshot()
         return self._merge(snapshot, self._member.report(), monotonic() - self._started_at)
 
     # --- time --------------------------------------------------------------------------------------------
