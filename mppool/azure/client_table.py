@@ -19,6 +19,7 @@ from mppool.azure import counting
 from mppool.azure.loops import LOOP_OVER, LoopEnd
 from mppool.errors import PoolError, StaleLease
 from mppool.worker.entry import NEVER
+from mppool.worker.fork import notice_fork, own_mark
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -94,7 +95,6 @@ class Clients:
     lock: guards that these two change together, and `owners`, `wires`, `_builds`. Nothing that can block
         happens while it is held, and finalizers never take it. A hit reads without it.
     notes: what finalizers have seen; `closing`: wires that nobody can use.
-    forked: this belongs to the parent of this process.
     """
 
     def __init__(self, pool: ClientPool[Any], member: Member) -> None:
@@ -112,13 +112,18 @@ class Clients:
         self.past_uses = 0
         self.loops: dict[int, LoopEnd] = {}
         self.ended = ""
-        self.forked = False
+        self._mark = own_mark()
         self.sweep_at = NEVER
         self._member = member
         self._builds: dict[Hashable, _Build] = {}
         self._pool = weakref.ref(pool)
         self._ttl = 0.0
         self._gone = self._finalizer(pool, self._abandoned)
+
+    @property
+    def forked(self) -> bool:
+        """Whether this belongs to the parent of this process."""
+        return not self._mark[0]
 
     # --- making clients ----------------------------------------------------------------------------------
 
@@ -230,6 +235,7 @@ class Clients:
 
     def successor(self) -> Clients:
         """In a forked child: what its pool has here. Raises StaleLease where the pool is gone."""
+        notice_fork()
         pool = self._pool()
         if pool is None:
             raise StaleLease(ABANDONED)

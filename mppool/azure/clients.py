@@ -16,7 +16,7 @@ from mppool.azure.keys import Asked, checked_number, checked_ttl, configured_ttl
 from mppool.azure.temporary import UNKEPT
 from mppool.errors import ConfigurationError
 from mppool.options import checked_name
-from mppool.worker.fork import bury, renew_in_children
+from mppool.worker.fork import bury, notice_fork, renew_in_children
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -89,9 +89,7 @@ class ClientPool(Generic[C]):
 
     def after_fork_in_child(self) -> None:
         """This process starts with none; what the parent has open is never closed here."""
-        parents = self.clients
-        parents.forked = True
-        bury(parents)
+        bury(self.clients)
         self.clients = Clients(self, self._member)
 
     def client(self, credential: Any, target: str) -> C:
@@ -100,6 +98,7 @@ class ClientPool(Generic[C]):
         credential: a token credential, AzureNamedKeyCredential, AzureSasCredential, or a key or SAS as str.
         Raises ConfigurationError for what is no credential, and what the factory raises.
         """
+        notice_fork()
         clients = self.clients
         shortcut = (credential if type(credential) is str else id(credential), target)
         if not clients.notes:

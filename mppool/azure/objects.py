@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from mppool.azure.identity import azure_class_of, is_interactive
 from mppool.errors import ConfigurationError
+from mppool.worker.fork import call_in_children
 
 T = TypeVar("T")
 
@@ -49,8 +50,7 @@ def _renew() -> None:
     _copies = {}
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_renew)
+call_in_children(_renew)
 
 
 def serial_of(credential: object) -> int:
