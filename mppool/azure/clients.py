@@ -89,7 +89,8 @@ class ClientPool(Generic[C]):
 
     def after_fork_in_child(self) -> None:
         """This process starts with none; what the parent has open is never closed here."""
-        bury(self.clients)
+        parents = self.clients
+        bury(parents)
         self.clients = Clients(self, self._member)
 
     def client(self, credential: Any, target: str) -> C:
