@@ -120,7 +120,7 @@ class Face:
     def renew(self, holdings: Holdings) -> None:
         """Start with nothing: at the declaration, and in a forked child.
 
-        mark: see fork.py. Last, for whoever finds it set uses all the rest.
+        ours: the mark, see fork.py. Last, for whoever finds it set uses all the rest.
         """
         self.holdings = holdings
         self.is_sealed = False
@@ -141,7 +141,7 @@ class Face:
         self.waits = Chores(f"{self.member.name}-{self.name}")  # of asynchronous checkouts
         self.identities.renew()
         self.pop: Callable[[], Entry] = own_popper(self)
-        self.mark = holdings.mark
+        self.ours = holdings.mark
 
     def key_for(self, identity: str | None) -> str:
         """The key of what this pool opens for an identity."""

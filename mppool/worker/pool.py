@@ -85,7 +85,7 @@ class Pool(Generic[T]):
         """
         face = self._face
         try:
-            if not face.mark[0]:  # forked by somebody who told nobody
+            if not face.ours[0]:  # forked by somebody who told nobody
                 notice_fork()
             # Otherwise what is no timeout would show only when the pool is under pressure.
             if timeout is not _DEFAULT and (
