@@ -59,7 +59,8 @@ class Meeting:
         """Import what the others of these need, however long it takes."""
         import filelock  # noqa: F401
 
-        import mppool.server.launch  # noqa: F401
+        import mppool.server.launch
+        import mppool.server.world  # noqa: F401
 
     def connect(self, deadline: float) -> socket.socket:
         """A connection to the server, which is started if there is none."""
