@@ -57,8 +57,9 @@ def _stat(directory: str) -> tuple[int, int]:
     Source: fields 1 and 22 (starttime) of /proc/PID/stat, see proc(5). The second field may hold blanks and
     brackets, so fields are counted from the last bracket.
     """
-    text = Path(f"/proc/{directory}/stat").read_text(encoding="ascii", errors="replace")
-    return int(text.partition(" ")[0]), int(text.rpartition(")")[2].split()[19])
+    # Bytes: a codec would be imported at its first use, and a fork may fall into the middle of that.
+    text = Path(f"/proc/{directory}/stat").read_bytes()
+    return int(text.partition(b" ")[0]), int(text.rpartition(b")")[2].split()[19])
 
 
 def own_process() -> ProcessId:

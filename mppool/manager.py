@@ -20,6 +20,7 @@ from mppool.managing import Manager, refuse_initializer
 from mppool.meeting import Meeting
 from mppool.options import checked_linger, checked_name, checked_timeout
 from mppool.wire.messages import Failed
+from mppool.worker.fork import call_in_children, notice_fork
 from mppool.worker.link import CONTROL_DEADLINE_S, ServerLink, no_answer
 from mppool.worker.member import Member
 
@@ -46,8 +47,7 @@ def _renew_lock() -> None:
     _finding = threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_renew_lock)
+call_in_children(_renew_lock)
 
 
 def members() -> list[Member]:
@@ -58,6 +58,7 @@ def members() -> list[Member]:
 
 def _member_for(meeting: Meeting) -> Member:
     """The member of whatever managers there are that meet where this one does, by today's user."""
+    notice_fork()
     with _finding:
         where = (meeting.name, meeting.likely_directory())
         for member, other in list(_members.items()):

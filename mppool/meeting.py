@@ -55,6 +55,13 @@ class Meeting:
             self._paths = (os.getpid(), manager_paths(self.name, self.runtime_dir))
         return self._paths[1]
 
+    def prepare(self) -> None:
+        """Import what the others of these need, however long it takes."""
+        import filelock  # noqa: F401
+
+        import mppool.server.launch
+        import mppool.server.world  # noqa: F401
+
     def connect(self, deadline: float) -> socket.socket:
         """A connection to the server, which is started if there is none."""
         from mppool.server.launch import find_or_start

@@ -8,6 +8,7 @@ from types import ModuleType
 from typing import Any
 
 from mppool.dbapi.recipe import DbApiRecipe
+from mppool.dbapi.statements import ENDS_TRANSACTION_OF_SQL_SERVER
 from mppool.errors import ConfigurationError
 from mppool.odbc import connection_string as grammar
 from mppool.odbc.attributes import (
@@ -44,8 +45,8 @@ class MssqlRecipe(DbApiRecipe):
 
     The driver's own pooling is turned off for the process at each opening: it would keep sessions open beyond
     the cap, and it is not told for whom a session was opened. The driver offers no reset of the session: on
-    release an open transaction is rolled back and the autocommit mode is put back; settings and temporary
-    tables stay. The rest is as in `DbApiRecipe`.
+    release an open transaction is rolled back, under autocommit by a statement, which costs a round trip;
+    settings and temporary tables stay. The rest is as in `DbApiRecipe`.
     """
 
     token_scope = _SCOPE
@@ -137,10 +138,16 @@ class MssqlRecipe(DbApiRecipe):
         return getattr(error, "driver_error", "") == "Invalid authorization specification"
 
     def reset(self, connection: Any) -> None:
-        """Roll back, and put the autocommit mode and the query timeout back."""
+        """Roll back, also what a statement has begun under autocommit; put back what `open` has left."""
+        by_statement = connection.autocommit
         super().reset(connection)
-        if connection.timeout:
-            connection.timeout = 0
+        if not by_statement:
+            return
+        try:
+            connection.cursor().execute(ENDS_TRANSACTION_OF_SQL_SERVER).close()
+        except self.module.Error as error:
+            self._raise_if_dead(error, connection)
+            raise
 
     def describe(self, connection: Any) -> str:
         """Server and database, as the connection string names them."""

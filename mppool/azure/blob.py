@@ -6,11 +6,13 @@ import functools
 import logging
 import re
 import threading
+from sys import getrefcount
 from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
-from mppool.azure.clients import ClientPool
+from mppool.azure.clients import MAX_CLIENTS, ClientPool
 from mppool.azure.keys import configured_ttl, digest
+from mppool.azure.temporary import UNKEPT
 from mppool.errors import ConfigurationError
 from mppool.worker.fork import renew_in_children
 
@@ -28,6 +30,9 @@ IDLE_TTL_VARIABLE = "BLOB_SERVICE_POOL_IDLE_TTL_SECONDS"
 
 DEFAULT_MANAGER = "azure"
 """The manager of the pool behind the module functions: one token cache for all processes of the user."""
+
+_AND_SECONDARY = " and secondary "
+"""Between the two endpoints of a target that names both. No URL has a blank in it."""
 
 _ACCOUNT = re.compile(r"[a-z0-9]{3,24}(-secondary)?")
 
@@ -53,6 +58,7 @@ class BlobServicePool(ClientPool["BlobServiceClient"]):
     manager: whose shared tokens the clients use.
     idle_ttl: seconds after which a client that nobody has asked for is let go; None: what
         $BLOB_SERVICE_POOL_IDLE_TTL_SECONDS says, else 1800.
+    connections, max_clients: see ClientPool.
     client_options: for every client: keyword arguments of BlobServiceClient (`connection_verify`,
         `retry_total`, `max_block_size`, ...).
 
@@ -60,7 +66,13 @@ class BlobServicePool(ClientPool["BlobServiceClient"]):
     """
 
     def __init__(
-        self, manager: Any, *, idle_ttl: float | None = None, **client_options: Any
+        self,
+        manager: Any,
+        *,
+        idle_ttl: float | None = None,
+        connections: int | None = None,
+        max_clients: int = MAX_CLIENTS,
+        **client_options: Any,
     ) -> None:
         for refused in ("transport", "credential", "session"):
             if refused in client_options:
@@ -77,29 +89,24 @@ class BlobServicePool(ClientPool["BlobServiceClient"]):
             name="blob-service",
             idle_ttl=idle_ttl,
             transport_options={**_TRANSPORT_DEFAULTS, **transport},
+            connections=connections,
+            max_clients=max_clients,
         )
+        self._bounds = (connections, max_clients)
         self._client_options = client_options
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_rebuild, (self.manager, self.idle_ttl, self._client_options))
+        return (_rebuild, (self.manager, self.idle_ttl, self._client_options, self._bounds))
 
-    def client(self, credential: Any, account: str) -> BlobServiceClient:
-        """The client for this credential and account.
-
-        credential: a token credential (of which the pool keeps none alive), AzureNamedKeyCredential,
-            AzureSasCredential, or an account key or SAS as str.
-        account: its name, or its URL ("https://<name>.blob.core.windows.net" and others).
-
-        Raises ConfigurationError for what is none of these, and for a bad idle time in the environment.
-        """
-        return super().client(credential, account)
+    # `client` is the inherited one: a frame more would hide who keeps the credential.
 
     def aclient(self, credential: Any, account: str) -> AsyncBlobServiceClient:
         """The client of azure.storage.blob.aio, for the event loop that is running.
 
         credential: as for `client`; token credentials of either kind.
         """
-        made: AsyncBlobServiceClient = super().aclient(credential, account)
+        temporary = getrefcount(credential) <= UNKEPT
+        made: AsyncBlobServiceClient = self._aclient(credential, account, temporary)
         return made
 
     def client_from_connection_string(self, connection_string: str) -> BlobServiceClient:
@@ -116,15 +123,26 @@ class BlobServicePool(ClientPool["BlobServiceClient"]):
             raise ConfigurationError(
                 f"the account is a {type(target).__name__}; give its name or URL"
             )
-        return account_url(target)
+        primary, _, secondary = target.partition(_AND_SECONDARY)
+        if not secondary:
+            return account_url(target)
+        return account_url(primary) + _AND_SECONDARY + account_url(secondary)
 
     def effective_ttl(self) -> float:
         """Seconds. Raises ConfigurationError where the environment variable says none."""
         return configured_ttl(self.idle_ttl, IDLE_TTL_VARIABLE)
 
 
-def _rebuild(manager: Any, idle_ttl: float | None, options: dict[str, Any]) -> BlobServicePool:
-    return BlobServicePool(manager, idle_ttl=idle_ttl, **options)
+def _rebuild(
+    manager: Any,
+    idle_ttl: float | None,
+    options: dict[str, Any],
+    bounds: tuple[int | None, int] = (None, MAX_CLIENTS),
+) -> BlobServicePool:
+    connections, max_clients = bounds
+    return BlobServicePool(
+        manager, idle_ttl=idle_ttl, connections=connections, max_clients=max_clients, **options
+    )
 
 
 def _blob_service_client(
@@ -150,6 +168,9 @@ def _async_blob_service_client(
 def _made(
     kind: Callable[..., C], options: dict[str, Any], target: str, credential: Any, transport: Any
 ) -> C:
+    target, _, secondary = target.partition(_AND_SECONDARY)
+    if secondary:
+        options = {"secondary_hostname": secondary.partition("://")[2], **options}
     try:
         return kind(target, credential=credential, transport=transport, **options)
     except (ValueError, TypeError) as error:
@@ -192,9 +213,13 @@ def _holds_secrets(url: str) -> bool:
     return any(mark in url for mark in "?#@")
 
 
+def _both(endpoint: str, secondary: str) -> str:
+    return endpoint + _AND_SECONDARY + secondary if secondary else endpoint
+
+
 def _parsed(connection_string: str) -> tuple[Any, str]:
     """Credential and URL. Source: "Configure Azure Storage connection strings" in Microsoft's documentation."""
-    from azure.core.credentials import AzureNamedKeyCredential, AzureSasCredential
+    from azure.core.credentials import AzureNamedKeyCredential
 
     if not isinstance(connection_string, str):
         raise ConfigurationError(
@@ -207,14 +232,16 @@ def _parsed(connection_string: str) -> tuple[Any, str]:
 
         url, _, key = parse_connection_str("UseDevelopmentStorage=true", None, "blob")
         return key, url
+    secondary = settings.get("blobsecondaryendpoint", "")
     name = settings.get("accountname", "")
     suffix = settings.get("endpointsuffix", "core.windows.net")
     protocol = settings.get("defaultendpointsprotocol", "https")
     endpoint = settings.get("blobendpoint") or (name and f"{protocol}://{name}.blob.{suffix}")
     if endpoint and name and settings.get("accountkey"):
-        return AzureNamedKeyCredential(name, settings["accountkey"]), endpoint
+        return AzureNamedKeyCredential(name, settings["accountkey"]), _both(endpoint, secondary)
     if endpoint and settings.get("sharedaccesssignature"):
-        return AzureSasCredential(settings["sharedaccesssignature"].lstrip("?")), endpoint
+        # As text: nobody has the object, so nobody updates it.
+        return settings["sharedaccesssignature"].lstrip("?"), _both(endpoint, secondary)
     raise ConfigurationError(
         f"the connection string ({len(connection_string)} characters, not shown; {digest(connection_string)[:8]}"
         " in this process) needs AccountName and AccountKey, or BlobEndpoint (or AccountName) and "
@@ -252,6 +279,8 @@ _default = _Default()
 def blob_service(credential: Any, account: str) -> BlobServiceClient:
     """`BlobServicePool.client` of a pool that the whole process shares (its manager is called "azure")."""
     pool = _default.pool or _default.get()
+    if getrefcount(credential) <= UNKEPT:
+        return pool.client_of_its_own(credential, account)
     return pool.client(credential, account)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool.azure.credentials import StaticToken, check_credential, get_token_info, is_async
@@ -15,7 +16,7 @@ from mppool.azure.identity import (
 )
 from mppool.azure.objects import fit_for_use
 from mppool.azure.shared import Shared
-from mppool.azure.supply import Supply
+from mppool.azure.supply import Supply, note_cost
 from mppool.azure.token import TokenInfo, token_struct
 from mppool.errors import ConfigurationError
 from mppool.redaction import HIDDEN
@@ -71,7 +72,11 @@ class AzureBroker:
         known = identity is not None or identity_of(_here(credential)) is not None
         if self.is_brought(inner) or not (known or _is_one_identity(inner)):
             # Nobody knows whether the next token is the same one's: it is asked for each time.
-            return get_token_info(credential, scope)
+            began = monotonic()
+            try:
+                return get_token_info(credential, scope)
+            finally:
+                note_cost(member, inner, monotonic() - began)
         supply = Supply(member, inner, identity or _named(credential))
         held = supply.hold((scope,), unlike=unlike, timeout=timeout)
         return TokenInfo(token_struct(held.token), held.expires_on, home_account_of(_here(inner)))

@@ -19,6 +19,7 @@ from mppool.azure import counting
 from mppool.azure.loops import LOOP_OVER, LoopEnd
 from mppool.errors import PoolError, StaleLease
 from mppool.worker.entry import NEVER
+from mppool.worker.fork import notice_fork, own_mark
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
@@ -41,6 +42,7 @@ class Entry:
         "client",
         "description",
         "kept",
+        "live",
         "loop",
         "made_at",
         "next_use",
@@ -54,6 +56,7 @@ class Entry:
         self.client = client
         self.serial = asked.serial
         self.kept = asked.kept
+        self.live = asked.live
         self.loop = asked.loop_serial
         self.owner = asked.owner
         self.description = f"{type(client).__name__} of {asked.target}"
@@ -92,7 +95,6 @@ class Clients:
     lock: guards that these two change together, and `owners`, `wires`, `_builds`. Nothing that can block
         happens while it is held, and finalizers never take it. A hit reads without it.
     notes: what finalizers have seen; `closing`: wires that nobody can use.
-    forked: this belongs to the parent of this process.
     """
 
     def __init__(self, pool: ClientPool[Any], member: Member) -> None:
@@ -101,6 +103,8 @@ class Clients:
         self.shortcuts: dict[Hashable, tuple[Callable[[], Any], Entry]] = {}
         self.owners: dict[int, Owner] = {}
         self.wires: set[Wire] = set()
+        # Of the clients that share one: by target and event loop.
+        self.transports: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
         self.notes: deque[Callable[[], None]] = deque()
         self.closing: deque[Wire] = deque()
         self.counters: dict[str, int] = counting.no_counters()
@@ -108,13 +112,18 @@ class Clients:
         self.past_uses = 0
         self.loops: dict[int, LoopEnd] = {}
         self.ended = ""
-        self.forked = False
+        self._mark = own_mark()
         self.sweep_at = NEVER
         self._member = member
         self._builds: dict[Hashable, _Build] = {}
         self._pool = weakref.ref(pool)
         self._ttl = 0.0
         self._gone = self._finalizer(pool, self._abandoned)
+
+    @property
+    def forked(self) -> bool:
+        """Whether this belongs to the parent of this process."""
+        return not self._mark[0]
 
     # --- making clients ----------------------------------------------------------------------------------
 
@@ -169,12 +178,30 @@ class Clients:
         with self.lock:
             if self.ended:  # reset meanwhile
                 return None
+            if asked.temporary:
+                return entry  # the client is the caller's alone
             self.entries[asked.key] = entry
             if asked.serial:
                 self._owner(asked.serial, asked.credential).keys.add(asked.key)
+            self._make_room(pool.max_clients)
             self.sweep_at = min(self.sweep_at, monotonic() + max(1.0, self._ttl))
         self._member.housekeeper.look_after(self)
         return entry
+
+    def _make_room(self, most: int) -> None:
+        """Let go of those that were not asked for in the longest time. Caller holds the lock."""
+        over = len(self.entries) - most
+        if over > 0:
+            by_age = sorted(self.entries, key=lambda key: self.entries[key].used_at)
+            self._remove(by_age[:over])
+            self.count("expired_idle", over)
+
+    def is_right_for(self, entry: Entry, asked: Asked) -> bool:
+        """Whether a client may be used with this object too, of which the signature is the same now."""
+        if entry.live is None or asked.sas is None:
+            return True
+        with self.lock:
+            return bool(entry.live.serves(asked.sas))
 
     def shorten(self, shortcut: Hashable, asked: Asked, entry: Entry) -> None:
         """Have the next one who asks the same way find the entry at once."""
@@ -208,6 +235,7 @@ class Clients:
 
     def successor(self) -> Clients:
         """In a forked child: what its pool has here. Raises StaleLease where the pool is gone."""
+        notice_fork()
         pool = self._pool()
         if pool is None:
             raise StaleLease(ABANDONED)

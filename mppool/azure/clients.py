@@ -6,15 +6,17 @@ with a new one, and the parent's is made immortal: nothing in it is closed, or f
 
 from __future__ import annotations
 
+from sys import getrefcount
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from mppool.azure import counting
 from mppool.azure.client_table import Clients
-from mppool.azure.keys import Asked, checked_ttl, configured_ttl
+from mppool.azure.keys import Asked, checked_number, checked_ttl, configured_ttl
+from mppool.azure.temporary import UNKEPT
 from mppool.errors import ConfigurationError
 from mppool.options import checked_name
-from mppool.worker.fork import bury, renew_in_children
+from mppool.worker.fork import bury, notice_fork, renew_in_children
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 
 C = TypeVar("C")
 C_co = TypeVar("C_co", covariant=True)
+
+MAX_CLIENTS = 256
 
 RESET = "this client is closed: its pool was reset after it had handed the client out; ask the pool for a new one"
 
@@ -48,9 +52,13 @@ class ClientPool(Generic[C]):
     idle_ttl: seconds after which a client that nobody has asked for is let go; None: 1800.
     transport_options: for azure-core's transport (`connection_verify`, `connection_timeout`,
         `read_timeout`, `proxies`, ...).
+    connections: HTTP connections to keep for each host; None: azure-core's own number (10; 100 in asyncio).
+    max_clients: beyond so many, those that were not asked for in the longest time are let go.
 
     The pool refers to credentials weakly: the application keeps them. When one is garbage-collected, its
-    clients are closed and forgotten; a client that somebody still holds then raises StaleLease.
+    clients are closed and forgotten; a client that somebody still holds then raises StaleLease. A credential
+    that nobody keeps when it is given (`pool.client(Credential(), ...)`) lives as long as the client, which is the
+    caller's alone then. Clients with keys and signatures share the connections of their target.
     A client belongs to the pool: closing it, or leaving its `with` block, closes nothing.
     """
 
@@ -63,6 +71,8 @@ class ClientPool(Generic[C]):
         name: str = "clients",
         idle_ttl: float | None = None,
         transport_options: dict[str, Any] | None = None,
+        connections: int | None = None,
+        max_clients: int = MAX_CLIENTS,
     ) -> None:
         self.manager = manager
         self.factory = factory
@@ -70,6 +80,9 @@ class ClientPool(Generic[C]):
         self.name = checked_name("client pool", name)
         self.idle_ttl = checked_ttl(idle_ttl)
         self.transport_options = dict(transport_options or {})
+        if connections is not None:
+            self.transport_options["connections"] = checked_number("connections", connections)
+        self.max_clients = checked_number("max_clients", max_clients)
         self._member: Member = manager._member
         self.clients = Clients(self, self._member)
         renew_in_children(self)
@@ -77,7 +90,6 @@ class ClientPool(Generic[C]):
     def after_fork_in_child(self) -> None:
         """This process starts with none; what the parent has open is never closed here."""
         parents = self.clients
-        parents.forked = True
         bury(parents)
         self.clients = Clients(self, self._member)
 
@@ -87,6 +99,7 @@ class ClientPool(Generic[C]):
         credential: a token credential, AzureNamedKeyCredential, AzureSasCredential, or a key or SAS as str.
         Raises ConfigurationError for what is no credential, and what the factory raises.
         """
+        notice_fork()
         clients = self.clients
         shortcut = (credential if type(credential) is str else id(credential), target)
         if not clients.notes:
@@ -100,15 +113,26 @@ class ClientPool(Generic[C]):
                 entry.uses = entry.next_use()
                 found: C = entry.client
                 return found
-        asked = Asked(credential, self.target_of(target))
+        temporary = getrefcount(credential) <= UNKEPT  # in this frame, and before it is passed on
+        asked = Asked(credential, self.target_of(target), temporary=temporary)
         made: C = self._client(
             asked, shortcut if asked.can_be_shortened or type(credential) is str else None
         )
         return made
 
+    def client_of_its_own(self, credential: Any, target: str) -> C:
+        """A client that is the caller's alone, and keeps the credential, which nobody else does."""
+        made: C = self._client(Asked(credential, self.target_of(target), temporary=True), None)
+        return made
+
     def aclient(self, credential: Any, target: str) -> Any:
         """The asynchronous client, for the event loop that is running. Raises as `client` does."""
-        return self._client(Asked(credential, self.target_of(target), asynchronous=True), None)
+        temporary = getrefcount(credential) <= UNKEPT
+        return self._aclient(credential, target, temporary)
+
+    def _aclient(self, credential: Any, target: str, temporary: bool) -> Any:
+        asked = Asked(credential, self.target_of(target), asynchronous=True, temporary=temporary)
+        return self._client(asked, None)
 
     def _client(self, asked: Asked, shortcut: Hashable | None) -> Any:
         while True:
@@ -117,10 +141,13 @@ class ClientPool(Generic[C]):
             if clients.closing:
                 self._member.chores.add(clients.close_unused)
             entry = clients.entries.get(asked.key) or clients.build(self, asked)
+            if entry is not None and not clients.is_right_for(entry, asked):
+                asked.becomes_its_own()
+                continue
             if entry is not None:
                 entry.used_at = monotonic()
                 entry.uses = entry.next_use()
-                if shortcut is not None:
+                if shortcut is not None and not asked.temporary:
                     clients.shorten(shortcut, asked, entry)
                 return entry.client
 

@@ -14,6 +14,7 @@ from urllib.parse import parse_qs
 
 from mppool.azure.credentials import check_credential, is_async
 from mppool.azure.lending import lend
+from mppool.azure.live_sas import live_sas
 from mppool.azure.objects import serial_of
 from mppool.errors import ConfigurationError
 
@@ -33,6 +34,8 @@ class Asked:
     key: equal for what shall have the same client, within this process.
     serial: of a credential object whose end is to be noticed; 0: there is none, the key says it all.
     kept: a credential that cannot be referred to weakly; it stays alive with its client.
+    temporary: the application does not keep the credential: the client does, and is nobody else's.
+    sas: the AzureSasCredential of the application, whose `update` reaches its clients.
 
     Raises ConfigurationError for what is no credential.
     """
@@ -42,24 +45,42 @@ class Asked:
         "credential",
         "kept",
         "key",
+        "live",
         "loop",
         "loop_serial",
+        "sas",
         "serial",
         "target",
+        "temporary",
     )
 
-    def __init__(self, credential: Any, target: str, *, asynchronous: bool = False) -> None:
+    def __init__(
+        self,
+        credential: Any,
+        target: str,
+        *,
+        asynchronous: bool = False,
+        temporary: bool = False,
+    ) -> None:
         self.target = target
         self.asynchronous = asynchronous
         self.kept: Any = None
+        self.live: Any = None
         self.serial = 0
         self.loop = _running_loop() if asynchronous else None
         self.credential = _without_text(credential)
+        self.sas = credential if hasattr(credential, "signature") else None
         secret = _secret_of(self.credential)
-        who: Hashable = self._who() if secret is None else ("key", digest(secret))
+        kind = "key" if self.sas is None else "sas"
+        who: Hashable = self._who() if secret is None else (kind, digest(secret))
         # A loop's clients are of no use to another one, also not to one at the same address.
         self.loop_serial = 0 if self.loop is None else serial_of(self.loop)
         self.key: tuple[Hashable, ...] = (who, target, self.loop_serial)
+        self.temporary = temporary and bool(self.serial)
+
+    def becomes_its_own(self) -> None:
+        """Another object with the same signature has a client already, and may be updated some day."""
+        self.key = (*self.key, serial_of(self.sas))
 
     def _who(self) -> Hashable:
         check_credential(self.credential)
@@ -101,20 +122,33 @@ class Asked:
         if hasattr(self.credential, "named_key"):
             return type(self.credential)(*self.credential.named_key)
         if hasattr(self.credential, "signature"):
-            return type(self.credential)(self.credential.signature)
+            if self.sas is None:  # it came as text, which nobody updates
+                return self.credential
+            self.live = live_sas(self.credential.signature, self.sas)
+            return self.live
         return self.credential
 
     def transport(self, clients: Clients, options: dict[str, Any]) -> Transport | AsyncTransport:
-        """A transport of its own for one client."""
+        """A transport: of the client's own, or, for keys and signatures, of all clients of the target.
+
+        Those put their authorization into each request, so they may share connections.
+        """
         from mppool.azure import transports
 
+        kind: type[transports.Transport | transports.AsyncTransport] = transports.Transport
+        make = transports.opened
         if self.asynchronous:
-            return transports.AsyncTransport(
-                clients, lambda: transports.opened_later(options), self.reference(), self.serial
-            )
-        return transports.Transport(
-            clients, lambda: transports.opened(options), self.reference(), self.serial
-        )
+            kind, make = transports.AsyncTransport, transports.opened_later
+        place = (self.target, self.loop_serial)
+        is_shared = not self.serial and self.kept is None
+        found = clients.transports.get(place) if is_shared else None
+        if found is None:
+            found = kind(clients, lambda: make(options), self.reference(), self.serial)
+            if is_shared:
+                clients.transports[place] = found
+        if self.temporary:
+            found.keeps = self.credential
+        return found
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:
@@ -157,6 +191,15 @@ def digest(secret: str) -> str:
     made = _DIGEST.copy()
     made.update(secret.encode("utf-8", "surrogatepass"))
     return made.hexdigest()
+
+
+def checked_number(name: str, value: object) -> int:
+    """A whole number, 1 or more, or ConfigurationError."""
+    if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+        raise ConfigurationError(
+            f"{name}={value!r:.40} is not allowed; give a whole number, 1 or more"
+        )
+    return value
 
 
 def checked_ttl(value: object, name: str = "idle_ttl") -> float | None:

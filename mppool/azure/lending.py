@@ -15,6 +15,7 @@ from mppool.azure.credentials import StaticToken, is_async
 from mppool.azure.identity import identity_of, is_interactive
 from mppool.azure.objects import fit_for_use
 from mppool.azure.shared import Shared
+from mppool.azure.supply import loops_of
 from mppool.errors import StaleLease
 
 GONE = (
@@ -66,6 +67,11 @@ class _WeakSync(_Weak):
 
 
 class _WeakAsync(_Weak):
+    def fit(self) -> Any:
+        """What stands for the credential in the running event loop."""
+        credential = super().fit()
+        return loops_of(credential).here(credential)
+
     async def get_token(self, *scopes: str, **options: Any) -> Any:
         """From the application's credential."""
         return await self.fit().get_token(*scopes, **options)

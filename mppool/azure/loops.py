@@ -10,11 +10,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import weakref
-from collections.abc import AsyncGenerator, Callable
-from typing import TYPE_CHECKING
+from collections.abc import AsyncGenerator, Callable, Sequence
+from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    from mppool.azure.transports import Wire
+
+    class Closable(Protocol):
+        """What is to be closed in a loop."""
+
+        inner: Any
+
 
 log = logging.getLogger("mppool")
 
@@ -22,9 +27,9 @@ LOOP_OVER = "this client is closed: the event loop that it was made in is over; 
 
 
 class LoopEnd:
-    """Calls `over`, in the running loop, when that is about to end, and closes the wires that `over` gives."""
+    """Calls `over`, in the running loop, when that is about to end, and closes what `over` gives."""
 
-    def __init__(self, over: Callable[[], list[Wire]]) -> None:
+    def __init__(self, over: Callable[[], Sequence[Closable]]) -> None:
         self.loop = weakref.ref(asyncio.get_running_loop())
         # Held here: a generator that is garbage is ended at once.
         self._waiting = _wait_for_end(over)
@@ -40,7 +45,7 @@ class LoopEnd:
         return loop is None or loop.is_closed()
 
 
-async def _wait_for_end(over: Callable[[], list[Wire]]) -> AsyncGenerator[None, None]:
+async def _wait_for_end(over: Callable[[], Sequence[Closable]]) -> AsyncGenerator[None, None]:
     try:
         yield
     finally:

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from mppool.azure.identity import azure_class_of, is_interactive
 from mppool.errors import ConfigurationError
+from mppool.worker.fork import call_in_children
 
 T = TypeVar("T")
 
@@ -49,8 +50,7 @@ def _renew() -> None:
     _copies = {}
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_renew)
+call_in_children(_renew)
 
 
 def serial_of(credential: object) -> int:
@@ -84,7 +84,7 @@ def fit_for_use(credential: Any) -> Any:
     with _lock:
         made = _copies.get(known.serial)
         if made is None:
-            made = _copies[known.serial] = _copied(credential)
+            made = _copies[known.serial] = copy_of(credential)
     _seen(made)  # from now on it is this process's own, and inherited by others
     return made
 
@@ -118,14 +118,14 @@ def _seen(credential: object) -> _Known:
         return known
 
 
-def _copied(credential: Any) -> Any:
-    # azure-identity's classes leave their connections behind when they are pickled or copied.
+def copy_of(credential: Any) -> Any:
+    """A copy without its connections, or, with a warning, the credential itself where there can be none."""
     try:
-        made = copy.deepcopy(credential)
+        made = copy.deepcopy(credential, {id(old): new for old, new in _unopened(credential)})
     except Exception as error:  # noqa: BLE001  # whatever a callback or a transport of the application raises
         log.warning(
-            "a %s that was made before the fork cannot be copied (%s), so this process uses it with the "
-            "connections of its parent; make it after the fork",
+            "a %s that was made before the fork, or for another event loop, cannot be copied (%s), so it is used "
+            "with the connections that it has; make one after the fork, and in each loop",
             azure_class_of(credential),
             type(error).__name__,
         )
@@ -133,4 +133,35 @@ def _copied(credential: Any) -> Any:
     if is_interactive(credential):
         # Who has signed in shall not have to do it again: these are tokens, not connections.
         made._cache, made._cae_cache = credential._cache, credential._cae_cache
+    return made
+
+
+def _unopened(credential: Any) -> list[tuple[Any, Any]]:
+    """The transports in a credential, each with one like it that was never opened, nor closed."""
+    found: list[tuple[Any, Any]] = []
+    seen: set[int] = set()
+    left: list[Any] = [credential]
+    while left:
+        one = left.pop()
+        if id(one) in seen:
+            continue
+        seen.add(id(one))
+        if isinstance(one, (list, tuple)):
+            left.extend(one)
+        elif isinstance(one, dict):
+            left.extend(one.values())
+        elif type(one).__module__.split(".")[0] == "azure":
+            inner = dict(getattr(one, "__dict__", {}))
+            if "session" in inner and inner.get("_session_owner"):
+                found.append((one, _closed_copy(one)))
+            else:
+                left.extend(inner.values())
+    return found
+
+
+def _closed_copy(transport: Any) -> Any:
+    made = copy.copy(transport)
+    made.session = None
+    if hasattr(made, "_has_been_opened"):
+        made._has_been_opened = False
     return made

@@ -18,6 +18,7 @@ from mppool.core.tokens import FETCH_PATIENCE_S
 if TYPE_CHECKING:
     from azure.core.credentials import AccessToken, AccessTokenInfo
 
+    from mppool.azure.credential_loops import CredentialLoops
     from mppool.worker.held_token import HeldToken
 
 T = TypeVar("T")
@@ -43,6 +44,16 @@ class AsyncSharedCredential(Shared):
         super().__init__(manager, credential, identity=identity)
         self._native = is_async(self.unshared)
         self._asking: dict[Any, asyncio.Future[_Ready]] = {}
+        self._loops = self._supply.loops
+
+    def after_fork_in_child(self) -> None:
+        """The loops of the parent do not run here."""
+        super().after_fork_in_child()
+        self._asking = {}
+
+    def _here(self) -> Any:
+        """What is asked in the running loop."""
+        return self._loops.here(self.unshared) if self._native else self.unshared
 
     async def get_token(
         self,
@@ -61,7 +72,7 @@ class AsyncSharedCredential(Shared):
         if options or self._brought:
             self._check_open()
             asked = {"claims": claims, "tenant_id": tenant_id, "enable_cae": enable_cae, **options}
-            answer: AccessToken = await self._itself(self.unshared.get_token, scopes, asked)
+            answer: AccessToken = await self._itself(self._here().get_token, scopes, asked)
             return answer
         return (await self._get((scopes, tenant_id, enable_cae), claims, timeout))[1]
 
@@ -75,7 +86,7 @@ class AsyncSharedCredential(Shared):
         options = options or {}
         if self._brought or not _KNOWN_OPTIONS.issuperset(options):
             self._check_open()
-            method = self.unshared.get_token_info
+            method = self._here().get_token_info
             answer: AccessTokenInfo = await self._itself(method, scopes, {"options": options})
             return answer
         claims = options.get("claims")
@@ -89,6 +100,7 @@ class AsyncSharedCredential(Shared):
             return
         self._closed = self._supply.closed = True
         self._ready.clear()
+        await self._loops.close_copies()
         close = getattr(self.unshared, "close", None)
         if not callable(close):
             return
@@ -135,7 +147,7 @@ class AsyncSharedCredential(Shared):
         scopes, tenant_id, enable_cae = request
 
         def asker(credential: Any, scopes: tuple[str, ...], **asked: Any) -> RawToken:
-            return _ask_in_loop(loop, credential, scopes, **asked)
+            return _ask_in_loop(loop, self._loops, credential, scopes, **asked)
 
         held = await self._in_thread(
             lambda: self._supply.hold(
@@ -195,6 +207,7 @@ class _Outcome:
 
 def _ask_in_loop(
     loop: asyncio.AbstractEventLoop,
+    loops: CredentialLoops,
     credential: Any,
     scopes: tuple[str, ...],
     *,
@@ -207,7 +220,7 @@ def _ask_in_loop(
     if loop.is_closed():
         raise LoopEnded("the event loop in which this credential was used has ended")
     options = request_options(claims, tenant_id, enable_cae)
-    asking = _asking(credential, scopes, options)
+    asking = _asking(loops, credential, scopes, options)
     try:
         future = asyncio.run_coroutine_threadsafe(asking, loop)
     except RuntimeError as error:
@@ -239,7 +252,10 @@ class LoopEnded(OnlyHere):
     """An asynchronous credential cannot be asked any more: its event loop has ended."""
 
 
-async def _asking(credential: Any, scopes: tuple[str, ...], options: dict[str, Any]) -> Any:
+async def _asking(
+    loops: CredentialLoops, credential: Any, scopes: tuple[str, ...], options: dict[str, Any]
+) -> Any:
+    credential = loops.here(credential)
     if callable(getattr(credential, "get_token_info", None)):
         return await credential.get_token_info(*scopes, options=options)
     return await credential.get_token(*scopes, **options)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool.azure.credentials import RawToken, ask, check_credential, insisting, is_async
@@ -16,7 +17,7 @@ from mppool.azure.failures import OnlyHere, describe, is_refusal, raise_for_othe
 from mppool.azure.identity import azure_class_of, has_account, identity_of, last_response_of
 from mppool.azure.objects import belongings_of, fit_for_use
 from mppool.azure.token import MAX_TOKEN_BYTES
-from mppool.core.tokens import FETCH_PATIENCE_S, TokenKey
+from mppool.core.tokens import FETCH_PATIENCE_S, TokenCost, TokenKey
 from mppool.errors import ConfigurationError
 from mppool.worker.fork import renew_in_children
 from mppool.worker.held_token import Failure, Fetched, HeldToken, Source, TokenUnavailable
@@ -24,6 +25,7 @@ from mppool.worker.solitary import Solitary
 from mppool.worker.tokens import DEFAULT_TIMEOUT_S, TokenShare
 
 if TYPE_CHECKING:
+    from mppool.azure.credential_loops import CredentialLoops
     from mppool.worker.member import Member
 
 PROMPT_PATIENCE_S = 1800.0
@@ -34,6 +36,9 @@ PROMPT_TIMEOUT_S = 300.0
 
 UNKNOWN_LIFE_S = 300.0
 """A token whose expiry nobody has said counts as near its end (row C5)."""
+
+NOTABLE_S = 0.02
+"""A token that came faster came from a cache."""
 
 _ACCOUNT_CHANGES = 3
 
@@ -62,6 +67,7 @@ class _Common:
     def __init__(self) -> None:
         self.asking = threading.Lock()
         self._solitary: dict[str, Solitary] = {}
+        self._loops: dict[str, CredentialLoops] = {}
         renew_in_children(self)
 
     def after_fork_in_child(self) -> None:
@@ -69,6 +75,15 @@ class _Common:
         self.asking = threading.Lock()
         for solitary in self._solitary.values():
             solitary.after_fork_in_child()
+        for loops in self._loops.values():
+            loops.renew()
+
+    def loops(self) -> CredentialLoops:
+        """What stands for an asynchronous credential in which event loop."""
+        from mppool.azure.credential_loops import CredentialLoops
+
+        found = self._loops.get("")
+        return self._loops.setdefault("", CredentialLoops()) if found is None else found
 
     def solitary(self) -> Solitary:
         """The tokens of this process alone, made when they are first needed."""
@@ -100,6 +115,11 @@ class Supply:
             return belongings_of(credential, _Common), True
         except ConfigurationError:  # it cannot be referred to weakly
             return _Common(), False
+
+    @property
+    def loops(self) -> CredentialLoops:
+        """What stands for an asynchronous credential in which event loop."""
+        return self._common.loops()
 
     @property
     def identity(self) -> str | None:
@@ -218,20 +238,36 @@ class Supply:
     ) -> RawToken:
         if self.closed:
             raise _Closed("the credential was closed")
-        return asker(
-            self._fit(),
-            key.scopes,
-            claims=claims,
-            tenant_id=key.tenant,
-            enable_cae=key.cae,
-            may_prompt=may_prompt,
-        )
+        began = monotonic()
+        try:
+            return asker(
+                self._fit(),
+                key.scopes,
+                claims=claims,
+                tenant_id=key.tenant,
+                enable_cae=key.cae,
+                may_prompt=may_prompt,
+            )
+        finally:
+            if key.identity == _UNKNOWN:
+                note_cost(self._member, self.credential, monotonic() - began)
 
     def _fit(self) -> Any:
         """The credential, or in a forked child a copy, which is the one that people sign in to there."""
         if self._is_known:
             self.credential = fit_for_use(self.credential)
         return self.credential
+
+
+def note_cost(member: Member, credential: Any, seconds: float) -> None:
+    """Have `mppool doctor` see what a credential costs whose tokens are not shared between processes."""
+    if seconds >= NOTABLE_S and member.holdings.session is not None:
+        member.tell(TokenCost(azure_class_of(credential) or type(credential).__name__, seconds))
+
+
+def loops_of(credential: Any) -> CredentialLoops:
+    """What stands for an asynchronous credential in which event loop."""
+    return Supply._common_of(credential)[0].loops()
 
 
 def _as_fetched(raw: RawToken) -> Fetched:

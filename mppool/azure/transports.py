@@ -90,6 +90,8 @@ class _Pooled:
         self._make = make
         self._credential = credential
         self._serial = serial
+        # A credential that nobody else keeps lives as long as its client, and all that are derived from it.
+        self.keeps: Any = None
         self._wires: dict[Clients, Wire] = {}
         self.wire = self._wired(clients)
 
@@ -174,9 +176,19 @@ class AsyncTransport(_Pooled, AsyncHttpTransport[Any, Any]):
 
 
 def opened(options: dict[str, Any]) -> Any:
-    """azure-core's transport over requests, with a session of its own."""
+    """azure-core's transport over requests, with a session of its own.
+
+    connections: to keep for each host; more than requests keeps by itself (10), or less.
+    """
+    options = dict(options)
+    connections = options.pop("connections", None)
     transport = RequestsTransport(**options)
     transport.open()  # now: two threads that send first would make two sessions
+    session: Any = transport.session
+    if connections is not None:
+        for prefix, old in list(session.adapters.items()):
+            kept = {"pool_connections": connections, "pool_maxsize": connections}
+            session.mount(prefix, type(old)(max_retries=old.max_retries, **kept))
     return transport
 
 
@@ -192,6 +204,19 @@ def opened_later(options: dict[str, Any]) -> Any:
         """
 
         _contexts: dict[Any, Any]
+        _connections: int | None
+
+        async def open(self) -> None:
+            if not getattr(self, "_has_been_opened", False) and self._connections is not None:
+                import aiohttp
+
+                self.session = aiohttp.ClientSession(
+                    connector=aiohttp.TCPConnector(limit_per_host=self._connections),
+                    trust_env=self._use_env_settings,
+                    cookie_jar=aiohttp.DummyCookieJar(),
+                    auto_decompress=False,
+                )
+            await super().open()
 
         def _build_ssl_config(self, cert: Any, verify: Any) -> Any:
             key = (cert, verify)
@@ -199,6 +224,9 @@ def opened_later(options: dict[str, Any]) -> Any:
                 self._contexts[key] = super()._build_ssl_config(cert, verify)
             return self._contexts[key]
 
+    options = dict(options)
+    connections = options.pop("connections", None)
     made = OneContext(**options)
+    made._connections = connections
     made._contexts = {}
     return made

@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
     from mppool.server.runtime import ManagerPaths
 
+_MANY_FETCHES = 5
+"""So many tokens are no accident."""
+
 Level = Literal["ok", "note", "FAULT"]
 
 
@@ -220,7 +223,30 @@ def _server(paths: ManagerPaths, subject: str, pid: int) -> Finding:
     broken = [name for name, pool in pools.items() if pool["breaker"] != "closed"]
     if broken:
         text += f"; opening fails at present in {', '.join(broken)}"
-    return Finding("note" if silent or broken else "ok", subject, text)
+    dear = _token_costs(stats.get("token_costs"))
+    text += dear
+    return Finding("note" if silent or broken or dear else "ok", subject, text)
+
+
+_ADVICE = {
+    "OnBehalfOfCredential": "one for each request? give the checkout identity=, and keep the credential",
+    "AzureCliCredential": "starts a program for each token; name it with identity=, or use it only to develop",
+    "ChainedTokenCredential": "tries one after the other, perhaps a program; name it with identity=",
+    "DefaultAzureCredential": "tries one after the other, perhaps a program; name it with identity=",
+}
+
+
+def _token_costs(costs: object) -> str:
+    """Tokens that each process fetches for itself, where that takes time."""
+    if not isinstance(costs, list):
+        return ""
+    return "".join(
+        f"; {one['fetches']} tokens of {one['kind']} were fetched for one process alone, in "
+        f"{one['seconds'] / max(1, one['fetches']):.2g} s each"
+        + (f" ({_ADVICE[one['kind']]})" if one["kind"] in _ADVICE else "")
+        for one in costs
+        if one["fetches"] >= _MANY_FETCHES
+    )
 
 
 def _no_server(paths: ManagerPaths, subject: str) -> Finding:

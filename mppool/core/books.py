@@ -45,7 +45,14 @@ from mppool.core.pool import PoolBooks
 from mppool.core.slot import SlotState
 from mppool.core.surroundings import Surroundings
 from mppool.core.token_books import TokenBooks
-from mppool.core.tokens import ForgetTokens, TokenFailed, TokenFetched, TokenSpurned, WantToken
+from mppool.core.tokens import (
+    ForgetTokens,
+    TokenCost,
+    TokenFailed,
+    TokenFetched,
+    TokenSpurned,
+    WantToken,
+)
 from mppool.ids import GrantNumber, ProcessId, Session, Ticket, grant_number
 
 Command = Resize | Reset | Drain | ClosePool | WantReady | ForgetTokens
@@ -260,6 +267,9 @@ class Books:
     def _token_failed(self, process: ProcessId, event: TokenFailed, now: float) -> None:
         self.tokens.failed(process, event, now)
 
+    def _token_cost(self, process: ProcessId, event: TokenCost, now: float) -> None:
+        self.tokens.cost(event)
+
     def _token_spurned(self, process: ProcessId, event: TokenSpurned, now: float) -> None:
         self.tokens.spurned(event, now)
 
@@ -385,4 +395,5 @@ class Books:
         TokenFetched: _token_fetched,
         TokenFailed: _token_failed,
         TokenSpurned: _token_spurned,
+        TokenCost: _token_cost,
     }

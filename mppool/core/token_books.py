@@ -29,6 +29,7 @@ from typing import TYPE_CHECKING, Any
 from mppool.core.token_entry import LONGEST_RETRY_S, Asker, Fetch, TokenEntry
 from mppool.core.tokens import (
     FetchToken,
+    TokenCost,
     TokenDecision,
     TokenFailed,
     TokenFetched,
@@ -49,6 +50,9 @@ SWEEP_S = 60.0
 """So often the entries that nobody needs are looked for."""
 
 
+MOST_KINDS = 32
+LONGEST_KIND = 100
+
 MOST_FORGOTTEN = 256
 """Of so many identities it is remembered that their tokens are forgotten; with one more, the tokens of all are."""
 
@@ -66,6 +70,7 @@ class TokenBooks:
         self._fetching: dict[TokenKey, TokenEntry] = {}
         self._fetches = epoch << 32
         self._sweep_at = math.inf
+        self.costs: dict[str, list[float]] = {}
         # What was forgotten last, by identity; None: of all.
         self._forgotten: dict[str | None, int] = {}
 
@@ -210,6 +215,21 @@ class TokenBooks:
             assert entry.fetch is not None
             at = min(at, entry.fetch.until, *(asker.deadline for asker in entry.queue.values()))
         return at
+
+    def cost(self, event: TokenCost) -> None:
+        """A process has fetched for itself alone."""
+        kind = event.kind if event.kind in self.costs or len(self.costs) < MOST_KINDS else "others"
+        found = self.costs.setdefault(kind[:LONGEST_KIND], [0.0, 0.0])
+        if 0 <= event.seconds < math.inf:
+            found[0] += 1
+            found[1] += event.seconds
+
+    def costs_snapshot(self) -> list[dict[str, Any]]:
+        """JSON-compatible: what the credentials cost whose tokens are not shared between processes."""
+        return [
+            {"kind": kind, "fetches": int(number), "seconds": seconds}
+            for kind, (number, seconds) in self.costs.items()
+        ]
 
     def snapshot(self, now: float) -> list[dict[str, Any]]:
         """JSON-compatible, without tokens."""

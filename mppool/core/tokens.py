@@ -172,7 +172,17 @@ class TokensForgotten(Decision, frozen=True, tag=True):
     token: str = ""
 
 
-TokenEvent = WantToken | TokenFetched | TokenFailed | TokenSpurned | ForgetTokens
+class TokenCost(Event, frozen=True, tag=True):
+    """A token was asked for that is not shared between processes, and it took a while.
+
+    kind: the class of the credential.
+    """
+
+    kind: str
+    seconds: float
+
+
+TokenEvent = WantToken | TokenFetched | TokenFailed | TokenSpurned | ForgetTokens | TokenCost
 TokenDecision = TokenGiven | FetchToken | TokenQueued | TokenRefused | TokensForgotten
 
 _ANSWERS = frozenset((Grant, Queued, Refuse, TokenGiven, FetchToken, TokenQueued, TokenRefused))

@@ -12,6 +12,8 @@ from typing import Any
 from mppool.dbapi import autocommit as mode
 from mppool.dbapi.secrets import scrubbed, secrets_in, without
 from mppool.dbapi.sessions import is_closed, is_dead, module_of
+from mppool.dbapi.settings import Settings
+from mppool.dbapi.statements import leaves_behind
 from mppool.errors import ConfigurationError
 from mppool.recipe import Opening, Recipe
 
@@ -29,8 +31,10 @@ class DbApiRecipe(Recipe[Any]):
     autocommit: mode of a fresh connection, and again after each lease; None: the one that `connect` gives.
     module: the driver, where it cannot be told from `connect` (a function of the application's own).
 
-    On release an open transaction is rolled back and the autocommit mode is put back. Other settings of the
-    session (`SET`, temporary tables) stay: override `reset`, call this one, and undo them.
+    On release an open transaction is rolled back, and the autocommit mode, a query timeout and, where the driver
+    has them, encodings and output converters are put back as `open` and `configure` have left them. Other settings
+    of the session (`SET`, temporary tables) stay: override `reset`, call this one, and undo them; or give the
+    pool `guard=True`, which sees them and closes the connection.
 
     Connections go from thread to thread, one at a time, so `check_same_thread` of sqlite3 is False unless
     it is given. Raises ConfigurationError for what can be seen at once to be unusable. Opening raises the
@@ -74,6 +78,9 @@ class DbApiRecipe(Recipe[Any]):
         self._check_query = check_query
         self._autocommit = autocommit
         self._mode: Any = autocommit
+        # By id, for not all drivers' connections can be referred to weakly. An entry ends with `close`, or with
+        # the next connection at the address.
+        self._left: dict[int, Settings] = {}
         self._secrets = secrets_in(args, kwargs)
         # By name: modules do not pickle.
         self._module_name = found.__name__
@@ -102,19 +109,42 @@ class DbApiRecipe(Recipe[Any]):
         # Outside of the handler: in it the original, with all its text, would be this one's __context__.
         raise failure
 
+    def opened(self, connection: Any) -> None:
+        """Note how the connection is, so that it is so again after each lease."""
+        self._left[id(connection)] = Settings(connection, self.module)
+
+    def leaves_behind(self, name: str, arguments: tuple[Any, ...]) -> bool:
+        """See Recipe.leaves_behind."""
+        if name == "set_attr":
+            return True
+        if (
+            name not in ("execute", "executemany", "executescript", "batch_execute")
+            or not arguments
+        ):
+            return False
+        first = arguments[0]
+        statements = first if isinstance(first, list) else [first]
+        return any(leaves_behind(one, resets=False) for one in statements)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**vars(self), "_left": {}}
+
     def connect(self, opening: Opening) -> Any:
         """Call the driver's function. For recipes that add to its arguments at each opening."""
         return self._connect(*self._args, **self._kwargs)
 
     def reset(self, connection: Any) -> None:
-        """Roll back, and put the autocommit mode back.
+        """Roll back, and put back what `open` and `configure` have left, overridden or not.
 
         Raises the driver's error if that fails, ConnectionError if it does because the session is dead.
         """
         # Before autocommit is touched: turning it on commits.
         self.roll_back(connection)
         try:
-            if mode.read(connection) != self._mode:
+            left = self._left.get(id(connection))
+            if left is not None:
+                left.put_back(connection)
+            elif mode.read(connection) != self._mode:
                 mode.write(connection, self._mode)
         except self.module.Error as error:
             self._raise_if_dead(error, connection)
@@ -171,6 +201,7 @@ class DbApiRecipe(Recipe[Any]):
 
     def close(self, connection: Any) -> None:
         """Close the connection, unless that has happened already."""
+        self._left.pop(id(connection), None)
         if is_closed(connection):
             return
         try:

@@ -27,6 +27,7 @@ from types import ModuleType
 
 from mppool.errors import ConfigurationError
 from mppool.server.runtime import likely_runtime_dir, private_directory
+from mppool.worker.fork import call_in_children
 
 logger = logging.getLogger("mppool.odbc")
 
@@ -44,8 +45,7 @@ def _renew_lock() -> None:
     _lock = threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_renew_lock)
+call_in_children(_renew_lock)
 
 
 def load() -> ModuleType:

@@ -8,10 +8,11 @@ not put back          the rest; `guard=True` sees it being done, and the connect
 
 from __future__ import annotations
 
-import re
 import sys
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
+
+from mppool.dbapi.statements import ENDS_TRANSACTION_OF_SQL_SERVER, leaves_behind
 
 if TYPE_CHECKING:
     import pyodbc
@@ -35,25 +36,11 @@ _DBMS_NAME, _DRIVER_NAME = 17, 6
 # What ends a transaction that a statement has begun under autocommit, of which the driver knows nothing: by DBMS.
 # PostgreSQL's driver notices such transactions, and rolls back.
 _ENDS_TRANSACTION = {
-    "Microsoft SQL Server": "IF @@TRANCOUNT > 0 ROLLBACK TRANSACTION",
+    "Microsoft SQL Server": ENDS_TRANSACTION_OF_SQL_SERVER,
     "SQLite": "ROLLBACK",
     "MySQL": "ROLLBACK",
     "MariaDB": "ROLLBACK",
 }
-
-_COMMENTS = re.compile(r"/\*.*?\*/|--[^\n]*", re.DOTALL)
-# What stays in a session although Microsoft's drivers reset it.
-_BEYOND_A_RESET = re.compile(
-    r"\bset\s+transaction\s+isolation\b|\bsp_setapprole\b|\bexecute\s+as\b", re.IGNORECASE
-)
-# What stays in a session that nobody resets: at the beginning of a statement, or a function anywhere.
-_STAYS = re.compile(
-    r"(?:^|;)\s*(?:set(?!\s+local\b)|use|pragma|attach|detach|listen|prepare|declare|load|handler|"
-    r"alter\s+session|lock\s+tables|create\s+(?:(?:or\s+replace|global|local)\s+)*temp(?:orary)?|"
-    r"select\b[^;]*\binto\s+temp(?:orary)?|begin\s+(?:immediate|exclusive))\b|"
-    r"\b(?:set_config|pg_(?:try_)?advisory_lock\w*|get_lock|sp_setapprole)\s*\(",
-    re.IGNORECASE,
-)
 
 
 class Backend:
@@ -78,8 +65,7 @@ class Backend:
 
     def leaves_behind(self, statement: str, resets: bool) -> bool:
         """Whether what a statement does stays for the next user of the session."""
-        plain = _COMMENTS.sub(" ", statement)
-        return bool((_BEYOND_A_RESET if resets and self.resets else _STAYS).search(plain))
+        return leaves_behind(statement, resets=resets and self.resets)
 
 
 class Left:

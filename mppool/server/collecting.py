@@ -109,6 +109,7 @@ class Collector:
     def _answer(self, wanted: _Wanted, now: float) -> None:
         snapshot = self._books.snapshot()
         snapshot["tokens"] = self._books.tokens.snapshot(now)
+        snapshot["token_costs"] = self._books.tokens.costs_snapshot()
         stats = merged(
             snapshot,
             [resident.figures() for resident in self._residents.values()],

@@ -292,6 +292,9 @@ class Address(msgspec.Struct, frozen=True):
     version: str
 
 
+_address_decoder = msgspec.json.Decoder(Address)
+
+
 def read_address(paths: ManagerPaths) -> Address | None:
     """What the address file says, or None if there is none or it is damaged. Its server may be dead.
 
@@ -322,7 +325,7 @@ def read_address(paths: ManagerPaths) -> Address | None:
     finally:
         os.close(descriptor)
     try:
-        address = msgspec.json.decode(content, type=Address)
+        address = _address_decoder.decode(content)
     except (ValueError, msgspec.MsgspecError):
         return None  # written by something else; the next server replaces it
     return address if _SOCKET_NAME.fullmatch(address.socket) else None

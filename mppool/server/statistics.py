@@ -68,6 +68,7 @@ def merged(
             for pool, entry in snapshot["pools"].items()
         },
         "tokens": snapshot.get("tokens", []),
+        "token_costs": snapshot.get("token_costs", []),
     }
 
 

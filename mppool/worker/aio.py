@@ -39,9 +39,9 @@ class AsyncLease(Lease[T]):
     __slots__ = ()
 
     def __init__(self, lease: Lease[T]) -> None:
-        entry = lease._entry
-        del lease._entry
-        super().__init__(entry, lease._face)
+        self._face = lease._face
+        held, lease._held = lease._held, []
+        self._held = held
 
     async def __aenter__(self) -> T:
         return self.resource
@@ -52,7 +52,7 @@ class AsyncLease(Lease[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is None and self._face.plain:
+        if self._is_forked() or (error is None and self._face.plain):
             self.release()  # nothing but an append
             return
         # Shielded: a task that is cancelled here has given its lease back all the same.

@@ -18,7 +18,7 @@ from __future__ import annotations
 import logging
 import sys
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
 from mppool.core.events import Declined, OpenFailed
 from mppool.worker.shelf import forget_shelf
@@ -137,7 +137,7 @@ def _is_lost(holdings: Holdings, number: Any) -> bool:
 def give_up_opening(entry: Entry, error: str | None = None, *, counted: bool = False) -> None:
     """An opening that is not completed: close what was opened, and give the grant back."""
     holdings, face = entry.holdings, entry.face
-    if holdings.forked:
+    if holdings.inherited:
         return
     if entry.opened:
         resource = entry.opened.pop()
@@ -151,7 +151,7 @@ def give_up_opening(entry: Entry, error: str | None = None, *, counted: bool = F
                 exc_info=True,
             )
         finally:
-            if not holdings.forked:
+            if not holdings.inherited:
                 _tell_given_up(entry, error, counted)
         return
     _tell_given_up(entry, error, counted)
@@ -168,26 +168,6 @@ def _tell_given_up(entry: Entry, error: str | None, counted: bool) -> None:
         forget_shelf(entry.face, entry.key)
     entry.face.member.flush()
     entry.face.poke(entry.key)
-
-
-class Releasable(Protocol):
-    """A reentrant lock, or a condition that has one."""
-
-    def release(self) -> None:
-        """Raises RuntimeError if the calling thread does not own it."""
-
-
-def release_own(*locks: Releasable) -> None:
-    """Release whatever of these the calling thread still owns.
-
-    An interrupt can strike after the last instruction of a `with` block and before the release.
-    """
-    for lock in locks:
-        while True:
-            try:
-                lock.release()
-            except RuntimeError:  # not ours, or not any more
-                break
 
 
 def forget_frames(error: BaseException) -> None:

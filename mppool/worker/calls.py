@@ -18,6 +18,7 @@ from mppool.errors import ProtocolError
 from mppool.ids import Session, Ticket
 from mppool.wire.framing import FrameReader, encode, process_side_reader
 from mppool.wire.messages import Hello, Message, Rejected, Welcome
+from mppool.worker.fork import own_mark
 
 _RECEIVE_BYTES = 65536
 
@@ -59,6 +60,7 @@ class Connection:
     __slots__ = (
         "__weakref__",
         "_kernel_waits",
+        "_mark",
         "_orphans",
         "_reader",
         "_timeout",
@@ -70,6 +72,7 @@ class Connection:
     def __init__(
         self, sock: socket.socket, session: Session, orphans: deque[Ticket] | None = None
     ) -> None:
+        self._mark = own_mark()
         self.ticket: Ticket | None = None
         self._orphans = orphans
         self.sock = sock
@@ -84,6 +87,8 @@ class Connection:
 
     def close(self) -> None:
         """End it for good: a forked child may hold a copy of the descriptor, so it is shut down first."""
+        if not self._mark[0]:
+            return  # our parent speaks on it
         try:
             self.sock.shutdown(socket.SHUT_RDWR)
         except OSError:

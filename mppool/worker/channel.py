@@ -13,9 +13,9 @@ from mppool.ids import ProcessId
 from mppool.wire.framing import FrameReader, encode, process_side_reader
 from mppool.wire.messages import Message
 from mppool.worker.calls import Connection
+from mppool.worker.late import Releasable
 
 if TYPE_CHECKING:
-    from mppool.worker.audit import Releasable
     from mppool.worker.holdings import Holdings
     from mppool.worker.member import Member
 

@@ -8,7 +8,7 @@ from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from mppool.worker.audit import release_own
+from mppool.worker.late import release_own
 
 log = logging.getLogger("mppool")
 

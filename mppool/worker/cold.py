@@ -343,7 +343,7 @@ def open_resource(
         # In one call of C: no interrupt can strike between the hook's return and the storing, which would
         # leave an open resource to which nothing refers.
         entry.opened.extend(map(face.recipe.open, (opening,)))
-        if entry.holdings.forked:
+        if entry.holdings.inherited:
             raise ForkedLease(
                 f"pool {face.name!r}: this process was forked inside the open hook; the resource belongs "
                 "to its parent; check out again"
@@ -360,7 +360,7 @@ def open_resource(
         is_told = not repeats(error, secret_of(token))
         forget_locals(error)
         give_up_opening(entry, text, counted=True)
-        if isinstance(error, OpenFailedError) or entry.holdings.forked:
+        if isinstance(error, OpenFailedError) or entry.holdings.inherited:
             raise
         failed = OpenFailedError(f"pool {face.name!r}: opening a resource failed: {text}")
         raise failed from (error if is_told else None)

@@ -28,8 +28,10 @@ def close(entry: Entry, reason: CloseReason) -> None:
 
 def begin_close(entry: Entry) -> bool:
     """From now on nobody else closes it, or counts it as idle or in use. False if somebody does already."""
+    if entry.holdings.inherited:
+        return False  # not before the lock: its holder may not exist here
     with entry.holdings.lock:
-        if entry.state == "closing" or entry.holdings.forked:
+        if entry.state == "closing":
             return False  # a hook that closes its own resource; two threads that both want to
         entry.state = "closing"
         entry.face.demand_for(entry.key).ended(entry.number)
@@ -51,11 +53,11 @@ def finish_close(entry: Entry, reason: CloseReason) -> None:
         # Interrupted, perhaps before anything was closed, and its frames or its user may keep it: it is
         # closed once more, for it must have ended before its slot is free.
         traceback.clear_frames(error.__traceback__)
-        if not entry.holdings.forked:
+        if not entry.holdings.inherited:
             _close_again(entry)
         raise
     finally:
-        if not entry.holdings.forked:
+        if not entry.holdings.inherited:
             _forget(entry, reason)
 
 

@@ -42,6 +42,7 @@ class Entry:
         "key",
         "killed",
         "lent_at",
+        "mark",
         "number",
         "opened",
         "opened_at",
@@ -70,6 +71,7 @@ class Entry:
     ) -> None:
         self.face = face
         self.holdings = holdings
+        self.mark = holdings.mark
         self.number = number
         self.key = key
         self.shelf = face.shelf_of(key)

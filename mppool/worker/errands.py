@@ -15,8 +15,7 @@ from typing import TYPE_CHECKING
 
 from mppool.errors import PoolError, ProtocolError
 from mppool.wire.messages import Goodbye, WantReport
-from mppool.worker.audit import release_own
-from mppool.worker.late import LateLock
+from mppool.worker.late import LateLock, release_own
 from mppool.worker.report import Reporter
 from mppool.worker.wakeup import WakeUp
 

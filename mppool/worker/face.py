@@ -118,7 +118,10 @@ class Face:
         self.renew(member.holdings)
 
     def renew(self, holdings: Holdings) -> None:
-        """Start with nothing: at the declaration, and in a forked child."""
+        """Start with nothing: at the declaration, and in a forked child.
+
+        ours: the mark, see fork.py. Last, for whoever finds it set uses all the rest.
+        """
         self.holdings = holdings
         self.is_sealed = False
         self.shelves: dict[str, deque[Entry]] = {}
@@ -139,6 +142,7 @@ class Face:
         self.waits = Chores(f"{self.member.name}-{self.name}")  # of asynchronous checkouts
         self.identities.renew()
         self.pop: Callable[[], Entry] = own_popper(self)
+        self.ours = holdings.mark
 
     def key_for(self, identity: str | None) -> str:
         """The key of what this pool opens for an identity."""
@@ -309,7 +313,7 @@ class Face:
     def throw_away(self, entry: Entry, now: float) -> None:
         """A lease was discarded."""
         held = now - entry.lent_at
-        if not entry.holdings.forked and take_from_lease(entry):
+        if not entry.holdings.inherited and take_from_lease(entry):
             self.observe("use", held)
             close(entry, "discarded")
         elif entry.killed:
@@ -320,7 +324,7 @@ class Face:
 
         suspect: an exception ended its use, so whether it still works is checked before anybody gets it.
         """
-        if entry.holdings.forked:
+        if entry.holdings.inherited:
             return
         if self.watched and not take_from_lease(entry):
             log.warning("pool %r: a lease was released after it had been killed", self.name)

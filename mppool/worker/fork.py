@@ -1,35 +1,130 @@
-"""What happens to a member in a forked child.
+"""How a process finds out that it is a forked child, and what happens then.
 
-One `os.register_at_fork` for all members. It works for every way to fork: a plain os.fork (gunicorn),
-multiprocessing, a double fork. In the child it does almost nothing: it marks the parent's holdings as
-forked, makes them immortal, and gives every member new ones. No byte is sent on an inherited connection,
-no hook is called, no lock of the parent is taken (its holder may not exist here).
+The mark of a process is one byte on a page that the kernel wipes in every child (MADV_WIPEONFORK), whoever
+forked it and how: os.fork, multiprocessing, or C code that runs no hooks (uwsgi). Everything that belongs to
+one process keeps the mark of that process. So `not mark[0]` says "this is somebody else's", and it says so
+from the first instruction of the child on: also to what is finalized before any hook runs.
+
+Two lines of defence, which run the same renewal:
+
+1. `os.register_at_fork`. It does almost nothing: what the parent holds becomes immortal, inherited
+   descriptors are closed, and every forkable gets empty hands. No byte is sent on an inherited connection,
+   no hook of a recipe is called, no lock of the parent is taken (its holder may not exist here).
+2. `notice_fork`, at every use. It finds what the hook could not do: there was no hook, or it was
+   interrupted. CPython swallows what a hook raises.
+
+The renewal may be left by an exception between any two instructions. So every part of it can be done again,
+one part's failure skips no other, and the new mark is announced last.
 """
 
 from __future__ import annotations
 
+import mmap
 import os
 import sys
 import weakref
 from _ctypes import Py_INCREF
+from _thread import RLock
+from collections.abc import Callable
+from functools import partial
 from typing import Any, Protocol
+
+from mppool.worker.late import release_own
+
+_MADV_WIPEONFORK = 18  # Linux 4.14; the module mmap does not name it
 
 
 class Forkable(Protocol):
-    """Something that must start afresh in a child."""
+    """Something that must start anew in a child."""
 
     def after_fork_in_child(self) -> None:
-        """Start afresh. No I/O, no logging, no lock of the parent."""
+        """Start with nothing. No I/O, no logging, no lock of the parent.
+
+        It may be left by an exception at any instruction, and is called again then.
+        """
 
 
-_IMPORTED_LATE = ("mppool", "filelock")
+class Mark(Protocol):
+    """`mark[0]` is not zero in the process that made it, and zero in its children."""
+
+    def __getitem__(self, index: int, /) -> int: ...
+
+
+class _PidMark:
+    """Where no page can be had that is wiped: compares pids. Slower: a system call each time."""
+
+    def __init__(self) -> None:
+        self._pid = os.getpid()
+
+    def __getitem__(self, index: int, /) -> int:
+        return self._pid == os.getpid()
+
+
+def new_mark() -> Mark:
+    """A mark of the calling process."""
+    try:
+        page = mmap.mmap(-1, mmap.PAGESIZE, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+        page.madvise(_MADV_WIPEONFORK)
+        page[0] = 1
+    except (OSError, ValueError, AttributeError):  # an older kernel, another system, no memory
+        return _PidMark()
+    return page
+
 
 _forkables: weakref.WeakSet[Forkable] = weakref.WeakSet()
+_functions: list[Callable[[], None]] = []
+_functions_done = 0
+
+_mark: Mark = new_mark()
+# The mark of this process while it is being renewed, and what of it is done already.
+_next_mark: Mark = _mark
+_renewed: weakref.WeakSet[Forkable] = weakref.WeakSet()
+# What has failed to renew itself: tried again at each use until it succeeds.
+_failed: list[Forkable] = []
+# By pid: held while this process is renewed. A child does not find its parent's.
+_renewing: dict[int, Any] = {}
+# Held while modules are imported and decoders made, so that no child is forked in the middle of that. Not
+# gevent's: nobody switches to another greenlet while it is held.
+_preparing = RLock()
+_LONGEST_PREPARATION_S = 5.0
+"""Whatever hangs in an import must not hang every fork."""
+
+
+def own_mark() -> Mark:
+    """The mark of this process, for what is made now."""
+    return _mark if _mark[0] else _next_mark
+
+
+def notice_fork() -> None:
+    """Call this before anything is done that reaches beyond this process's own memory.
+
+    If this process is a child that was not told so, it is renewed first. Raises what a part raises that
+    cannot be renewed, and an interrupt after all is done.
+    """
+    if _failed or not _mark[0]:
+        _renew()
 
 
 def renew_in_children(forkable: Forkable) -> None:
     """From now on `forkable.after_fork_in_child()` is called in every forked child, while it lives."""
+    notice_fork()
     _forkables.add(forkable)
+
+
+def call_in_children(function: Callable[[], None]) -> None:
+    """From now on `function()` is called in every forked child, as a Forkable's method would be."""
+    _functions.append(function)
+
+
+def prepare(*steps: Callable[[], object]) -> None:
+    """Import modules and make decoders, so that no child is forked while that is half done.
+
+    A child would wait for ever for the import lock of a thread that does not exist there, or decode with
+    half of a type's description.
+    """
+    with _preparing:
+        for step in steps:
+            step()
 
 
 def bury(thing: Any) -> None:
@@ -41,20 +136,91 @@ def bury(thing: Any) -> None:
     Py_INCREF(thing)  # of _ctypes: ctypes itself would cost every worker another 0.1 MB
 
 
-def close_quietly(descriptors: list[int]) -> None:
-    """Close inherited descriptors without a byte being sent."""
-    for descriptor in descriptors:
+def close_quietly(descriptors: set[int]) -> None:
+    """Close inherited descriptors without a byte being sent, and empty the set.
+
+    Each is taken from the set first: closed twice, the number might be somebody else's by then.
+    """
+    while descriptors:
+        descriptor = descriptors.pop()
         try:
             os.close(descriptor)
         except OSError:  # the parent closed it in the instant of the fork
             continue
 
 
+# --- the renewal -----------------------------------------------------------------------------------------
+
+
+def _renew() -> None:
+    """Renew everything that is not renewed yet. See `notice_fork` for what it raises."""
+    interrupt: BaseException | None = None
+    lock = _renewing.setdefault(os.getpid(), RLock())
+    while True:
+        try:
+            with lock:
+                errors = _renew_all()
+            break
+        except BaseException as error:  # noqa: BLE001  # it is raised when all is done
+            interrupt = error
+            release_own(lock)
+    if interrupt is not None:
+        raise interrupt
+    if errors:
+        raise errors[0]
+
+
+def _renew_all() -> list[Exception]:
+    """Caller holds the lock of this process."""
+    global _mark, _next_mark, _renewed, _functions_done
+    if _mark[0] and not _failed:
+        return []  # another thread was faster
+    if not _next_mark[0]:
+        _forget_half_imported()
+        _preparing._at_fork_reinit()  # type: ignore[attr-defined]
+        _renewed = weakref.WeakSet()
+        _failed.clear()
+        _functions_done = 0
+        _next_mark = new_mark()
+    errors: list[Exception] = []
+    for function in _functions[_functions_done:]:
+        _do(function, errors)
+        _functions_done += 1
+    for forkable in list(_forkables):
+        if forkable in _renewed:
+            continue
+        if _do(forkable.after_fork_in_child, errors):
+            _renewed.add(forkable)
+            if forkable in _failed:
+                _failed.remove(forkable)
+        elif forkable not in _failed:
+            _failed.append(forkable)
+    _mark = _next_mark
+    for pid in list(_renewing):
+        if pid != os.getpid():
+            _renewing.pop(pid, None)
+    return errors
+
+
+def _do(function: Callable[[], None], errors: list[Exception]) -> bool:
+    """Whether it succeeded. An interrupt passes through."""
+    try:
+        function()
+    except Exception as error:  # noqa: BLE001  # it is raised when all others are done
+        errors.append(error)
+        return False
+    return True
+
+
+_IMPORTED_LATE = ("mppool", "filelock")
+
+
 def _forget_half_imported() -> None:
     """Drop modules that another thread was importing at the fork: here nobody finishes them.
 
     Without this a child finds them in sys.modules, half empty, for ever, or waits for ever for the lock of
-    a thread that does not exist here. Only what mppool imports where it is first used.
+    a thread that does not exist here. It is the second line: see `prepare`. Only what mppool imports where
+    it is first used.
     """
     locks = getattr(sys.modules.get("_frozen_importlib"), "_module_locks", {})
     for name, module in list(sys.modules.items()):
@@ -66,11 +232,21 @@ def _forget_half_imported() -> None:
             locks.pop(name, None)
 
 
+# --- hooks -----------------------------------------------------------------------------------------------
+
+
 def _after_fork_in_child() -> None:
-    _forget_half_imported()
-    for forkable in list(_forkables):
-        forkable.after_fork_in_child()
+    try:
+        notice_fork()
+    except BaseException:
+        notice_fork()  # it may have been interrupted before it had begun
+        raise
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_after_fork_in_child)
+    os.register_at_fork(
+        # Methods of C: no interrupt can leave the lock held.
+        before=partial(_preparing.acquire, timeout=_LONGEST_PREPARATION_S),
+        after_in_parent=_preparing.release,
+        after_in_child=_after_fork_in_child,
+    )

@@ -313,9 +313,5 @@ class GuardedPool(Pool[T]):
     def checkout(self, timeout: float | None = _DEFAULT, *args: Any, **more: Any) -> Lease[T]:
         """See Pool.checkout; the value of the lease is a proxy."""
         lease = super().checkout(timeout, *args, **more)
-        entry, face = lease._entry, lease._face
-        guarded: GuardedLease[T] = GuardedLease(entry, face)
-        # From now on the first one is nobody's.
-        lease._over = True
-        del lease._entry
+        guarded: GuardedLease[T] = GuardedLease(lease._held.pop(), lease._face)
         return guarded

@@ -8,6 +8,7 @@ from collections import deque
 from mppool.core.events import Event
 from mppool.ids import GrantNumber, Session
 from mppool.worker.entry import Entry
+from mppool.worker.fork import own_mark
 
 
 class Holdings:
@@ -24,7 +25,9 @@ class Holdings:
     side: resources that were brought back; only the server's Grant, Keep or Close takes them out (rule 6).
     outbox: events not sent yet. Appended to and popped from without the lock (atomic operations).
     leaked: entries whose lease was collected. Finalizers append; the errand thread empties.
-    forked: set once, in a child, by the fork hook.
+    mark: of the process that holds all this; see fork.py. In a child it says no, from the first instruction on.
+    forked: says the same, once the child has been renewed. Quicker to read, and enough where what is done in
+        error stays within the child's own memory.
     """
 
     def __init__(self) -> None:
@@ -35,4 +38,10 @@ class Holdings:
         self.session: Session | None = None
         self.outbox: deque[Event] = deque()
         self.leaked: deque[Entry] = deque()
+        self.mark = own_mark()
         self.forked = False
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this belongs to another process: the one that this was forked from."""
+        return not self.mark[0]

@@ -1,9 +1,29 @@
-"""Locks that are made when they are first used."""
+"""Locks that are made when they are first used, and how an interrupted thread frees its own."""
 
 from __future__ import annotations
 
 import threading
-from typing import Any
+from typing import Any, Protocol
+
+
+class Releasable(Protocol):
+    """A reentrant lock, or a condition that has one."""
+
+    def release(self) -> None:
+        """Raises RuntimeError if the calling thread does not own it."""
+
+
+def release_own(*locks: Releasable) -> None:
+    """Release whatever of these the calling thread still owns.
+
+    An interrupt can strike after the last instruction of a `with` block and before the release.
+    """
+    for lock in locks:
+        while True:
+            try:
+                lock.release()
+            except RuntimeError:  # not ours, or not any more
+                break
 
 
 class LateLock:

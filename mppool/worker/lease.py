@@ -28,17 +28,19 @@ class Lease(Generic[T]):
     Keep the lease for as long as the resource: when it is garbage-collected without having been
     released, its resource is closed, never handed out again.
 
-    The entry is kept in a slot that is *deleted* by the first release. Deletion is atomic, so of two
-    threads that release at once exactly one gives the resource back. `_over` is only a hint, for the
-    finalizer: to find out that a slot is empty costs as much as all the rest of a warm checkout.
+    `_held` holds the entry until somebody takes it out. To pop the only item of a list is atomic, with the
+    interpreter's global lock and on free-threaded builds; so of two threads that release at once exactly one
+    gives the resource back. (To delete an attribute is atomic only with that lock.)
+
+    In a child of the process that took it a lease does nothing at all, whoever forked it and however early
+    it is finalized: nothing is taken out, no lock is taken, nothing is logged (see fork.py).
     """
 
-    __slots__ = ("__weakref__", "_entry", "_face", "_over")
+    __slots__ = ("__weakref__", "_face", "_held")
 
     def __init__(self, entry: Entry, face: Face) -> None:
-        self._over = False
         self._face = face
-        self._entry = entry  # last: interrupted before, the finalizer has nothing to do
+        self._held = [entry]  # last: interrupted before, the finalizer has nothing to do
 
     @property
     def resource(self) -> T:
@@ -48,8 +50,8 @@ class Lease(Generic[T]):
         child of the process that took it.
         """
         try:
-            entry = self._entry
-        except AttributeError:
+            entry = self._held[0]
+        except IndexError:
             self._raise_released()
         if entry.killed or entry.holdings.forked:
             self._raise_unusable(entry)
@@ -58,7 +60,7 @@ class Lease(Generic[T]):
     @property
     def released(self) -> bool:
         """Whether the lease was given back."""
-        return not hasattr(self, "_entry")
+        return not self._held
 
     def __enter__(self) -> T:
         return self.resource
@@ -69,26 +71,17 @@ class Lease(Generic[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None and self._face_checks():
+        if error is not None and self._face.check is not None:
             self._release_suspect()
         else:
             self.release()
 
-    def _face_checks(self) -> bool:
-        entry = getattr(self, "_entry", None)
-        return entry is not None and entry.face.check is not None
-
     def _release_suspect(self) -> None:
         """An exception ended the use; it may have been the resource that failed."""
         try:
-            try:
-                entry = self._entry
-                del self._entry
-            except AttributeError:
-                self._refuse_second()
-                return
-            self._over = True
-            entry.face.put_back_slowly(entry, monotonic(), suspect=True)
+            entry = self._take_out()
+            if entry is not None:
+                entry.face.put_back_slowly(entry, monotonic(), suspect=True)
         except BaseException as error:
             entry = None
             self._face.member.interrupted(error)
@@ -99,24 +92,24 @@ class Lease(Generic[T]):
         try:
             now = monotonic()
             try:
-                entry = self._entry
-                del self._entry
-            except AttributeError:
+                entry = self._held.pop()
+            except IndexError:
                 self._refuse_second()
                 return
-            self._over = True
+            if entry.holdings.forked:
+                self._held.append(entry)  # it is our parent's, and `resource` shall say so
+                return
             face = entry.face
-            held = now - entry.lent_at
+            used = now - entry.lent_at
             if face.plain and now < entry.retire_at:
                 entry.released_at = now
-                # The shelf of the entry's own era: in a forked child this is the parent's, which nobody reads.
                 entry.shelf.append(entry)
                 if face.attention or entry.retire_at <= now:
                     look_after_shelving(entry)
             else:
                 face.put_back_slowly(entry, now)
-            if held >= BRIEF_S and not entry.killed:
-                face.observe("use", held)
+            if used >= BRIEF_S and not entry.killed:
+                face.observe("use", used)
         except BaseException as error:
             entry = None  # the traceback keeps this frame, and must not keep it
             self._face.member.interrupted(error)
@@ -125,14 +118,9 @@ class Lease(Generic[T]):
     def discard(self) -> None:
         """Close the resource instead of giving it back, for one that is known to be broken."""
         try:
-            try:
-                entry = self._entry
-                del self._entry
-            except AttributeError:
-                self._refuse_second()
-                return
-            self._over = True
-            entry.face.throw_away(entry, monotonic())
+            entry = self._take_out()
+            if entry is not None:
+                entry.face.throw_away(entry, monotonic())
         except BaseException as error:
             entry = None
             self._face.member.interrupted(error)
@@ -148,23 +136,36 @@ class Lease(Generic[T]):
         Raises what `resource` raises.
         """
         self.resource  # noqa: B018  # raises where it is not ours any more
-        entry = self._entry
+        entry = self._held[0]
         entry.face.backend_failed(entry, renewed=renewed)
+
+    def _take_out(self) -> Entry | None:
+        """The entry, for the first who asks. None: it is our parent's, or was given back already."""
+        held = self._held
+        try:
+            if not held[0].mark[0]:
+                return None
+            return held.pop()
+        except IndexError:
+            self._refuse_second()
+            return None
+
+    def _is_forked(self) -> bool:
+        """Whether our parent holds it."""
+        return any(not entry.mark[0] for entry in self._held)
 
     def __del__(self) -> None:
         # Runs in any thread at any instruction, whatever locks are held: only note it (hazard 15).
         try:
-            if self._over:
+            held = self._held
+            if not held or not held[0].mark[0]:
                 return
-            entry = self._entry
-            # Taken away, for in a cycle our owner may be finalized after us, and release us then.
-            del self._entry
-        except AttributeError:
+            # Taken out, for in a cycle our owner may be finalized after us, and release us then.
+            entry = held.pop()
+        except (AttributeError, IndexError):
             return
-        self._over = True
-        holdings = entry.holdings
-        if not holdings.forked and not entry.killed:
-            holdings.leaked.append(entry)
+        if not entry.killed:
+            entry.holdings.leaked.append(entry)
             entry.face.member.wake()
 
     # For whoever keeps a lease on behalf of somebody else, and learns in a finalizer that he is gone.
@@ -192,7 +193,7 @@ class Lease(Generic[T]):
         )
 
     def _raise_unusable(self, entry: Entry) -> NoReturn:
-        if entry.holdings.forked:
+        if entry.holdings.inherited:
             raise ForkedLease(
                 f"pool {self._face.name!r}: this lease was taken by the parent of this process, and its "
                 "resource belongs to the parent; check out in this process instead"
@@ -203,6 +204,8 @@ class Lease(Generic[T]):
         )
 
     def _refuse_second(self) -> None:
+        if self._face.holdings.inherited:
+            return  # a finalizer in a child, before any hook: locks may be held by nobody
         self._face.count("double_releases")
         log.warning(
             "pool %r: a lease was released a second time; refused, nothing was changed",

@@ -15,6 +15,7 @@ from mppool.core.events import Checkout, Event
 from mppool.core.tokens import WantToken
 from mppool.errors import PoolError, ServerUnavailable
 from mppool.ids import ProcessId, Session, Ticket, own_process
+from mppool.wire.framing import process_side_reader
 from mppool.wire.messages import (
     PROTOCOL,
     Attached,
@@ -26,12 +27,11 @@ from mppool.wire.messages import (
     Rejected,
     Role,
 )
-from mppool.worker.audit import release_own
 from mppool.worker.calls import SESSION_PAUSE_S, Connection, OlderServer, SessionLost, introduce
 from mppool.worker.channel import ErrandChannel, Outgoing
 from mppool.worker.errands import Errands
-from mppool.worker.fork import bury, close_quietly
-from mppool.worker.late import LateLock
+from mppool.worker.fork import bury, close_quietly, notice_fork, prepare
+from mppool.worker.late import LateLock, release_own
 
 if TYPE_CHECKING:
     from mppool.worker.member import Member
@@ -82,6 +82,8 @@ class ServerLink:
         self._member = member
         self._server = server
         self._was_attached = False
+        self._is_prepared = False
+        self._inherited: set[int] = set()
         self._start()
 
     def _start(self) -> None:
@@ -98,12 +100,19 @@ class ServerLink:
         """See Link."""
         # Also those that other threads were using: their frames do not exist here, their descriptors do.
         connections = list(self._connections)
-        inherited = [connection.sock.fileno() for connection in connections]
-        inherited += self.errands.descriptors()
+        found = {connection.sock.fileno() for connection in connections}
+        # Noted before anything is forgotten, and closed afterwards: this may be interrupted, and done again.
+        self._inherited |= (found | set(self.errands.descriptors())) - {-1}
         self._server.hide_life()
         bury((connections, self.outgoing, self.errands, self._attaching))
-        close_quietly([descriptor for descriptor in inherited if descriptor >= 0])
         self._start()
+        close_quietly(self._inherited)
+
+    def _prepare(self) -> None:
+        """What a child may need is there as a whole before any thread begins to talk, or not at all."""
+        if not self._is_prepared:
+            prepare(self._server.prepare, process_side_reader)
+            self._is_prepared = True
 
     # --- attaching ---------------------------------------------------------------------------------------
 
@@ -112,6 +121,8 @@ class ServerLink:
 
         Raises TimeoutError at the deadline, ServerUnavailable if none can be started.
         """
+        notice_fork()
+        self._prepare()
         if self._member.holdings.session is not None:
             return True
         wait = -1.0 if deadline is None else max(0.0, deadline - monotonic())
@@ -304,6 +315,7 @@ class ServerLink:
 
     def connected_server(self) -> ProcessId | None:
         """The server that this process is attached to."""
+        notice_fork()
         channel = self.outgoing.channel
         return None if channel is None else channel.server
 
@@ -313,6 +325,7 @@ class ServerLink:
 
     def ensure_thread(self) -> None:
         """See Link."""
+        notice_fork()
         self.errands.ensure_running()
 
     def tidy(self) -> None:
@@ -349,6 +362,7 @@ class ServerLink:
 
     def command(self, event: Event, deadline: float | None = None) -> Any:
         """See Link. Raises PoolError with the server's reason, ServerUnavailable if it does not answer."""
+        notice_fork()
         patience = CONTROL_DEADLINE_S
         if deadline is not None:
             patience = min(patience, max(deadline - monotonic(), COMMAND_GRACE_S))
@@ -384,6 +398,8 @@ class ServerLink:
         protocol: to speak; a server of an older release is spoken to in the newest that it knows.
         only_older: say nothing to a server that is as new as this release.
         """
+        notice_fork()
+        self._prepare()
         sock = self._server.look(deadline)
         if sock is None:
             return None
@@ -404,6 +420,7 @@ class ServerLink:
 
     def stats(self) -> dict[str, Any]:
         """See Link. An empty dict where there is no server."""
+        notice_fork()
         from mppool.wire.messages import Stats, WantStats
 
         with self.errands.reporter.on_behalf_of_a_hook():

@@ -21,10 +21,10 @@ from mppool.core.events import Checkout, ClosePool, Drain, Event, Reset, Resize,
 from mppool.core.tokens import ForgetTokens, TokenQueued, WantToken, is_answer
 from mppool.errors import PoolError
 from mppool.ids import ProcessId, Session, Ticket, own_process
-from mppool.worker.audit import release_own
 from mppool.worker.calls import SessionLost
-from mppool.worker.fork import bury, close_quietly
+from mppool.worker.fork import bury, close_quietly, notice_fork
 from mppool.worker.greenlets import check_no_eventlet
+from mppool.worker.late import release_own
 from mppool.worker.wakeup import PortableWakeUp, WakeUp, any_wake_up
 
 if TYPE_CHECKING:
@@ -60,6 +60,7 @@ class LocalLink:
     ) -> None:
         self._member = member
         self._merge = merge
+        self._inherited: set[int] = set()
         self._start()
 
     def _start(self) -> None:
@@ -79,10 +80,11 @@ class LocalLink:
 
     def after_fork_in_child(self) -> None:
         """See Link."""
-        if self._wake_up is not None:
-            close_quietly(self._wake_up.descriptors())
+        if self._wake_up is not None:  # see ServerLink
+            self._inherited |= set(self._wake_up.descriptors())
         bury((self._lock, self._delivering, self._looking, self._thread, self._wake_up))
         self._start()
+        close_quietly(self._inherited)
 
     def fingerprint_secret(self) -> bytes:
         """None is needed: nobody else is told."""
@@ -235,6 +237,7 @@ class LocalLink:
 
     def ensure_thread(self) -> None:
         """See Link."""
+        notice_fork()
         with self._lock:
             self._ready_books()
 
@@ -262,6 +265,7 @@ class LocalLink:
     def command(self, event: Event, deadline: float | None = None) -> Any:
         """See Link. It takes no time."""
         assert isinstance(event, (Resize, Reset, Drain, ClosePool, WantReady, ForgetTokens))
+        notice_fork()
         answer = None
         with self._lock:
             books = self._ready_books()
@@ -284,17 +288,20 @@ class LocalLink:
 
     def forgive(self, pool: str) -> None:
         """Forget that openings failed: whoever wants a resource next may try at once."""
+        notice_fork()
         with self._lock:
             if self._books is not None:
                 self._books.forgive(pool)
 
     def stats(self) -> dict[str, Any]:
         """See Link."""
+        notice_fork()
         self.flush()
         with self._lock:
             books = self._ready_books()
             snapshot = books.snapshot()
             snapshot["tokens"] = books.tokens.snapshot(monotonic())
+            snapshot["token_costs"] = books.tokens.costs_snapshot()
         return self._merge(snapshot, self._member.report(), monotonic() - self._started_at)
 
     # --- time --------------------------------------------------------------------------------------------
@@ -320,6 +327,7 @@ class LocalLink:
 
     def look_around(self) -> None:
         """Collect what leaked, do what is due, and tick. Does nothing where nothing was ever used."""
+        notice_fork()
         with self._looking:
             self._member.collect_leaked()
             self._member.housekeeper.run(monotonic())
@@ -330,6 +338,7 @@ class LocalLink:
 
     def stop(self) -> None:
         """End the thread, if nothing is held. The next use starts afresh."""
+        notice_fork()
         with self._lock:
             if self._member.holdings.table:
                 return

@@ -23,7 +23,7 @@ from mppool.core.tokens import TokenFetched
 from mppool.errors import PoolError, ServerUnavailable
 from mppool.ids import Session, Ticket
 from mppool.recipe import Recipe
-from mppool.worker.audit import Audit, forget_frames, release_own
+from mppool.worker.audit import Audit, forget_frames
 from mppool.worker.calls import SessionLost
 from mppool.worker.chores import Chores
 from mppool.worker.cold import Retry, open_resource
@@ -31,9 +31,10 @@ from mppool.worker.deciding import carry_out
 from mppool.worker.ending import begin_close, close, finish_close, forget_retired, is_retired
 from mppool.worker.entry import AT_ONCE, Entry
 from mppool.worker.face import Face
-from mppool.worker.fork import bury, renew_in_children
+from mppool.worker.fork import bury, notice_fork, renew_in_children
 from mppool.worker.holdings import Holdings
 from mppool.worker.housekeeping import Housekeeper
+from mppool.worker.late import release_own
 from mppool.worker.report import PatientReport
 from mppool.worker.shelf import forget_shelf, shelve, take_idle
 from mppool.worker.tokens import TokenShare
@@ -87,7 +88,7 @@ class Member:
         renew_in_children(self)
 
     def after_fork_in_child(self) -> None:
-        """The parent's holdings are marked and buried; this process starts with none."""
+        """The parent's holdings are marked and buried; this process starts with none. See Forkable."""
         parents = self.holdings
         parents.forked = True
         bury(parents)
@@ -105,6 +106,7 @@ class Member:
 
     def declare(self, name: str, recipe: Recipe[Any], options: PoolOptions) -> Face:
         """The face of a pool. Raises ConfigurationMismatch if it was declared otherwise in this process."""
+        notice_fork()
         face = self.faces.get(name)
         if face is None:
             face = self.faces.setdefault(name, Face(self, name, recipe, options))
@@ -133,10 +135,12 @@ class Member:
 
     def call(self, event: Event, deadline: float | None) -> Any:
         """Tell the books and return their answer; a Grant is registered in the table already."""
+        notice_fork()
         return self.link.call(event, deadline)
 
     def tell(self, event: Event) -> None:
         """Tell the books, without an answer. Never blocks on the server."""
+        notice_fork()
         self.holdings.outbox.append(event)
         self.link.flush()
 
@@ -146,11 +150,13 @@ class Member:
 
     def flush(self) -> None:
         """Send what is in the outbox, as far as that is possible without waiting."""
-        self.link.flush()
+        if not self.holdings.inherited:  # else it is the outbox of our parent
+            self.link.flush()
 
     def wake(self) -> None:
         """Have the background thread look around. Safe in a finalizer: it writes to a descriptor."""
-        self.link.wake()
+        if not self.holdings.inherited:
+            self.link.wake()
 
     def inventory(self) -> list[Held]:
         """Everything that is held, or on its way in or out. Caller holds the holdings' lock."""

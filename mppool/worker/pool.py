@@ -14,6 +14,7 @@ from mppool.options import LONGEST_S, PoolOptions, checked_options, checked_time
 from mppool.worker.bearer import Bearer
 from mppool.worker.cold import ColdCheckout
 from mppool.worker.ending import close, retire
+from mppool.worker.fork import notice_fork
 from mppool.worker.lease import Lease
 from mppool.worker.shelf import take_idle
 
@@ -84,6 +85,8 @@ class Pool(Generic[T]):
         """
         face = self._face
         try:
+            if not face.ours[0]:  # forked by somebody who told nobody
+                notice_fork()
             # Otherwise what is no timeout would show only when the pool is under pressure.
             if timeout is not _DEFAULT and (
                 type(timeout) is not float or not 0.0 <= timeout <= LONGEST_S

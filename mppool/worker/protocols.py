@@ -54,6 +54,9 @@ class Server(Protocol):
     name: str
     linger: float
 
+    def prepare(self) -> None:
+        """Import what the others of these need."""
+
     def connect(self, deadline: float) -> socket.socket:
         """A connection to the server, which is started if there is none. Raises ServerUnavailable."""
 

@@ -5,7 +5,6 @@ server can be had.
 from __future__ import annotations
 
 import itertools
-import os
 import threading
 import weakref
 from time import monotonic
@@ -24,6 +23,7 @@ from mppool.core.tokens import (
 )
 from mppool.ids import GrantNumber, ProcessId, Ticket
 from mppool.worker.chores import Chores
+from mppool.worker.fork import call_in_children
 from mppool.worker.tokens import TokenShare
 
 _NAME = "tokens"
@@ -41,8 +41,7 @@ def _renew() -> None:
     _listing = threading.Lock()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_renew)
+call_in_children(_renew)
 
 
 def forget_all() -> None:

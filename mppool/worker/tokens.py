@@ -33,6 +33,7 @@ from mppool.core.tokens import (
 from mppool.errors import ServerUnavailable
 from mppool.ids import Ticket
 from mppool.worker.calls import SESSION_PAUSE_S, SessionLost
+from mppool.worker.fork import notice_fork
 from mppool.worker.held_token import Fetched, HeldToken, Source, TokenUnavailable
 from mppool.worker.waiter import LocalWaiter
 
@@ -109,6 +110,7 @@ class TokenShare:
         Raises what `source.fetch` raised in this thread; TokenUnavailable for a failure elsewhere, and for
         a timeout.
         """
+        notice_fork()
         held = self._held.get(key)
         if self._unattended:
             self._attend()

@@ -17,6 +17,7 @@ from azure.identity.aio import ClientSecretCredential, ManagedIdentityCredential
 
 from mppool import InProcessManager, PoolManager
 from mppool.azure import StaticToken, identity_of
+from mppool.azure.credential_loops import CredentialLoops
 from mppool.azure.shared_async import LoopEnded
 from mppool.errors import ConfigurationError, PoolClosed
 from tests.azure.crowd import SCOPE, crowd
@@ -279,6 +280,7 @@ def test_asking_a_loop_that_was_closed_says_so(local: InProcessManager) -> None:
     with pytest.raises(LoopEnded):
         _ask_in_loop(
             loop,
+            CredentialLoops(),
             AsyncIssuer(),
             (SCOPE,),
             claims="",
@@ -315,3 +317,70 @@ def test_azures_own_asynchronous_credentials_make_one_request(
     assert msi.count == 1, results
     assert endpoint.count == 1, results
     assert len({tuple(tokens) for tokens in results}) == 1
+
+
+@pytest.mark.parametrize("kind", ["managed identity", "client secret"])
+def test_one_credential_in_one_event_loop_after_the_other_and_in_two_at_once(
+    msi: Endpoint, entra: tuple[Endpoint, str], manager: PoolManager, kind: str
+) -> None:
+    """azure.identity.aio belongs to the loop that used it first; in another one it answers nothing."""
+    endpoint = msi if kind == "managed identity" else entra[0]
+    made: Any
+    if kind == "managed identity":
+        made = ManagedIdentityCredential(retry_total=0)
+    else:
+        made = ClientSecretCredential(
+            TENANT,
+            CLIENT,
+            SECRET,
+            authority=entra[0].url,
+            disable_instance_discovery=True,
+            connection_verify=entra[1],
+        )
+    shared = manager.async_credential(made)
+    tokens: list[str] = []
+
+    async def use(number: int) -> None:
+        for part in range(3):
+            scope = f"https://resource-{number}-{part}/.default"
+            tokens.append((await asyncio.wait_for(shared.get_token(scope), 10)).token)
+
+    async def use_and_close_the_original(number: int) -> None:
+        await use(number)
+        await made.close()
+
+    asyncio.run(use_and_close_the_original(1))
+    asyncio.run(use(2))
+    asyncio.run(use(3))
+    threads = [threading.Thread(target=asyncio.run, args=(use(number),)) for number in (4, 5)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(20)
+    assert len(set(tokens)) == 15
+    assert endpoint.count == 15
+    assert all(place.is_over() for place in shared._loops._places)
+
+
+def test_closing_closes_the_copies_of_all_loops(msi: Endpoint, manager: PoolManager) -> None:
+    made = ManagedIdentityCredential(retry_total=0)
+    shared = manager.async_credential(made)
+
+    async def use(scope: str) -> None:
+        await shared.get_token(scope)
+
+    async def last() -> None:
+        await use("https://second/.default")
+        (copy,) = [place for place in shared._loops._places if place.is_copy]
+        assert copy.inner is not made
+        await shared.close()
+        assert not shared._loops._places
+        with pytest.raises(PoolClosed):
+            await shared.get_token("https://third/.default")
+
+    async def first() -> None:
+        await use("https://first/.default")
+        await made.close()
+
+    asyncio.run(first())
+    asyncio.run(last())

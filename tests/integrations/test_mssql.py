@@ -198,3 +198,51 @@ def test_a_token_that_the_database_refuses_is_replaced(manager: Any, tds: TdsDou
             time.sleep(0.1)
     assert [bearer_of(session) for session in tds.open_sessions()] == ["new"]
     pool.close()
+
+
+SQL_CHAR = 1
+
+
+class Overridden(MssqlRecipe):
+    """A recipe of a user, who sets what he wants in `open`."""
+
+    def open(self, opening: Any) -> Any:
+        connection = super().open(opening)
+        connection.setautocommit(True)
+        connection.timeout = 7
+        connection.add_output_converter(4, lambda raw: 42)
+        return connection
+
+
+def test_what_open_has_left_is_put_back(manager: Any, tds: TdsDouble) -> None:
+    pool = manager.pool("p", Overridden(string_of(tds)), max_size=1)
+    for _ in range(3):
+        with pool.checkout() as connection:
+            assert (connection.autocommit, connection.timeout) == (True, 7)
+            assert connection.get_output_converter(4) is not None
+            assert connection.getdecoding(SQL_CHAR)["encoding"] != "cp1251"
+            connection.setautocommit(False)
+            connection.timeout = 1
+            connection.clear_output_converters()
+            connection.setdecoding(SQL_CHAR, encoding="cp1251")
+    (session,) = tds.sessions()
+    assert session.open
+
+
+def test_a_transaction_begun_by_a_statement_is_ended(manager: Any, tds: TdsDouble) -> None:
+    pool = manager.pool("p", MssqlRecipe(string_of(tds), autocommit=True), max_size=1)
+    with pool.checkout() as connection:
+        connection.cursor().execute("BEGIN TRANSACTION")
+    (session,) = tds.sessions()
+    assert session.statements[-1] == "IF @@TRANCOUNT > 0 ROLLBACK TRANSACTION"
+
+
+def test_what_stays_closes_a_guarded_connection(manager: Any, tds: TdsDouble) -> None:
+    pool = manager.pool("p", MssqlRecipe(string_of(tds)), max_size=1, guard=True)
+    with pool.checkout() as connection:
+        value(connection, "SELECT 1")
+    with pool.checkout() as connection:
+        connection.cursor().execute("SET LOCK_TIMEOUT 5")
+    with pool.checkout():
+        pass
+    assert len(tds.sessions()) == 2

@@ -85,14 +85,12 @@ def test_workers_share_the_pool(uwsgi: Start, options: tuple[str, ...]) -> None:
     check(ask_many(uwsgi("--wsgi-file", str(APPLICATION), *options), "/"))
 
 
-# Not strict: remove the marks once forks by C code, and two members in one process, are noticed.
-UNNOTICED = pytest.mark.xfail(strict=False, reason="a fork by C code is not noticed yet")
+# Not strict: remove the mark once two members in one process are noticed.
 TWO_MEMBERS = pytest.mark.xfail(
     strict=False, reason="two members of one process are not noticed yet"
 )
 
 
-@UNNOTICED
 @pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
 def test_a_pool_that_was_used_before_the_fork(uwsgi: Start, options: tuple[str, ...]) -> None:
     check(ask_many(uwsgi("--wsgi-file", str(APPLICATION), *options, early="use"), "/"))

@@ -12,7 +12,7 @@ import os
 import weakref
 from typing import Any, Protocol
 
-from mppool.worker.fork import bury
+from mppool.worker.fork import bury, call_in_children
 
 
 class Holder(Protocol):
@@ -50,6 +50,5 @@ def _after_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(
-        before=_before, after_in_parent=_after_in_parent, after_in_child=_after_in_child
-    )
+    os.register_at_fork(before=_before, after_in_parent=_after_in_parent)
+call_in_children(_after_in_child)

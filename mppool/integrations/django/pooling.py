@@ -21,6 +21,7 @@ from mppool.errors import ConfigurationError, ConfigurationMismatch, OpenFailed,
 from mppool.integrations.django.recipe import DjangoRecipe
 from mppool.manager import PoolManager
 from mppool.managing import Manager
+from mppool.worker.fork import call_in_children
 from mppool.worker.pool import Pool
 
 # Of all threads; the lock guards both. Taken while a pool is declared, which does no I/O.
@@ -181,8 +182,7 @@ def _forget_in_child() -> None:
         wrapper._forget_parents_connection()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_forget_in_child)
+call_in_children(_forget_in_child)
 
 
 def _copied(settings: dict[str, Any]) -> dict[str, Any]:

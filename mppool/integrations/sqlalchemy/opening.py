@@ -6,7 +6,6 @@ import base64
 import hashlib
 import json
 import logging
-import os
 import threading
 import weakref
 from collections import deque
@@ -21,6 +20,7 @@ from mppool.integrations.sqlalchemy.record import Held, Record
 from mppool.odbc import driver_manager
 from mppool.odbc.attributes import ACCESS_TOKEN, check_token_structure, text_of
 from mppool.recipe import Opening, Recipe
+from mppool.worker.fork import call_in_children
 
 if TYPE_CHECKING:
     from mppool.integrations.sqlalchemy.pool import SharedPool
@@ -42,8 +42,7 @@ def _forget() -> None:
         held.clear()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_forget)
+call_in_children(_forget)
 
 
 class _Asking(threading.local):

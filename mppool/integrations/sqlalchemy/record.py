@@ -9,11 +9,12 @@ SQLAlchemy's, lets go of its lease too: mppool closes what is behind it, and the
 
 from __future__ import annotations
 
-import os
 import weakref
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool.base import _ConnectionRecord
+
+from mppool.worker.fork import call_in_children
 
 if TYPE_CHECKING:
     from mppool.integrations.sqlalchemy.pool import SharedPool
@@ -75,5 +76,4 @@ def _forget_parents_connections() -> None:
     _records.clear()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(after_in_child=_forget_parents_connections)
+call_in_children(_forget_parents_connections)
