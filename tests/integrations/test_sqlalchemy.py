@@ -175,7 +175,7 @@ def test_creators_that_differ_in_anything_are_two(sqlite: str) -> None:
         return create_engine("sqlite://", creator=creator, poolclass=shared_pool(manager, "p"))
 
     def creator_of(path: str, tenant: object = None) -> Any:
-        return lambda: sqlite3.connect(path if tenant is None else "")
+        return lambda: sqlite3.connect(path if tenant is None else "", check_same_thread=False)
 
     path = sqlite.removeprefix("sqlite:///")
     manager = InProcessManager()
