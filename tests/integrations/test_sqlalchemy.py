@@ -86,7 +86,7 @@ def postgresql_sessions(connection: sqlalchemy.Connection) -> int:
 def test_pool_timeout_is_sqlalchemys_timeout_error(sqlite: str) -> None:
     engine = create_engine(
         sqlite, poolclass=shared_pool(InProcessManager(), "p"), pool_size=1, max_overflow=1,
-        pool_timeout=0.05,
+        pool_timeout=0.5,
     )  # fmt: skip
     with engine.connect(), engine.connect(), pytest.raises(PoolTimeout, match="size 1 overflow 1"):
         engine.connect()
@@ -124,7 +124,7 @@ def test_engines_of_one_name_share_and_must_open_the_same(sqlite: str) -> None:
             poolclass=shared_pool(manager, "p"),
             pool_size=1,
             max_overflow=0,
-            pool_timeout=0.05,
+            pool_timeout=0.5,
         )
         for _ in range(2)
     )
