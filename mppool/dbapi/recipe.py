@@ -6,7 +6,8 @@ import hashlib
 import logging
 import struct
 from collections.abc import Callable, Mapping
-from types import ModuleType
+from functools import partial
+from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from mppool.dbapi import autocommit as mode
@@ -220,9 +221,14 @@ class DbApiRecipe(Recipe[Any]):
     def fingerprint(self) -> str:
         """A keyed hash of the function and of its arguments."""
         digest = hashlib.blake2b(person=b"mppool.dbapi", digest_size=16)
-        function = getattr(self._connect, "__qualname__", type(self._connect).__qualname__)
         named = [f"{name}={shown(self._kwargs[name])}" for name in sorted(self._kwargs)]
-        for part in (self._module_name, function, *map(shown, self._args), *named, *self.opens()):
+        for part in (
+            self._module_name,
+            shown(self._connect),
+            *map(shown, self._args),
+            *named,
+            *self.opens(),
+        ):
             encoded = part.encode("utf-8", errors="surrogatepass")
             digest.update(struct.pack("<Q", len(encoded)) + encoded)
         return f"dbapi:{digest.hexdigest()}"
@@ -241,14 +247,30 @@ class DbApiRecipe(Recipe[Any]):
             raise ConnectionError(without(str(error), self._secrets)) from None
 
 
-def shown(value: object) -> str:
-    """An argument as a text that is equal in all processes. Only ever hashed: it may be a secret."""
+def shown(value: object, opaque: Callable[[object], str] | None = None) -> str:
+    """An argument as a text that is equal in all processes. Only ever hashed: it may be a secret.
+
+    opaque: says something else than the type of what cannot be looked into.
+    """
     if value is None or isinstance(value, str | bytes | int | float):
         return repr(value)
     if isinstance(value, Mapping):
-        items = sorted((str(key), shown(item)) for key, item in value.items())
+        items = sorted((str(key), shown(item, opaque)) for key, item in value.items())
         return f"{{{','.join(f'{key}:{item}' for key, item in items)}}}"
     if isinstance(value, list | tuple):
-        return f"[{','.join(map(shown, value))}]"
-    named = value if hasattr(value, "__qualname__") else type(value)
-    return f"{named.__module__}:{named.__qualname__}"
+        return f"[{','.join(shown(item, opaque) for item in value)}]"
+    if isinstance(value, partial):
+        return f"partial({shown([value.func, value.args, value.keywords], opaque)})"
+    if isinstance(value, type):
+        return f"{value.__module__}:{value.__qualname__}"
+    if isinstance(value, FunctionType):
+        cells = [cell.cell_contents for cell in value.__closure__ or ()]
+        held = [value.__defaults__, value.__kwdefaults__, cells]
+        return f"{value.__module__}:{value.__qualname__}{shown(held, opaque) if any(held) else ''}"
+    if isinstance(value, MethodType):
+        return f"{value.__func__.__qualname__} of {shown(value.__self__, opaque)}"
+    if isinstance(value, BuiltinFunctionType):
+        return f"{value.__module__}:{value.__qualname__}"
+    return (
+        f"{type(value).__module__}:{type(value).__qualname__}" if opaque is None else opaque(value)
+    )

@@ -435,7 +435,8 @@ def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
         return
     try:
         _is_opener.here = True
-        open_resource(entry, grant, None, waiter.bearer)
+        # Who waits for nobody does not wait for somebody else's token either.
+        open_resource(entry, grant, 0.0 if waiter.insists else None, waiter.bearer)
     except BaseException as error:  # noqa: BLE001  # the thread that asked raises it, or it is logged
         if not waiter.give(Failure(error)):
             log.warning("%s; the checkout that wanted it had gone", error)

@@ -54,7 +54,7 @@ def say(database: dict[str, Any], code: str, **more: Any) -> str:
 @pytest.fixture
 def postgres(postgresql: Database, runtime_dir: Path) -> dict[str, Any]:
     return settings_of(
-        "postgresql", {"manager": "shop", "max_size": 2, "timeout": 0.2},
+        "postgresql", {"manager": "shop", "max_size": 2, "timeout": 20},
         NAME=postgresql.name, USER="postgres", HOST="127.0.0.1", PORT=postgresql.port, PASSWORD=f"{MARK}!",
     )  # fmt: skip
 
@@ -62,7 +62,7 @@ def postgres(postgresql: Database, runtime_dir: Path) -> dict[str, Any]:
 @pytest.fixture(params=["sqlite3", "postgresql", "mysql"])
 def database(request: pytest.FixtureRequest, runtime_dir: Path, tmp_path: Path) -> dict[str, Any]:
     """Each backend in turn; MySQL's through PyMySQL, over MariaDB."""
-    pool = {"manager": "shop", "max_size": 2, "timeout": 0.2}
+    pool = {"manager": "shop", "max_size": 2, "timeout": 20}
     if request.param == "sqlite3":
         return settings_of("sqlite3", pool, NAME=str(tmp_path / "shop.db"))
     if request.param == "postgresql":
@@ -134,7 +134,7 @@ def test_what_was_not_committed_is_rolled_back_and_the_wrapper_is_empty(
 
 def test_threads_beyond_the_cap_get_djangos_error(postgres: dict[str, Any]) -> None:
     said = say(
-        postgres,
+        {**postgres, "OPTIONS": {"pool": {"manager": "shop", "max_size": 2, "timeout": 3}}},
         """
         import threading
         held, done = threading.Barrier(3), threading.Event()

@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def postgresql_sessions(connection: sqlalchemy.Connection) -> int:
 def test_pool_timeout_is_sqlalchemys_timeout_error(sqlite: str) -> None:
     engine = create_engine(
         sqlite, poolclass=shared_pool(InProcessManager(), "p"), pool_size=1, max_overflow=1,
-        pool_timeout=0.05,
+        pool_timeout=0.5,
     )  # fmt: skip
     with engine.connect(), engine.connect(), pytest.raises(PoolTimeout, match="size 1 overflow 1"):
         engine.connect()
@@ -117,21 +118,76 @@ def test_there_may_be_no_cap(sqlite: str, size: int, overflow: int) -> None:
 
 def test_engines_of_one_name_share_and_must_open_the_same(sqlite: str) -> None:
     manager = InProcessManager()
-    first = create_engine(sqlite, poolclass=shared_pool(manager, "p"), pool_size=1, max_overflow=0)
-    second = create_engine(sqlite, poolclass=shared_pool(manager, "p"), pool_size=1, max_overflow=0)
-    with first.connect() as connection:
-        raw = connection.connection.dbapi_connection
-    seen: list[str] = []
-    event.listen(second, "checkout", lambda *_: seen.append("second"))
-    with second.connect() as connection:
-        assert connection.connection.dbapi_connection is raw
-    assert seen == ["second"]
+    first, second = (
+        create_engine(
+            sqlite,
+            poolclass=shared_pool(manager, "p"),
+            pool_size=1,
+            max_overflow=0,
+            pool_timeout=0.5,
+        )
+        for _ in range(2)
+    )
+    with first.connect(), pytest.raises(PoolTimeout):
+        second.connect()
+    assert one(second) == 1
     with pytest.raises(ConfigurationMismatch):
         create_engine(
             f"{sqlite}2", poolclass=shared_pool(manager, "p"), pool_size=1, max_overflow=0
         )
     with pytest.raises(ConfigurationMismatch, match="max_size"):
         create_engine(sqlite, poolclass=shared_pool(manager, "p"), pool_size=2, max_overflow=0)
+
+
+def test_engines_share_the_cap_and_not_the_connections_for_each_prepares_its_own(
+    manager: PoolManager, postgresql: Database
+) -> None:
+    pool = shared_pool(manager, "p")
+    engines = [
+        create_engine(
+            url_of(postgresql),
+            poolclass=pool,
+            pool_size=1,
+            max_overflow=0,
+        )
+        for n in range(2)
+    ]
+    for n, engine in enumerate(engines):
+        event.listen(engine, "connect", lambda _, record, n=n: record.info.update(engine=n))
+    pids = set()
+    for n in (0, 1, 0):
+        with engines[n].connect() as connection:
+            pids.add(backend(connection))
+            assert postgresql_sessions(connection) == 1
+            assert connection.info["engine"] == n
+            assert engines[n].dialect.server_version_info >= (9,)  # type: ignore[attr-defined]
+    assert len(pids) == 3
+    engines[0].dispose()
+
+
+def test_creators_that_differ_in_anything_are_two(sqlite: str) -> None:
+    import sqlite3
+
+    class Tenant:
+        """Something opaque."""
+
+    def engine(manager: Any, creator: Any) -> Engine:
+        return create_engine("sqlite://", creator=creator, poolclass=shared_pool(manager, "p"))
+
+    def creator_of(path: str, tenant: object = None) -> Any:
+        return lambda: sqlite3.connect(path if tenant is None else "", check_same_thread=False)
+
+    path = sqlite.removeprefix("sqlite:///")
+    manager = InProcessManager()
+    for _ in range(2):
+        assert one(engine(manager, creator_of(path))) == 1
+    for other in (
+        creator_of(f"{path}2"),
+        creator_of(path, Tenant()),
+        partial(sqlite3.connect, path),
+    ):
+        with pytest.raises(ConfigurationMismatch):
+            engine(manager, other)
 
 
 def test_further_options_of_the_pool(sqlite: str) -> None:
@@ -515,6 +571,23 @@ def _or_none(engine: Engine) -> Any:
         return one(engine)
     except (ConfigurationError, OperationalError):
         return None
+
+
+def test_an_engine_for_each_identity_works_under_one_cap(sqlite: str, tokens: TokenDriver) -> None:
+    pool = shared_pool(InProcessManager(), "p")
+    engines = {
+        name: create_engine(sqlite, poolclass=pool, pool_size=2) for name in ("alice", "bob")
+    }
+    whose: dict[int, str] = {}
+    for name, engine in engines.items():
+        event.listen(engine, "do_connect", tokens.hook)
+        tokens.current = jwt(name)
+        with engine.connect() as connection:
+            whose[id(connection.connection.dbapi_connection)] = name
+    for name, engine in engines.items():
+        with engine.connect() as connection:
+            assert whose[id(connection.connection.dbapi_connection)] == name
+    assert len(tokens.tokens) == 2
 
 
 def test_a_malformed_token_never_reaches_a_driver(sqlite: str, tokens: TokenDriver) -> None:

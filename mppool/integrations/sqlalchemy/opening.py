@@ -9,6 +9,7 @@ import logging
 import threading
 import weakref
 from collections import deque
+from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
@@ -21,6 +22,7 @@ from mppool.odbc import driver_manager
 from mppool.odbc.attributes import ACCESS_TOKEN, check_token_structure, text_of
 from mppool.recipe import Opening, Recipe
 from mppool.worker.fork import call_in_children
+from mppool.worker.pool import Pool
 
 if TYPE_CHECKING:
     from mppool.integrations.sqlalchemy.pool import SharedPool
@@ -29,44 +31,59 @@ log = logging.getLogger("mppool.sqlalchemy")
 
 _FINGERPRINT_KEY = b"mppool.integrations.sqlalchemy 1"
 
-# The SQLAlchemy pools of this process by what they open; the newest is on the right. Appended to and popped
-# from without a lock (atomic operations).
-_pools: dict[str, deque[weakref.ref[SharedPool]]] = {}
-# What is open in this process, by the pool's name and what it opens. Changed without a lock (atomic operations).
-_open: dict[tuple[str, str], set[Held]] = {}
+# Each pool of this process with the recipe that it was declared with first, which is the one that it uses.
+_declared: dict[Pool[Held], tuple[Pool[Held], EngineRecipe]] = {}
+
+# Opaque parts of creators: as long as they are here their ids are theirs.
+_known: dict[int, object] = {}
+
+_entering = threading.Lock()
 
 
 def _forget() -> None:
     """In a forked child: all of it is the parent's."""
-    for held in _open.values():
-        held.clear()
+    global _entering
+    _entering = threading.Lock()
+    for _, recipe in _declared.values():
+        recipe.open_here.clear()
 
 
 call_in_children(_forget)
 
 
-class _Asking(threading.local):
-    """pool: that asked last in this thread. attributes: what the last connection of this thread was opened with."""
+asking: ContextVar[weakref.ref[SharedPool] | None] = ContextVar("mppool-asking", default=None)
+"""The face that asked last in this context; a thread that opens on behalf of a waiting one has a copy of that."""
 
-    pool: weakref.ref[SharedPool] | None = None
+
+class _Seen(threading.local):
+    """attributes: what the last connection of this thread was opened with."""
+
     attributes: Any = None
 
 
-asking = _Asking()
+_seen = _Seen()
 
 
 class EngineRecipe(Recipe[Held]):
-    """Opens what engines of one URL connect to. All of them in one process share it.
+    """Opens what engines of one URL connect to. All faces of a pool in one process share it.
 
-    It names the pools by what they open, for it outlives each: `Engine.dispose` replaces them.
+    open_here: what this process has open. _faces: the SQLAlchemy pools that can open, the newest on the right;
+    it outlives each of them, for `Engine.dispose` replaces them. Both are changed without a lock (atomic
+    operations). _engines: the dialects of the engines, guarded by _entering.
     """
 
     def __init__(self, fingerprint: str) -> None:
         self._fingerprint = fingerprint
+        self.open_here: set[Held] = set()
+        self._faces: deque[weakref.ref[SharedPool]] = deque()
+        self._engines: list[weakref.ref[Any]] = []
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return EngineRecipe, (self._fingerprint,)
 
     def open(self, opening: Opening) -> Held:
         """Have SQLAlchemy connect, with all its events. Raises OpenFailed, whose cause is the driver's error."""
-        pool = self._pool()
+        pool = self._pool(opening.identity)
         held = Held(pool)
         record = Record(pool, held)
         try:
@@ -77,7 +94,7 @@ class EngineRecipe(Recipe[Held]):
             text = without(f"{type(error).__name__}: {error}", pool.secrets)
             raise OpenFailed(f"pool {pool.name!r}: opening a connection failed: {text}") from error
         held.record = record
-        pool.open_here.add(held)
+        self.open_here.add(held)
         return held
 
     def check(self, held: Held) -> bool:
@@ -90,7 +107,7 @@ class EngineRecipe(Recipe[Held]):
 
     def close(self, held: Held) -> None:
         """Close it as SQLAlchemy does, with its event. What was detached is its user's."""
-        held.pool.open_here.discard(held)
+        self.open_here.discard(held)
         record, held.record = held.record, None
         if record is not None:
             record.close()
@@ -107,31 +124,45 @@ class EngineRecipe(Recipe[Held]):
         """A keyed hash of what the engine's URL and arguments say."""
         return self._fingerprint
 
-    def _pool(self) -> SharedPool:
-        """Who asks; where this thread opens on behalf of another one, the newest that opens the same."""
-        pool = None if asking.pool is None else asking.pool()
-        if pool is not None and pool.fingerprint == self._fingerprint:
-            return pool
-        for reference in reversed(list(_pools.get(self._fingerprint, ()))):
-            pool = reference()
-            if pool is not None:
+    def enter(self, pool: SharedPool) -> str | None:
+        """From now on this face may open; for whom its connections are: for its engine alone.
+
+        Engines of one URL share a pool and its cap. But each prepares its connections in its own way, by its
+        dialect and by the application's hooks, so none is handed another one's. The first one needs no name.
+        """
+        self._faces.append(weakref.ref(pool))
+        while self._faces and self._faces[0]() is None:
+            self._faces.popleft()
+        dialect: Any = pool._dialect
+        with _entering:
+            free = len(self._engines)
+            for number, reference in enumerate(self._engines):
+                if reference() is dialect:
+                    return _name_of(number)
+                if reference() is None:  # and with it its connections are gone
+                    free = min(free, number)
+            self._engines[free : free + 1] = [weakref.ref(dialect)]
+        return _name_of(free)
+
+    def _pool(self, identity: str | None) -> SharedPool:
+        """Who asks; where this thread opens on behalf of another one, the newest of the same engine."""
+        known = list(self._faces)
+        for reference in (asking.get(), *reversed(known)):
+            pool = None if reference is None else reference()
+            if pool is not None and pool.recipe is self and pool.identity == identity:
                 return pool
         raise ConfigurationError(
             "no engine in this process opens what this pool was declared for; create the engine first"
         )
 
 
-def enter(pool: SharedPool) -> None:
-    """From now on connections may be opened by this pool."""
-    known = _pools.setdefault(pool.fingerprint, deque())
-    known.append(weakref.ref(pool))
-    while known and known[0]() is None:
-        known.popleft()
+def declare(shared: Pool[Held], recipe: EngineRecipe) -> tuple[Pool[Held], EngineRecipe]:
+    """The pool and the recipe with which it was declared first in this process."""
+    return _declared.setdefault(shared, (shared, recipe))
 
 
-def open_here(pool: SharedPool) -> set[Held]:
-    """What this process has open of this pool, and of those that share with it."""
-    return _open.setdefault((pool.name, pool.fingerprint), set())
+def _name_of(number: int) -> str | None:
+    return None if number == 0 else f"engine-{number + 1}"
 
 
 # --- what is opened ---------------------------------------------------------------------------------------
@@ -161,10 +192,20 @@ def fingerprint_of(creator: Any, dialect: Any) -> str:
     if arguments or keywords:
         parts += [shown(arguments), shown(keywords)]
     else:
-        parts.append(shown(creator))
+        parts.append(shown(creator, _told_apart))
     digest = hashlib.blake2b(key=_FINGERPRINT_KEY, digest_size=16)
     digest.update("\0".join(parts).encode("utf-8", errors="surrogatepass"))
     return f"sqlalchemy:{digest.hexdigest()}"
+
+
+def _told_apart(thing: object) -> str:
+    """By its identity, which nothing else gets while this process lives.
+
+    So two creators that differ in something opaque are never taken for one, which counts for more than that
+    other processes know them by another name.
+    """
+    _known[id(thing)] = thing
+    return f"{type(thing).__qualname__}@{id(thing)}"
 
 
 def secrets_of(creator: Any) -> list[str]:
@@ -181,9 +222,9 @@ def connected(pool: SharedPool, record: Any, connect: Any) -> Any:
     if getattr(dialect, "driver", "") == "pyodbc":
         driver_manager.load()  # the driver manager's own pooling is off before the first connection
     _look_last(dialect)
-    asking.attributes = None
+    _seen.attributes = None
     connection = connect(record)
-    attributes, asking.attributes = asking.attributes, None
+    attributes, _seen.attributes = _seen.attributes, None
     held = getattr(record, "held", None)
     if held is not None:
         try:
@@ -207,13 +248,13 @@ def _look_last(dialect: Any) -> None:
 
 
 def _see_attributes(dialect: Any, record: Any, arguments: Any, keywords: Any) -> None:
-    asking.attributes = keywords.get("attrs_before")
+    _seen.attributes = keywords.get("attrs_before")
 
 
 def _owner(pool: SharedPool, attributes: Any) -> str | None:
     """Whose access token a `do_connect` hook has given.
 
-    The pool cannot know it before a checkout, so one pool is for one identity: raises ConfigurationError
+    The pool cannot know it before a checkout, so one engine is for one identity: raises ConfigurationError
     where connections of another one are still there, instead of ever handing them to the wrong caller.
     """
     if not isinstance(attributes, dict) or ACCESS_TOKEN not in attributes:
@@ -221,12 +262,13 @@ def _owner(pool: SharedPool, attributes: Any) -> str | None:
     else:
         check_token_structure(attributes[ACCESS_TOKEN])
         owner = _identity_in(text_of(attributes[ACCESS_TOKEN]))
-    for other in list(pool.open_here):
-        if other.connection is not None and other.owner != owner:
+    for other in list(pool.recipe.open_here):
+        mine = other.connection is not None and other.pool._dialect is pool._dialect
+        if mine and other.owner != owner:
             raise ConfigurationError(
                 f"pool {pool.name!r}: the engine's do_connect hook gives access tokens of several identities, "
-                "but an engine's connections are handed to whoever asks; make one engine with a pool name of "
-                "its own for each identity, or check out of mppool.odbc.OdbcRecipe with credential="
+                "but an engine's connections are handed to whoever asks; make one engine for each identity, or "
+                "check out of mppool.odbc.OdbcRecipe with credential="
             )
     return owner
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import weakref
+from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from sqlalchemy import exc
@@ -57,13 +58,16 @@ class SharedPool(Pool):
         self._use_lifo = use_lifo
         # Whether a process may have to close what is above pool_size when it is given back.
         self._trims = pool_size > 0 and self._max_overflow != 0
-        self.fingerprint = opening.fingerprint_of(creator, self._dialect)
         self.secrets = opening.secrets_of(creator)
         self.disposed_at = 0.0
-        self.open_here = opening.open_here(self)
-        opening.enter(self)
-        self._shared: OurPool[Held] = self.manager.pool(
-            self.name, opening.EngineRecipe(self.fingerprint), **self._options()
+        recipe = opening.EngineRecipe(opening.fingerprint_of(creator, self._dialect))
+        shared: OurPool[Held] = self.manager.pool(self.name, recipe, **self._options())
+        self._shared, self.recipe = opening.declare(shared, recipe)
+        self.identity = self.recipe.enter(self)
+        self._checkout = (
+            self._shared.checkout
+            if self.identity is None
+            else partial(self._shared.checkout, identity=self.identity)
         )
 
     def _options(self) -> dict[str, Any]:
@@ -86,10 +90,12 @@ class SharedPool(Pool):
     # --- checkout and return ------------------------------------------------------------------------------
 
     def _do_get(self) -> ConnectionPoolEntry:
-        opening.asking.pool = weakref.ref(self)
+        me = weakref.ref(self)  # always the same object
+        if opening.asking.get() is not me:
+            opening.asking.set(me)
         try:
             while True:
-                lease = self._shared.checkout(self._timeout)
+                lease = self._checkout(self._timeout)
                 held = lease.resource
                 record: Record = held.record  # type: ignore[assignment]  # what lies idle has one
                 if held.pool is not self:
@@ -116,7 +122,7 @@ class SharedPool(Pool):
         held.record = record  # type: ignore[assignment]
         if (
             self._trims
-            and len(self.open_here) > self._size
+            and len(self.recipe.open_here) > self._size
             and self._shared.idle_here >= self._size
         ):
             lease.discard()
