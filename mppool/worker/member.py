@@ -77,7 +77,7 @@ class Member:
         self.faces: dict[str, Face] = {}
         self.holdings = Holdings()
         self.chores = Chores(name)
-        self.openers = Chores(f"{name}-open", idle_s=0.0)
+        self.openers = Chores(f"{name}-open")
         self.housekeeper = Housekeeper(self)
         self.audit = Audit(self)
         self.tokens = TokenShare(self)
@@ -95,7 +95,7 @@ class Member:
         self.holdings = Holdings()
         self._secret = None  # it may be another user's process, with another directory
         self.chores = Chores(self.name)
-        self.openers = Chores(f"{self.name}-open", idle_s=0.0)
+        self.openers = Chores(f"{self.name}-open")
         self.housekeeper = Housekeeper(self)
         self.audit = Audit(self)
         self.report = PatientReport(self)
