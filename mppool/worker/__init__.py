@@ -2,7 +2,7 @@
 
 checkout --> shelf --------------------------------------------> lease      (warm: asks nobody)
     |                                                              |
-    +--> waiter --> call --> server --> Grant --> recipe.open ----+         (cold)
+    +--> waiter --> call --> server --> Grant --> recipe.open ----+         (cold; opened in another thread)
              ^                  |                                  |
              |               Queued                                v
              |                  |                               release
@@ -21,7 +21,8 @@ A pool in this process
   ending.py        the end of a resource: closing it, killing its lease, retiring what is too old
   entry.py         one resource, and what is known of it
   waiter.py        a thread that waits, and the one answer that it gets
-  cold.py          a checkout that found nothing on the shelf: ask the books, wait, open
+  demand.py        when waiting threads ask the books, and when they hope for each other; pure
+  cold.py          a checkout that found nothing on the shelf: wait, ask the books, have one opened
 
 For whom a checkout is
   identities.py    which resources it may get
