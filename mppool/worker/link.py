@@ -14,7 +14,7 @@ from mppool.core.decisions import Grant
 from mppool.core.events import Checkout, Event
 from mppool.core.tokens import WantToken
 from mppool.errors import PoolError, ServerUnavailable
-from mppool.ids import ProcessId, Session, Ticket, own_process
+from mppool.ids import ProcessId, Session, Ticket
 from mppool.wire.framing import process_side_reader
 from mppool.wire.messages import (
     PROTOCOL,
@@ -26,12 +26,15 @@ from mppool.wire.messages import (
     Message,
     Rejected,
     Role,
+    Stats,
+    WantStats,
 )
 from mppool.worker.calls import SESSION_PAUSE_S, Connection, OlderServer, SessionLost, introduce
 from mppool.worker.channel import ErrandChannel, Outgoing
 from mppool.worker.errands import Errands
 from mppool.worker.fork import bury, close_quietly, notice_fork, prepare
 from mppool.worker.late import LateLock, release_own
+from mppool.worker.witness import Witness
 
 if TYPE_CHECKING:
     from mppool.worker.member import Member
@@ -95,6 +98,7 @@ class ServerLink:
         self.farewell = False
         self.unheard = False
         self.errands = Errands(self._member, self)
+        self.witness = Witness()
 
     def after_fork_in_child(self) -> None:
         """See Link."""
@@ -103,8 +107,9 @@ class ServerLink:
         found = {connection.sock.fileno() for connection in connections}
         # Noted before anything is forgotten, and closed afterwards: this may be interrupted, and done again.
         self._inherited |= (found | set(self.errands.descriptors())) - {-1}
+        self._inherited |= set(self.witness.descriptors())
         self._server.hide_life()
-        bury((connections, self.outgoing, self.errands, self._attaching))
+        bury((connections, self.outgoing, self.errands, self.witness, self._attaching))
         self._start()
         close_quietly(self._inherited)
 
@@ -185,6 +190,7 @@ class ServerLink:
         )
         holdings = self._member.holdings
         try:
+            self.witness.show()
             welcome = introduce(connection, self._hello("errand", Session(0)), patience)
             self._server.show_life()
             self._member.seal()
@@ -234,7 +240,8 @@ class ServerLink:
         return done
 
     def _hello(self, role: Role, session: Session, protocol: int = PROTOCOL) -> Hello:
-        return Hello(protocol, self._server.name, own_process(), role, session, self._server.linger)
+        process = self.witness.process()
+        return Hello(protocol, self._server.name, process, role, session, self._server.linger)
 
     def lost(self, channel: ErrandChannel, *, heard: bool = False) -> None:
         """The errand channel ended. Called by the errand thread.
@@ -421,8 +428,6 @@ class ServerLink:
     def stats(self) -> dict[str, Any]:
         """See Link. An empty dict where there is no server."""
         notice_fork()
-        from mppool.wire.messages import Stats, WantStats
-
         with self.errands.reporter.on_behalf_of_a_hook():
             answer = self.control(WantStats(), monotonic() + CONTROL_DEADLINE_S)
         return answer.stats if isinstance(answer, Stats) else {}
