@@ -34,13 +34,28 @@ def grant_number(epoch: int, sequence: int) -> GrantNumber:
 
 
 class ProcessId(msgspec.Struct, frozen=True, array_like=True, order=True, cache_hash=True):
-    """A process: its pid and its time of birth, in clock ticks since boot (the pid alone is recycled)."""
+    """A process: its pid and its time of birth, in clock ticks since boot (the pid alone is recycled).
+
+    member: random, where there may be several copies of mppool in the process, or one after the other: a
+        subinterpreter, modules that were loaded twice, a program that the process has exec'ed. The books of one
+        are not the books of another. 0: of an older release, or of a server. Odd: a descriptor is open for as
+        long as the member is there, see `witness_name`.
+    """
 
     pid: int
     birth: int
+    member: int = 0
 
     def __str__(self) -> str:
         return f"{self.pid}@{self.birth}"
+
+
+def witness_name(member: int) -> str:
+    """The name of the memory file that a member keeps open; exec closes it, and a fork does not take it along.
+
+    It is seen in /proc/PID/fd, and tells a process that lives from a member that lives.
+    """
+    return f"mppool-member-{member:x}"
 
 
 def birth_of(pid: int) -> int | None:

@@ -21,8 +21,9 @@ from mppool.meeting import Meeting
 from mppool.options import checked_linger, checked_name, checked_timeout
 from mppool.wire.messages import Failed
 from mppool.worker.fork import call_in_children, notice_fork
-from mppool.worker.link import CONTROL_DEADLINE_S, ServerLink, no_answer
+from mppool.worker.link import CONTROL_DEADLINE_S, ServerLink
 from mppool.worker.member import Member
+from mppool.worker.troubles import no_answer, pool_errors_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -173,6 +174,12 @@ class PoolManager(Manager, BaseManager):
                 "or just check out: the first checkout starts it"
             )
 
+    @property
+    def manager_name(self) -> str:
+        """See `pool_errors_only`."""
+        return self.name
+
+    @pool_errors_only
     def _attach(self, *, start: bool) -> bool:
         try:
             return self._link.ensure_session(time.monotonic() + _SHUTDOWN_PATIENCE_S, start=start)

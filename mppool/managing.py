@@ -117,6 +117,7 @@ class Manager:
 
     def _unattached_snapshot(self) -> dict[str, Any]:
         """What books would say to which this process has just attached, with nothing in its hands."""
+        # Both from one copy of the library, whichever that is by now: see test_members.
         from mppool.core.books import Books
 
         books = Books(0)

@@ -17,9 +17,10 @@ from mppool.cli import output
 from mppool.cli.failing import FAULT, OK
 from mppool.cli.finding import managers_in, runtime_directory, stats_of
 from mppool.errors import ConfigurationError, PoolError
-from mppool.ids import ProcessId, own_process
+from mppool.ids import own_process
 from mppool.server.launch import server_pid
 from mppool.server.liveness import SO_PEERPIDFD, check_watching, lives
+from mppool.server.members import process_of
 from mppool.server.runtime import check_trust, read_address
 from mppool.server.world import boot_id
 
@@ -268,10 +269,8 @@ def _members(paths: ManagerPaths) -> list[str]:
 
 
 def _lives(member: str) -> bool:
-    pid, _, birth = member.partition("-")
-    if not (pid.isdecimal() and birth.isdecimal()):
-        return False
-    return lives(ProcessId(int(pid), int(birth)))
+    process = process_of(member)
+    return process is not None and lives(process)
 
 
 def _is_locked(path: Path) -> bool:

@@ -202,6 +202,7 @@ class Books:
                 {
                     "pid": process.pid,
                     "birth": process.birth,
+                    "member": process.member,
                     "label": self._around.labels.get(process, ""),
                 }
                 for process in self._sessions

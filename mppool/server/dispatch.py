@@ -41,6 +41,7 @@ from mppool.core.tokens import ForgetTokens, WantToken, is_answer
 from mppool.errors import ProtocolError
 from mppool.ids import GrantNumber, ProcessId, Session, Ticket
 from mppool.server import liveness
+from mppool.server.absentees import Absentees
 from mppool.server.collecting import Collector
 from mppool.server.connection import Connection
 from mppool.server.debts import Debts
@@ -92,6 +93,7 @@ class Dispatcher:
         self.reception = Reception(manager, books, members, self.residents, watch)
         self._watch, self._unwatch, self._leave = watch, unwatch, leave
         self._debts = Debts(journal)
+        self._absentees = Absentees()
 
     # --- beginning -----------------------------------------------------------------------------------------
 
@@ -254,6 +256,7 @@ class Dispatcher:
         elif self.reception.is_errand(connection):
             self.residents[process].errand = None
             self._tell(process, connection.session, Detached(), now)
+            self._absentees.lost_channel(process, now)
 
     def died(self, process: ProcessId, now: float) -> None:
         """A process is dead, proved by its pidfd."""
@@ -278,17 +281,21 @@ class Dispatcher:
         if due is not None and due <= now:
             self._carry_out(self.books.tick(now), now)
         self.collector.tick(now)
+        for process in self._absentees.gone(self.residents, now):
+            log.info("process %s lives, and what was attached there is gone", process)
+            self.died(process, now)
 
     def next_deadline(self, now: float) -> float:
         """When `tick` is wanted next; infinity if only something that happens can change anything."""
         due = self.books.next_deadline(now)
-        at = self.collector.deadline()
+        at = min(self.collector.deadline(), self._absentees.deadline())
         return at if due is None or at < due else due
 
-    def look_around(self) -> None:
+    def look_around(self, now: float) -> None:
         """Every few seconds: member files that vanished, and what could not be written at the time."""
         for process in self.residents:
             self.members.add(process)
+        self._absentees.look_at_all(self.residents.values(), now)
         self._debts.pay()
 
     def say_goodbye(self) -> None:

@@ -13,9 +13,10 @@ import select
 import socket
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 
 from mppool.errors import ConfigurationError
-from mppool.ids import ProcessId, birth_of, own_process
+from mppool.ids import ProcessId, birth_of, own_process, witness_name
 
 SO_PEERPIDFD = 77
 """Linux 6.5 and later; the socket module does not name it yet."""
@@ -113,3 +114,29 @@ def _verified(pidfd: int, process: ProcessId) -> int | None:
         return pidfd
     os.close(pidfd)
     return None
+
+
+def can_be_witnessed(process: ProcessId) -> bool:
+    """Whether a descriptor tells whether this member is there; else only the death of its process does."""
+    return bool(process.member & 1)
+
+
+def is_witnessed(process: ProcessId) -> bool:
+    """Whether a living process has its member's descriptor open. True also where that cannot be seen.
+
+    False is a proof: a forked child has a table of its own, and a stopped process keeps what it has open.
+    """
+    wanted = f"/memfd:{witness_name(process.member)} "
+    directory = f"/proc/{process.pid}/fd"
+    try:
+        for descriptor in os.listdir(directory):
+            try:
+                if os.readlink(f"{directory}/{descriptor}").startswith(wanted):
+                    return True
+            except FileNotFoundError:
+                continue  # closed meanwhile
+        # The main thread may have ended before the others; then /proc shows no descriptors.
+        state = Path(f"/proc/{process.pid}/stat").read_bytes().rpartition(b")")[2].split()[0]
+    except OSError:
+        return True
+    return state in b"ZXx" or birth_of(process.pid) != process.birth

@@ -380,7 +380,7 @@ class Server:
         if not self._journal.is_in_place():
             log.info("the journal vanished and is put back")
             self._journal.put_back()
-        self._dispatcher.look_around()
+        self._dispatcher.look_around(monotonic())
         self._removals.watch(self.paths)
 
     def _say_goodbye(self) -> None:

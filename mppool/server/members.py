@@ -1,4 +1,4 @@
-"""Which processes have ever attached: one small file each, named by pid and birth.
+"""Which processes have ever attached: one small file each, named by pid, birth and member.
 
 Written before the first grant and removed at death. Read only when the journal is torn: then the living
 among them are those who might hold something.
@@ -46,7 +46,7 @@ class Members:
         """All members that live; the files of all others are removed."""
         found = set()
         for path in self._files():
-            process = _process_of(path.name)
+            process = process_of(path.name)
             if process is not None and self._is_of_this_world(path) and liveness.lives(process):
                 found.add(process)
             else:
@@ -65,7 +65,8 @@ class Members:
             return []
 
     def _path(self, process: ProcessId) -> Path:
-        return self._directory / f"{process.pid}-{process.birth}"
+        member = f"-{process.member}" if process.member else ""
+        return self._directory / f"{process.pid}-{process.birth}{member}"
 
     def _is_of_this_world(self, path: Path) -> bool:
         try:
@@ -79,6 +80,9 @@ class Members:
         return not text or (namespace == own_namespace and may_be_one_boot(boot, own_boot))
 
 
-def _process_of(name: str) -> ProcessId | None:
-    pid, _, birth = name.partition("-")
-    return ProcessId(int(pid), int(birth)) if pid.isdecimal() and birth.isdecimal() else None
+def process_of(name: str) -> ProcessId | None:
+    """Whose member file has this name; None: it is no member file."""
+    parts = name.split("-")
+    if not 2 <= len(parts) <= 3 or not all(part.isdecimal() for part in parts):
+        return None
+    return ProcessId(*map(int, parts))

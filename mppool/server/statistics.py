@@ -53,14 +53,14 @@ def merged(
     uptime: float,
 ) -> dict[str, Any]:
     """The statistics of a manager, JSON-compatible."""
-    known = {(one.process.pid, one.process.birth): one for one in figures}
+    known = {(one.process.pid, one.process.birth, one.process.member): one for one in figures}
     return {
         "name": name,
         "epoch": snapshot["epoch"],
         "server_pid": server_pid,
         "uptime": uptime,
         "processes": [
-            _process_entry(entry, known.get((entry["pid"], entry["birth"])))
+            _process_entry(entry, known.get((entry["pid"], entry["birth"], entry["member"])))
             for entry in snapshot["processes"]
         ],
         "pools": {

@@ -7,8 +7,9 @@ ever read by the wrong call.
 from __future__ import annotations
 
 import _socket
+import math
+import select
 import socket
-import struct
 from collections import deque
 from time import monotonic
 from typing import Any
@@ -21,10 +22,7 @@ from mppool.wire.messages import Hello, Message, Rejected, Welcome
 from mppool.worker.fork import own_mark
 
 _RECEIVE_BYTES = 65536
-
-_SLICE_S = 1
-_SLICE = struct.pack("ll", _SLICE_S, 0)
-
+_LONGEST_POLL_MS = 1_000_000_000
 
 SESSION_PAUSE_S = 0.01
 """Between a session that was lost and the next try: the server may be saying farewell."""
@@ -52,18 +50,17 @@ class Connection:
     orphans: where the ticket is left when the connection ends, also when its owner was interrupted and
         forgot it (a finalizer may only append to a deque).
 
-    A socket with a timeout is polled before every operation. So the kernel ends our waits after a second,
-    and only then is the deadline looked at; the socket gets a timeout of its own for the last second, or
-    where it is not the kernel that waits (gevent's sockets).
+    Every wait is a poll with the time that is left: the interpreter counts that down where signals interrupt it.
+    (A receive with SO_RCVTIMEO is begun again by each signal, and never ends where they come more often.)
+    gevent's sockets wait by themselves.
     """
 
     __slots__ = (
         "__weakref__",
-        "_kernel_waits",
         "_mark",
         "_orphans",
+        "_poll",
         "_reader",
-        "_timeout",
         "session",
         "sock",
         "ticket",
@@ -78,12 +75,11 @@ class Connection:
         self.sock = sock
         self.session = session
         self._reader: FrameReader[Any] = process_side_reader()
-        self._timeout: float | None = None
-        sock.settimeout(None)
-        self._kernel_waits = isinstance(sock, _socket.socket)
-        if self._kernel_waits:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVTIMEO, _SLICE)
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDTIMEO, _SLICE)
+        self._poll: select.poll | None = None
+        if isinstance(sock, _socket.socket):
+            sock.setblocking(False)
+            self._poll = select.poll()
+            self._poll.register(sock.fileno(), select.POLLIN)
 
     def close(self) -> None:
         """End it for good: a forked child may hold a copy of the descriptor, so it is shut down first."""
@@ -114,10 +110,10 @@ class Connection:
         try:
             self.send(message, deadline)
             while True:
+                self._wait(self._poll, deadline)
                 try:
                     data = self.sock.recv(_RECEIVE_BYTES)
-                except BlockingIOError:  # a slice of time has passed
-                    self._limit(deadline)
+                except BlockingIOError:  # there was nothing after all
                     continue
                 if not data:
                     raise SessionLost("the server closed the connection")
@@ -128,7 +124,6 @@ class Connection:
                     raise ProtocolError(
                         "the server sent two answers to one call; this is a bug in mppool"
                     )
-                self._limit(deadline)
         except TimeoutError:
             self.close()
             raise
@@ -143,25 +138,28 @@ class Connection:
         """Send one message whole."""
         frame = encode(message)
         while frame:
-            if deadline is not None or self._timeout is not None:
-                self._limit(deadline)
+            if self._poll is None:
+                self._wait(None, deadline)
             try:
                 frame = frame[self.sock.send(frame) :]
-            except BlockingIOError:  # a slice of time has passed
-                continue
+            except BlockingIOError:  # the server does not read just now
+                writable = select.poll()
+                writable.register(self.sock.fileno(), select.POLLOUT)
+                self._wait(writable, deadline)
 
-    def _limit(self, deadline: float | None) -> None:
-        """Have the next operation end at the deadline, or, long before it, when a slice has passed."""
-        left = None
-        if deadline is not None:
-            left = deadline - monotonic()
-            if left <= 0:
-                raise TimeoutError("the server did not answer in time")
-            if self._kernel_waits and left > _SLICE_S:
-                left = None
-        if left is not None or self._timeout is not None:
-            self.sock.settimeout(left)
-            self._timeout = left
+    def _wait(self, poll: select.poll | None, deadline: float | None) -> None:
+        """Wait until the socket is ready, or have gevent's next operation end at the deadline."""
+        while True:
+            left = None
+            if deadline is not None:
+                left = deadline - monotonic()
+                if left <= 0:
+                    raise TimeoutError("the server did not answer in time")
+            if poll is None:
+                self.sock.settimeout(left)
+                return
+            if poll.poll(None if left is None else min(math.ceil(left * 1000), _LONGEST_POLL_MS)):
+                return
 
 
 def introduce(connection: Connection, hello: Hello, deadline: float | None) -> Welcome:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import logging
+import math
 import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 
 from mppool.worker.late import release_own
 
@@ -16,22 +18,38 @@ IDLE_S = 0.5
 """A thread ends after so long without anything to do."""
 
 MOST_THREADS = 64
-"""So many chores may hang before others have to wait for them."""
+"""So many chores are done at one time, not counting those that hang."""
+
+HUNG_S = 0.25
+"""A chore that takes longer hangs, as far as others are concerned: it holds up nobody but itself."""
 
 
 class Chores:
     """A queue, and threads that exist while there is something in it.
 
-    A chore never waits behind another one: a close that hangs must not keep the other slots. So there are
-    as many threads as chores at one time, and mostly none.
+    A chore hardly ever waits behind another one: a close that hangs must not keep the other slots. So there are
+    as many threads as chores at one time, and mostly none. Only what is in progress is limited, and a chore
+    that hangs is no progress: its thread is not counted any more.
 
     _lock: guards `_queue` together with the counts of threads; never held while a chore runs.
+    _begun: since when each thread is busy with its chore, by thread (atomic operations).
     _here: the queue of a thread that does its own chores (see `done_here`).
     """
 
-    def __init__(self, name: str, *, idle_s: float = IDLE_S) -> None:
-        """idle_s: a thread ends after so long without anything to do."""
+    def __init__(
+        self,
+        name: str,
+        *,
+        idle_s: float = IDLE_S,
+        expects: Callable[[float], None] | None = None,
+    ) -> None:
+        """idle_s: a thread ends after so long without anything to do.
+
+        expects: told when `look` is wanted. None: nobody looks, and chores that hang are counted.
+        """
         self._name = name
+        self._expects = expects
+        self._begun: dict[int, float] = {}
         self._idle_s = idle_s
         self._lock = threading.Condition()
         self._queue: deque[Callable[[], None]] = deque()
@@ -63,22 +81,57 @@ class Chores:
             return
         with self._lock:
             self._queue.append(chore)
-            if self._idle >= len(self._queue) or self._threads >= MOST_THREADS:
+            if self._idle >= len(self._queue):
                 self._lock.notify()
                 return
-            self._threads += 1
-        self._start_thread()
+            full = self._room(monotonic()) <= 0
+            self._threads += not full
+        if full:
+            self._want_look()
+        else:
+            self._start_thread()
 
-    def _start_thread(self) -> None:
-        """Start a thread that is counted already."""
+    def _room(self, now: float) -> int:
+        """How many more threads may be started. Caller holds `_lock`."""
+        hung = 0
+        if self._expects is not None:
+            hung = sum(now - begun >= HUNG_S for begun in list(self._begun.values()))
+        return MOST_THREADS + hung - self._threads
+
+    def _want_look(self) -> None:
+        if self._expects is not None:
+            self._expects(monotonic() + HUNG_S)
+
+    def look(self, now: float) -> float:
+        """Start threads for what waits behind chores that hang, or for which none could be had.
+
+        When to look again; infinity: no need. Called by the background thread.
+        """
+        if not self._queue:
+            return math.inf
+        with self._lock:
+            wanted = min(self._room(now), len(self._queue) - self._idle)
+            self._threads += max(0, wanted)
+        for started in range(wanted):
+            if not self._start_thread():
+                with self._lock:
+                    self._threads -= wanted - started - 1
+                break
+        return now + HUNG_S
+
+    def _start_thread(self) -> bool:
+        """Start a thread that is counted already. False, and not counted any more, where none can be had."""
         try:
             threading.Thread(
                 target=self._run, name=f"mppool-chores-{self._name}", daemon=True
             ).start()
-        except RuntimeError:  # no more threads can be had now: whoever adds next tries again
+        except RuntimeError:  # no more threads can be had now: it is tried again soon
             with self._lock:
                 self._threads -= 1
+            self._want_look()
             log.warning("manager %r: no thread can be started for a chore", self._name)
+            return False
+        return True
 
     def interrupted(self) -> None:
         """The calling thread was interrupted somewhere in here, and has left.
@@ -92,11 +145,15 @@ class Chores:
             self._start_thread()
 
     def _run(self) -> None:
+        ident = threading.get_ident()
         while (chore := self._next()) is not None:
+            self._begun[ident] = monotonic()
             try:
                 self._do(chore)
             except BaseException:  # also SystemExit: a hook ends nothing but itself
                 log.exception("a chore of manager %r was ended", self._name)
+            finally:
+                self._begun.pop(ident, None)
             del chore  # it may be the last to refer to a resource
 
     def _do(self, chore: Callable[[], None]) -> None:

@@ -45,6 +45,7 @@ class Errands:
         self.running = threading.Lock()  # held by the thread for its life
         self._wake_up: WakeUp | None = None
         self._thread: threading.Thread | None = None
+        self._ended = False  # the thread is about to end, and hears nothing any more
         self._attach_at = 0.0
         self._pause = 0.0
         self.reporter = Reporter(member, link.outgoing.send_message)
@@ -56,14 +57,28 @@ class Errands:
     def ensure_running(self) -> None:
         """Start the thread if there is none, else have it look at the new channel."""
         with self._starting:
-            if self._thread is None or not self._thread.is_alive():
-                if self._wake_up is None:
-                    self._wake_up = WakeUp()
+            if self._thread is None or self._ended or not self._thread.is_alive():
+                self._ended = False
+                self._make_wake_up()
                 self._thread = threading.Thread(
                     target=self._run, name=f"mppool-errands-{self._member.name}", daemon=True
                 )
                 self._thread.start()
         self.wake()
+
+    def prepare(self) -> None:
+        """Have what the thread needs, before there is a session. OSError where there is no descriptor left."""
+        with self._starting:
+            self._make_wake_up()
+
+    def _make_wake_up(self) -> None:
+        """Caller holds `_starting`."""
+        if self._wake_up is None:
+            self._wake_up = WakeUp()
+
+    def is_missing(self) -> bool:
+        """Whether the thread has ended, which nothing but an exit within it can do."""
+        return self._thread is not None and not self.running.locked()
 
     def interrupted(self) -> None:
         """The calling thread was interrupted somewhere in here, and has left."""
@@ -82,7 +97,12 @@ class Errands:
             while True:
                 self._guarded_turn()
         finally:
-            self.running.release()  # whoever misses the thread may start another
+            # Nobody hears the server any more (rule 6): every release looks after it, and starts another thread.
+            self._drop_channel()
+            for face in list(self._member.faces.values()):
+                face.set_contended(True)
+            self._ended = True
+            self.running.release()
 
     def _guarded_turn(self) -> None:
         try:
@@ -93,9 +113,11 @@ class Errands:
             self._drop_channel()
 
     def revive(self) -> None:
-        """Start the thread again if it has ended, which nothing but an exit within it can do."""
-        if self._thread is not None:
+        """Start the thread again after it has ended; where none can be had, the next one who comes tries again."""
+        try:
             self.ensure_running()
+        except RuntimeError as error:
+            log.warning("manager %r: no background thread: %s", self._member.name, error)
 
     def _turn(self) -> None:
         assert self._wake_up is not None

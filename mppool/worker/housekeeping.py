@@ -92,7 +92,7 @@ class Housekeeper:
         if now < self._planned:
             return
         self._planned = NEVER  # before looking: what is expected meanwhile is noted again
-        due = NEVER
+        due = min(self._member.chores.look(now), self._member.openers.look(now))
         for face in list(self._member.faces.values()):
             due = min(due, self._look_after(face, now), face.give_up_spare(now))
         self._planned = due

@@ -59,6 +59,21 @@ def _never() -> None:
     """Watches nothing."""
 
 
+LONGEST_IDENTITY = 65536
+"""In characters. It is part of what travels with every checkout."""
+
+
+def is_identity(identity: object) -> bool:
+    """Whether it can be told to other processes."""
+    if not isinstance(identity, str) or not 0 < len(identity) <= LONGEST_IDENTITY:
+        return False
+    try:
+        identity.encode()
+    except UnicodeEncodeError:
+        return False
+    return "\0" not in identity
+
+
 class Identities:
     """The credentials of one pool in one process.
 
@@ -153,10 +168,10 @@ class Identities:
                 if credential is None
                 else self._of_credential(credential, timeout)
             )
-        if not isinstance(identity, str) or not identity or "\0" in identity:
+        if not is_identity(identity):
             raise ConfigurationError(
-                f"pool {face.name!r}: identity={identity!r:.80} is not allowed; give a text, not empty, "
-                "without NUL"
+                f"pool {face.name!r}: identity={identity!r:.80} is not allowed; give a text of 1 to "
+                f"{LONGEST_IDENTITY} characters, without NUL and without half surrogates"
             )
         source = self.credential if credential is None else credential
         key = face.key_for(identity)

@@ -14,7 +14,7 @@ from mppool.core.decisions import Grant
 from mppool.core.events import Checkout, Event
 from mppool.core.tokens import WantToken
 from mppool.errors import PoolError, ServerUnavailable
-from mppool.ids import ProcessId, Session, Ticket, own_process
+from mppool.ids import ProcessId, Session, Ticket
 from mppool.wire.framing import process_side_reader
 from mppool.wire.messages import (
     PROTOCOL,
@@ -26,12 +26,16 @@ from mppool.wire.messages import (
     Message,
     Rejected,
     Role,
+    Stats,
+    WantStats,
 )
 from mppool.worker.calls import SESSION_PAUSE_S, Connection, OlderServer, SessionLost, introduce
 from mppool.worker.channel import ErrandChannel, Outgoing
 from mppool.worker.errands import Errands
 from mppool.worker.fork import bury, close_quietly, notice_fork, prepare
 from mppool.worker.late import LateLock, release_own
+from mppool.worker.troubles import LACKING, no_answer, pool_errors_only
+from mppool.worker.witness import Witness
 
 if TYPE_CHECKING:
     from mppool.worker.member import Member
@@ -52,12 +56,8 @@ ANSWER_GRACE_S = 0.1
 """A server that lives answers at once; whoever has just attached to it may ask, whatever time it took."""
 
 
-def no_answer(manager: str) -> ServerUnavailable:
-    """What to raise where the server is there, and says nothing."""
-    return ServerUnavailable(
-        f"manager {manager!r}: the server does not answer; it is stopped, or the machine is overloaded. Try "
-        "again, or look at it with `mppool doctor`"
-    )
+LACKING_PATIENCE_S = 0.5
+"""How long descriptors may be lacking before that is an error."""
 
 
 class ServerLink:
@@ -80,6 +80,7 @@ class ServerLink:
 
     def __init__(self, member: Member, server: Server) -> None:
         self._member = member
+        self.manager_name = member.name
         self._server = server
         self._was_attached = False
         self._is_prepared = False
@@ -95,6 +96,7 @@ class ServerLink:
         self.farewell = False
         self.unheard = False
         self.errands = Errands(self._member, self)
+        self.witness = Witness()
 
     def after_fork_in_child(self) -> None:
         """See Link."""
@@ -103,8 +105,9 @@ class ServerLink:
         found = {connection.sock.fileno() for connection in connections}
         # Noted before anything is forgotten, and closed afterwards: this may be interrupted, and done again.
         self._inherited |= (found | set(self.errands.descriptors())) - {-1}
+        self._inherited |= set(self.witness.descriptors())
         self._server.hide_life()
-        bury((connections, self.outgoing, self.errands, self._attaching))
+        bury((connections, self.outgoing, self.errands, self.witness, self._attaching))
         self._start()
         close_quietly(self._inherited)
 
@@ -140,23 +143,27 @@ class ServerLink:
             attaching.release()
 
     def _attach(self, deadline: float | None, start: bool) -> bool:
-        pause = 0.002
+        pause, lacking_until = 0.002, monotonic() + LACKING_PATIENCE_S
         while True:
             patience = (
                 monotonic() + 30.0
                 if deadline is None
                 else max(deadline, monotonic() + START_GRACE_S)
             )
-            sock = self._server.connect(patience) if start else self._server.look()
-            if sock is None:
-                return False
             try:
+                sock = self._server.connect(patience) if start else self._server.look()
+                if sock is None:
+                    return False
                 self._make_session(self._connection(sock, Session(0)), deadline)
             except SessionLost:  # it left, or died, in this very moment
                 if not start:
                     return False
             except OlderServer as older:
                 self._replace(older.protocol, patience)
+            except OSError as error:
+                # Another thread may just have taken the last descriptor, and give it back.
+                if error.errno not in LACKING or monotonic() >= lacking_until:
+                    raise
             else:
                 return True
             if deadline is not None and monotonic() >= deadline:
@@ -185,6 +192,8 @@ class ServerLink:
         )
         holdings = self._member.holdings
         try:
+            self.errands.prepare()
+            self.witness.show()
             welcome = introduce(connection, self._hello("errand", Session(0)), patience)
             self._server.show_life()
             self._member.seal()
@@ -200,14 +209,22 @@ class ServerLink:
             connection.close()
             if isinstance(error, TimeoutError) and deadline is not None:
                 raise
+            if error.errno in LACKING:
+                raise  # another server would not change that
             raise SessionLost(str(error)) from error
         except BaseException:
             connection.close()
             raise
         self.farewell = self.unheard = False
+        for face in list(self._member.faces.values()):
+            face.set_contended(False)  # the server says so anew
         self.outgoing.begin(channel)
         self._was_attached = True
-        self.errands.ensure_running()
+        try:
+            self.errands.ensure_running()
+        except RuntimeError:  # no thread can be had: a session without one would be deaf
+            self.lost(channel)
+            raise
         self.flush()
 
     def _connection(self, sock: socket.socket, session: Session) -> Connection:
@@ -234,7 +251,8 @@ class ServerLink:
         return done
 
     def _hello(self, role: Role, session: Session, protocol: int = PROTOCOL) -> Hello:
-        return Hello(protocol, self._server.name, own_process(), role, session, self._server.linger)
+        process = self.witness.process()
+        return Hello(protocol, self._server.name, process, role, session, self._server.linger)
 
     def lost(self, channel: ErrandChannel, *, heard: bool = False) -> None:
         """The errand channel ended. Called by the errand thread.
@@ -251,6 +269,7 @@ class ServerLink:
             self._idle.pop().close()
         self._member.session_lost()
 
+    @pool_errors_only
     def fingerprint_secret(self) -> bytes:
         """See Link."""
         return self._server.fingerprint_secret()
@@ -266,7 +285,7 @@ class ServerLink:
                 # Starting a server was no waiting either: there must be time to ask it.
                 deadline = max(deadline, monotonic() + ANSWER_GRACE_S)
         if not self.errands.running.locked():
-            self.errands.revive()
+            self.errands.ensure_running()
         if holdings.outbox:
             self.flush(deadline)
         session = holdings.session
@@ -311,6 +330,8 @@ class ServerLink:
 
     def flush(self, deadline: float | None = None) -> None:
         """See Link, and Outgoing.flush."""
+        if self.errands.is_missing():
+            self.errands.revive()
         self.outgoing.flush(deadline)
 
     def connected_server(self) -> ProcessId | None:
@@ -323,6 +344,7 @@ class ServerLink:
         """See Link."""
         self.errands.wake()
 
+    @pool_errors_only
     def ensure_thread(self) -> None:
         """See Link."""
         notice_fork()
@@ -360,6 +382,7 @@ class ServerLink:
 
     # --- commands ----------------------------------------------------------------------------------------
 
+    @pool_errors_only
     def command(self, event: Event, deadline: float | None = None) -> Any:
         """See Link. Raises PoolError with the server's reason, ServerUnavailable if it does not answer."""
         notice_fork()
@@ -383,6 +406,7 @@ class ServerLink:
                 raise PoolError(answer.text)
             return None if isinstance(answer, Done) else answer
 
+    @pool_errors_only
     def control(
         self,
         message: Event | Message,
@@ -421,8 +445,6 @@ class ServerLink:
     def stats(self) -> dict[str, Any]:
         """See Link. An empty dict where there is no server."""
         notice_fork()
-        from mppool.wire.messages import Stats, WantStats
-
         with self.errands.reporter.on_behalf_of_a_hook():
             answer = self.control(WantStats(), monotonic() + CONTROL_DEADLINE_S)
         return answer.stats if isinstance(answer, Stats) else {}

@@ -25,6 +25,7 @@ from mppool.worker.calls import SessionLost
 from mppool.worker.fork import bury, close_quietly, notice_fork
 from mppool.worker.greenlets import check_no_eventlet
 from mppool.worker.late import release_own
+from mppool.worker.troubles import pool_errors_only
 from mppool.worker.wakeup import PortableWakeUp, WakeUp, any_wake_up
 
 if TYPE_CHECKING:
@@ -59,6 +60,7 @@ class LocalLink:
         self, member: Member, merge: Callable[[dict[str, Any], Report, float], dict[str, Any]]
     ) -> None:
         self._member = member
+        self.manager_name = member.name
         self._merge = merge
         self._inherited: set[int] = set()
         self._start()
@@ -235,6 +237,7 @@ class LocalLink:
         if wake_up is not None:
             wake_up.set()
 
+    @pool_errors_only
     def ensure_thread(self) -> None:
         """See Link."""
         notice_fork()
@@ -262,6 +265,7 @@ class LocalLink:
 
     # --- commands ----------------------------------------------------------------------------------------
 
+    @pool_errors_only
     def command(self, event: Event, deadline: float | None = None) -> Any:
         """See Link. It takes no time."""
         assert isinstance(event, (Resize, Reset, Drain, ClosePool, WantReady, ForgetTokens))
@@ -293,6 +297,7 @@ class LocalLink:
             if self._books is not None:
                 self._books.forgive(pool)
 
+    @pool_errors_only
     def stats(self) -> dict[str, Any]:
         """See Link."""
         notice_fork()

@@ -38,6 +38,7 @@ from mppool.worker.late import release_own
 from mppool.worker.report import PatientReport
 from mppool.worker.shelf import forget_shelf, shelve, take_idle
 from mppool.worker.tokens import TokenShare
+from mppool.worker.troubles import pool_error
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -62,7 +63,8 @@ def process_name() -> str:
 def name_process(name: str) -> None:
     """The label of this process in the statistics of all managers, from its next attachment on."""
     global _process_name
-    _process_name = name
+    # It travels: what is half a surrogate (from bytes that are no text) is written out.
+    _process_name = name.encode("utf-8", "backslashreplace").decode()
 
 
 class Member:
@@ -76,8 +78,7 @@ class Member:
         self.name = name
         self.faces: dict[str, Face] = {}
         self.holdings = Holdings()
-        self.chores = Chores(name)
-        self.openers = Chores(f"{name}-open")
+        self._make_chores()
         self.housekeeper = Housekeeper(self)
         self.audit = Audit(self)
         self.tokens = TokenShare(self)
@@ -87,6 +88,13 @@ class Member:
         self.link = make_link(self)
         renew_in_children(self)
 
+    def _make_chores(self) -> None:
+        def expects(due: float) -> None:
+            self.housekeeper.expects(due)
+
+        self.chores = Chores(self.name, expects=expects)
+        self.openers = Chores(f"{self.name}-open", expects=expects)
+
     def after_fork_in_child(self) -> None:
         """The parent's holdings are marked and buried; this process starts with none. See Forkable."""
         parents = self.holdings
@@ -94,8 +102,7 @@ class Member:
         bury(parents)
         self.holdings = Holdings()
         self._secret = None  # it may be another user's process, with another directory
-        self.chores = Chores(self.name)
-        self.openers = Chores(f"{self.name}-open")
+        self._make_chores()
         self.housekeeper = Housekeeper(self)
         self.audit = Audit(self)
         self.report = PatientReport(self)
@@ -136,7 +143,13 @@ class Member:
     def call(self, event: Event, deadline: float | None) -> Any:
         """Tell the books and return their answer; a Grant is registered in the table already."""
         notice_fork()
-        return self.link.call(event, deadline)
+        try:
+            return self.link.call(event, deadline)
+        except (OSError, RuntimeError, UnicodeError) as error:
+            told = pool_error(self.name, error)
+            if told is None:
+                raise
+            raise told from error
 
     def tell(self, event: Event) -> None:
         """Tell the books, without an answer. Never blocks on the server."""

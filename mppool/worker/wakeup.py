@@ -16,7 +16,8 @@ class WakeUp:
 
     def __del__(self) -> None:
         # Not earlier: a thread that holds this object may be writing, and the number would be another file's.
-        os.close(self.fd)
+        if hasattr(self, "fd"):  # else none could be had
+            os.close(self.fd)
 
     def descriptors(self) -> list[int]:
         """What a forked child must close."""

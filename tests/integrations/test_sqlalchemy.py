@@ -10,6 +10,7 @@ import os
 import threading
 import time
 from collections.abc import Iterator
+from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -188,6 +189,24 @@ def test_creators_that_differ_in_anything_are_two(sqlite: str) -> None:
     ):
         with pytest.raises(ConfigurationMismatch):
             engine(manager, other)
+
+
+@pytest.mark.parametrize("in_caller", [True, False])
+def test_hooks_see_the_callers_context_and_where_asked_to_its_thread(
+    sqlite: str, in_caller: bool
+) -> None:
+    where: ContextVar[str] = ContextVar("where", default="")
+    engine = create_engine(
+        sqlite, poolclass=shared_pool(InProcessManager(), "p", open_in_caller=in_caller)
+    )
+    seen: list[tuple[str, bool]] = []
+    me = threading.get_ident()
+    event.listen(
+        engine, "connect", lambda *_: seen.append((where.get(), threading.get_ident() == me))
+    )
+    where.set("here")
+    one(engine)
+    assert seen == [("here", in_caller)]
 
 
 def test_further_options_of_the_pool(sqlite: str) -> None:

@@ -24,11 +24,16 @@ if TYPE_CHECKING:
 __all__ = ["SharedPool", "shared_pool"]
 
 
-def shared_pool(manager: Manager, name: str, **options: Any) -> type[SharedPool]:
+def shared_pool(
+    manager: Manager, name: str, *, open_in_caller: bool = False, **options: Any
+) -> type[SharedPool]:
     """A pool class for `create_engine(url, poolclass=...)`: one pool for all processes that name it.
 
     manager, name: whose pool, as in `manager.pool(name, ...)`. Engines made with the same manager and name
         share one pool; in one process they must have the same URL and the same options.
+    open_in_caller: whether connecting, with its hooks, must happen in the thread that asks, for a `creator` or hooks
+        that look into a `threading.local`. Else that thread is served by whatever comes first, a connection
+        that is given back or a new one.
     options: further options of the pool, such as `max_per_process`, `max_waiting`, `check_interval`, `keep`.
 
     All options of SQLAlchemy's QueuePool mean what it says. `pool_size + max_overflow` is the cap of all
@@ -43,5 +48,5 @@ def shared_pool(manager: Manager, name: str, **options: Any) -> type[SharedPool]
                 f"pool {name!r}: {option} follows from create_engine's {OWN_OPTIONS[option]}; say it there"
             )
     # The module is the one under which applications look for the log of a pool.
-    own = {"manager": manager, "name": name, "more": options, "__module__": "sqlalchemy.pool.impl"}
-    return type("SharedPool", (SharedPool,), own)
+    own = {"manager": manager, "name": name, "more": options, "open_in_caller": open_in_caller}
+    return type("SharedPool", (SharedPool,), {**own, "__module__": "sqlalchemy.pool.impl"})

@@ -39,6 +39,7 @@ class SharedPool(Pool):
     manager: ClassVar[Manager]
     name: ClassVar[str]
     more: ClassVar[dict[str, Any]]
+    open_in_caller: ClassVar[bool] = False
 
     _is_asyncio = False  # as in QueuePool: refused by create_async_engine
 
@@ -61,6 +62,7 @@ class SharedPool(Pool):
         self.secrets = opening.secrets_of(creator)
         self.disposed_at = 0.0
         recipe = opening.EngineRecipe(opening.fingerprint_of(creator, self._dialect))
+        recipe.open_in_caller = self.open_in_caller
         shared: OurPool[Held] = self.manager.pool(self.name, recipe, **self._options())
         self._shared, self.recipe = opening.declare(shared, recipe)
         self.identity = self.recipe.enter(self)

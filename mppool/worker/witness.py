@@ -1,0 +1,63 @@
+"""Shows to the server that this member is there: a process that execs another program lives on without it."""
+
+from __future__ import annotations
+
+import os
+import secrets
+
+from mppool.ids import ProcessId, own_process, witness_name
+
+_MEMBER_BITS = 62  # a whole number that every reader of msgpack takes
+
+
+class Witness:
+    """A descriptor that is open for as long as this member is there, under a name that nobody else has.
+
+    It belongs to whoever holds the link's lock for attaching.
+    """
+
+    def __init__(self) -> None:
+        self._process: ProcessId | None = None
+        self._descriptor = -1
+
+    def process(self) -> ProcessId:
+        """Whom the books shall know."""
+        if self._process is None:
+            own = own_process()
+            number = secrets.randbits(_MEMBER_BITS) << 1 | hasattr(os, "memfd_create")
+            self._process = ProcessId(own.pid, own.birth, number)
+        return self._process
+
+    def show(self) -> None:
+        """Be seen. OSError where no descriptor can be had.
+
+        Again before every attachment: a program may have closed descriptors that it did not know.
+        """
+        process = self.process()
+        name = witness_name(process.member)
+        if not process.member & 1 or _leads_to(self._descriptor, name):
+            return
+        try:
+            self._descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
+        except (
+            PermissionError
+        ):  # seccomp: then only the death of the process tells that the member is gone
+            self._process = ProcessId(process.pid, process.birth, process.member & ~1)
+
+    def descriptors(self) -> list[int]:
+        """What a forked child must close."""
+        return [] if self._descriptor < 0 else [self._descriptor]
+
+    def __del__(self) -> None:
+        # Never another file: its number may be somebody else's by now.
+        if self._process is not None and _leads_to(
+            self._descriptor, witness_name(self._process.member)
+        ):
+            os.close(self._descriptor)
+
+
+def _leads_to(descriptor: int, name: str) -> bool:
+    try:
+        return os.readlink(f"/proc/self/fd/{descriptor}").startswith(f"/memfd:{name} ")
+    except OSError:
+        return False
