@@ -21,8 +21,11 @@ A pool in this process
   ending.py        the end of a resource: closing it, killing its lease, retiring what is too old
   entry.py         one resource, and what is known of it
   waiter.py        a thread that waits, and the one answer that it gets
+  line.py          the threads that wait for resources of this pool
   demand.py        when waiting threads ask the books, and when they hope for each other; pure
-  cold.py          a checkout that found nothing on the shelf: wait, ask the books, have one opened
+  cold.py          a checkout that found nothing on the shelf: wait, and ask the books
+  opening.py       what was granted is opened, in the thread that asked or beside it
+  hooks.py         whether a thread is inside a hook of a recipe
 
 For whom a checkout is
   identities.py    which resources it may get

@@ -21,6 +21,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool.core.events import Declined, OpenFailed
+from mppool.worker import hooks
 from mppool.worker.shelf import forget_shelf
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def give_up_opening(entry: Entry, error: str | None = None, *, counted: bool = F
     if entry.opened:
         resource = entry.opened.pop()
         try:
-            face.recipe.close(resource)
+            hooks.run(face.recipe.close, resource)
         except Exception:
             face.count("hook_errors")
             log.warning(
@@ -164,10 +165,10 @@ def _tell_given_up(entry: Entry, error: str | None, counted: bool) -> None:
         # Told first: an interrupt between the two leaves it in the table, where the audit finds it.
         holdings.outbox.append(event)
         holdings.table.pop(number, None)
-        entry.face.demand_for(entry.key).ended(number)
+        entry.face.line.demand_for(entry.key).ended(number)
         forget_shelf(entry.face, entry.key)
     entry.face.member.flush()
-    entry.face.poke(entry.key)
+    entry.face.line.poke(entry.key)
 
 
 def forget_frames(error: BaseException) -> None:

@@ -1,20 +1,16 @@
-"""A checkout that found nothing on the shelf: ask the books, wait, open."""
+"""A checkout that found nothing on the shelf: wait, and ask the books."""
 
 from __future__ import annotations
 
 import logging
 import math
-import random
-import threading
-import traceback
-from time import monotonic, time
+from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mppool.core.decisions import NOBODY, Grant, Queued, Refuse
-from mppool.core.events import Abandoned, Checkout, Opened, Starves
+from mppool.core.decisions import Grant, Queued, Refuse
+from mppool.core.events import Abandoned, Checkout, Starves
 from mppool.errors import (
     CheckoutTimeout,
-    ForkedLease,
     PoolClosed,
     PoolError,
     ServerUnavailable,
@@ -23,20 +19,17 @@ from mppool.errors import (
 from mppool.errors import (
     OpenFailed as OpenFailedError,
 )
-from mppool.recipe import Opening
-from mppool.redaction import HIDDEN, forget_locals, without_secrets
-from mppool.worker.audit import give_up_opening
-from mppool.worker.bearer import NEAR_EXPIRY_S, repeats, secret_of
+from mppool.worker import hooks
 from mppool.worker.calls import SESSION_PAUSE_S, SessionLost
-from mppool.worker.entry import NEVER, Entry
-from mppool.worker.face import Face, identity_of
-from mppool.worker.housekeeping import due_when_idle
+from mppool.worker.entry import Entry
+from mppool.worker.face import Face
+from mppool.worker.opening import Failure, Retry, open_beside, open_resource
 from mppool.worker.shelf import shelve, take
-from mppool.worker.waiter import LocalWaiter, give_to_oldest
+from mppool.worker.waiter import LocalWaiter
 
 if TYPE_CHECKING:
     from mppool.ids import Ticket
-    from mppool.worker.bearer import Bearer, Token
+    from mppool.worker.bearer import Bearer
     from mppool.worker.holdings import Holdings
 
 log = logging.getLogger("mppool")
@@ -47,33 +40,6 @@ ASK_GRACE_S = 0.25
 
 REFUSAL_GRACE_S = 0.005
 """How much longer than its timeout a checkout waits to be told why there was nothing."""
-
-_LONGEST_TEXT = 2000
-_LONGEST_READ = 8000
-"""What is longer is not searched for secrets, and not told."""
-
-LIFETIME_JITTER = 0.1
-"""The part of `max_lifetime` by which a resource may die earlier."""
-
-
-class _IsOpener(threading.local):
-    """Whether the current thread is in an open hook that was called beside its caller."""
-
-    here = False
-
-
-_is_opener = _IsOpener()
-
-
-class Retry:
-    """Answer to a waiter whose session was lost: ask again, with the time that is left."""
-
-
-class Failure:
-    """Answer to the waiter for whom a resource was being opened: what its hook raised."""
-
-    def __init__(self, error: BaseException) -> None:
-        self.error = error
 
 
 class ColdCheckout:
@@ -157,11 +123,11 @@ class ColdCheckout:
             self._bearer,
             insists=granted is not None,
             # A hook that uses the pool itself has what it needs opened where it runs.
-            opens_here=face.recipe.open_in_caller or _is_opener.here,
+            opens_here=face.recipe.open_in_caller or hooks.is_inside(),
         )
         answer: Any = None
         try:
-            face.enqueue(waiter)
+            face.line.enqueue(waiter)
             if granted is not None:
                 waiter.asked = True
                 answer = self._take_up(granted, waiter)
@@ -181,7 +147,7 @@ class ColdCheckout:
         given = waiter.withdraw()
         if given is not None and given is not answer:
             self._hand_on(given, self._holdings)
-        self._face.dequeue(waiter, served=isinstance(answer, Entry))
+        self._face.line.dequeue(waiter, served=isinstance(answer, Entry))
         self._waiter = None
 
     def _wait(self, waiter: LocalWaiter) -> Any:
@@ -191,17 +157,17 @@ class ColdCheckout:
             # Enqueued first, looked again: no release is missed.
             if (entry := take(face, self._key)) is not None:
                 return entry
-            if face.must_ask(waiter, left_s) and (answer := self._ask(waiter)) is not None:
+            if face.line.must_ask(waiter, left_s) and (answer := self._ask(waiter)) is not None:
                 return answer
             until = self._wait_until(waiter)
-            look_at = face.look_at(waiter, left_s)
+            look_at = face.line.look_at(waiter, left_s)
             at = look_at if until is None else min(until, look_at)
             answer = waiter.wait(None if at == math.inf else at)
             if answer is not None:
                 return answer
             if until is not None and monotonic() >= until:
-                return Refuse(waiter.ticket, "timeout", face.why_nothing(self._key))
-            starving = face.starving_ticket(waiter)
+                return Refuse(waiter.ticket, "timeout", face.line.why_nothing(self._key))
+            starving = face.line.starving_ticket(waiter)
             if starving is not None:
                 self._member.tell(Starves(starving))
 
@@ -220,7 +186,7 @@ class ColdCheckout:
             return None
         if isinstance(answer, Grant):
             return self._take_up(answer, waiter)
-        self._face.ticket_ended(waiter.ticket, None, self._key)
+        self._face.line.ticket_ended(waiter.ticket, None, self._key)
         if answer is not Retry:
             return answer
         # A pause, for the server may be saying farewell; a neighbour's release ends it.
@@ -250,7 +216,7 @@ class ColdCheckout:
 
     def _give_up(self, waiter: LocalWaiter) -> None:
         """Whether the books have our ticket in their queue is not known."""
-        self._face.ticket_ended(waiter.ticket, None, self._key)
+        self._face.line.ticket_ended(waiter.ticket, None, self._key)
         self._member.tell(Abandoned(waiter.ticket))
 
     def _left(self) -> float | None:
@@ -298,7 +264,7 @@ class ColdCheckout:
             shelve(given)
         elif isinstance(given, Grant):
             self._member.decline(given, holdings)
-            self._face.poke(given.key)
+            self._face.line.poke(given.key)
         elif isinstance(given, Failure):
             log.warning("%s; the checkout that wanted it had gone", given.error)
 
@@ -323,183 +289,3 @@ class ColdCheckout:
         if refuse.reason == "journal":
             raise ServerUnavailable(refuse.text)
         raise PoolError(f"pool {face.name!r}: {refuse.text}")
-
-
-def open_resource(
-    entry: Entry, grant: Grant, left: float | None, bearer: Bearer | None = None
-) -> None:
-    """Use a fresh grant: open and configure the resource. Raises OpenFailed, with its cause.
-
-    left: seconds of the checkout's timeout, for waiting; None: no end. The hooks may take their own time where
-        there are none left.
-    bearer: whose token the recipe gets; None where no credential is involved.
-    """
-    face, member = entry.face, entry.face.member
-    started = monotonic()
-    token: Token | None = None
-    try:
-        token = None if bearer is None else bearer.token(left)
-        opening = Opening(grant.opened_before, identity_of(entry.key), token, left or None)
-        # In one call of C: no interrupt can strike between the hook's return and the storing, which would
-        # leave an open resource to which nothing refers.
-        entry.opened.extend(map(face.recipe.open, (opening,)))
-        if entry.holdings.inherited:
-            raise ForkedLease(
-                f"pool {face.name!r}: this process was forked inside the open hook; the resource belongs "
-                "to its parent; check out again"
-            )
-        if not entry.opened:
-            raise RuntimeError("the open hook raised StopIteration")
-        entry.resource = entry.opened[0]
-        _configure(face, entry)
-    except Exception as error:
-        if bearer is not None and token is not None and face.recipe.refuses_login(error):
-            bearer.refused(token)
-        # No variable holds the secret: this frame is part of the traceback, and some reporters show all of it.
-        text = _text_of(error, secret_of(token))
-        is_told = not repeats(error, secret_of(token))
-        forget_locals(error)
-        give_up_opening(entry, text, counted=True)
-        if isinstance(error, OpenFailedError) or entry.holdings.inherited:
-            raise
-        failed = OpenFailedError(f"pool {face.name!r}: opening a resource failed: {text}")
-        raise failed from (error if is_told else None)
-    except BaseException as error:
-        # What the hook had half opened lives as long as its frames: they end before the slot is given back.
-        traceback.clear_frames(error.__traceback__)
-        # Where nobody waits nobody was interrupted: the hook itself wants to end the process.
-        give_up_opening(entry, type(error).__name__, counted=grant.ticket == NOBODY)
-        raise
-    seconds = monotonic() - started
-    face.observe("open", seconds)
-    if bearer is not None and token is not None:
-        bearer.note(entry, token)
-    with entry.holdings.lock:
-        entry.state = "open"
-        entry.grant = None
-        entry.opened_at = entry.released_at = entry.checked_at = started + seconds
-        lifetime = face.options.max_lifetime
-        if lifetime is not None and entry.retire_at == NEVER:
-            # Each draws its own instant, so that a fleet opened together does not die together.
-            entry.retire_at = entry.opened_at + lifetime * (1 - LIFETIME_JITTER * random.random())
-            entry.retire_reason = "expired_lifetime"
-        if token is None and isinstance(opening.expires_on, (int, float)):
-            _ends_by(entry, opening.expires_on)
-        entry.holdings.outbox.append(Opened(entry.number, seconds))
-        face.demand_for(entry.key).opened(entry.number, entry.opened_at)
-        face.opening_time.measured(seconds)
-        entry.opened = []
-    member.flush()
-    member.housekeeper.expects(due_when_idle(face, entry))
-
-
-def _ends_by(entry: Entry, expires_on: float) -> None:
-    """What the application has opened with a token of its own is replaced in time, where it says when.
-
-    Not where that would be at once: the application would have given a newer token if it had one.
-    """
-    left = expires_on - time() - NEAR_EXPIRY_S
-    if left > 0 and monotonic() + left < entry.retire_at:
-        entry.retire_at = monotonic() + left
-        entry.retire_reason = "expired_lifetime"
-
-
-def use_grant(face: Face, grant: Grant) -> None:
-    """A thread of this process asked for the right to open, and the books have granted it by now."""
-    waiter = face.waiter_for(grant.key, grant.ticket)
-    if waiter is None or (waiter.opens_here and not waiter.give(grant)):
-        face.member.decline(grant, face.holdings)
-        face.poke(grant.key)
-    elif not waiter.opens_here:
-        open_beside(face, grant, waiter)
-
-
-def open_beside(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
-    """Have a granted resource opened in a thread of its own; it goes to the waiter that is next then.
-
-    waiter: the thread that asked, which hears if the hook raises.
-    """
-    context = waiter.context.copy()  # two openings may be made for one thread, one after its time
-    face.member.openers.add(lambda: context.run(_open_for_waiter, face, grant, waiter))
-
-
-def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
-    holdings = face.holdings
-    entry = holdings.table.get(grant.number)
-    if entry is None:
-        waiter.give(Retry)  # the session was lost, and the grant with it
-        return
-    if not face.begins_opening(grant, waiter):
-        face.member.decline(grant, holdings)
-        face.poke(grant.key)
-        return
-    try:
-        _is_opener.here = True
-        # Who waits for nobody does not wait for somebody else's token either.
-        open_resource(entry, grant, 0.0 if waiter.insists else None, waiter.bearer)
-    except BaseException as error:  # noqa: BLE001  # the thread that asked raises it, or it is logged
-        if not waiter.give(Failure(error)):
-            log.warning("%s; the checkout that wanted it had gone", error)
-        face.poke(grant.key)
-        return
-    finally:
-        _is_opener.here = False
-    if waiter.insists and waiter.give(entry):
-        return
-    queue = face.waiters.get(grant.key)
-    if not queue or not give_to_oldest(queue, entry):
-        shelve(entry)
-
-
-def open_for_shelf(face: Face, grant: Grant) -> None:
-    """Use a grant for which nobody waits: `min_size` resources are kept open."""
-    holdings = face.holdings
-    entry = holdings.table.get(grant.number)
-    if entry is None:
-        return
-    try:
-        bearer = face.identities.own(None)
-    except PoolError as error:
-        log.warning("%s; it is tried again later (min_size)", error)
-        give_up_opening(entry, _text_of(error), counted=True)
-        return
-    if grant.key != face.default_key:
-        # A token has told that the recipe's own identity is another one; the books know that by now.
-        face.member.decline(grant, holdings)
-        return
-    try:
-        open_resource(entry, grant, None, bearer)
-    except OpenFailedError as error:
-        log.warning("%s; it is tried again later (min_size)", error)
-    except BaseException:
-        log.exception("pool %r: opening failed; it is tried again later (min_size)", face.name)
-    else:
-        shelve(entry)
-
-
-def _text_of(error: BaseException, secret: str = "") -> str:
-    """Class and message, whatever the recipe put into them: it travels, and is shown to others.
-
-    secret: the token that the hook was given, which is left out.
-    """
-    try:
-        text = f"{type(error).__name__}: {error}"
-    except Exception:
-        log.warning("a hook raised an error that has no text", exc_info=True)
-        text = type(error).__name__
-    if secret:
-        text = text.replace(secret, HIDDEN)
-    return (
-        without_secrets(text[:_LONGEST_READ])[:_LONGEST_TEXT]
-        .encode("utf-8", "backslashreplace")
-        .decode()
-    )
-
-
-def _configure(face: Face, entry: Entry) -> None:
-    try:
-        face.recipe.configure(entry.resource)
-        face.recipe.opened(entry.resource)
-    except BaseException:
-        face.count("hook_errors")
-        raise

@@ -22,9 +22,9 @@ from mppool.core.decisions import (
 from mppool.core.events import NotMine
 from mppool.core.tokens import FetchToken, TokenDecision, TokenGiven, TokenRefused, TokensForgotten
 from mppool.ids import GrantNumber, Session
-from mppool.worker.cold import open_for_shelf, use_grant
 from mppool.worker.ending import drop_token, retire_older_than
 from mppool.worker.entry import Entry
+from mppool.worker.opening import open_for_shelf, use_grant
 from mppool.worker.shelf import shelve, shelve_where_it_lay, sweep
 from mppool.worker.solitary import forget_all
 
@@ -55,8 +55,8 @@ def _on_grant(member: Member, grant: Grant, session: Session) -> None:
             # It was lost on the way; a thread that waits for it must not wait for ever.
             member.retry(grant.ticket)
             return
-        face.ticket_ended(grant.ticket, None, grant.key)
-        if not face.give_to(grant.key, grant.ticket, entry):
+        face.line.ticket_ended(grant.ticket, None, grant.key)
+        if not face.line.give_to(grant.key, grant.ticket, entry):
             shelve(entry)
     elif member.register(grant, session):
         if grant.ticket == NOBODY:
@@ -99,7 +99,7 @@ def _on_reclaim(member: Member, reclaim: Reclaim, session: Session) -> None:
     face = member.faces[reclaim.pool]
     if reclaim.contended:
         member.audit.want_again()
-    face.set_contended(reclaim.contended)
+    face.line.set_contended(reclaim.contended)
     left = reclaim.sweep
     for key in list(face.shelves):
         if left > 0:

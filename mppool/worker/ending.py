@@ -8,6 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from mppool.core.events import Closed, CloseReason
+from mppool.worker import hooks
 from mppool.worker.entry import AT_ONCE, LONG_CLOSE_S, Entry
 from mppool.worker.shelf import forget_shelf, take_idle
 
@@ -34,7 +35,7 @@ def begin_close(entry: Entry) -> bool:
         if entry.state == "closing":
             return False  # a hook that closes its own resource; two threads that both want to
         entry.state = "closing"
-        entry.face.demand_for(entry.key).ended(entry.number)
+        entry.face.line.demand_for(entry.key).ended(entry.number)
         entry.warned = False
         entry.closing_at = monotonic()
     return True
@@ -45,7 +46,7 @@ def finish_close(entry: Entry, reason: CloseReason) -> None:
     face = entry.face
     face.member.housekeeper.expects(entry.closing_at + LONG_CLOSE_S)
     try:
-        face.recipe.close(entry.resource)
+        hooks.run(face.recipe.close, entry.resource)
     except Exception:
         face.count("hook_errors")
         log.warning("pool %r: closing a resource raised; it is gone", face.name, exc_info=True)
@@ -63,7 +64,7 @@ def finish_close(entry: Entry, reason: CloseReason) -> None:
 
 def _close_again(entry: Entry) -> None:
     try:
-        entry.face.recipe.close(entry.resource)
+        hooks.run(entry.face.recipe.close, entry.resource)
     except Exception:
         log.debug("pool %r: it was closed already", entry.face.name, exc_info=True)
 

@@ -100,7 +100,7 @@ class Errands:
             # Nobody hears the server any more (rule 6): every release looks after it, and starts another thread.
             self._drop_channel()
             for face in list(self._member.faces.values()):
-                face.set_contended(True)
+                face.line.set_contended(True)
             self._ended = True
             self.running.release()
 

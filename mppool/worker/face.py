@@ -12,21 +12,19 @@ from collections.abc import Callable
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
-from mppool.core.events import Abandoned, BackendFailed, Declaration, TokenReplaced
+from mppool.core.events import BackendFailed, Declaration, TokenReplaced
 from mppool.core.statistics import BOUNDS, HISTOGRAMS, WORKER_COUNTERS
 from mppool.errors import ConfigurationMismatch
 from mppool.recipe import Recipe, overrides
+from mppool.worker import hooks
 from mppool.worker.chores import Chores
-from mppool.worker.demand import Demand, Recent, hope_s
 from mppool.worker.ending import close, drop_token, retire_older_than, take_from_lease
 from mppool.worker.entry import Entry
 from mppool.worker.identities import Identities
-from mppool.worker.shelf import forget_shelf, own_popper, shelve, shelve_where_it_lay
-from mppool.worker.waiter import LocalWaiter, give_to_oldest, wake_oldest
+from mppool.worker.line import Line
+from mppool.worker.shelf import own_popper, shelve, shelve_where_it_lay
 
 if TYPE_CHECKING:
-    from mppool.core.decisions import Grant
-    from mppool.ids import Ticket
     from mppool.options import PoolOptions
     from mppool.worker.bearer import Bearer
     from mppool.worker.holdings import Holdings
@@ -109,8 +107,6 @@ class Face:
             or recipe.credential is not None  # its token has to be looked at
         ):
             self.trust_s = -1.0
-        # Where the books must know of every thread that waits, nobody hopes.
-        self.asks_at_once = options.max_waiting is not None
         # Whether a release is nothing but an append.
         self.plain = (
             self.reset is None and options.max_uses is None and options.keep and not self.watched
@@ -125,10 +121,7 @@ class Face:
         self.holdings = holdings
         self.is_sealed = False
         self.shelves: dict[str, deque[Entry]] = {}
-        self.waiters: dict[str, deque[LocalWaiter]] = {}
-        self.demands: dict[str, Demand] = {}
-        self.opening_time = Recent()
-        self.use_time = Recent()
+        self.line = Line(self, holdings)
         self.contended = False
         self.attention = False
         self.closed = False
@@ -265,7 +258,7 @@ class Face:
         self.count("checks")
         entry.checked_at = monotonic()
         try:
-            if self.check(entry.resource):
+            if hooks.run(self.check, entry.resource):
                 return True
         except ConnectionError as error:
             log.warning("pool %r: a check found the backend gone: %s", self.name, error)
@@ -299,7 +292,7 @@ class Face:
     def run_hook(self, hook: str, call: Callable[[Any], Any], entry: Entry) -> bool:
         """Run a hook; False, logged and counted, if it raised."""
         try:
-            call(entry.resource)
+            hooks.run(call, entry.resource)
         except Exception as error:
             self.count("hook_errors")
             log.warning("pool %r: the hook %s raised", self.name, hook, exc_info=True)
@@ -352,184 +345,6 @@ class Face:
             close(entry, "discarded")
             raise
 
-    def give_to(self, key: str, ticket: int, answer: Any) -> bool:
-        """Give to the waiter with this ticket, else to the oldest of this key; False if nobody waits."""
-        queue = self.waiters.get(key)
-        if not queue:
-            return False
-        for waiter in list(queue):
-            if waiter.ticket == ticket and waiter.give(answer):
-                return True
-        return give_to_oldest(queue, answer)
-
-    # --- waiting -----------------------------------------------------------------------------------------
-
-    def demand_for(self, key: str) -> Demand:
-        """What this process wants and holds of a key. Caller holds the holdings' lock."""
-        demand = self.demands.get(key)
-        if demand is None:
-            demand = self.demands[key] = Demand()
-        return demand
-
-    def enqueue(self, waiter: LocalWaiter) -> None:
-        """From now on releases look for this waiter."""
-        with self.holdings.lock:
-            demand = self.demand_for(waiter.key)
-            self.waiters[waiter.key] = demand.waiting
-            demand.begins_to_wait(waiter, waiter.since)
-            self.attention = True
-
-    def dequeue(self, waiter: LocalWaiter, *, served: bool) -> None:
-        """The waiter has been answered or has given up. served: it was given a resource."""
-        with self.holdings.lock:
-            demand = self.demand_for(waiter.key)
-            demand.stops_waiting(waiter, monotonic(), served=served)
-            due = demand.spare_due_at()
-            if not demand.waiting:
-                self.waiters.pop(waiter.key, None)
-                forget_shelf(self, waiter.key)
-            elif self.shelves.get(waiter.key):
-                wake_oldest(demand.waiting)  # this one may have been woken for what lies there
-            self._look_whether_attention()
-        if due < math.inf:
-            self._give_up_spare_later(due)
-
-    # --- asking ------------------------------------------------------------------------------------------
-
-    def must_ask(self, waiter: LocalWaiter, left_s: float | None) -> bool:
-        """Whether a waiting thread has to ask the books now; then its ticket counts as sent.
-
-        left_s: of its timeout, when it began to wait.
-        """
-        if waiter.insists:  # it has been granted what it waits for
-            return False
-        with self.holdings.lock:
-            demand = self.demand_for(waiter.key)
-            if waiter.asked or not (waiter.opens_here or self.asks_at_once):
-                hope = 0.0 if self.contended else hope_s(self.opening_time.seconds, left_s)
-                idle = len(self.shelves.get(waiter.key, ()))
-                if not demand.must_ask(hope, idle, monotonic()):
-                    return False
-            if waiter.asked:  # its ticket was used up, by a neighbour or by a failure
-                waiter.ticket = self.member.next_ticket()
-            waiter.asked = True
-            demand.asks(waiter.ticket)
-            return True
-
-    def look_at(self, waiter: LocalWaiter, left_s: float | None) -> float:
-        """When a waiting thread has to look around again, unless it is poked; infinity: no need."""
-        with self.holdings.lock:
-            demand = self.demand_for(waiter.key)
-            hope = hope_s(self.opening_time.seconds, left_s)
-            return min(
-                demand.starves_at(waiter.since, self.opening_time.seconds, self.use_time.seconds),
-                demand.look_at(hope, monotonic()),
-            )
-
-    def starving_ticket(self, waiter: LocalWaiter) -> Ticket | None:
-        """The ticket with which the books are told that the waiter's key starves, where that is due."""
-        with self.holdings.lock:
-            demand, now = self.demand_for(waiter.key), monotonic()
-            if now < demand.starves_at(
-                waiter.since, self.opening_time.seconds, self.use_time.seconds
-            ):
-                return None
-            return demand.says_starving(now)
-
-    def ticket_ended(self, ticket: Ticket, answer: Any, key: str | None = None) -> bool:
-        """The books have taken a ticket out of their queue; False if this pool does not know it.
-
-        answer: for the thread that waits with it, if there is one. key: of the ticket, where it is known.
-        """
-        with self.holdings.lock:
-            demands = self.demands if key is None else {key: self.demand_for(key)}
-            found = next((key for key, one in demands.items() if ticket in one.tickets), None)
-            if found is None:
-                return False
-            self.demands[found].answered(ticket)
-            waiters = list(self.waiters.get(found, ()))
-        if answer is not None:
-            for waiter in waiters:
-                if waiter.ticket == ticket and waiter.give(answer):
-                    return True
-            self.poke(found)
-        return True
-
-    def forget_tickets(self) -> None:
-        """The session is over, and with it all tickets."""
-        with self.holdings.lock:
-            for demand in self.demands.values():
-                demand.tickets.clear()
-
-    def waiter_for(self, key: str, ticket: Ticket) -> LocalWaiter | None:
-        """The thread that waits with this ticket, else the oldest for this key, else None."""
-        waiting = [waiter for waiter in list(self.waiters.get(key, ())) if waiter.is_open]
-        with_ticket = (waiter for waiter in waiting if waiter.ticket == ticket)
-        return next(with_ticket, waiting[0] if waiting else None)
-
-    def begins_opening(self, grant: Grant, waiter: LocalWaiter) -> bool:
-        """Whether the open hook is to be called for a grant; not where nobody needs it any more."""
-        with self.holdings.lock:
-            insists = waiter.insists and waiter.is_open
-            return self.demand_for(grant.key).begins(grant.number, monotonic(), insists=insists)
-
-    def why_nothing(self, key: str) -> str:
-        """For a checkout whose time has passed, where the books have not said why."""
-        with self.holdings.lock:
-            demand = self.demand_for(key)
-            waiting, opening, held = len(demand.waiting), len(demand.opening), len(demand.open)
-        text = f"{held} resources of this process are in use, and {waiting} of its threads wait"
-        if opening:
-            text = f"{text}; {opening} are being opened, and will serve the next checkouts"
-        return text
-
-    def poke(self, key: str) -> None:
-        """Less is on its way for a key than before: have a thread that waits look around."""
-        queue = self.waiters.get(key)
-        if queue:
-            wake_oldest(queue)
-
-    def _give_up_spare_later(self, due: float) -> None:
-        if self.asks_at_once:
-            self.give_up_spare(math.inf)
-        else:
-            self.member.housekeeper.expects(due)
-
-    def give_up_spare(self, now: float) -> float:
-        """Give up tickets that no thread waits for; when this has to be looked at again."""
-        again = math.inf
-        given_up: list[Ticket] = []
-        with self.holdings.lock:
-            for key, demand in list(self.demands.items()):
-                due = demand.spare_due_at()
-                if due <= now:
-                    given_up += demand.give_up_spare(now if now < math.inf else monotonic())
-                    forget_shelf(self, key)
-                else:
-                    again = min(again, due)
-            self.holdings.outbox.extend(Abandoned(ticket) for ticket in given_up)
-        if given_up:
-            self.member.flush()
-        return again
-
-    def _look_whether_attention(self) -> None:
-        """Caller holds the holdings' lock."""
-        self.attention = self.contended or any(self.waiters.values())
-
-    def set_contended(self, contended: bool) -> None:
-        """Whether every released resource is brought back."""
-        with self.holdings.lock:
-            self.contended = contended
-            self._look_whether_attention()
-        if contended:  # the books shall know what is wanted here
-            for key in list(self.waiters):
-                self.poke(key)
-
-    def all_waiters(self) -> list[LocalWaiter]:
-        """Those who wait now."""
-        with self.holdings.lock:
-            return [waiter for queue in self.waiters.values() for waiter in queue]
-
     # --- figures -----------------------------------------------------------------------------------------
 
     def count(self, counter: str) -> None:
@@ -545,4 +360,4 @@ class Face:
         """
         self.histograms[histogram][bisect_left(BOUNDS, seconds)] += 1
         if histogram == "use":
-            self.use_time.measured(seconds)
+            self.line.use_time.measured(seconds)

@@ -94,7 +94,7 @@ class Housekeeper:
         self._planned = NEVER  # before looking: what is expected meanwhile is noted again
         due = min(self._member.chores.look(now), self._member.openers.look(now))
         for face in list(self._member.faces.values()):
-            due = min(due, self._look_after(face, now), face.give_up_spare(now))
+            due = min(due, self._look_after(face, now), face.line.give_up_spare(now))
         self._planned = due
 
     def _look_at_keepers(self, now: float) -> None:

@@ -217,7 +217,7 @@ class ServerLink:
             raise
         self.farewell = self.unheard = False
         for face in list(self._member.faces.values()):
-            face.set_contended(False)  # the server says so anew
+            face.line.set_contended(False)  # the server says so anew
         self.outgoing.begin(channel)
         self._was_attached = True
         try:

@@ -26,7 +26,6 @@ from mppool.recipe import Recipe
 from mppool.worker.audit import Audit, forget_frames
 from mppool.worker.calls import SessionLost
 from mppool.worker.chores import Chores
-from mppool.worker.cold import Retry, open_resource
 from mppool.worker.deciding import carry_out
 from mppool.worker.ending import begin_close, close, finish_close, forget_retired, is_retired
 from mppool.worker.entry import AT_ONCE, Entry
@@ -35,6 +34,7 @@ from mppool.worker.fork import bury, notice_fork, renew_in_children
 from mppool.worker.holdings import Holdings
 from mppool.worker.housekeeping import Housekeeper
 from mppool.worker.late import release_own
+from mppool.worker.opening import Retry, open_resource
 from mppool.worker.report import PatientReport
 from mppool.worker.shelf import forget_shelf, shelve, take_idle
 from mppool.worker.tokens import TokenShare
@@ -215,12 +215,12 @@ class Member:
             if is_retired(face, grant.key, grant.generation):
                 entry.retire_at = AT_ONCE
             holdings.table[grant.number] = entry
-            face.opening_time.told(grant)
+            face.line.opening_time.told(grant)
             # Not before it is in the table: as long as it is, the shelf is not forgotten.
             entry.shelf = face.shelf_of(grant.key)
-            demand = face.demand_for(grant.key)
+            demand = face.line.demand_for(grant.key)
             demand.answered(grant.ticket)
-            demand.granted(grant.number, face.opening_time.seconds, monotonic())
+            demand.granted(grant.number, face.line.opening_time.seconds, monotonic())
         return True
 
     def decline(self, grant: Grant, holdings: Holdings) -> None:
@@ -230,7 +230,7 @@ class Member:
                 face = self.faces[grant.pool]
                 holdings.outbox.append(Declined(grant.number))
                 del holdings.table[grant.number]
-                face.demand_for(grant.key).ended(grant.number)
+                face.line.demand_for(grant.key).ended(grant.number)
                 forget_shelf(face, grant.key)
         self.flush()
 
@@ -242,7 +242,7 @@ class Member:
     def answer(self, ticket: Ticket, answer: Any) -> None:
         """Answer the thread that waits with this ticket, if there is one."""
         for face in list(self.faces.values()):
-            if face.ticket_ended(ticket, answer):
+            if face.line.ticket_ended(ticket, answer):
                 return
 
     def interrupted(self, error: BaseException) -> None:
@@ -274,9 +274,9 @@ class Member:
     def session_lost(self) -> None:
         """Nobody can be told anything now: those who wait ask again, under the next session."""
         for face in list(self.faces.values()):
-            face.set_contended(False)
-            face.forget_tickets()
-            for waiter in face.all_waiters():
+            face.line.set_contended(False)
+            face.line.forget_tickets()
+            for waiter in face.line.all_waiters():
                 waiter.give(Retry)
         self.tokens.session_lost(Retry)
 
@@ -319,7 +319,7 @@ class Member:
     def needs_books(self) -> bool:
         """Whether anything is held, or anybody waits."""
         return bool(self.holdings.table) or any(
-            face.all_waiters() for face in list(self.faces.values())
+            face.line.all_waiters() for face in list(self.faces.values())
         )
 
     # --- chores of the background thread -----------------------------------------------------------------

@@ -14,6 +14,7 @@ import msgspec
 
 from mppool.recipe import overrides
 from mppool.wire.messages import PoolReport, Report, ResourceReport
+from mppool.worker import hooks
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -151,7 +152,7 @@ def _of_pool(face: Face, hooks: bool) -> PoolReport:
         pool=face.name,
         in_use=states.count("in_use"),
         idle=states.count("idle"),
-        waiting=len(face.all_waiters()),
+        waiting=len(face.line.all_waiters()),
         counters=counters,
         histograms=histograms,
         resources=resources,
@@ -198,7 +199,7 @@ def _ask(face: Face, hook: str, entry: Entry, kind: Any) -> Any:
         return nothing
     _asking.hook = hook
     try:
-        said = getattr(face.recipe, hook)(entry.resource)
+        said = hooks.run(getattr(face.recipe, hook), entry.resource)
         # Through JSON and back: it must travel, and be a text for whoever reads the statistics.
         answer = msgspec.json.decode(msgspec.json.encode(said), type=kind)
         msgspec.msgpack.encode(answer)  # whose whole numbers end at 64 bits

@@ -34,9 +34,9 @@ def forget_shelf(face: Face, key: str) -> None:
 
     Resources append themselves to the shelf that they know, so it must be the last of them that is gone.
     """
-    demand = face.demands.get(key)
+    demand = face.line.demands.get(key)
     if key != face.default_key and (demand is None or demand.is_void):
-        face.demands.pop(key, None)
+        face.line.demands.pop(key, None)
         face.shelves.pop(key, None)
         face.identities.forget_name(key)
 
@@ -144,7 +144,7 @@ def _attend(entry: Entry) -> None:
     if face.contended:
         sweep(face, key, math.inf, 0.0)
         return
-    queue = face.waiters.get(key)
+    queue = face.line.waiters.get(key)
     if not queue:
         return
     now = monotonic()

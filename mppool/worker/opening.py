@@ -1,0 +1,239 @@
+"""Opening a resource that the books have granted: in the thread that asked, or beside it."""
+
+from __future__ import annotations
+
+import logging
+import random
+import traceback
+from time import monotonic, time
+from typing import TYPE_CHECKING
+
+from mppool.core.decisions import NOBODY, Grant
+from mppool.core.events import Opened
+from mppool.errors import ForkedLease, PoolError
+from mppool.errors import OpenFailed as OpenFailedError
+from mppool.recipe import Opening
+from mppool.redaction import HIDDEN, forget_locals, without_secrets
+from mppool.worker import hooks
+from mppool.worker.audit import give_up_opening
+from mppool.worker.bearer import NEAR_EXPIRY_S, repeats, secret_of
+from mppool.worker.entry import NEVER, Entry
+from mppool.worker.face import Face, identity_of
+from mppool.worker.housekeeping import due_when_idle
+from mppool.worker.shelf import shelve
+from mppool.worker.waiter import LocalWaiter, give_to_oldest
+
+if TYPE_CHECKING:
+    from mppool.worker.bearer import Bearer, Token
+
+log = logging.getLogger("mppool")
+
+_LONGEST_TEXT = 2000
+_LONGEST_READ = 8000
+"""What is longer is not searched for secrets, and not told."""
+
+LIFETIME_JITTER = 0.1
+"""The part of `max_lifetime` by which a resource may die earlier."""
+
+
+class Retry:
+    """Answer to a waiter whose session was lost: ask again, with the time that is left."""
+
+
+class Failure:
+    """Answer to the waiter for whom a resource was being opened: what its hook raised."""
+
+    def __init__(self, error: BaseException) -> None:
+        self.error = error
+
+
+def open_resource(
+    entry: Entry, grant: Grant, left: float | None, bearer: Bearer | None = None
+) -> None:
+    """Use a fresh grant: open and configure the resource. Raises OpenFailed, with its cause.
+
+    left: seconds of the checkout's timeout, for waiting; None: no end. The hooks may take their own time where
+        there are none left.
+    bearer: whose token the recipe gets; None where no credential is involved.
+    """
+    face, member = entry.face, entry.face.member
+    started = monotonic()
+    token: Token | None = None
+    try:
+        token = None if bearer is None else bearer.token(left)
+        opening = Opening(grant.opened_before, identity_of(entry.key), token, left or None)
+        _run_hooks(face, entry, opening)
+    except Exception as error:
+        if bearer is not None and token is not None and face.recipe.refuses_login(error):
+            bearer.refused(token)
+        # No variable holds the secret: this frame is part of the traceback, and some reporters show all of it.
+        text = _text_of(error, secret_of(token))
+        is_told = not repeats(error, secret_of(token))
+        forget_locals(error)
+        give_up_opening(entry, text, counted=True)
+        if isinstance(error, OpenFailedError) or entry.holdings.inherited:
+            raise
+        failed = OpenFailedError(f"pool {face.name!r}: opening a resource failed: {text}")
+        raise failed from (error if is_told else None)
+    except BaseException as error:
+        # What the hook had half opened lives as long as its frames: they end before the slot is given back.
+        traceback.clear_frames(error.__traceback__)
+        # Where nobody waits nobody was interrupted: the hook itself wants to end the process.
+        give_up_opening(entry, type(error).__name__, counted=grant.ticket == NOBODY)
+        raise
+    seconds = monotonic() - started
+    face.observe("open", seconds)
+    if bearer is not None and token is not None:
+        bearer.note(entry, token)
+    _enter_as_open(entry, started + seconds, seconds, opening)
+    member.flush()
+    member.housekeeper.expects(due_when_idle(face, entry))
+
+
+def _run_hooks(face: Face, entry: Entry, opening: Opening) -> None:
+    """Call what opens and configures the resource, and keep it with the entry."""
+    hooks.enter()
+    try:
+        # In one call of C: no interrupt can strike between the hook's return and the storing, which would
+        # leave an open resource to which nothing refers.
+        entry.opened.extend(map(face.recipe.open, (opening,)))
+        if entry.holdings.inherited:
+            raise ForkedLease(
+                f"pool {face.name!r}: this process was forked inside the open hook; the resource belongs "
+                "to its parent; check out again"
+            )
+        if not entry.opened:
+            raise RuntimeError("the open hook raised StopIteration")
+        entry.resource = entry.opened[0]
+        _configure(face, entry)
+    finally:
+        hooks.leave()
+
+
+def _enter_as_open(entry: Entry, now: float, seconds: float, opening: Opening) -> None:
+    """The resource is open: from now on it can be lent, and ends at its time."""
+    face = entry.face
+    with entry.holdings.lock:
+        entry.state = "open"
+        entry.grant = None
+        entry.opened_at = entry.released_at = entry.checked_at = now
+        lifetime = face.options.max_lifetime
+        if lifetime is not None and entry.retire_at == NEVER:
+            # Each draws its own instant, so that a fleet opened together does not die together.
+            entry.retire_at = entry.opened_at + lifetime * (1 - LIFETIME_JITTER * random.random())
+            entry.retire_reason = "expired_lifetime"
+        if opening.token is None and isinstance(opening.expires_on, (int, float)):
+            _ends_by(entry, opening.expires_on)
+        entry.holdings.outbox.append(Opened(entry.number, seconds))
+        face.line.demand_for(entry.key).opened(entry.number, now)
+        face.line.opening_time.measured(seconds)
+        entry.opened = []
+
+
+def _ends_by(entry: Entry, expires_on: float) -> None:
+    """What the application has opened with a token of its own is replaced in time, where it says when.
+
+    Not where that would be at once: the application would have given a newer token if it had one.
+    """
+    left = expires_on - time() - NEAR_EXPIRY_S
+    if left > 0 and monotonic() + left < entry.retire_at:
+        entry.retire_at = monotonic() + left
+        entry.retire_reason = "expired_lifetime"
+
+
+def use_grant(face: Face, grant: Grant) -> None:
+    """A thread of this process asked for the right to open, and the books have granted it by now."""
+    waiter = face.line.waiter_for(grant.key, grant.ticket)
+    if waiter is None or (waiter.opens_here and not waiter.give(grant)):
+        face.member.decline(grant, face.holdings)
+        face.line.poke(grant.key)
+    elif not waiter.opens_here:
+        open_beside(face, grant, waiter)
+
+
+def open_beside(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
+    """Have a granted resource opened in a thread of its own; it goes to the waiter that is next then.
+
+    waiter: the thread that asked, which hears if the hook raises.
+    """
+    context = waiter.context.copy()  # two openings may be made for one thread, one after its time
+    face.member.openers.add(lambda: context.run(_open_for_waiter, face, grant, waiter))
+
+
+def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
+    holdings = face.holdings
+    entry = holdings.table.get(grant.number)
+    if entry is None:
+        waiter.give(Retry)  # the session was lost, and the grant with it
+        return
+    if not face.line.begins_opening(grant, waiter):
+        face.member.decline(grant, holdings)
+        face.line.poke(grant.key)
+        return
+    try:
+        # A checkout that waits for nobody does not wait for another one's token either.
+        open_resource(entry, grant, 0.0 if waiter.insists else None, waiter.bearer)
+    except BaseException as error:  # noqa: BLE001  # the thread that asked raises it, or it is logged
+        if not waiter.give(Failure(error)):
+            log.warning("%s; the checkout that wanted it had gone", error)
+        face.line.poke(grant.key)
+        return
+    if waiter.insists and waiter.give(entry):
+        return
+    queue = face.line.waiters.get(grant.key)
+    if not queue or not give_to_oldest(queue, entry):
+        shelve(entry)
+
+
+def open_for_shelf(face: Face, grant: Grant) -> None:
+    """Use a grant for which nobody waits: `min_size` resources are kept open."""
+    holdings = face.holdings
+    entry = holdings.table.get(grant.number)
+    if entry is None:
+        return
+    try:
+        bearer = face.identities.own(None)
+    except PoolError as error:
+        log.warning("%s; it is tried again later (min_size)", error)
+        give_up_opening(entry, _text_of(error), counted=True)
+        return
+    if grant.key != face.default_key:
+        # A token has told that the recipe's own identity is another one; the books know that by now.
+        face.member.decline(grant, holdings)
+        return
+    try:
+        open_resource(entry, grant, None, bearer)
+    except OpenFailedError as error:
+        log.warning("%s; it is tried again later (min_size)", error)
+    except BaseException:
+        log.exception("pool %r: opening failed; it is tried again later (min_size)", face.name)
+    else:
+        shelve(entry)
+
+
+def _text_of(error: BaseException, secret: str = "") -> str:
+    """Class and message, whatever the recipe put into them: it travels, and is shown to others.
+
+    secret: the token that the hook was given, which is left out.
+    """
+    try:
+        text = f"{type(error).__name__}: {error}"
+    except Exception:
+        log.warning("a hook raised an error that has no text", exc_info=True)
+        text = type(error).__name__
+    if secret:
+        text = text.replace(secret, HIDDEN)
+    return (
+        without_secrets(text[:_LONGEST_READ])[:_LONGEST_TEXT]
+        .encode("utf-8", "backslashreplace")
+        .decode()
+    )
+
+
+def _configure(face: Face, entry: Entry) -> None:
+    try:
+        face.recipe.configure(entry.resource)
+        face.recipe.opened(entry.resource)
+    except BaseException:
+        face.count("hook_errors")
+        raise
