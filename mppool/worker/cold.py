@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import math
 import random
-import threading
 import traceback
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -30,9 +29,11 @@ from mppool.worker.bearer import NEAR_EXPIRY_S, repeats, secret_of
 from mppool.worker.calls import SESSION_PAUSE_S, SessionLost
 from mppool.worker.entry import NEVER, Entry
 from mppool.worker.face import Face, identity_of
+from mppool.worker.hints import own_leases, refuse_none, warn_of_event_loop
 from mppool.worker.housekeeping import due_when_idle
+from mppool.worker.inside import inside
 from mppool.worker.shelf import shelve, take
-from mppool.worker.waiter import LocalWaiter, give_to_oldest
+from mppool.worker.waiter import LocalWaiter, Retry, give_to_oldest
 
 if TYPE_CHECKING:
     from mppool.ids import Ticket
@@ -54,19 +55,6 @@ _LONGEST_READ = 8000
 
 LIFETIME_JITTER = 0.1
 """The part of `max_lifetime` by which a resource may die earlier."""
-
-
-class _IsOpener(threading.local):
-    """Whether the current thread is in an open hook that was called beside its caller."""
-
-    here = False
-
-
-_is_opener = _IsOpener()
-
-
-class Retry:
-    """Answer to a waiter whose session was lost: ask again, with the time that is left."""
 
 
 class Failure:
@@ -122,7 +110,7 @@ class ColdCheckout:
     def _from_shelf(self) -> Entry | None:
         face = self._face
         while (entry := take(face, self._key)) is not None:
-            if face.prepare(entry, monotonic(), self._bearer):
+            if face.prepare(entry, monotonic(), self._bearer, self._deadline):
                 return entry
         return None
 
@@ -157,7 +145,7 @@ class ColdCheckout:
             self._bearer,
             insists=granted is not None,
             # A hook that uses the pool itself has what it needs opened where it runs.
-            opens_here=face.recipe.open_in_caller or _is_opener.here,
+            opens_here=face.recipe.open_in_caller or inside.opener or inside.checker,
         )
         answer: Any = None
         try:
@@ -196,6 +184,8 @@ class ColdCheckout:
             until = self._wait_until(waiter)
             look_at = face.look_at(waiter, left_s)
             at = look_at if until is None else min(until, look_at)
+            if not face.opens_for(self._key):
+                warn_of_event_loop(face)
             answer = waiter.wait(None if at == math.inf else at)
             if answer is not None:
                 return answer
@@ -214,6 +204,12 @@ class ColdCheckout:
 
     def _ask(self, waiter: LocalWaiter) -> Any:
         """Ask the books. None: what they grant comes later, or is being opened."""
+        if self._is_short() and self._member.link.is_stopped():
+            self._face.ticket_ended(waiter.ticket, None, self._key)
+            answer = waiter.wait(self._deadline)
+            if answer is None and self._left() != 0:
+                return Retry  # something was put back
+            return answer or self._stopped(waiter.ticket)
         answer = self._call(waiter.ticket)
         if isinstance(answer, Queued):
             self._member.audit.want_again()
@@ -237,6 +233,8 @@ class ColdCheckout:
 
     def _call(self, ticket: Ticket) -> Any:
         """What the books answer, at once: Grant, Queued or Refuse; Retry if the session was lost."""
+        if self._timeout == 0 and self._member.link.is_stopped():
+            return self._stopped(ticket)
         event = Checkout(self._face.name, self._key, ticket, self._left())
         try:
             return self._member.call(event, self._ask_until)
@@ -253,6 +251,13 @@ class ColdCheckout:
         self._face.ticket_ended(waiter.ticket, None, self._key)
         self._member.tell(Abandoned(waiter.ticket))
 
+    def _stopped(self, ticket: Ticket) -> Refuse:
+        return Refuse(ticket, "timeout", "the server is stopped")
+
+    def _is_short(self) -> bool:
+        """Whether the timeout is shorter than the time that the books may take to answer."""
+        return self._timeout is not None and self._timeout < ASK_GRACE_S
+
     def _left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - monotonic())
 
@@ -260,7 +265,11 @@ class ColdCheckout:
         face = self._face
         if isinstance(answer, Entry):
             if answer.uses or answer.opened_at < self._started:
-                return answer if face.prepare(answer, monotonic(), self._bearer) else None
+                return (
+                    answer
+                    if face.prepare(answer, monotonic(), self._bearer, self._deadline)
+                    else None
+                )
             face.lend(answer, monotonic())  # opened while we waited: there is nothing to look at
             return answer
         if isinstance(answer, Grant):
@@ -308,8 +317,8 @@ class ColdCheckout:
             face.count("timeouts")
             raise CheckoutTimeout(
                 f"pool {face.name!r}: nothing could be had within {self._timeout:g} s"
-                f"{': ' + refuse.text if refuse.text else ''}; release leases sooner, raise max_size or "
-                "wait longer"
+                f"{': ' + refuse.text if refuse.text else ''}{own_leases(face)}; release leases sooner, raise "
+                "max_size or wait longer"
             ) from self._last_error
         if refuse.reason == "too_many_waiting":
             raise TooManyWaiting(f"pool {face.name!r}: {refuse.text}; refused at once")
@@ -350,6 +359,7 @@ def open_resource(
             )
         if not entry.opened:
             raise RuntimeError("the open hook raised StopIteration")
+        refuse_none(face.name, entry.opened)
         entry.resource = entry.opened[0]
         _configure(face, entry)
     except Exception as error:
@@ -434,7 +444,7 @@ def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
         face.poke(grant.key)
         return
     try:
-        _is_opener.here = True
+        inside.opener = True
         # Who waits for nobody does not wait for somebody else's token either.
         open_resource(entry, grant, 0.0 if waiter.insists else None, waiter.bearer)
     except BaseException as error:  # noqa: BLE001  # the thread that asked raises it, or it is logged
@@ -443,7 +453,7 @@ def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
         face.poke(grant.key)
         return
     finally:
-        _is_opener.here = False
+        inside.opener = False
     if waiter.insists and waiter.give(entry):
         return
     queue = face.waiters.get(grant.key)
