@@ -33,6 +33,11 @@ def grant_number(epoch: int, sequence: int) -> GrantNumber:
     return GrantNumber(epoch << SEQUENCE_BITS | sequence)
 
 
+def epoch_of(number: GrantNumber) -> int:
+    """Of the server that gave this number."""
+    return number >> SEQUENCE_BITS
+
+
 class ProcessId(msgspec.Struct, frozen=True, array_like=True, order=True, cache_hash=True):
     """A process: its pid and its time of birth, in clock ticks since boot (the pid alone is recycled).
 
@@ -75,6 +80,18 @@ def _stat(directory: str) -> tuple[int, int]:
     # Bytes: a codec would be imported at its first use, and a fork may fall into the middle of that.
     text = Path(f"/proc/{directory}/stat").read_bytes()
     return int(text.partition(b" ")[0]), int(text.rpartition(b")")[2].split()[19])
+
+
+def is_stopped(pid: int) -> bool:
+    """Whether a process was stopped (SIGSTOP, a debugger), so that it does nothing before it is continued.
+
+    Source: field 3 (state) of /proc/PID/stat, see proc(5).
+    """
+    try:
+        text = Path(f"/proc/{pid}/stat").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return False
+    return text.rpartition(")")[2].split(maxsplit=1)[0] in ("T", "t")
 
 
 def own_process() -> ProcessId:

@@ -10,6 +10,7 @@ from mppool.managing import Manager, refuse_initializer
 from mppool.options import checked_name
 from mppool.worker.local import LocalLink
 from mppool.worker.member import Member
+from mppool.worker.pool import CLOSE_PATIENCE_S
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -59,6 +60,10 @@ class InProcessManager(Manager):
 
     def join(self, timeout: float | None = None) -> None:
         """Nothing to wait for."""
+
+    def close(self) -> None:
+        """Close what lies idle; leases that are out keep working, and are closed when they are released."""
+        self._member.leave(CLOSE_PATIENCE_S)
 
     def shutdown(self) -> None:
         """Close what lies idle. Leases that are out keep working, and the pools go on when they are used."""

@@ -19,10 +19,11 @@ from mppool.errors import ConfigurationError, PoolError, ServerUnavailable
 from mppool.managing import Manager, refuse_initializer
 from mppool.meeting import Meeting
 from mppool.options import checked_linger, checked_name, checked_timeout
-from mppool.wire.messages import Failed
+from mppool.wire.messages import Done, Failed, Leave
 from mppool.worker.fork import call_in_children, notice_fork
 from mppool.worker.link import CONTROL_DEADLINE_S, ServerLink
 from mppool.worker.member import Member
+from mppool.worker.pool import CLOSE_PATIENCE_S
 from mppool.worker.troubles import no_answer, pool_errors_only
 
 if TYPE_CHECKING:
@@ -41,11 +42,14 @@ _DRAIN_POLL_S = 0.02
 # A member stays as long as some manager uses it. `_finding` guards the look-up together with the making.
 _members: weakref.WeakKeyDictionary[Member, Meeting] = weakref.WeakKeyDictionary()
 _finding = threading.Lock()
+# How many `with` blocks of this process have been entered and not left; guarded by `_finding`.
+_entered: weakref.WeakKeyDictionary[Member, int] = weakref.WeakKeyDictionary()
 
 
 def _renew_lock() -> None:
     global _finding
     _finding = threading.Lock()
+    _entered.clear()  # a block that the parent has entered is left by the parent
 
 
 call_in_children(_renew_lock)
@@ -96,15 +100,9 @@ class PoolManager(Manager, BaseManager):
         *,
         runtime_dir: str | os.PathLike[str] | None = None,
         linger: float = DEFAULT_LINGER_S,
-        budget: str | None = None,
     ) -> None:
         super().__init__()
         self.name = checked_name("manager", name)
-        if budget is not None:
-            raise ConfigurationError(
-                f"manager {name!r}: budget={budget!r:.40} is not allowed: this version shares a cap over one "
-                "machine only; leave budget out"
-            )
         seconds = checked_linger(name, linger)
         directory = None if runtime_dir is None else _checked_directory(name, runtime_dir)
         self._meeting = Meeting(name, directory, seconds)
@@ -197,8 +195,6 @@ class PoolManager(Manager, BaseManager):
 
         The next cold checkout anywhere starts a new server. Returns when the server has gone.
         """
-        from mppool.wire.messages import Leave
-
         pid = self.server_pid
         if pid is None:
             return
@@ -211,6 +207,24 @@ class PoolManager(Manager, BaseManager):
                 f"manager {self.name!r}: the server with pid {pid} was asked to leave and is still there; "
                 f"its log is {self._meeting.paths().log}"
             )
+
+    def close(self) -> None:
+        """This process closes what it holds idle, and detaches from the server. Other processes go on.
+
+        Leases that are out keep working; their resources are closed when they are released. The manager can be
+        used again: the next checkout attaches anew. At a normal end of the interpreter this happens by itself,
+        within a second.
+        """
+        self._member.leave(CLOSE_PATIENCE_S)
+
+    def _end_unless_needed(self) -> None:
+        """End the server, where no other process is attached to it."""
+        pid = self.server_pid
+        if pid is None:
+            return
+        deadline = time.monotonic() + CONTROL_DEADLINE_S
+        if isinstance(self._link.control(Leave(unless_needed=True), deadline), Done):
+            self._wait_until(lambda: self.server_pid != pid, _SHUTDOWN_PATIENCE_S)
 
     def drain(self, pool: str, timeout: float | None = 30.0) -> int:
         """`Pool.drain` for a pool that this process need not have declared; starts no server.
@@ -260,6 +274,8 @@ class PoolManager(Manager, BaseManager):
         return True
 
     def __enter__(self) -> PoolManager:  # noqa: PYI034  # typing.Self is newer than Python 3.10
+        with _finding:
+            _entered[self._member] = _entered.get(self._member, 0) + 1
         self.start()
         return self
 
@@ -269,7 +285,15 @@ class PoolManager(Manager, BaseManager):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        self.shutdown()
+        """Close, and end the server where no other process is attached to it, as BaseManager does."""
+        with _finding:
+            _entered[self._member] = left = max(0, _entered.get(self._member, 0) - 1)
+            is_last = not left
+        if (
+            is_last
+        ):  # else another thread, or a block around this one, still uses what this process has
+            self.close()
+            self._end_unless_needed()
 
 
 @functools.cache

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from importlib import import_module
@@ -16,6 +17,7 @@ from mppool.recipe import SETTINGS, as_recipe
 from mppool.worker.guard import GuardedPool
 from mppool.worker.member import Member, process_name
 from mppool.worker.pool import Pool
+from mppool.worker.report import let_others
 from mppool.worker.solitary import forget_all
 
 if TYPE_CHECKING:
@@ -83,7 +85,8 @@ class Manager:
         """
         stats = self._member.link.stats()
         if not stats:
-            stats = self._merge(self._unattached_snapshot(), self._member.report())
+            snapshot = self._unattached_snapshot()
+            stats = self._merge(snapshot, self._member.report(), seen=self._member.link.seen)
             stats["processes"], stats["server_pid"], stats["epoch"] = [], None, None
         unknown = [name for name in self._member.faces if name not in stats["pools"]]
         if unknown:  # the server runs, but this process has not attached to it yet
@@ -127,20 +130,52 @@ class Manager:
         return books.snapshot()
 
     def _merge(
-        self, snapshot: dict[str, Any], report: Report, uptime: float = 0.0
+        self,
+        snapshot: dict[str, Any],
+        report: Report,
+        uptime: float = 0.0,
+        seen: bytes = b"",
     ) -> dict[str, Any]:
-        return merged_alone(self._member.name, snapshot, report, uptime)
+        return merged_alone(self._member.name, snapshot, report, uptime, seen)
 
 
 def merged_alone(
-    manager: str, snapshot: dict[str, Any], report: Report, uptime: float = 0.0
+    manager: str,
+    snapshot: dict[str, Any],
+    report: Report,
+    uptime: float = 0.0,
+    seen: bytes = b"",
 ) -> dict[str, Any]:
-    """The statistics of a process that keeps the books itself."""
+    """The statistics of a process that keeps the books itself, or of one that finds no server.
+
+    seen: what the statistics of the last server said.
+    """
+    from mppool.server.carried import Carried
     from mppool.server.statistics import ProcessFigures, Totals, merged
 
     pools = {one.pool: one for one in report.pools}
     figures = [ProcessFigures(own_process(), process_name(), pools, stale=False)]
-    return merged(snapshot, figures, Totals(), name=manager, server_pid=os.getpid(), uptime=uptime)
+    carried = Carried(math.inf)
+    carried.take_in(seen)
+    own = own_process()
+    for process in [one for one in carried.living if (one.pid, one.birth) == (own.pid, own.birth)]:
+        carried.heard(process)
+    wall, now = time.time(), time.monotonic()
+    for pool, entry in snapshot["pools"].items():
+        for name, count in carried.books.get(pool, {}).items():
+            entry["counters"][name] = max(count, entry["counters"].get(name, 0))
+    began = {pool: round(wall - (now - one["born"]), 3) for pool, one in snapshot["pools"].items()}
+    return merged(
+        snapshot,
+        figures,
+        carried.add_to(Totals()),
+        name=manager,
+        server_pid=os.getpid(),
+        uptime=uptime,
+        began={**began, **carried.began},
+        lift=carried.lift,
+        pause=let_others,
+    )
 
 
 def _checked_identity(identity: object) -> str | None:

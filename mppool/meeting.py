@@ -94,6 +94,13 @@ class Meeting:
         """In a forked child, which has the descriptor and not the lock."""
         self._sign = None
 
+    def pid(self) -> int | None:
+        """Pid of the server that the address file names, dead or alive."""
+        from mppool.server.runtime import read_address
+
+        found = read_address(self.paths())
+        return None if found is None else found.server.pid
+
     def replace(self, ask_to_leave: Callable[[], None], deadline: float) -> None:
         """Have the server that is there leave, and start one of this release in its place."""
         from mppool.server.launch import replace

@@ -45,6 +45,8 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_lease_warn, max_lease_kill: age of a lease that is warned of, or whose resource is closed.
     check_interval: time between background checks of idle resources; None: none.
     check_idle_for: a resource idle for longer is checked at checkout; None: never.
+    check_timeout: a check that takes longer is given up, and the resource is replaced, with everything that is as
+        old; None: checks take as long as they like, in the thread of their caller.
     order: "lifo" hands out the most recently used resource, "fifo" the one idle for longest.
     placement: "worker" opens resources in the process that uses them; nothing else in this version.
     hosts: for host processes, which this version does not have; leave it at 1.
@@ -79,6 +81,7 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     keep: bool = True
     guard: bool | None = None
     prefill: bool = True
+    check_timeout: float | None = 5.0
 
 
 OPTION_NAMES = PoolOptions.__struct_fields__
@@ -156,6 +159,11 @@ def _check_together(pool: str, options: PoolOptions) -> None:
 def _unknown(name: str) -> str:
     import difflib  # nobody makes mistakes in production
 
+    if name == "credential":
+        return (
+            "a credential belongs to the recipe (OdbcRecipe(..., credential=...)) or to a checkout "
+            "(pool.checkout(credential=...)), and needs a recipe that opens with tokens"
+        )
     close = difflib.get_close_matches(name, OPTION_NAMES, n=1)
     hint = f"did you mean {close[0]!r}? " if close else ""
     return f"there is no option {name!r}; {hint}The options are {', '.join(OPTION_NAMES)}"
@@ -260,4 +268,5 @@ _RULES: dict[str, Callable[[object], Any]] = {
     "keep": _flag,
     "guard": _optional_flag,
     "prefill": _flag,
+    "check_timeout": _positive_seconds,
 }

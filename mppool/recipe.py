@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import inspect
+import sys
 from collections.abc import Callable, Mapping
+from types import FrameType
 from typing import Any, Generic, TypeVar
 
 from mppool.errors import ConfigurationError
@@ -110,9 +112,18 @@ class Recipe(Generic[T]):
         """True if the resource still works.
 
         A ConnectionError says more than False: the backend is gone, and with it everything that was opened
-        for the same identity before now. All processes replace it.
+        for the same identity before now. All processes replace it. A TimeoutError says the same of a backend that
+        does not answer at all, so that closing may hang too.
         """
         return True
+
+    def check_within(self, resource: T, seconds: float) -> bool:
+        """`check`, with what can be done to have it return within so many seconds (`check_timeout`).
+
+        Override it where the driver can be told: it should raise TimeoutError then. Otherwise the pool gives the
+        check up, and a thread may be left hanging.
+        """
+        return self.check(resource)
 
     def close(self, resource: T) -> None:
         """Close the resource. The default calls its `close` method, if it has one."""
@@ -157,6 +168,7 @@ class CallableRecipe(Recipe[T]):
             setattr(self, name, hook)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        refuse_nameless({"open": self._opener, **self._hooks})
         return (_rebuild, (self._opener, {"open_in_caller": self.open_in_caller, **self._hooks}))
 
     def open(self, opening: Opening) -> T:
@@ -164,6 +176,33 @@ class CallableRecipe(Recipe[T]):
 
     def fingerprint(self) -> str:
         return name_of(self._opener)
+
+
+def refuse_nameless(hooks: Mapping[str, Any]) -> None:
+    """Pickle finds a function by its name, and its own error names neither the hook nor the way out.
+
+    Raises ConfigurationError where one of these functions cannot be found so.
+    """
+    for hook, function in hooks.items():
+        inner = getattr(function, "func", function)  # functools.partial
+        name = getattr(inner, "__qualname__", "")
+        nameless = "<lambda>" in name or "<locals>" in name
+        if nameless and callable(inner) and not _somebody_pickles_functions_whole():
+            kind = "a lambda" if "<lambda>" in name else f"defined within a function ({name})"
+            raise ConfigurationError(
+                f"the hook {hook} is {kind}, which pickle cannot send to another process; define it at the top "
+                "of a module, or declare the pool in the other process too"
+            )
+
+
+def _somebody_pickles_functions_whole() -> bool:
+    """Whether cloudpickle or dill is at work, which send functions by value."""
+    frame: FrameType | None = sys._getframe(1)
+    while frame is not None:
+        if {"cloudpickle", "dill"} & set(frame.f_globals.get("__name__", "").split(".")):
+            return True
+        frame = frame.f_back
+    return False
 
 
 def _rebuild(opener: Callable[..., T], settings: dict[str, Any]) -> CallableRecipe[T]:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from mppool.azure.clients import MAX_CLIENTS, ClientPool
+from mppool.azure.extra import needed_for
 from mppool.azure.keys import configured_ttl, digest
 from mppool.azure.temporary import UNKEPT
 from mppool.errors import ConfigurationError
@@ -148,20 +149,16 @@ def _rebuild(
 def _blob_service_client(
     options: dict[str, Any], target: str, *, credential: Any, transport: Any
 ) -> BlobServiceClient:
-    try:
+    with needed_for("blob clients"):
         from azure.storage.blob import BlobServiceClient as Client
-    except ModuleNotFoundError as error:
-        raise _missing(error) from error
     return _made(Client, options, target, credential, transport)
 
 
 def _async_blob_service_client(
     options: dict[str, Any], target: str, *, credential: Any, transport: Any
 ) -> AsyncBlobServiceClient:
-    try:
+    with needed_for("blob clients"):
         from azure.storage.blob.aio import BlobServiceClient as Client
-    except ModuleNotFoundError as error:
-        raise _missing(error) from error
     return _made(Client, options, target, credential, transport)
 
 
@@ -176,12 +173,6 @@ def _made(
     except (ValueError, TypeError) as error:
         # The SDK's own text shows neither keys nor tokens: an http URL with a token credential, and such.
         raise ConfigurationError(f"no client for {target}: {error}") from error
-
-
-def _missing(error: ModuleNotFoundError) -> ConfigurationError:
-    return ConfigurationError(
-        f"{error.name} is not installed; pip install 'mppool[azure]' brings what blob clients need"
-    )
 
 
 @functools.lru_cache(maxsize=1024)
@@ -219,7 +210,8 @@ def _both(endpoint: str, secondary: str) -> str:
 
 def _parsed(connection_string: str) -> tuple[Any, str]:
     """Credential and URL. Source: "Configure Azure Storage connection strings" in Microsoft's documentation."""
-    from azure.core.credentials import AzureNamedKeyCredential
+    with needed_for("blob clients"):
+        from azure.core.credentials import AzureNamedKeyCredential
 
     if not isinstance(connection_string, str):
         raise ConfigurationError(
@@ -228,7 +220,8 @@ def _parsed(connection_string: str) -> tuple[Any, str]:
     pairs = [part.partition("=") for part in connection_string.strip().strip(";").split(";")]
     settings = {name.strip().lower(): value for name, _, value in pairs}
     if settings.get("usedevelopmentstorage", "").lower() == "true":
-        from azure.storage.blob._shared.base_client import parse_connection_str
+        with needed_for("blob clients"):
+            from azure.storage.blob._shared.base_client import parse_connection_str
 
         url, _, key = parse_connection_str("UseDevelopmentStorage=true", None, "blob")
         return key, url

@@ -48,6 +48,9 @@ class AzureBroker:
 
     def is_same(self, one: Any, other: Any) -> bool:
         """Whether both stand for the same identity as far as anybody can tell."""
+        named = identity_of(one)
+        if named is not None and named == identity_of(other):
+            return True
         one, other = _unshared(one), _unshared(other)
         if one is other:
             return True

@@ -83,6 +83,12 @@ class ClientPool(Generic[C]):
         if connections is not None:
             self.transport_options["connections"] = checked_number("connections", connections)
         self.max_clients = checked_number("max_clients", max_clients)
+        if getattr(manager, "_member", None) is None:
+            kind = type(self).__name__
+            raise ConfigurationError(
+                f"{kind}({manager!r:.80}) is not allowed: give a manager, for instance "
+                f"{kind}(PoolManager('shop'))"
+            )
         self._member: Member = manager._member
         self.clients = Clients(self, self._member)
         renew_in_children(self)

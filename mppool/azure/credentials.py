@@ -8,6 +8,7 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
+from mppool.azure.extra import needed_for
 from mppool.azure.identity import azure_class_of, home_account_of, is_interactive
 from mppool.azure.token import TokenInfo, checked_token, token_struct
 from mppool.errors import ConfigurationError
@@ -68,13 +69,15 @@ class StaticToken:
 
     def get_token(self, *scopes: str, **options: Any) -> AccessToken:
         """The token, whatever the scope: only the application knows what it is for."""
-        from azure.core.credentials import AccessToken as Answer
+        with needed_for("tokens for Azure's clients"):
+            from azure.core.credentials import AccessToken as Answer
 
         return Answer(self._token, self._said())
 
     def get_token_info(self, *scopes: str, options: Any = None) -> AccessTokenInfo:
         """The token, whatever the scope."""
-        from azure.core.credentials import AccessTokenInfo as Answer
+        with needed_for("tokens for Azure's clients"):
+            from azure.core.credentials import AccessTokenInfo as Answer
 
         return Answer(self._token, self._said())
 

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
 from mppool.azure.credentials import check_credential, is_async
+from mppool.azure.extra import needed_for
 from mppool.azure.lending import lend
 from mppool.azure.live_sas import live_sas
 from mppool.azure.objects import serial_of
@@ -133,7 +134,8 @@ class Asked:
 
         Those put their authorization into each request, so they may share connections.
         """
-        from mppool.azure import transports
+        with needed_for("clients"):
+            from mppool.azure import transports
 
         kind: type[transports.Transport | transports.AsyncTransport] = transports.Transport
         make = transports.opened
@@ -167,7 +169,8 @@ def _without_text(credential: Any) -> Any:
     if not credential:
         raise ConfigurationError("the key is empty")
     if "sig" in parse_qs(credential.lstrip("?")):
-        from azure.core.credentials import AzureSasCredential
+        with needed_for("clients"):
+            from azure.core.credentials import AzureSasCredential
 
         return AzureSasCredential(credential.lstrip("?"))
     return credential

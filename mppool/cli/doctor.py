@@ -226,7 +226,11 @@ def _server(paths: ManagerPaths, subject: str, pid: int) -> Finding:
         text += f"; opening fails at present in {', '.join(broken)}"
     dear = _token_costs(stats.get("token_costs"))
     text += dear
-    return Finding("note" if silent or broken or dear else "ok", subject, text)
+    closed = [name for name, pool in pools.items() if pool["closed"]]
+    if closed:
+        text += f"; closed until somebody declares it again: {', '.join(closed)}"
+    noted = silent or broken or dear or closed
+    return Finding("note" if noted else "ok", subject, text)
 
 
 _ADVICE = {

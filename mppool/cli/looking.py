@@ -99,7 +99,8 @@ def tables_of(found: Mapping[str, Any], *, counters: bool) -> list[Table]:
         counted = pool["counters"]
         gauges = [pool[name] for name in _GAUGES]
         live = [counted[name] for name in _LIVE_COUNTERS]
-        pools.add(pool["name"], cap, *gauges, pool["breaker"], counted["checkouts"], *live)
+        name = f"{pool['name']} (closed)" if pool["closed"] else pool["name"]
+        pools.add(name, cap, *gauges, pool["breaker"], counted["checkouts"], *live)
     tables = [pools, *(_processes(pool) for pool in found["pools"].values() if pool["processes"])]
     if counters:
         tables += [_counters(pool) for pool in found["pools"].values()]

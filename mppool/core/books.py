@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 from mppool.core.decisions import Addressed, Ask, Close, Erase, RecordPool, Refuse
@@ -80,7 +80,7 @@ class Books:
         self.pools: dict[str, PoolBooks] = {}
         self._sessions: dict[ProcessId, Session] = {}
         self._sequence = 0
-        self._around = Surroundings(self._next_number, jitter)
+        self._around = Surroundings(self._next_number, jitter, epoch)
         self.tokens = TokenBooks(self._around, epoch)
         # Which pools know of a process. Its end, and its inventory, concern no others.
         self._known_in: dict[ProcessId, dict[str, PoolBooks]] = {}
@@ -90,6 +90,7 @@ class Books:
         # What the journal said of pools that nobody has declared yet.
         self._remembered_pools: dict[str, RecordPool] = {}
         self._remembered_slots: dict[str, list[Remembered]] = {}
+        self._counted_earlier: dict[str, Mapping[str, int]] = {}
 
     def apply(
         self, process: ProcessId, session: Session, event: Event, now: float
@@ -178,6 +179,13 @@ class Books:
         for item in slots:
             self._remembered_slots.setdefault(item.pool, []).append(item)
         self._around.awaited = set(awaited)
+
+    def counted_earlier(self, counters: Mapping[str, Mapping[str, int]]) -> None:
+        """What earlier servers had counted, by pool."""
+        for name, counts in counters.items():
+            self._counted_earlier[name] = counts
+            if name in self.pools:
+                self.pools[name].counted_earlier(counts)
 
     def session_of(self, process: ProcessId) -> Session | None:
         """The current session of a process that is attached."""
@@ -315,6 +323,7 @@ class Books:
         record = self._remembered_pools.pop(name, None)
         if record is not None:
             pool.restore(record)
+        pool.counted_earlier(self._counted_earlier.get(name, {}))
         for item in self._remembered_slots.pop(name, []):
             self._knows(pool, item.process)
             pool.remember(item, now)

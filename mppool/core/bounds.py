@@ -103,6 +103,8 @@ def how_full(books: PoolBooks, key: str) -> str:
     text = f"{len(books.slots.by_number)} resources exist ({cap}) in {len(books.slots.levels)} processes"
     if opens_enough(books):
         text = f"{text}, {books.slots.in_state(SlotState.OPENING)} of them are being opened (max_opening)"
+    if books.slots.by_number:
+        text = f"{text}: {books.who_holds()}"
     breaker = books.breakers.get(key)
     return f"{text}; opening failed last with: {breaker.error}" if breaker else text
 

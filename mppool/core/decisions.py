@@ -103,12 +103,15 @@ class PoolChanged(Decision, frozen=True, tag=True):
 
     Whatever was opened in an older generation is retired; a closed pool retires everything. With a key,
     only resources of this key are meant.
+
+    hung: see BackendFailed.
     """
 
     pool: str
     generation: int
     closed: bool
     key: str | None = None
+    hung: bool = False
 
 
 class DropToken(Decision, frozen=True, tag=True):

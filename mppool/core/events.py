@@ -57,11 +57,15 @@ class Attach(Event, frozen=True, tag=True):
     """First word on a new session: what is declared here, and everything that is held here.
 
     The inventory overrules whatever the books believed about this process.
+
+    seen: what the statistics of an earlier server said, for the next one to go on counting from (see
+        server/carried.py).
     """
 
     label: str
     declarations: list[Declaration]
     held: list[Held]
+    seen: bytes = b""
 
 
 class Declare(Event, frozen=True, tag=True):
@@ -170,11 +174,14 @@ class BackendFailed(Event, frozen=True, tag=True):
 
     Everything for the same key that is of the same generation or older is stale: one detection invalidates
     it in all processes.
+
+    hung: a check got no answer at all, so that closing what is as old may hang too.
     """
 
     pool: str
     key: str
     generation: int
+    hung: bool = False
 
 
 class TokenReplaced(Event, frozen=True, tag=True):

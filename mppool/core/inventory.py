@@ -12,7 +12,7 @@ from mppool.core import returns, sharing
 from mppool.core.decisions import Close, PoolChanged, Record
 from mppool.core.events import Held
 from mppool.core.slot import Slot, SlotState
-from mppool.ids import ProcessId
+from mppool.ids import ProcessId, epoch_of
 
 if TYPE_CHECKING:
     from mppool.core.pool import PoolBooks
@@ -64,5 +64,6 @@ def _adopt(books: PoolBooks, process: ProcessId, item: Held, now: float) -> None
         books.slots.expect_end(slot, now + sharing.ANSWER_S)
     slot.opened_before = item.opened_before
     # What earlier servers saw opened; this one's own count is exact.
-    opened = item.opened_before + (state is not SlotState.OPENING)
-    books.counters["opened"] = max(books.counters["opened"], opened)
+    if epoch_of(item.number) < books.epoch:
+        opened = item.opened_before + (state is not SlotState.OPENING)
+        books.counted_earlier({"opened": opened})

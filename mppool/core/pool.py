@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping
 from typing import Any
 
-from mppool.core import bounds, inventory, returns, sharing, snapshot
+from mppool.core import bounds, holders, inventory, returns, sharing, snapshot
 from mppool.core.breaker import Breakers
 from mppool.core.decisions import (
     Close,
@@ -81,10 +82,15 @@ class PoolBooks:
         self.upkeep = Upkeep(declaration.key)
         self.eviction = Eviction()
         self.counters: Counter[str] = Counter(dict.fromkeys(SERVER_COUNTERS, 0))
+        # What earlier servers had counted, as far as it is known; it is in the counters.
+        self.earlier: Counter[str] = Counter()
+        self.born = declared_at + declaration.age
         # When `tick` is wanted next, as `Books` looked last.
         self.deadline = math.inf
         self._around = around
         self._settled_at = -math.inf
+        # Who holds what, as it was said last, and until when that is said again.
+        self._said, self._said_until = "", -math.inf
 
     # --- what happened -----------------------------------------------------------------------------------
 
@@ -215,6 +221,13 @@ class PoolBooks:
         inventory.take_over(self, process, held, now)
         self._settle(now)
 
+    def counted_earlier(self, counters: Mapping[str, int]) -> None:
+        """Earlier servers had counted so much; what this one counts comes on top."""
+        for name, count in counters.items():
+            if name in self.counters and count > self.earlier[name]:
+                self.counters[name] += count - self.earlier[name]
+                self.earlier[name] = count
+
     def remember(self, item: Remembered, now: float) -> None:
         """A slot from the journal: held until its process attaches, or is proved dead."""
         self.slots.add(
@@ -296,6 +309,11 @@ class PoolBooks:
         """Address a decision to the journal."""
         self._around.out.append((None, decision))
 
+    @property
+    def epoch(self) -> int:
+        """Of the server whose books these are."""
+        return self._around.epoch
+
     def is_attached(self, process: ProcessId) -> bool:
         """Whether the process can be told anything."""
         return process in self._around.attached
@@ -343,6 +361,21 @@ class PoolBooks:
         if self.waiting:
             times.append(self.breakers.next_retry(since))
         return min(times)
+
+    def who_holds(self) -> str:
+        """For people: the processes that have the most, and for how long. As of a moment ago, at most."""
+        now = self._settled_at
+        if now >= self._said_until:
+            self._said, self._said_until = (
+                holders.text(self, self._around.labels, now),
+                now + holders.FRESH_S,
+            )
+        return self._said
+
+    def record(self) -> RecordPool:
+        """What the next server must know although nobody attached tells it."""
+        closed, at = self.closed, self.closed_at
+        return self.bounds.record(self.name, self.generation, closed=closed, closed_at=at)
 
     def snapshot(self) -> dict[str, Any]:
         """What the books know, JSON-compatible."""
@@ -470,5 +503,4 @@ class PoolBooks:
             self.tell(process, PoolChanged(self.name, self.generation, self.closed))
 
     def _record(self) -> None:
-        closed, at = self.closed, self.closed_at
-        self.write_down(self.bounds.record(self.name, self.generation, closed=closed, closed_at=at))
+        self.write_down(self.record())

@@ -9,6 +9,8 @@ from mppool.core.slot import SlotState
 if TYPE_CHECKING:
     from mppool.core.pool import PoolBooks
 
+SLOT_FIELDS = ("number", "key", "state", "pid")
+
 
 def of_pool(books: PoolBooks) -> dict[str, Any]:
     """JSON-compatible; `statistics` of the server adds what the processes know."""
@@ -25,13 +27,9 @@ def of_pool(books: PoolBooks) -> dict[str, Any]:
         "generation": books.generation,
         "closed": books.closed,
         "counters": dict(books.counters),
+        "born": books.born,
+        # Rows of SLOT_FIELDS, for there may be many thousands of them.
         "slots": [
-            {
-                "number": slot.number,
-                "key": slot.key,
-                "state": slot.state.value,
-                "pid": slot.process.pid,
-            }
-            for slot in books.slots
+            (slot.number, slot.key, slot.state._value_, slot.process.pid) for slot in books.slots
         ],
     }

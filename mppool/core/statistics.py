@@ -49,6 +49,7 @@ WORKER_COUNTERS = (
     "recovered",
     "checks",
     "check_errors",
+    "hung_checks",
     "hook_errors",
     "long_closes",
     "reopened",

@@ -25,9 +25,12 @@ class Surroundings:
     labels: of the attached processes.
     """
 
-    def __init__(self, next_number: Callable[[], GrantNumber], jitter: Jitter) -> None:
+    def __init__(
+        self, next_number: Callable[[], GrantNumber], jitter: Jitter, epoch: int = 0
+    ) -> None:
         self.next_number = next_number
         self.jitter = jitter
+        self.epoch = epoch
         self.out: list[Addressed] = []
         self.attached: set[ProcessId] = set()
         self.labels: dict[ProcessId, str] = {}

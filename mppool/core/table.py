@@ -60,6 +60,10 @@ class SlotTable:
         """The slots of one process."""
         return list(self._of_process.get(process, {}).values())
 
+    def oldest_of(self, process: ProcessId) -> Slot | None:
+        """The slot that a process has had for longest."""
+        return next(iter(self._of_process.get(process, {}).values()), None)
+
     def give_to(self, slot: Slot, ticket: Ticket) -> None:
         """The slot goes to another ticket of its process."""
         self._forget_ticket(slot)

@@ -35,6 +35,7 @@ class Upkeep:
         self.winner: ProcessId | None = None
         # What is older is stale, by key; only where the pool's own generation does not say so already.
         self._stale_before: dict[str, int] = {}
+        self._newest = 0  # of those
 
     def declare(self, process: ProcessId, key: str, *, newest: bool) -> None:
         """A process declares the pool, or has learned whom its own credential stands for."""
@@ -99,40 +100,43 @@ class Upkeep:
         """
         if event.generation < self.generation_of(books, event.key):
             return
-        self._begin(books, event.key, self.next_generation(books))
+        self._begin(books, event.key, self.next_generation(books), hung=event.hung)
 
     def learn(self, books: PoolBooks, process: ProcessId, held: list[Held]) -> None:
         """An inventory may know of newer generations than the journal does: what is older is stale.
 
-        And the process may not know yet what went stale while it was not attached.
+        And the process may not know yet which of what it holds went stale while it was not attached.
         """
-        for key, generation in self._stale_before.items():
-            if generation > books.generation:
-                books.tell(process, PoolChanged(books.name, generation, books.closed, key))
         newest: dict[str, int] = {}
         for item in held:
             newest[item.key] = max(newest.get(item.key, 0), item.generation)
         for key, generation in newest.items():
+            stale = self._stale_before.get(key, 0)
+            if stale > books.generation:
+                books.tell(process, PoolChanged(books.name, stale, books.closed, key))
             if generation > self.generation_of(books, key):
                 self._begin(books, key, generation)
 
     def next_generation(self, books: PoolBooks) -> int:
         """Greater than any that was ever begun, for the pool or for one of its keys."""
-        return max(books.generation, *self._stale_before.values(), 0) + 1
+        return max(books.generation, self._newest) + 1
 
     def begin_generation(self, books: PoolBooks) -> None:
         """Whatever was opened before is stale, whatever its key: no key need be remembered."""
         books.generation = self.next_generation(books)
         self._stale_before.clear()
+        self._newest = 0
         books.announce()
 
-    def _begin(self, books: PoolBooks, key: str, generation: int) -> None:
+    def _begin(self, books: PoolBooks, key: str, generation: int, *, hung: bool = False) -> None:
         self._stale_before[key] = generation
+        self._newest = max(self._newest, generation)
         if len(self._stale_before) > MOST_STALE_KEYS:
             self.begin_generation(books)
             return
+        changed = PoolChanged(books.name, generation, books.closed, key, hung)
         for process in self.declarers:
-            books.tell(process, PoolChanged(books.name, generation, books.closed, key))
+            books.tell(process, changed)
 
     def generation_of(self, books: PoolBooks, key: str) -> int:
         """The generation of what is opened for this key now; what is older is stale."""

@@ -44,8 +44,11 @@ _SENTENCES = (
 
 
 def sqlstate_is_dead(state: str) -> bool:
-    """Whether an SQLSTATE says that the session has ended: class 08, and what PostgreSQL says when it ends one."""
-    return state.startswith("08") or state in ("57P01", "57P02", "57P03", "57P05")
+    """Whether an SQLSTATE says that the session has ended.
+
+    Class 08, what PostgreSQL says when it ends one, and what Microsoft's driver says where reconnecting failed.
+    """
+    return state.startswith(("08", "IMC0")) or state in ("57P01", "57P02", "57P03", "57P05")
 
 
 def is_closed(connection: Any) -> bool:

@@ -269,6 +269,10 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         raised. ConnectionError if the session is dead: whatever ended it has likely ended the
         others too (a restart, a failover, a firewall), so the pool replaces all of them.
         """
+        return self._check(connection)
+
+    def _check(self, connection: pyodbc.Connection, *, expires: bool = False) -> bool:
+        """expires: the driver was told how long this may take."""
         module = driver_manager.load()
         try:
             cursor = connection.cursor()
@@ -287,9 +291,33 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
                 raise
             if sqlstate_is_dead(state):
                 raise ConnectionError(message_of(self._scrubbed(error))) from None
+            if expires and _has_expired(state):
+                raise TimeoutError(message_of(self._scrubbed(error))) from None
             logger.info("%s does not answer: %s", self.describe(connection), self._scrubbed(error))
             return False
         return True
+
+    def check_within(self, connection: pyodbc.Connection, seconds: float) -> bool:
+        """`check`, with the driver told how long it may take. Raises TimeoutError if it does not answer by then.
+
+        A connection that a firewall has forgotten would keep it for minutes. Not all drivers heed
+        `connection.timeout`; then the pool gives the check up.
+        """
+        module = driver_manager.load()
+        before = connection.timeout
+        try:
+            # Whole seconds; the driver should be the first whose patience ends.
+            connection.timeout = max(1, math.ceil(seconds) - 1)
+        except module.Error as error:
+            logger.debug("%s bounds nothing: %s", self.describe(connection), message_of(error))
+            return self.check(connection)
+        try:
+            return self._check(connection, expires=True)
+        finally:
+            try:
+                connection.timeout = before
+            except module.Error as error:  # it is dead
+                logger.debug("%s: %s", self.describe(connection), message_of(error))
 
     def close(self, connection: pyodbc.Connection) -> None:
         """Close the connection, unless its user did so already."""
@@ -434,6 +462,11 @@ def sqlstate(error: BaseException) -> str:
 def message_of(error: BaseException) -> str:
     """The text of pyodbc's error, which begins with the SQLSTATE."""
     return str(error.args[-1]).strip() if error.args else str(error)
+
+
+def _has_expired(state: str) -> bool:
+    """Whether an SQLSTATE says that the driver has waited for as long as it was told to."""
+    return state in ("HYT00", "HYT01")
 
 
 def _is_no_such_driver(error: BaseException) -> bool:

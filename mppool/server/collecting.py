@@ -4,15 +4,23 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import msgspec
 
 from mppool.core.books import Books
 from mppool.errors import ProtocolError
 from mppool.ids import ProcessId, own_process
+from mppool.server.carried import Carried, encoded_view
 from mppool.server.connection import Connection
 from mppool.server.residents import Resident
-from mppool.server.statistics import Totals, merged
+from mppool.server.statistics import Totals, head, pool_parts
 from mppool.wire.messages import Failed, Report, Stats, WantReport
+
+STEP_S = 0.001
+"""An answer is put together for so long at a time."""
 
 PATIENCE_S = 0.2
 """A process that has not reported by then is shown with what it said last."""
@@ -40,10 +48,18 @@ class Collector:
         self._books = books
         self._residents = residents
         self._totals = Totals()
+        self._carried = Carried(books.epoch)
+        self._began: dict[str, float] = {}
         self._wanted: list[_Wanted] = []
+        self._answers: deque[tuple[Connection, Iterator[Stats | None]]] = deque()
         self._requests = 0
-        self._own_pid = own_process().pid
+        self._own = own_process()
         self._started = time.monotonic()
+
+    def saw(self, seen: bytes) -> None:
+        """A process has said what it saw of earlier servers' counters."""
+        if self._carried.take_in(seen):
+            self._books.counted_earlier(self._carried.books)
 
     def wanted(self, connection: Connection, now: float) -> None:
         """Somebody wants statistics: ask all who can answer."""
@@ -68,7 +84,18 @@ class Collector:
         resident = self._residents.get(connection.process) if connection.process else None
         if resident is None or resident.errand is not connection:
             raise ProtocolError("a Report on a connection that is no errand channel")
+        if report.request != resident.parts_of:
+            resident.parts, resident.parts_of = {}, report.request
+        if report.more:
+            for one in report.pools:
+                resident.parts.setdefault(one.pool, []).extend(one.resources)
+            return
+        for one in report.pools:
+            one.resources = resident.parts.pop(one.pool, []) + one.resources
+        resident.parts = {}
         resident.reports = {one.pool: one for one in report.pools}
+        if resident.process.birth <= self._own.birth:
+            self._carried.heard(resident.process)
         resident.stale = False
         for wanted in self._wanted:
             if wanted.request <= report.request:
@@ -78,6 +105,7 @@ class Collector:
     def ended(self, connection: Connection) -> None:
         """A connection is gone, and what it wanted."""
         self._wanted = [one for one in self._wanted if one.connection is not connection]
+        self._answers = deque(one for one in self._answers if one[0] is not connection)
 
     def died(self, resident: Resident, now: float) -> None:
         """A process is dead: its figures stay in the totals."""
@@ -87,7 +115,9 @@ class Collector:
         self._answer_complete(now)
 
     def tick(self, now: float) -> None:
-        """Answer those whose patience ends."""
+        """Answer those whose patience ends, and go on with an answer that is being put together."""
+        if self._answers:
+            self._go_on(now)
         while self._wanted and self._wanted[0].deadline <= now:
             wanted = self._wanted.pop(0)
             for process in wanted.missing:
@@ -97,6 +127,8 @@ class Collector:
 
     def deadline(self) -> float:
         """When `tick` is wanted next; infinity if nobody waits."""
+        if self._answers:
+            return -math.inf  # as soon as everybody else has been served
         return self._wanted[0].deadline if self._wanted else math.inf
 
     def _answer_complete(self, now: float) -> None:
@@ -107,18 +139,60 @@ class Collector:
             self._answer(wanted, now)
 
     def _answer(self, wanted: _Wanted, now: float) -> None:
+        """Put an answer together: at once where that is short, else in steps, between which others are served."""
+        self._answers.append((wanted.connection, self._parts(now)))
+        self._go_on(now)
+
+    def _go_on(self, now: float) -> None:
+        until = time.monotonic() + STEP_S
+        while self._answers:
+            connection, parts = self._answers[0]
+            stats = None
+            while stats is None:
+                stats = next(parts)
+                if stats is None and time.monotonic() >= until:
+                    return
+            self._answers.popleft()
+            try:
+                connection.send(stats)
+            except ProtocolError as error:  # larger than a frame may be
+                connection.send(Failed(str(error)))
+
+    def _parts(self, now: float) -> Iterator[Stats | None]:
+        """The answer, in the end; None: there is more to be done."""
         snapshot = self._books.snapshot()
         snapshot["tokens"] = self._books.tokens.snapshot(now)
         snapshot["token_costs"] = self._books.tokens.costs_snapshot()
-        stats = merged(
+        self._note_beginnings(snapshot, now)
+        figures = [resident.figures() for resident in self._residents.values()]
+        totals = self._carried.add_to(self._totals)
+        counters = {pool: entry["counters"] for pool, entry in snapshot["pools"].items()}
+        seen = encoded_view(
+            self._books.epoch, now, self._began, counters, self._totals, figures, self._carried
+        )
+        stats = head(
             snapshot,
-            [resident.figures() for resident in self._residents.values()],
-            self._totals,
+            figures,
             name=self._manager,
-            server_pid=self._own_pid,
+            server_pid=self._own.pid,
             uptime=now - self._started,
         )
-        try:
-            wanted.connection.send(Stats(stats))
-        except ProtocolError as error:  # larger than a frame may be
-            wanted.connection.send(Failed(str(error)))
+        resources: dict[str, list[bytes]] = {}
+        lift = self._carried.lift
+        for pool, entry in snapshot["pools"].items():
+            for part in pool_parts(entry, figures, totals, self._began.get(pool), lift):
+                if isinstance(part, dict):
+                    stats["pools"][pool] = part
+                elif part and len(entry["slots"]) > len(part):
+                    resources.setdefault(pool, []).append(msgspec.msgpack.encode(part))
+                elif part:
+                    stats["pools"][pool]["resources"] = part
+                yield None
+        yield Stats(stats, seen, resources)
+
+    def _note_beginnings(self, snapshot: Mapping[str, Any], now: float) -> None:
+        for pool, entry in snapshot["pools"].items():
+            if pool not in self._began:
+                self._began[pool] = round(time.time() - (now - entry["born"]), 3)
+        for pool, began in self._carried.began.items():
+            self._began[pool] = min(began, self._began.get(pool, began))

@@ -147,11 +147,22 @@ class Dispatcher:
         self.collector.reported(connection, report, now)
 
     def _want_stats(self, connection: Connection, wanted: WantStats, now: float) -> None:
+        self.collector.saw(wanted.seen)
         self.collector.wanted(connection, now)
 
     def _leave_asked(self, connection: Connection, leave: Leave, now: float) -> None:
+        if leave.unless_needed and self._is_needed_by_others(connection.process):
+            connection.send(Failed("other processes are attached"))
+            return
         connection.send(Done())
         self._leave()
+
+    def _is_needed_by_others(self, process: ProcessId | None) -> bool:
+        return any(
+            resident.errand is not None or self.books.slots_held(resident.process)
+            for resident in self.residents.values()
+            if resident.process != process
+        )
 
     def _attach(self, connection: Connection, attach: Attach, now: float) -> None:
         """Take over an inventory."""
@@ -159,6 +170,7 @@ class Dispatcher:
         if resident is None:
             return
         process = resident.process
+        self.collector.saw(attach.seen)
         decisions = self.books.apply(process, connection.session, attach, now)
         connection.send(Attached(connection.session))
         self._carry_out(decisions, now, adopted={item.number for item in attach.held})

@@ -5,7 +5,7 @@ from __future__ import annotations
 from mppool.ids import ProcessId, Session
 from mppool.server.connection import Connection
 from mppool.server.statistics import ProcessFigures
-from mppool.wire.messages import PoolReport
+from mppool.wire.messages import PoolReport, ResourceReport
 
 
 class Resident:
@@ -14,9 +14,20 @@ class Resident:
     errand: its channel once it has attached, None while it cannot be told anything.
     pidfd: becomes readable at its death.
     reports: what it said last of each pool; `stale` once it did not answer in time.
+    parts: of the report that is coming in, the resources so far, by pool; `parts_of`: of which request.
     """
 
-    __slots__ = ("errand", "label", "pidfd", "process", "reports", "session", "stale")
+    __slots__ = (
+        "errand",
+        "label",
+        "parts",
+        "parts_of",
+        "pidfd",
+        "process",
+        "reports",
+        "session",
+        "stale",
+    )
 
     def __init__(self, process: ProcessId, pidfd: int) -> None:
         self.process = process
@@ -25,6 +36,8 @@ class Resident:
         self.errand: Connection | None = None
         self.label = ""
         self.reports: dict[str, PoolReport] = {}
+        self.parts: dict[str, list[ResourceReport]] = {}
+        self.parts_of = -1
         self.stale = True
 
     def figures(self) -> ProcessFigures:

@@ -6,15 +6,28 @@ said last; where it did not answer in time its entry says `"stale": True`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from mppool.core.statistics import BOUNDS, HISTOGRAMS, SERVER_COUNTERS, WORKER_COUNTERS
 from mppool.ids import ProcessId
 from mppool.wire.messages import PoolReport, ResourceReport
 
 IDENTITY_SEPARATOR = "\0"
+
+AT_ONCE = 200
+"""So many resources are looked at in one step: others must not wait for the statistics of thousands."""
+
+T = TypeVar("T")
+
+
+Lift = Callable[[str, dict[str, int], dict[str, Any]], None]
+
+
+def _lift_nothing(pool: str, counters: dict[str, int], histograms: dict[str, Any]) -> None:
+    """Nobody saw anything."""
 
 
 @dataclass
@@ -38,9 +51,9 @@ class Totals:
         """Keep the figures of a process that died."""
         for report in reports:
             counters = self.counters.setdefault(report.pool, {})
-            _add_counters(counters, report.counters)
+            add_counters(counters, report.counters)
             histograms = self.histograms.setdefault(report.pool, {})
-            _add_histograms(histograms, report.histograms)
+            add_histograms(histograms, report.histograms)
 
 
 def merged(
@@ -51,8 +64,36 @@ def merged(
     name: str,
     server_pid: int,
     uptime: float,
+    began: Mapping[str, float] | None = None,
+    lift: Lift = _lift_nothing,
+    pause: Callable[[], None] = lambda: None,
 ) -> dict[str, Any]:
-    """The statistics of a manager, JSON-compatible."""
+    """The statistics of a manager, JSON-compatible, at once; `pause` is called after each of many steps.
+
+    began: since when the counters of each pool count, in seconds since 1970. lift: is given the counters and
+        histograms of a pool, to raise them to what somebody saw already.
+    """
+    known = list(figures)
+    stats = head(snapshot, known, name=name, server_pid=server_pid, uptime=uptime)
+    for pool, entry in snapshot["pools"].items():
+        for part in pool_parts(entry, known, totals, (began or {}).get(pool), lift):
+            if isinstance(part, dict):
+                stats["pools"][pool] = part
+            elif part:
+                stats["pools"][pool]["resources"] += part
+                pause()
+    return stats
+
+
+def head(
+    snapshot: Mapping[str, Any],
+    figures: Iterable[ProcessFigures],
+    *,
+    name: str,
+    server_pid: int,
+    uptime: float,
+) -> dict[str, Any]:
+    """The statistics of a manager without its pools."""
     known = {(one.process.pid, one.process.birth, one.process.member): one for one in figures}
     return {
         "name": name,
@@ -63,10 +104,7 @@ def merged(
             _process_entry(entry, known.get((entry["pid"], entry["birth"], entry["member"])))
             for entry in snapshot["processes"]
         ],
-        "pools": {
-            pool: _pool_entry(entry, list(known.values()), totals)
-            for pool, entry in snapshot["pools"].items()
-        },
+        "pools": {},
         "tokens": snapshot.get("tokens", []),
         "token_costs": snapshot.get("token_costs", []),
     }
@@ -84,38 +122,36 @@ def _process_entry(entry: Mapping[str, Any], figures: ProcessFigures | None) -> 
     }
 
 
-def _pool_entry(
-    entry: Mapping[str, Any], figures: list[ProcessFigures], totals: Totals
-) -> dict[str, Any]:
-    """One pool: the books' gauges and counters, the processes' gauges, counters and histograms."""
+def pool_parts(
+    entry: Mapping[str, Any],
+    figures: list[ProcessFigures],
+    totals: Totals,
+    began: float | None,
+    lift: Lift,
+) -> Iterator[dict[str, Any] | list[dict[str, Any]] | None]:
+    """One pool, in steps that take a millisecond at most: its entry without resources, then those, some at a time.
+
+    None: there is nothing to be had yet.
+    """
     name = entry["name"]
-    counters = dict.fromkeys((*SERVER_COUNTERS, *WORKER_COUNTERS), 0)
-    histograms = {kind: [0] * (len(BOUNDS) + 1) for kind in HISTOGRAMS}
-    _add_counters(counters, totals.counters.get(name, {}))
-    _add_histograms(histograms, totals.histograms.get(name, {}))
     reporting = [(one, one.pools[name]) for one in figures if name in one.pools]
+    slots: list[tuple[int, str, str, int]] = entry["slots"]
+    slots_of: Counter[int] = Counter()
+    settled = 0
+    for some in _sliced(slots, AT_ONCE * 4):
+        slots_of.update([row[3] for row in some])
+        settled += sum([row[2] == "open" for row in some])
+        yield None
+    known: dict[int, ResourceReport] = {}
     for _, report in reporting:
-        _add_counters(counters, report.counters)
-        _add_histograms(histograms, report.histograms)
-    counters.update(entry["counters"])  # the books' own are exact, whatever a process says
-    slots_of: dict[int, int] = {}
-    for slot in entry["slots"]:
-        slots_of[slot["pid"]] = slots_of.get(slot["pid"], 0) + 1
-    gauges = {
-        key: value
-        for key, value in entry.items()
-        if key not in {"counters", "slots"}
-        and isinstance(value, (str, int, float, bool, type(None)))
-    }
-    # Processes report one after the other while slots move on: a slot may be reported twice, or by nobody.
-    # The books have each once; one that is not in use, opening or closing is idle.
-    settled = sum(slot["state"] == "open" for slot in entry["slots"])
-    in_use = min(settled, sum(report.in_use for _, report in reporting))
-    return {
-        **gauges,
-        "in_use": in_use,
-        "idle": settled - in_use,
+        for resources in _sliced(report.resources, AT_ONCE * 4):
+            known.update([(resource.number, resource) for resource in resources])
+            yield None
+    counters, histograms = _summed(entry, reporting, totals, lift)
+    yield {
+        **_gauges(entry, reporting, settled),
         "counters": counters,
+        "counters_began": began,
         "histograms": {
             kind: {"bounds": list(BOUNDS), "counts": counts} for kind, counts in histograms.items()
         },
@@ -123,8 +159,52 @@ def _pool_entry(
             *(_pool_process(one, report, slots_of) for one, report in reporting),
             *_silent_processes(figures, reporting, slots_of),
         ],
-        "resources": _resources(entry["slots"], reporting),
+        "resources": [],
     }
+    for some in _sliced(slots, AT_ONCE):
+        yield [_resource(row, known.get(row[0])) for row in some]
+
+
+def _sliced(whole: list[T], size: int) -> Iterator[list[T]]:
+    for start in range(0, len(whole), size):
+        yield whole[start : start + size]
+
+
+def _summed(
+    entry: Mapping[str, Any],
+    reporting: list[tuple[ProcessFigures, PoolReport]],
+    totals: Totals,
+    lift: Lift,
+) -> tuple[dict[str, int], dict[str, list[int]]]:
+    """Counters and histograms of everybody, living and dead."""
+    name = entry["name"]
+    counters = dict.fromkeys((*SERVER_COUNTERS, *WORKER_COUNTERS), 0)
+    histograms = {kind: [0] * (len(BOUNDS) + 1) for kind in HISTOGRAMS}
+    add_counters(counters, totals.counters.get(name, {}))
+    add_histograms(histograms, totals.histograms.get(name, {}))
+    for _, report in reporting:
+        add_counters(counters, report.counters)
+        add_histograms(histograms, report.histograms)
+    counters.update(entry["counters"])  # the books' own are exact, whatever a process says
+    lift(name, counters, histograms)
+    return counters, histograms
+
+
+def _gauges(
+    entry: Mapping[str, Any], reporting: list[tuple[ProcessFigures, PoolReport]], settled: int
+) -> dict[str, Any]:
+    """Processes report one after the other while slots move on: a slot may be reported twice, or by nobody.
+
+    The books have each once; one that is not in use, opening or closing is idle.
+    """
+    gauges = {
+        key: value
+        for key, value in entry.items()
+        if key not in {"counters", "slots", "born"}
+        and isinstance(value, (str, int, float, bool, type(None)))
+    }
+    in_use = min(settled, sum(report.in_use for _, report in reporting))
+    return {**gauges, "in_use": in_use, "idle": settled - in_use}
 
 
 def _pool_process(
@@ -158,22 +238,14 @@ def _silent_processes(
     ]
 
 
-def _resources(
-    slots: Iterable[Mapping[str, Any]], reporting: list[tuple[ProcessFigures, PoolReport]]
-) -> list[dict[str, Any]]:
-    """One entry per slot in the books, with what its process knows of the resource."""
-    known: dict[int, ResourceReport] = {
-        resource.number: resource for _, report in reporting for resource in report.resources
-    }
-    return [_resource(slot, known.get(slot["number"])) for slot in slots]
-
-
-def _resource(slot: Mapping[str, Any], known: ResourceReport | None) -> dict[str, Any]:
+def _resource(row: tuple[int, str, str, int], known: ResourceReport | None) -> dict[str, Any]:
+    """A slot in the books, with what its process knows of the resource."""
+    number, key, state, pid = row
     own = {
-        "id": slot["number"],
-        "pid": slot["pid"],
-        "state": known.state if known else slot["state"],
-        "identity_key": _identity_of(slot["key"]),
+        "id": number,
+        "pid": pid,
+        "state": known.state if known else state,
+        "identity_key": _identity_of(key),
         "uses": known.uses if known else 0,
         "age": known.age if known else None,
         "idle_for": known.idle_for if known else None,
@@ -190,12 +262,14 @@ def _identity_of(key: str) -> str | None:
     return identity if separator else None
 
 
-def _add_counters(into: dict[str, int], counters: Mapping[str, int]) -> None:
+def add_counters(into: dict[str, int], counters: Mapping[str, int]) -> None:
+    """Sum up."""
     for name, count in counters.items():
         into[name] = into.get(name, 0) + count
 
 
-def _add_histograms(into: dict[str, list[int]], histograms: Mapping[str, list[int]]) -> None:
+def add_histograms(into: dict[str, list[int]], histograms: Mapping[str, list[int]]) -> None:
+    """Sum up."""
     for name, counts in histograms.items():
         sums = into.setdefault(name, [0] * len(counts))
         if len(sums) == len(counts):  # another release may have other bounds: those cannot be added

@@ -81,14 +81,20 @@ class Failed(Message, frozen=True, tag=True):
 
 
 class Leave(Message, frozen=True, tag=True):
-    """Asks the server to leave in order. Answered by Done, then Goodbye on all errand channels."""
+    """Asks the server to leave in order. Answered by Done, then Goodbye on all errand channels.
+
+    unless_needed: not where other processes than the one that asks are attached or hold anything; answered by
+        Failed then.
+    """
+
+    unless_needed: bool = False
 
 
 class Goodbye(Message, frozen=True, tag=True):
     """The server is leaving in order: close what is idle; a successor is started by whoever needs one."""
 
 
-class ResourceReport(msgspec.Struct, array_like=True):
+class ResourceReport(msgspec.Struct, array_like=True, gc=False):
     """One resource of one process. Durations are seconds."""
 
     number: int
@@ -121,20 +127,32 @@ class WantReport(Message, frozen=True, tag=True):
 
 
 class Report(Message, frozen=True, tag=True):
-    """A process's figures. `request` is that of WantReport, or 0 where the process volunteers them."""
+    """A process's figures. `request` is that of WantReport, or 0 where the process volunteers them.
+
+    more: these are resources only, some of many; the figures, and the last of them, follow.
+    """
 
     request: int
     pools: list[PoolReport]
+    more: bool = False
 
 
 class WantStats(Message, frozen=True, tag=True):
-    """Asks the server for the statistics of everything; answered by Stats."""
+    """Asks the server for the statistics of everything; answered by Stats. seen: as in Attach."""
+
+    seen: bytes = b""
 
 
 class Stats(Message, frozen=True, tag=True):
-    """JSON-compatible statistics, as `manager.stats()` returns them."""
+    """JSON-compatible statistics, as `manager.stats()` returns them.
+
+    seen: to be kept, and said to the next server.
+    resources: of each pool, the entries that are missing in `stats`, in parts: each a list in MessagePack.
+    """
 
     stats: dict[str, Any]
+    seen: bytes = b""
+    resources: dict[str, list[bytes]] = {}
 
 
 ToServer = Hello | ProcessEvent | TokenEvent | Leave | Report | WantStats

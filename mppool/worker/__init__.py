@@ -25,7 +25,7 @@ A pool in this process
   demand.py        when waiting threads ask the books, and when they hope for each other; pure
   cold.py          a checkout that found nothing on the shelf: wait, and ask the books
   opening.py       what was granted is opened, in the thread that asked or beside it
-  hooks.py         whether a thread is inside a hook of a recipe
+  inside.py        whether a thread is inside a hook of a recipe
 
 For whom a checkout is
   identities.py    which resources it may get

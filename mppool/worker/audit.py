@@ -21,7 +21,6 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool.core.events import Declined, OpenFailed
-from mppool.worker import hooks
 from mppool.worker.shelf import forget_shelf
 
 if TYPE_CHECKING:
@@ -143,7 +142,7 @@ def give_up_opening(entry: Entry, error: str | None = None, *, counted: bool = F
     if entry.opened:
         resource = entry.opened.pop()
         try:
-            hooks.run(face.recipe.close, resource)
+            face.recipe.close(resource)
         except Exception:
             face.count("hook_errors")
             log.warning(

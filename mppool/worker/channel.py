@@ -25,7 +25,10 @@ log = logging.getLogger("mppool")
 class ErrandChannel:
     """One attachment's channel.
 
-    Its incoming side belongs to the errand thread. `unsent` belongs to whoever holds Outgoing's `_sending`.
+    Its incoming side belongs to the errand thread. `unsent` and `lost_words` belong to whoever holds Outgoing's
+    `_sending`.
+
+    lost_words: something could not be sent, so the server has not heard everything that was said here.
     """
 
     def __init__(self, connection: Connection) -> None:
@@ -36,6 +39,7 @@ class ErrandChannel:
         self.server: ProcessId | None = None
         self.early: list[Any] = []
         self.unsent = bytearray()
+        self.lost_words = False
 
 
 class Outgoing:
@@ -117,6 +121,7 @@ class Outgoing:
         except BlockingIOError:
             sent = 0
         except OSError:
+            channel.lost_words = True
             channel.unsent.clear()  # the errand thread sees the end of the channel too
             return
         del channel.unsent[:sent]

@@ -19,13 +19,14 @@ from mppool.errors import (
 from mppool.errors import (
     OpenFailed as OpenFailedError,
 )
-from mppool.worker import hooks
 from mppool.worker.calls import SESSION_PAUSE_S, SessionLost
 from mppool.worker.entry import Entry
 from mppool.worker.face import Face
-from mppool.worker.opening import Failure, Retry, open_beside, open_resource
+from mppool.worker.hints import own_leases, warn_of_event_loop
+from mppool.worker.inside import inside
+from mppool.worker.opening import Failure, open_beside, open_resource
 from mppool.worker.shelf import shelve, take
-from mppool.worker.waiter import LocalWaiter
+from mppool.worker.waiter import LocalWaiter, Retry
 
 if TYPE_CHECKING:
     from mppool.ids import Ticket
@@ -88,7 +89,7 @@ class ColdCheckout:
     def _from_shelf(self) -> Entry | None:
         face = self._face
         while (entry := take(face, self._key)) is not None:
-            if face.prepare(entry, monotonic(), self._bearer):
+            if face.prepare(entry, monotonic(), self._bearer, self._deadline):
                 return entry
         return None
 
@@ -123,7 +124,7 @@ class ColdCheckout:
             self._bearer,
             insists=granted is not None,
             # A hook that uses the pool itself has what it needs opened where it runs.
-            opens_here=face.recipe.open_in_caller or hooks.is_inside(),
+            opens_here=face.recipe.open_in_caller or inside.a_hook,
         )
         answer: Any = None
         try:
@@ -162,6 +163,8 @@ class ColdCheckout:
             until = self._wait_until(waiter)
             look_at = face.line.look_at(waiter, left_s)
             at = look_at if until is None else min(until, look_at)
+            if not face.line.opens_for(self._key):
+                warn_of_event_loop(face)
             answer = waiter.wait(None if at == math.inf else at)
             if answer is not None:
                 return answer
@@ -180,6 +183,12 @@ class ColdCheckout:
 
     def _ask(self, waiter: LocalWaiter) -> Any:
         """Ask the books. None: what they grant comes later, or is being opened."""
+        if self._is_short() and self._member.link.is_stopped():
+            self._face.line.ticket_ended(waiter.ticket, None, self._key)
+            answer = waiter.wait(self._deadline)
+            if answer is None and self._left() != 0:
+                return Retry  # something was put back
+            return answer or self._stopped(waiter.ticket)
         answer = self._call(waiter.ticket)
         if isinstance(answer, Queued):
             self._member.audit.want_again()
@@ -203,6 +212,8 @@ class ColdCheckout:
 
     def _call(self, ticket: Ticket) -> Any:
         """What the books answer, at once: Grant, Queued or Refuse; Retry if the session was lost."""
+        if self._timeout == 0 and self._member.link.is_stopped():
+            return self._stopped(ticket)
         event = Checkout(self._face.name, self._key, ticket, self._left())
         try:
             return self._member.call(event, self._ask_until)
@@ -219,6 +230,13 @@ class ColdCheckout:
         self._face.line.ticket_ended(waiter.ticket, None, self._key)
         self._member.tell(Abandoned(waiter.ticket))
 
+    def _stopped(self, ticket: Ticket) -> Refuse:
+        return Refuse(ticket, "timeout", "the server is stopped")
+
+    def _is_short(self) -> bool:
+        """Whether the timeout is shorter than the time that the books may take to answer."""
+        return self._timeout is not None and self._timeout < ASK_GRACE_S
+
     def _left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - monotonic())
 
@@ -226,7 +244,11 @@ class ColdCheckout:
         face = self._face
         if isinstance(answer, Entry):
             if answer.uses or answer.opened_at < self._started:
-                return answer if face.prepare(answer, monotonic(), self._bearer) else None
+                return (
+                    answer
+                    if face.prepare(answer, monotonic(), self._bearer, self._deadline)
+                    else None
+                )
             face.lend(answer, monotonic())  # opened while we waited: there is nothing to look at
             return answer
         if isinstance(answer, Grant):
@@ -274,8 +296,8 @@ class ColdCheckout:
             face.count("timeouts")
             raise CheckoutTimeout(
                 f"pool {face.name!r}: nothing could be had within {self._timeout:g} s"
-                f"{': ' + refuse.text if refuse.text else ''}; release leases sooner, raise max_size or "
-                "wait longer"
+                f"{': ' + refuse.text if refuse.text else ''}{own_leases(face)}; release leases sooner, raise "
+                "max_size or wait longer"
             ) from self._last_error
         if refuse.reason == "too_many_waiting":
             raise TooManyWaiting(f"pool {face.name!r}: {refuse.text}; refused at once")

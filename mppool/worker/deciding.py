@@ -22,6 +22,7 @@ from mppool.core.decisions import (
 from mppool.core.events import NotMine
 from mppool.core.tokens import FetchToken, TokenDecision, TokenGiven, TokenRefused, TokensForgotten
 from mppool.ids import GrantNumber, Session
+from mppool.wire.messages import Done, Failed
 from mppool.worker.ending import drop_token, retire_older_than
 from mppool.worker.entry import Entry
 from mppool.worker.opening import open_for_shelf, use_grant
@@ -39,6 +40,8 @@ def carry_out(member: Member, decision: Any, session: Session) -> None:
     if session != member.holdings.session:
         return  # said by a server, or in a session, that is over; the inventory has decided since
     handler = _HANDLERS.get(type(decision))
+    if isinstance(decision, (Done, Failed)):
+        return  # to a command that was sent on this channel, and does not wait for its answer
     if handler is None:
         log.error(
             "manager %r: a %s came on the errand channel", member.name, type(decision).__name__
@@ -69,7 +72,7 @@ def _on_keep(member: Member, keep: Keep, session: Session) -> None:
     entry = _take_aside(member, keep.number)
     if entry is not None:
         now, max_idle = monotonic(), entry.face.options.max_idle
-        if max_idle is not None and entry.kept_until <= now:
+        if max_idle is not None and max(entry.kept_until, entry.released_at + max_idle) <= now:
             # It was offered because it was idle for long, and is wanted all the same (min_size).
             entry.kept_until = now + max_idle
             member.housekeeper.expects(entry.kept_until)
@@ -110,7 +113,7 @@ def _on_ask(member: Member, ask: Ask, session: Session) -> None:
     with member.holdings.lock:
         if ask.number in member.holdings.table:
             return
-        member.holdings.voided.add(ask.number)
+        member.holdings.void(ask.number)
         member.holdings.outbox.append(NotMine(ask.number))
     member.flush()
 
@@ -119,8 +122,8 @@ def _on_pool_changed(member: Member, changed: PoolChanged, session: Session) -> 
     face = member.faces.get(changed.pool)
     if face is None:
         return
-    face.closed = face.closed or changed.closed
-    for entry in retire_older_than(face, changed.generation, changed.key):
+    face.closed_everywhere = changed.closed
+    for entry in retire_older_than(face, changed.generation, changed.key, hung=changed.hung):
         member.close_soon(entry, entry.retire_reason)
 
 

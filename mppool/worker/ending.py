@@ -8,8 +8,8 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from mppool.core.events import Closed, CloseReason
-from mppool.worker import hooks
 from mppool.worker.entry import AT_ONCE, LONG_CLOSE_S, Entry
+from mppool.worker.inside import inside
 from mppool.worker.shelf import forget_shelf, take_idle
 
 if TYPE_CHECKING:
@@ -44,9 +44,10 @@ def begin_close(entry: Entry) -> bool:
 def finish_close(entry: Entry, reason: CloseReason) -> None:
     """Run the hook, and tell the books when it has returned."""
     face = entry.face
-    face.member.housekeeper.expects(entry.closing_at + LONG_CLOSE_S)
+    face.member.housekeeper.expects(entry.closing_at + close_limit(entry))
+    inside.hooks += 1
     try:
-        hooks.run(face.recipe.close, entry.resource)
+        face.recipe.close(entry.resource)
     except Exception:
         face.count("hook_errors")
         log.warning("pool %r: closing a resource raised; it is gone", face.name, exc_info=True)
@@ -58,13 +59,14 @@ def finish_close(entry: Entry, reason: CloseReason) -> None:
             _close_again(entry)
         raise
     finally:
+        inside.hooks -= 1
         if not entry.holdings.inherited:
             _forget(entry, reason)
 
 
 def _close_again(entry: Entry) -> None:
     try:
-        hooks.run(entry.face.recipe.close, entry.resource)
+        entry.face.recipe.close(entry.resource)
     except Exception:
         log.debug("pool %r: it was closed already", entry.face.name, exc_info=True)
 
@@ -73,13 +75,55 @@ def _forget(entry: Entry, reason: CloseReason) -> None:
     face, holdings = entry.face, entry.holdings
     entry.resource = None
     with holdings.lock:
-        # Told first: what is interrupted in between stays in the table, where the audit finds it.
-        holdings.outbox.append(Closed(entry.number, reason))
-        holdings.side.pop(entry.number, None)
-        if holdings.table.pop(entry.number, None) is not None:
+        if entry.number in holdings.table:  # else it was given up before
+            # Told first: what is interrupted in between stays in the table, where the audit finds it.
+            holdings.outbox.append(Closed(entry.number, reason))
+            holdings.side.pop(entry.number, None)
+            del holdings.table[entry.number]
             face.past_uses += entry.uses
-        forget_shelf(face, entry.key)
+            forget_shelf(face, entry.key)
+        else:
+            holdings.given_up.pop(entry.number, None)
     face.member.flush()
+    if face.member.leaving:
+        face.member.wake()  # this may have been the last
+
+
+# --- giving up -------------------------------------------------------------------------------------------
+
+
+def close_limit(entry: Entry) -> float:
+    """After how many seconds a close has to be looked at: it is warned of, or its slot is given back."""
+    limit = entry.face.options.check_timeout
+    return LONG_CLOSE_S if limit is None or not entry.doubtful else min(limit, LONG_CLOSE_S)
+
+
+def give_up(entry: Entry) -> bool:
+    """Free the slot of a resource whose check hangs: nobody can close what is in use there.
+
+    False if it is being closed already, or is somebody else's.
+    """
+    if not begin_close(entry):
+        return False
+    entry.holdings.given_up[entry.number] = entry.resource
+    _forget(entry, "unhealthy")
+    return True
+
+
+def close_given_up(entry: Entry) -> None:
+    """The check has returned after all."""
+    resource = entry.holdings.given_up.pop(entry.number, None)
+    if resource is not None and not entry.holdings.inherited:
+        try:
+            entry.face.recipe.close(resource)
+        except Exception:
+            log.debug("pool %r: it was closed already", entry.face.name, exc_info=True)
+
+
+def give_up_closing(entry: Entry) -> None:
+    """Free the slot of a doubtful resource whose close hangs: whatever it was connected to is out of reach."""
+    entry.holdings.given_up[entry.number] = entry.resource
+    _forget(entry, "unhealthy")
 
 
 # --- the end of a lease ----------------------------------------------------------------------------------
@@ -104,16 +148,23 @@ def kill(entry: Entry, lent_at: float) -> bool:
 # --- letting end -----------------------------------------------------------------------------------------
 
 
-def retire_older_than(face: Face, generation: int, key: str | None) -> list[Entry]:
+def retire_older_than(
+    face: Face, generation: int, key: str | None, *, hung: bool = False
+) -> list[Entry]:
     """Let everything of an older generation end: what is idle is returned, to be closed by the caller.
 
     key: only resources of this key are meant; None: all.
+    hung: one of them has not answered at all, see `Entry.doubtful`.
     """
     with face.holdings.lock:
+        if key is None:  # which says it of all keys, so that what was said of each need not be kept
+            for each in [each for each, newest in face.retired.items() if newest <= generation]:
+                del face.retired[each]
         face.retired[key] = max(generation, face.retired.get(key, 0))
         for entry in face.holdings.table.values():
             meant = entry.face is face and key in (None, entry.key)
             if meant and (face.closed or entry.generation < generation):
+                entry.doubtful = entry.doubtful or hung
                 entry.retire_at = AT_ONCE
                 entry.retire_reason = "retired"
     return take_idle(face, lambda entry: entry.retire_at == AT_ONCE)

@@ -33,6 +33,7 @@ class Entry:
         "ask_at",
         "checked_at",
         "closing_at",
+        "doubtful",
         "face",
         "generation",
         "grant",
@@ -96,6 +97,8 @@ class Entry:
         self.uses = 0
         self.checked_at = 0.0
         self.closing_at = 0.0
+        # A resource as old does not answer at all: closing this one may hang too, and its slot does not wait.
+        self.doubtful = False
         self.kept_until = 0.0
         self.killed = False
         self.warned = False

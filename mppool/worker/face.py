@@ -12,17 +12,19 @@ from collections.abc import Callable
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
-from mppool.core.events import BackendFailed, Declaration, TokenReplaced
+from mppool.core.events import BackendFailed, Declaration, Declare, TokenReplaced
 from mppool.core.statistics import BOUNDS, HISTOGRAMS, WORKER_COUNTERS
 from mppool.errors import ConfigurationMismatch
 from mppool.recipe import Recipe, overrides
-from mppool.worker import hooks
+from mppool.worker.checking import Checkers, is_healthy
 from mppool.worker.chores import Chores
 from mppool.worker.ending import close, drop_token, retire_older_than, take_from_lease
 from mppool.worker.entry import Entry
 from mppool.worker.identities import Identities
+from mppool.worker.inside import inside
 from mppool.worker.line import Line
 from mppool.worker.shelf import own_popper, shelve, shelve_where_it_lay
+from mppool.worker.waiter import Retry
 
 if TYPE_CHECKING:
     from mppool.options import PoolOptions
@@ -124,7 +126,8 @@ class Face:
         self.line = Line(self, holdings)
         self.contended = False
         self.attention = False
-        self.closed = False
+        self.closed_here = self.closed_everywhere = False
+        self.warned_of_event_loop = False
         self.retired: dict[str | None, int] = {}
         self.counters: Counter[str] = Counter(dict.fromkeys(WORKER_COUNTERS, 0))
         self.histograms = {name: [0] * (len(BOUNDS) + 1) for name in HISTOGRAMS}
@@ -132,6 +135,8 @@ class Face:
         # Whether a background check is going on or about to, and of which resource.
         self.checking = False
         self.borrowed: Entry | None = None
+        self.checks_here = self.recipe.open_in_caller
+        self.checkers = Checkers(self.name)
         self.waits = Chores(f"{self.member.name}-{self.name}")  # of asynchronous checkouts
         self.identities.renew()
         self.pop: Callable[[], Entry] = own_popper(self)
@@ -184,9 +189,40 @@ class Face:
 
     def declaration(self) -> Declaration:
         """This pool as the books are told of it."""
-        return Declaration(
-            self.name, self.options, monotonic() - self.declared_at, self.default_key
-        )
+        age = monotonic() - self.declared_at
+        return Declaration(self.name, self.options, age, self.default_key, self.closed_here)
+
+    # --- closed or not -----------------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Whether this process hands out nothing: it has closed the pool, or somebody has for everybody."""
+        return self.closed_here or self.closed_everywhere
+
+    def declare_again(self) -> None:
+        """The pool is declared once more: where it was closed, that opens it.
+
+        The books hear of it at the next attachment at the latest; a pool that may have been closed meanwhile is
+        open again then.
+        """
+        attached = self.holdings.session is not None
+        if attached and not self.closed:
+            return
+        self.declared_at = monotonic()
+        self.closed_here = self.closed_everywhere = False
+        if attached:
+            self.member.tell(Declare(self.declaration()))
+
+    def close_here(self) -> list[Entry]:
+        """Hand out nothing in this process any more; what it has of the pool."""
+        self.closed_here = True
+        if (
+            self.member.is_sealed
+        ):  # else nobody has heard of the pool yet; the next attachment says it all
+            self.member.tell(Declare(self.declaration()))
+        for waiter in self.line.all_waiters():
+            waiter.give(Retry)  # and find it closed
+        return self.entries()
 
     def entries(self) -> list[Entry]:
         """Everything that this process has of the pool."""
@@ -195,8 +231,17 @@ class Face:
 
     # --- checkout ----------------------------------------------------------------------------------------
 
-    def prepare(self, entry: Entry, now: float, bearer: Bearer | None = None) -> bool:
-        """Make a resource from the shelf ready for a caller; False if it had to be closed instead."""
+    def prepare(
+        self,
+        entry: Entry,
+        now: float,
+        bearer: Bearer | None = None,
+        deadline: float | None = None,
+    ) -> bool:
+        """Make a resource from the shelf ready for a caller; False if it had to be closed instead.
+
+        deadline: of the caller, for its check. Raises CheckoutTimeout where that outlasts it.
+        """
         if now >= entry.retire_at:
             close(entry, entry.retire_reason)
             return False
@@ -209,7 +254,7 @@ class Face:
             self.check is not None
             and idle_for is not None
             and now - entry.released_at >= idle_for
-            and not self.is_healthy(entry)
+            and not is_healthy(self, entry, deadline)
         ):
             return False
         self.lend(entry, now)
@@ -249,56 +294,36 @@ class Face:
                 raise
 
     def is_healthy(self, entry: Entry) -> bool:
-        """Run the check; a resource that fails it, or whose check raises, is closed.
+        """Run the check, which somebody other than a checkout wants; see `checking`."""
+        return is_healthy(self, entry)
 
-        A check that raises is counted apart. One that raises ConnectionError says no, and more: the backend
-        is gone, and with it everything as old, in all processes.
-        """
-        assert self.check is not None
-        self.count("checks")
-        entry.checked_at = monotonic()
-        try:
-            if hooks.run(self.check, entry.resource):
-                return True
-        except ConnectionError as error:
-            log.warning("pool %r: a check found the backend gone: %s", self.name, error)
-            self.backend_failed(entry)
-        except Exception:
-            self.count("check_errors")
-            log.warning(
-                "pool %r: a check raised; the resource is replaced", self.name, exc_info=True
-            )
-            close(entry, "discarded")
-            return False
-        except BaseException:  # interrupted: nobody knows in which state it is
-            close(entry, "discarded")
-            raise
-        close(entry, "unhealthy")
-        return False
-
-    def backend_failed(self, entry: Entry, *, renewed: bool = False) -> None:
+    def backend_failed(self, entry: Entry, *, renewed: bool = False, hung: bool = False) -> None:
         """What this resource was connected to is gone, and with it everything as old, in all processes.
 
         Here at once, so that the next checkout does not find the same out again; elsewhere by the books.
         renewed: what is in this one itself is replaced by its user, so it counts as newer.
+        hung: it says nothing at all, so that closing what is as old may hang too.
         """
         generation = entry.generation
         if renewed:  # first, for the books' word comes back on another thread
             entry.generation = generation + 1
-        self.member.tell(BackendFailed(self.name, entry.key, generation))
-        for other in retire_older_than(self, generation + 1, entry.key):
+        self.member.tell(BackendFailed(self.name, entry.key, generation, hung))
+        for other in retire_older_than(self, generation + 1, entry.key, hung=hung):
             self.member.close_soon(other, "retired")
 
     def run_hook(self, hook: str, call: Callable[[Any], Any], entry: Entry) -> bool:
         """Run a hook; False, logged and counted, if it raised."""
+        inside.hooks += 1
         try:
-            hooks.run(call, entry.resource)
+            call(entry.resource)
         except Exception as error:
             self.count("hook_errors")
             log.warning("pool %r: the hook %s raised", self.name, hook, exc_info=True)
             if hook == "reset" and isinstance(error, ConnectionError):
                 self.backend_failed(entry)
             return False
+        finally:
+            inside.hooks -= 1
         return True
 
     # --- release -----------------------------------------------------------------------------------------

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections import deque
+from typing import Any
 
 from mppool.core.events import Event
 from mppool.ids import GrantNumber, Session
 from mppool.worker.entry import Entry
 from mppool.worker.fork import own_mark
+
+MOST_VOIDED = 10_000
 
 
 class Holdings:
@@ -22,6 +25,7 @@ class Holdings:
         finalizer of the application that releases a lease in the middle of a locked region gets through.
     table: every resource from before its opening until after its closing, so that nothing is ever
         finalized by accident, least of all in a child (rule 5).
+    given_up: resources whose checks hang; they have no slot any more, and are closed should the checks return.
     side: resources that were brought back; only the server's Grant, Keep or Close takes them out (rule 6).
     outbox: events not sent yet. Appended to and popped from without the lock (atomic operations).
     leaked: entries whose lease was collected. Finalizers append; the errand thread empties.
@@ -33,8 +37,9 @@ class Holdings:
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.table: dict[GrantNumber, Entry] = {}
+        self.given_up: dict[GrantNumber, Any] = {}
         self.side: dict[GrantNumber, Entry] = {}
-        self.voided: set[GrantNumber] = set()
+        self.voided: dict[GrantNumber, None] = {}
         self.session: Session | None = None
         self.outbox: deque[Event] = deque()
         self.leaked: deque[Entry] = deque()
@@ -45,3 +50,12 @@ class Holdings:
     def inherited(self) -> bool:
         """Whether this belongs to another process: the one that this was forked from."""
         return not self.mark[0]
+
+    def void(self, number: GrantNumber) -> None:
+        """A grant that this process will never use. Caller holds the lock.
+
+        Where there are many, the oldest are forgotten: they were overtaken long ago.
+        """
+        self.voided[number] = None
+        if len(self.voided) > MOST_VOIDED:
+            del self.voided[next(iter(self.voided))]

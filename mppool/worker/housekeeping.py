@@ -17,7 +17,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from mppool.core.events import IdleTooLong
-from mppool.worker.ending import kill
+from mppool.worker.ending import close_limit, give_up_closing, kill
 from mppool.worker.entry import AT_ONCE, LONG_CLOSE_S, NEVER
 from mppool.worker.shelf import borrow, bring_back, shelve_where_it_lay, take_idle
 
@@ -133,7 +133,7 @@ class Housekeeper:
     def _due(self, face: Face, entry: Entry, idle: bool, now: float) -> float:
         """When something can be due next; for what is in use: as if it were released now."""
         if entry.state == "closing":
-            return NEVER if entry.warned else entry.closing_at + LONG_CLOSE_S
+            return NEVER if entry.warned else entry.closing_at + close_limit(entry)
         if entry.state != "open":
             return NEVER
         if idle:
@@ -184,7 +184,9 @@ def _complain(face: Face, entry: Entry, age: float, limit: str) -> None:
 
 
 def _watch_close(face: Face, entry: Entry, now: float) -> None:
-    if not entry.warned and now >= entry.closing_at + LONG_CLOSE_S:
+    if entry.doubtful and now >= entry.closing_at + close_limit(entry):
+        give_up_closing(entry)
+    elif not entry.warned and now >= entry.closing_at + LONG_CLOSE_S:
         entry.warned = True
         face.count("long_closes")
         log.warning(
@@ -203,8 +205,7 @@ def _recycling_due(face: Face, entry: Entry) -> float:
         due = AT_ONCE
     max_idle = face.options.max_idle
     if max_idle is not None:
-        entry.kept_until = max(entry.kept_until, entry.released_at + max_idle)
-        due = min(due, entry.kept_until)
+        due = min(due, max(entry.kept_until, entry.released_at + max_idle))
     return due
 
 
@@ -225,11 +226,9 @@ def check_idle(face: Face) -> None:
     where it lay: neither its uses nor its last use change, so checks keep nothing alive.
     """
     try:
-        while entry := borrow(face, lambda entry: _check_due(face, entry) <= monotonic()):
+        for entry in borrow(face, lambda entry: _check_due(face, entry) <= monotonic()):
             if face.is_healthy(entry):
                 shelve_where_it_lay(entry)
-            face.borrowed = None
     finally:
-        face.borrowed = None
         face.checking = False
         face.member.housekeeper.expects(monotonic())

@@ -155,12 +155,12 @@ class Identities:
         """Of a checkout with these arguments. Raises ConfigurationError, or OpenFailed for a missing token."""
         face = self._face
         if credential is not None and type(credential) not in self._checked:
-            broker().check(credential)
             if face.recipe.token_scope is None:
                 raise ConfigurationError(
                     f"pool {face.name!r}: checkout(credential=...) wants a recipe that names a token_scope, "
                     "for instance OdbcRecipe; use identity= where the recipe authenticates by itself"
                 )
+            broker().check(credential)
             self._checked.add(type(credential))
         if identity is None:
             return (

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from time import monotonic
-from typing import TYPE_CHECKING, Generic, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from mppool.core.statistics import BRIEF_S
 from mppool.errors import ForkedLease, LeaseReleased, PoolError, StaleLease
@@ -211,3 +211,39 @@ class Lease(Generic[T]):
             "pool %r: a lease was released a second time; refused, nothing was changed",
             self._face.name,
         )
+
+
+class _OfTheResource:
+    """An attribute that is looked for at the lease by mistake: it is one of the resource.
+
+    Not `__getattr__`, which would make every use of a lease dearer.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+
+    def __get__(self, lease: Any, owner: Any = None) -> NoReturn:
+        raise AttributeError(
+            f"a lease has no {self._name!r}: it is not the resource. Use `with pool.checkout() as resource`, or "
+            f"lease.resource.{self._name}"
+        )
+
+
+_LOOKED_FOR = (
+    *("execute", "executemany", "cursor", "commit", "rollback", "close", "callproc", "autocommit"),
+    *(
+        "fetchone",
+        "fetchmany",
+        "fetchall",
+        "fetch",
+        "fetchval",
+        "fetchrow",
+        "execute_many",
+        "query",
+    ),
+    *("begin", "transaction", "prepare", "scalar", "scalars", "run", "call", "ping", "info"),
+    *("get", "post", "put", "delete", "request", "send", "recv", "read", "write", "set", "publish"),
+    *("get_container_client", "get_blob_client", "list_containers", "submit", "acquire", "connect"),
+)
+for _name in _LOOKED_FOR:
+    setattr(Lease, _name, _OfTheResource(_name))

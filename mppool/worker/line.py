@@ -55,6 +55,11 @@ class Line:
             demand = self.demands[key] = Demand()
         return demand
 
+    def opens_for(self, key: str) -> bool:
+        """Whether something of this key is being opened here; a hint, taken without the lock."""
+        demand = self.demands.get(key)
+        return demand is not None and bool(demand.opening)
+
     def enqueue(self, waiter: LocalWaiter) -> None:
         """From now on releases look for this waiter."""
         with self._holdings.lock:

@@ -10,11 +10,13 @@ from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+import msgspec
+
 from mppool.core.decisions import Grant
-from mppool.core.events import Checkout, Event
+from mppool.core.events import Abandoned, Checkout, Event
 from mppool.core.tokens import WantToken
 from mppool.errors import PoolError, ServerUnavailable
-from mppool.ids import ProcessId, Session, Ticket
+from mppool.ids import ProcessId, Session, Ticket, is_stopped
 from mppool.wire.framing import process_side_reader
 from mppool.wire.messages import (
     PROTOCOL,
@@ -34,6 +36,7 @@ from mppool.worker.channel import ErrandChannel, Outgoing
 from mppool.worker.errands import Errands
 from mppool.worker.fork import bury, close_quietly, notice_fork, prepare
 from mppool.worker.late import LateLock, release_own
+from mppool.worker.report import let_others
 from mppool.worker.troubles import LACKING, no_answer, pool_errors_only
 from mppool.worker.witness import Witness
 
@@ -85,6 +88,7 @@ class ServerLink:
         self._was_attached = False
         self._is_prepared = False
         self._inherited: set[int] = set()
+        self.seen = b""
         self._start()
 
     def _start(self) -> None:
@@ -254,16 +258,18 @@ class ServerLink:
         process = self.witness.process()
         return Hello(protocol, self._server.name, process, role, session, self._server.linger)
 
-    def lost(self, channel: ErrandChannel, *, heard: bool = False) -> None:
-        """The errand channel ended. Called by the errand thread.
+    def lost(self, channel: ErrandChannel, *, heard: bool = False, detached: bool = False) -> None:
+        """The errand channel ended. Called by the errand thread, or by whoever ends it.
 
         heard: the server has closed it, and had read everything that was said on it.
+        detached: this process ends it, and the server has confirmed everything that was said.
         """
         if not self.outgoing.end(channel):
             return
         holdings = self._member.holdings
-        said_all = not (channel.unsent or holdings.outbox or holdings.table)
-        self.unheard = not (self.farewell and heard and said_all)
+        lost = channel.unsent or channel.lost_words
+        said_all = not (lost or holdings.outbox or holdings.table)
+        self.unheard = not (detached or (self.farewell and heard and said_all))
         channel.connection.close()
         while self._idle:
             self._idle.pop().close()
@@ -273,6 +279,22 @@ class ServerLink:
     def fingerprint_secret(self) -> bytes:
         """See Link."""
         return self._server.fingerprint_secret()
+
+    def detach(self, deadline: float) -> bool:
+        """See Link. What was said on the errand channel has been taken in before it is closed."""
+        channel = self.outgoing.channel
+        if channel is None or self._member.holdings.session is None:
+            return True
+        try:
+            self.call(Abandoned(self._member.next_ticket()), deadline)
+        except (SessionLost, TimeoutError, PoolError, OSError) as error:
+            log.info("manager %r: could not detach in order: %s", self._member.name, error)
+            return False
+        with self._member.holdings.lock:
+            if self._member.needs_books() or self._member.holdings.outbox:
+                return False
+        self.lost(channel, detached=True)
+        return True
 
     # --- talking -----------------------------------------------------------------------------------------
 
@@ -339,6 +361,12 @@ class ServerLink:
         notice_fork()
         channel = self.outgoing.channel
         return None if channel is None else channel.server
+
+    def is_stopped(self) -> bool:
+        """See Link."""
+        connected = self.connected_server()
+        pid = self._server.pid() if connected is None else connected.pid
+        return pid is not None and is_stopped(pid)
 
     def wake(self) -> None:
         """See Link."""
@@ -446,5 +474,12 @@ class ServerLink:
         """See Link. An empty dict where there is no server."""
         notice_fork()
         with self.errands.reporter.on_behalf_of_a_hook():
-            answer = self.control(WantStats(), monotonic() + CONTROL_DEADLINE_S)
-        return answer.stats if isinstance(answer, Stats) else {}
+            answer = self.control(WantStats(self.seen), monotonic() + CONTROL_DEADLINE_S)
+        if not isinstance(answer, Stats):
+            return {}
+        self.seen = answer.seen or self.seen
+        for pool, parts in answer.resources.items():
+            for part in parts:
+                answer.stats["pools"][pool]["resources"] += msgspec.msgpack.decode(part)
+                let_others()
+        return answer.stats

@@ -15,7 +15,6 @@ from mppool.core.decisions import (
     Grant,
     Queued,
     Readiness,
-    RecordPool,
 )
 from mppool.core.events import Checkout, ClosePool, Drain, Event, Reset, Resize, WantReady
 from mppool.core.tokens import ForgetTokens, TokenQueued, WantToken, is_answer
@@ -55,6 +54,7 @@ class LocalLink:
     """
 
     by_hand = False
+    seen = b""
 
     def __init__(
         self, member: Member, merge: Callable[[dict[str, Any], Report, float], dict[str, Any]]
@@ -175,18 +175,14 @@ class LocalLink:
         # Not later: what is suspected from now on is about the new books.
         self._whole, self._suspect = False, False
         books = Books(before.epoch + 1, jitter=random.random)
-        kept = [
-            RecordPool(name, pool.max_size, pool.min_size, pool.generation, pool.closed)
-            for name, pool in before.pools.items()
-        ]
+        kept = [pool.record() for pool in before.pools.values()]
         books.restore(kept, [], set(), monotonic())
         self._session = Session(self._session + 1)
         self._begin(books)
+        books.counted_earlier({name: pool.counters for name, pool in before.pools.items()})
         for name, pool in before.pools.items():
             if name in books.pools:
-                figures = books.pools[name].counters
-                for counter, count in pool.counters.items():
-                    figures[counter] = max(count, figures[counter])
+                books.pools[name].born = pool.born
         self._member.session_lost()
         self._whole = True  # last: where this is interrupted, the next one does it again
 
@@ -289,6 +285,15 @@ class LocalLink:
             self._whole = True
         self._deliver()
         return answer
+
+    def detach(self, deadline: float) -> bool:
+        """See Link."""
+        self.stop()
+        return True
+
+    def is_stopped(self) -> bool:
+        """See Link."""
+        return False
 
     def forgive(self, pool: str) -> None:
         """Forget that openings failed: whoever wants a resource next may try at once."""

@@ -2,8 +2,14 @@
 
 from __future__ import annotations
 
+import atexit
 import itertools
 import logging
+import os
+import sys
+import threading
+import weakref
+from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -27,18 +33,26 @@ from mppool.worker.audit import Audit, forget_frames
 from mppool.worker.calls import SessionLost
 from mppool.worker.chores import Chores
 from mppool.worker.deciding import carry_out
-from mppool.worker.ending import begin_close, close, finish_close, forget_retired, is_retired
+from mppool.worker.ending import (
+    begin_close,
+    close,
+    finish_close,
+    forget_retired,
+    is_retired,
+    retire,
+)
 from mppool.worker.entry import AT_ONCE, Entry
 from mppool.worker.face import Face
 from mppool.worker.fork import bury, notice_fork, renew_in_children
 from mppool.worker.holdings import Holdings
 from mppool.worker.housekeeping import Housekeeper
 from mppool.worker.late import release_own
-from mppool.worker.opening import Retry, open_resource
+from mppool.worker.opening import open_resource
 from mppool.worker.report import PatientReport
 from mppool.worker.shelf import forget_shelf, shelve, take_idle
 from mppool.worker.tokens import TokenShare
 from mppool.worker.troubles import pool_error
+from mppool.worker.waiter import Retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -51,6 +65,37 @@ log = logging.getLogger("mppool")
 
 _NOT_IN_INVENTORIES = (BackendFailed, TokenFetched)
 """What an inventory does not say, so that the next server must hear it too."""
+
+_CLOSE_POLL_S = 0.002
+_LEAST_DETACH_S = 0.25
+EXIT_PATIENCE_S = 1.0
+"""At the end of the interpreter what lies idle is closed in order, within this."""
+
+_members: weakref.WeakSet[Member] = weakref.WeakSet()
+
+
+def close_all_at_exit() -> None:
+    """A normal end of the interpreter. Nothing depends on it: what is not closed dies with the process."""
+    until = monotonic() + EXIT_PATIENCE_S
+    for member in list(_members):
+        member.close_at_exit(max(0.0, until - monotonic()))
+
+
+atexit.register(close_all_at_exit)
+
+_says_farewell_in = 0  # the process of multiprocessing in which that was arranged
+
+
+def _arrange_farewell() -> None:
+    """A process of multiprocessing ends without `atexit` (but for Python 3.13 and later, which do both)."""
+    global _says_farewell_in
+    process, util = map(sys.modules.get, ("multiprocessing.process", "multiprocessing.util"))
+    if process is None or util is None or _says_farewell_in == os.getpid():
+        return
+    if process.parent_process() is not None:
+        _says_farewell_in = os.getpid()
+        util.Finalize(None, close_all_at_exit, exitpriority=0)
+
 
 _process_name = ""
 
@@ -81,12 +126,15 @@ class Member:
         self._make_chores()
         self.housekeeper = Housekeeper(self)
         self.audit = Audit(self)
+        self.leaving = False
+        self.farewells: deque[Entry] = deque()
         self.tokens = TokenShare(self)
         self.report = PatientReport(self)
         self._tickets = itertools.count(1)
         self._secret: bytes | None = None
         self.link = make_link(self)
         renew_in_children(self)
+        _members.add(self)
 
     def _make_chores(self) -> None:
         def expects(due: float) -> None:
@@ -105,6 +153,8 @@ class Member:
         self._make_chores()
         self.housekeeper = Housekeeper(self)
         self.audit = Audit(self)
+        self.leaving = False
+        self.farewells = deque()
         self.report = PatientReport(self)
         self.tokens.forget_waiters()
         self.link.after_fork_in_child()
@@ -124,8 +174,15 @@ class Member:
                 self.holdings.outbox.append(Declare(face.declaration()))
                 if self.holdings.session is not None:
                     self.link.flush()
+            return face
         face.check_same(recipe, options)
+        face.declare_again()
         return face
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether fingerprints may be told to others."""
+        return self._secret is not None
 
     def seal(self) -> None:
         """Have all fingerprints sealed, before anybody is told of them. The first time it may read a file."""
@@ -197,9 +254,10 @@ class Member:
             if isinstance(event, _NOT_IN_INVENTORIES):
                 outbox.append(event)
         self.holdings.voided.clear()
+        _arrange_farewell()
         for face in self.faces.values():
             forget_retired(face)
-        return Attach(_process_name, self.declarations(), self.inventory())
+        return Attach(_process_name, self.declarations(), self.inventory(), self.link.seen)
 
     def register(self, grant: Grant, session: Session) -> bool:
         """Enter a fresh grant into the table; False if it belongs to another session, or was voided (rule 2)."""
@@ -310,16 +368,64 @@ class Member:
         elif isinstance(answer, Refuse) and answer.reason != "timeout":
             raise PoolError(answer.text)
 
+    def wait_for_closes(self, face: Face | None, seconds: float) -> bool:
+        """Wait until what is being closed has been, of one pool or of all; False if that takes longer."""
+        until = monotonic() + seconds
+        while any(
+            entry.state == "closing"
+            for one in ([face] if face else list(self.faces.values()))
+            for entry in one.entries()
+        ):
+            if monotonic() >= until:
+                return False
+            threading.Event().wait(_CLOSE_POLL_S)
+        return True
+
     def close_idle(self) -> None:
-        """Close what lies idle, in this thread: the process is about to leave."""
+        """Close what lies idle, in this thread."""
         for face in list(self.faces.values()):
             for entry in take_idle(face, lambda entry: True):
                 close(entry, "drained")
 
+    def leave(self, seconds: float) -> None:
+        """Close what lies idle, what is out when it is released, and detach as soon as nothing is left.
+
+        seconds: to wait for that. The next use attaches again.
+        """
+        until = monotonic() + seconds
+        for face in list(self.faces.values()):
+            retire(face, face.entries())
+        self.wait_for_closes(None, seconds)
+        if not self.needs_books():
+            self.link.detach(max(until, monotonic() + _LEAST_DETACH_S))
+        else:
+            self.leaving = True  # the background thread does it
+            self.wake()
+
+    def close_at_exit(self, seconds: float) -> None:
+        """The interpreter ends: close what lies idle, in order, within so many seconds.
+
+        In the background thread, for a close may hang, and no thread can be started any more.
+        """
+        until = monotonic() + seconds
+        idle = [e for f in list(self.faces.values()) for e in take_idle(f, lambda entry: True)]
+        entries = [entry for entry in idle if begin_close(entry)]
+        if not entries:
+            return
+        self.farewells.extend(entries)
+        self.wake()
+        while any(entry.number in self.holdings.table for entry in entries):
+            if monotonic() >= until:
+                log.warning(
+                    "manager %r: closing what was idle took longer than %g s", self.name, seconds
+                )
+                return
+            threading.Event().wait(_CLOSE_POLL_S)
+
     def needs_books(self) -> bool:
         """Whether anything is held, or anybody waits."""
         return bool(self.holdings.table) or any(
-            face.line.all_waiters() for face in list(self.faces.values())
+            face.line.waiters for face in list(self.faces.values())
         )
 
     # --- chores of the background thread -----------------------------------------------------------------
@@ -328,6 +434,11 @@ class Member:
         """Close the resources of leases that were garbage-collected (rule 4: never hand them out again)."""
         self.link.tidy()
         self.audit.run(monotonic())
+        while self.farewells:
+            finish_close(self.farewells.popleft(), "drained")
+        if self.leaving and not self.needs_books():
+            self.leaving = False
+            self.link.detach(monotonic() + _LEAST_DETACH_S)
         leaked = self.holdings.leaked
         while leaked:
             entry = leaked.popleft()

@@ -14,14 +14,15 @@ from mppool.errors import ForkedLease, PoolError
 from mppool.errors import OpenFailed as OpenFailedError
 from mppool.recipe import Opening
 from mppool.redaction import HIDDEN, forget_locals, without_secrets
-from mppool.worker import hooks
 from mppool.worker.audit import give_up_opening
 from mppool.worker.bearer import NEAR_EXPIRY_S, repeats, secret_of
 from mppool.worker.entry import NEVER, Entry
 from mppool.worker.face import Face, identity_of
+from mppool.worker.hints import refuse_none
 from mppool.worker.housekeeping import due_when_idle
+from mppool.worker.inside import inside
 from mppool.worker.shelf import shelve
-from mppool.worker.waiter import LocalWaiter, give_to_oldest
+from mppool.worker.waiter import LocalWaiter, Retry, give_to_oldest
 
 if TYPE_CHECKING:
     from mppool.worker.bearer import Bearer, Token
@@ -34,10 +35,6 @@ _LONGEST_READ = 8000
 
 LIFETIME_JITTER = 0.1
 """The part of `max_lifetime` by which a resource may die earlier."""
-
-
-class Retry:
-    """Answer to a waiter whose session was lost: ask again, with the time that is left."""
 
 
 class Failure:
@@ -92,7 +89,7 @@ def open_resource(
 
 def _run_hooks(face: Face, entry: Entry, opening: Opening) -> None:
     """Call what opens and configures the resource, and keep it with the entry."""
-    hooks.enter()
+    inside.hooks += 1
     try:
         # In one call of C: no interrupt can strike between the hook's return and the storing, which would
         # leave an open resource to which nothing refers.
@@ -104,10 +101,11 @@ def _run_hooks(face: Face, entry: Entry, opening: Opening) -> None:
             )
         if not entry.opened:
             raise RuntimeError("the open hook raised StopIteration")
+        refuse_none(face.name, entry.opened)
         entry.resource = entry.opened[0]
         _configure(face, entry)
     finally:
-        hooks.leave()
+        inside.hooks -= 1
 
 
 def _enter_as_open(entry: Entry, now: float, seconds: float, opening: Opening) -> None:

@@ -11,6 +11,7 @@ from weakref import ref
 from mppool.core.events import ClosePool, Drain, Reset, Resize, WantReady
 from mppool.errors import CheckoutTimeout, PoolClosed
 from mppool.options import LONGEST_S, PoolOptions, checked_options, checked_timeout
+from mppool.recipe import HOOKS, refuse_nameless
 from mppool.worker.bearer import Bearer
 from mppool.worker.cold import ColdCheckout
 from mppool.worker.ending import close, retire
@@ -29,6 +30,9 @@ T = TypeVar("T")
 
 _POLL_S = 0.02
 
+CLOSE_PATIENCE_S = 5.0
+"""`close` waits so long for what it closes; what takes longer goes on in the background."""
+
 
 class _Default:
     """The timeout of a checkout that names none: the pool's own."""
@@ -37,7 +41,15 @@ class _Default:
         return "the pool's timeout"
 
 
+class _Unchanged:
+    """A bound that a resize does not name."""
+
+    def __repr__(self) -> str:
+        return "unchanged"
+
+
 _DEFAULT: Any = _Default()
+_UNCHANGED: Any = _Unchanged()
 
 
 class Pool(Generic[T]):
@@ -106,7 +118,7 @@ class Pool(Generic[T]):
                     bearer = None
                     if entry.token and time() >= entry.ask_at:
                         bearer = face.identities.own_quickly(self._deadline(timeout))
-                    if face.prepare(entry, now, bearer):
+                    if face.prepare(entry, now, bearer, self._deadline(timeout)):
                         return self._lease(entry)
                     if bearer is not None and bearer.fetched is not None:
                         return self._checkout_cold(face, timeout, bearer)
@@ -149,7 +161,7 @@ class Pool(Generic[T]):
                 return Lease(entry, face)
             bearer = Bearer(face, known.key, known.identity, credential, given=identity is not None)
             bearer.deadline = self._deadline(timeout)
-            if face.prepare(entry, now, bearer):
+            if face.prepare(entry, now, bearer, bearer.deadline):
                 return self._lease(entry)
             return self._checkout_cold(face, timeout, bearer)
         except BaseException:
@@ -239,7 +251,7 @@ class Pool(Generic[T]):
         stats: dict[str, Any] = self._all_stats()["pools"][self.name]
         return stats
 
-    def resize(self, *, max_size: int | None = _DEFAULT, min_size: int = _DEFAULT) -> None:
+    def resize(self, *, max_size: int | None = _UNCHANGED, min_size: int = _UNCHANGED) -> None:
         """New bounds, for all processes at once. Beyond a lowered cap, what is idle or released is closed.
 
         A bound that is not given stays as it is. Of a `min_size` above the cap only as many are kept open as
@@ -248,7 +260,7 @@ class Pool(Generic[T]):
         given = {
             name: value
             for name, value in (("max_size", max_size), ("min_size", min_size))
-            if value is not _DEFAULT
+            if value is not _UNCHANGED
         }
         # What is not given is not compared with: another process may have changed it since.
         checked = checked_options(self.name, {"max_size": None, **given})
@@ -305,15 +317,24 @@ class Pool(Generic[T]):
                 )
             threading.Event().wait(_POLL_S)
 
-    def close(self) -> None:
-        """Hand out nothing any more, in no process: checkouts raise PoolClosed.
+    def close(self, *, everywhere: bool = False) -> None:
+        """Hand out nothing any more in this process: checkouts raise PoolClosed.
 
-        Leases that are out keep working; their resources are closed when they are released.
+        Leases that are out keep working; their resources are closed when they are released. What lies idle here is
+        closed at once. Other processes, and children of this one that are born later, go on.
+
+        everywhere: in all processes, until somebody declares the pool once more: in a process that is born later,
+            or by `manager.pool(...)` again in any of them. That opens it for all.
         """
         face = self._face
-        face.member.link.command(ClosePool(self.name))
-        face.closed = True
-        retire(face, face.entries())
+        if everywhere:
+            # Not later: the word that somebody has opened it again may come at any time from now on.
+            face.closed_everywhere = True
+            face.member.link.command(ClosePool(self.name))
+            retire(face, face.entries())
+            return
+        retire(face, face.close_here())
+        face.member.wait_for_closes(face, CLOSE_PATIENCE_S)
 
     def __eq__(self, other: object) -> bool:
         # The same name declared again in this process is the same pool.
@@ -323,6 +344,10 @@ class Pool(Generic[T]):
         return hash(self._face)
 
     def __reduce__(self) -> tuple[Any, ...]:
+        _, (_, _, recipe, options, *_) = self._rebuild
+        refuse_nameless(
+            {"open": recipe, **{name: options[name] for name in HOOKS if name in options}}
+        )
         return self._rebuild
 
     def __repr__(self) -> str:

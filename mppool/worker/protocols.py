@@ -12,7 +12,12 @@ if TYPE_CHECKING:
 
 
 class Link(Protocol):
-    """How a member reaches its books."""
+    """How a member reaches its books.
+
+    seen: what the statistics said last, for the next server to go on counting from; empty where there is none.
+    """
+
+    seen: bytes
 
     def call(self, event: Event, deadline: float | None) -> Any:
         """The books' answer. A Grant is registered with the member already."""
@@ -40,6 +45,12 @@ class Link(Protocol):
 
     def command(self, event: Event, deadline: float | None = None) -> Any:
         """Carry out a command; what the books answered. deadline: of the caller, who may have less patience."""
+
+    def detach(self, deadline: float) -> bool:
+        """Need the books no longer, where nothing is held; False if they could not be told. The next use attaches."""
+
+    def is_stopped(self) -> bool:
+        """Whether whoever keeps the books cannot answer now, however little there is to do."""
 
     def stats(self) -> dict[str, Any]:
         """The statistics of everything."""
@@ -71,6 +82,9 @@ class Server(Protocol):
 
     def hide_life(self) -> None:
         """In a forked child: the parent's sign is not this process's."""
+
+    def pid(self) -> int | None:
+        """Of the server that the address file names, dead or alive."""
 
     def replace(self, ask_to_leave: Callable[[], None], deadline: float) -> None:
         """Have the server that is there leave, and start one of this release in its place."""

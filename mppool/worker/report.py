@@ -7,14 +7,14 @@ import math
 import threading
 from collections import deque
 from contextlib import contextmanager
-from time import monotonic
+from time import monotonic, sleep
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from mppool.recipe import overrides
 from mppool.wire.messages import PoolReport, Report, ResourceReport
-from mppool.worker import hooks
+from mppool.worker.inside import inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -27,6 +27,11 @@ log = logging.getLogger("mppool")
 
 _asking = threading.local()
 
+
+AT_ONCE = 200
+"""So many resources are looked at, and sent, at once."""
+
+_PAUSE_S = 0.00005
 
 HOOKS_PATIENCE_S = 0.1
 """The figures are sent without what the hooks say if they take longer: the server waits for 0.2 s."""
@@ -45,7 +50,8 @@ class Reporter:
         self._send = send
         self._wanted: int | None = None
         self._busy = False
-        self._without_hooks = 0
+        # One entry for each hook that wants statistics just now; both ends are atomic.
+        self._without_hooks: deque[None] = deque()
         self._answered = 0
         self._asked = 0
         self._due = math.inf
@@ -53,7 +59,7 @@ class Reporter:
     def asked(self, request: int) -> None:
         """The server wants a report."""
         if self._without_hooks or not _has_hooks(self._member):
-            self._send(build(self._member, request, hooks=False))
+            send(self._member, request, self._send, hooks=False)
             return
         self._asked = request
         self._due = monotonic() + HOOKS_PATIENCE_S
@@ -67,24 +73,26 @@ class Reporter:
     def on_behalf_of_a_hook(self) -> Iterator[None]:
         """Where a hook itself wants statistics, it is not called for them, or that would never end."""
         inside = getattr(_asking, "hook", None) is not None
-        self._without_hooks += inside
+        if inside:
+            self._without_hooks.append(None)
         try:
             yield
         finally:
-            self._without_hooks -= inside
+            if inside:
+                self._without_hooks.pop()
 
     def look(self, now: float) -> None:
         """Answer without the hooks, where they take too long."""
         if now >= self._due:
             self._due = math.inf
             if self._answered != self._asked:
-                self._send(build(self._member, self._asked, hooks=False))
+                send(self._member, self._asked, self._send, hooks=False)
 
     def _ask_hooks(self) -> None:
         try:
             while (request := self._wanted) is not None:
                 self._wanted = None
-                self._send(build(self._member, request))
+                send(self._member, request, self._send)
                 self._answered = request
         finally:
             self._busy = False
@@ -124,6 +132,24 @@ class PatientReport:
             done.set()
 
 
+def send(
+    member: Member, request: int, send_one: Callable[[Report], None], *, hooks: bool = True
+) -> None:
+    """Build and send it, in parts, and with a pause for others after each, where there are many resources."""
+    whole = build(member, request, hooks=hooks)
+    for pool in whole.pools:
+        while len(pool.resources) > AT_ONCE:
+            some, pool.resources = pool.resources[-AT_ONCE:], pool.resources[:-AT_ONCE]
+            send_one(Report(request, [PoolReport(pool.pool, 0, 0, 0, {}, {}, some)], more=True))
+            let_others()
+    send_one(whole)
+
+
+def let_others() -> None:
+    """Threads that want to go on may: building a long report keeps the interpreter busy."""
+    sleep(_PAUSE_S)
+
+
 def build(member: Member, request: int, *, hooks: bool = True) -> Report:
     """All pools of this process; `hooks`: and what their hooks say of each resource."""
     return Report(request, [_of_pool(face, hooks) for face in list(member.faces.values())])
@@ -141,7 +167,11 @@ def _of_pool(face: Face, hooks: bool) -> PoolReport:
         idle.add(borrowed.number)
     uses = past + sum(entry.uses for entry in entries)
     counters["checkouts"] = uses
-    resources = [_of_entry(face, entry, entry.number in idle, now, hooks) for entry in entries]
+    resources = []
+    for number, entry in enumerate(entries, 1):
+        resources.append(_of_entry(face, entry, entry.number in idle, now, hooks))
+        if not number % AT_ONCE:
+            let_others()
     histograms = {name: list(counts) for name, counts in face.histograms.items()}
     states = [resource.state for resource in resources]
     # Uses and waits that were too short to be entered one by one fill the first bucket.
@@ -198,8 +228,9 @@ def _ask(face: Face, hook: str, entry: Entry, kind: Any) -> Any:
     if getattr(_asking, "hook", None) is not None:
         return nothing
     _asking.hook = hook
+    inside.hooks += 1
     try:
-        said = hooks.run(getattr(face.recipe, hook), entry.resource)
+        said = getattr(face.recipe, hook)(entry.resource)
         # Through JSON and back: it must travel, and be a text for whoever reads the statistics.
         answer = msgspec.json.decode(msgspec.json.encode(said), type=kind)
         msgspec.msgpack.encode(answer)  # whose whole numbers end at 64 bits
@@ -214,4 +245,5 @@ def _ask(face: Face, hook: str, entry: Entry, kind: Any) -> Any:
         )
         return nothing
     finally:
+        inside.hooks -= 1
         _asking.hook = None

@@ -8,8 +8,9 @@ from its shelf owns it. Several threads may be after the same one: the quickest 
 from __future__ import annotations
 
 import math
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from time import monotonic
 from typing import TYPE_CHECKING
 
@@ -82,21 +83,26 @@ def take_idle(face: Face, wanted: Callable[[Entry], bool]) -> list[Entry]:
     return taken
 
 
-def borrow(face: Face, wanted: Callable[[Entry], bool]) -> Entry | None:
-    """Take one idle resource that is wanted, for a moment; None if there is none, or somebody waits."""
-    for shelf in list(face.shelves.values()):
-        for entry in list(shelf):
-            if face.attention or face.closed:
-                return None
-            if wanted(entry):
-                face.borrowed = entry
-                try:
-                    shelf.remove(entry)
-                except ValueError:
+def borrow(face: Face, wanted: Callable[[Entry], bool]) -> Iterator[Entry]:
+    """Take the idle resources that are wanted, one after the other, each for a moment; none while somebody waits.
+
+    Whoever goes through them puts each back, or closes it, before the next one is taken.
+    """
+    try:
+        for shelf in list(face.shelves.values()):
+            for entry in list(shelf):
+                if face.attention or face.closed:
+                    return
+                if wanted(entry):
+                    face.borrowed = entry
+                    try:
+                        shelf.remove(entry)
+                    except ValueError:
+                        continue  # a checkout was quicker
+                    yield entry
                     face.borrowed = None
-                    continue  # a checkout was quicker
-                return entry
-    return None
+    finally:
+        face.borrowed = None
 
 
 # --- putting back ----------------------------------------------------------------------------------------
@@ -110,8 +116,8 @@ def shelve(entry: Entry) -> None:
 
 def shelve_where_it_lay(entry: Entry) -> None:
     """Put a resource back that was borrowed for a moment: the shelf is in the order of last uses."""
-    before = sum(other.released_at < entry.released_at for other in list(entry.shelf))
-    entry.shelf.insert(before, entry)
+    since = [other.released_at for other in list(entry.shelf)]
+    entry.shelf.insert(bisect_left(since, entry.released_at), entry)
     look_after_shelving(entry)
 
 

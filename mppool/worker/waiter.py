@@ -106,6 +106,10 @@ class LocalWaiter:
                 return None
 
 
+class Retry:
+    """Answer to a waiter whose session was lost, or whose pool was closed: ask again, with the time that is left."""
+
+
 def give_to_oldest(queue: deque[LocalWaiter], answer: Any) -> bool:
     """Give to the first who still waits; False if nobody does."""
     # Waiters leave the queue by themselves: one that was taken out before it is given anything could be

@@ -49,6 +49,7 @@ TABLE: dict[str, tuple[list[Any], list[Any]]] = {
     "keep": ([True, False], [None, 0, 1, "yes"]),
     "guard": ([True, False, None], [0, 1, "yes"]),
     "prefill": ([True, False], [None, 0, 1, "yes"]),
+    "check_timeout": ([*SECONDS, None], [*NO_SECONDS, 0]),
 }
 
 GOOD = [(name, value) for name, (good, _) in TABLE.items() for value in good]

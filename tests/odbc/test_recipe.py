@@ -279,3 +279,78 @@ def test_a_refused_login_keeps_its_sqlstate_and_loses_the_password(odbc: FakeOdb
     # Nothing leads back to the original, which still holds the password.
     assert refused.value.__context__ is None
     assert refused.value.__cause__ is None
+
+
+# --- checks -----------------------------------------------------------------------------------------
+
+
+class FakeCursor:
+    """Executes, with the timeout that the connection has just then."""
+
+    description = None
+
+    def __init__(self, odbc: FakeOdbc) -> None:
+        self._odbc = odbc
+
+    def execute(self, query: str) -> None:
+        self._odbc._record("execute", self._odbc.timeout)
+
+    def close(self) -> None:
+        """Nothing is to be done."""
+
+
+@pytest.fixture
+def checked(odbc: FakeOdbc, monkeypatch: pytest.MonkeyPatch) -> FakeOdbc:
+    monkeypatch.setattr(FakeOdbc, "cursor", lambda self: FakeCursor(self), raising=False)
+    return odbc
+
+
+@pytest.mark.parametrize(("seconds", "told"), [(0.2, 1), (1.0, 1), (5.0, 4), (7.5, 7)])
+@pytest.mark.parametrize("before", [0, 60])
+def test_a_bounded_check_tells_the_driver_and_restores_what_it_found(
+    checked: FakeOdbc, seconds: float, told: int, before: int
+) -> None:
+    recipe = OdbcRecipe(SQLITE)
+    connection: Any = recipe.open(Opening(0))
+    connection.timeout = before
+    assert recipe.check_within(connection, seconds)
+    assert ("execute", told) in checked.calls
+    assert connection.timeout == before
+
+
+@pytest.mark.parametrize("state", ["HYT00", "HYT01"])
+def test_a_check_without_an_answer_says_more_than_no(checked: FakeOdbc, state: str) -> None:
+    recipe = OdbcRecipe(SQLITE)
+    connection: Any = recipe.open(Opening(0))
+    checked.refused["execute"] = DriverError(state, f"[{state}] query timeout expired")
+    with pytest.raises(TimeoutError):
+        recipe.check_within(connection, 5.0)
+    assert connection.timeout == 0
+    assert not recipe.check(connection)  # nobody has told the driver how long it may take
+
+
+@pytest.mark.parametrize(
+    "state",
+    ["08S01", "08003", "57P01", "IMC01", "IMC02", "IMC03", "IMC04", "IMC05", "IMC06"],
+)
+def test_states_that_say_that_the_session_is_dead(checked: FakeOdbc, state: str) -> None:
+    recipe = OdbcRecipe(SQLITE)
+    connection: Any = recipe.open(Opening(0))
+    checked.refused["execute"] = DriverError(state, f"[{state}] gone")
+    for check in (recipe.check, lambda c: recipe.check_within(c, 5.0)):
+        with pytest.raises(ConnectionError):
+            check(connection)
+
+
+def test_a_driver_that_cannot_be_told_is_checked_all_the_same(
+    checked: FakeOdbc, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = OdbcRecipe(SQLITE)
+    connection: Any = recipe.open(Opening(0))
+
+    def refuse(self: FakeOdbc, seconds: int) -> None:
+        raise UNKNOWN
+
+    monkeypatch.setattr(FakeOdbc, "timeout", property(lambda self: 0, refuse), raising=False)
+    assert recipe.check_within(connection, 5.0)
+    assert ("execute", 0) in checked.calls

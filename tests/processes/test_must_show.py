@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import signal
 import statistics
@@ -50,20 +51,22 @@ def test_hazard_1_a_naive_pool_over_a_fork_gives_wrong_answers(
 ) -> None:
     """The stand-in: what the test above would see if children used what they inherit."""
     session = Session(witness.path)
+    shared = mmap.mmap(-1, 8)  # one byte for each child that has begun, and one for a wrong answer
 
-    def use() -> int:
-        wrong = 0
+    def use(mine: int) -> int:
         session.sock.settimeout(0.2)
-        for number in range(300):
+        shared[mine] = 1
+        wait_until(lambda: all(shared[:4]), "the others to begin")
+        for number in range(100_000):
+            if shared[4]:
+                return 1
             try:
                 session.ask(str(number))
             except (AssertionError, OSError, ValueError):
-                wrong += 1
-                if wrong > 3:
-                    break
-        return wrong
+                shared[4] = 1
+        return 0
 
-    children = [fork(use) for _ in range(4)]
+    children = [fork(use, number) for number in range(4)]
     assert sum(child.result() for child in children) > 0
     session.sock.close()
 

@@ -58,7 +58,7 @@ def test_what_was_granted_to_somebody_who_gave_up_while_the_server_died_can_be_h
 
     def give_up() -> None:
         with pytest.raises(CheckoutTimeout):
-            pool.checkout(timeout=0.1)
+            pool.checkout(timeout=0.3)  # a shorter one would not even ask a server that is stopped
 
     for _ in range(3):
         _die_unheard(manager, give_up)
@@ -73,6 +73,33 @@ def test_what_is_closed_after_an_orderly_shutdown_can_be_had_elsewhere(
     lease = pool.checkout(timeout=10)
     manager.shutdown()
     lease.discard()
+    assert fork(_use, pool).result()
+    assert witness.figures()["peak"] == 1
+
+
+def test_what_is_said_to_a_server_that_has_just_left_is_said_to_the_next_one(
+    manager: PoolManager,
+    witness: Witness,
+    fork: Forks,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Fault f05: it had read everything when it left, and this thread did not know yet that it had left."""
+    pool = manager.pool("p", witness.recipe(), max_size=1)
+    lease = pool.checkout(timeout=10)
+    errands: Any = pool._face.member.link.errands
+    receive, noticed = errands._receive, threading.Event()
+
+    def receive_late(channel: Any) -> None:
+        noticed.wait(20)
+        receive(channel)
+
+    monkeypatch.setattr(errands, "_receive", receive_late)
+    server = manager.server_pid
+    assert server is not None
+    manager.shutdown()
+    wait_until(lambda: not is_alive(server), "the server's end")
+    lease.discard()
+    noticed.set()
     assert fork(_use, pool).result()
     assert witness.figures()["peak"] == 1
 

@@ -52,7 +52,16 @@ def test_all_promised_names_are_there_and_json_takes_them() -> None:
     figures = [ProcessFigures(ONE, "web 1", {"pool": report(resources=(resource(number),))}, False)]
     stats = statistics(figures)
     assert json.loads(json.dumps(stats)) == stats
-    assert set(stats) == {"name", "epoch", "server_pid", "uptime", "processes", "pools", "tokens"}
+    assert set(stats) == {
+        "name",
+        "epoch",
+        "server_pid",
+        "uptime",
+        "processes",
+        "pools",
+        "tokens",
+        "token_costs",
+    }
     pool = stats["pools"]["pool"]
     promised = (
         "name placement max_size min_size size opening in_use idle waiting breaker identities "

@@ -221,13 +221,9 @@ class Pool:
     def _check_health(self) -> None:
         """Check what is available, one after the other, while nobody waits for one."""
         face, began = self._core._face, monotonic()
-        try:
-            while entry := borrow(face, lambda entry: entry.checked_at < began):
-                if face.is_healthy(entry):
-                    shelve_where_it_lay(entry)
-                face.borrowed = None
-        finally:
-            face.borrowed = None
+        for entry in borrow(face, lambda entry: entry.checked_at < began):
+            if face.is_healthy(entry):
+                shelve_where_it_lay(entry)
 
     def shutdown(self, delay: float = 0.0) -> None:
         """Hand out nothing any more, and close everything, also what is in use.

@@ -57,6 +57,7 @@ class Settings:
             "max_lease_kill": self.max_using_delay_kill or None,
             "check_interval": None,
             "check_idle_for": None,
+            "check_timeout": None,
         }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from types import ModuleType
 from typing import Any
 
 from mppool.dbapi.recipe import DbApiRecipe, shown
@@ -30,6 +31,15 @@ class DjangoRecipe(DbApiRecipe):
         password = template.settings_dict.get("PASSWORD")
         if password:
             self._secrets.append(str(password))
+
+    @property
+    def module(self) -> ModuleType:
+        """The driver; mssql-django chooses between two when it connects."""
+        driver: ModuleType = self._template.Database
+        return driver
+
+    def opened(self, connection: Any) -> None:
+        """Nothing is noted: Django prepares a connection whenever it takes one."""
 
     def connect(self, opening: Opening) -> Any:
         """Have the backend connect, with the settings as they are now."""

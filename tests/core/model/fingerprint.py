@@ -7,10 +7,22 @@ from typing import Any
 
 import msgspec
 
-_PLAIN = (int, str, float, bool, type(None))
+_PLAIN = (int, str, bytes, float, bool, type(None))
 
 # Statistics, what is shared with others, and what only ever grows.
-_SKIPPED = {"counters", "_around", "jitter", "_jitter", "_labels", "rules", "options", "_serial"}
+_SKIPPED = {
+    "counters",
+    "earlier",
+    "born",
+    "_counted_earlier",
+    "_around",
+    "jitter",
+    "_jitter",
+    "_labels",
+    "rules",
+    "options",
+    "_serial",
+}
 # What is derived from the rest, kept ready, and cleaned up late.
 _SKIPPED |= {
     "serial",
@@ -31,7 +43,7 @@ _SKIPPED |= {
 _SKIPPED |= {"_of_process", "_of_key", "_by_ticket", "by_ticket", "_groups"}
 _SKIPPED |= {"_ends", "_retries", "_states", "_shut", "_kept_out", "_waiting_for", "noted"}
 _SKIPPED |= {"deadline", "_deadlines", "_touched", "_known_in", "_anywhere", "_owner"}
-_SKIPPED |= {"set_at", "declared_at", "closed_at"}
+_SKIPPED |= {"set_at", "declared_at", "closed_at", "_said", "_said_until", "_newest"}
 # Derived from the slots (`check_tables` compares them with a recount).
 _SKIPPED |= {"by_key", "_by_both", "_by_state", "_open_by_key", "_closing_of", "_promised_to"}
 _SKIPPED |= {"_closing_by_key"}

@@ -184,6 +184,9 @@ class _Desk:
         self.leases[name] = self.pool.checkout(**keywords)
         return int(self.leases[name].resource.number)
 
+    def checkout_and_release(self) -> None:
+        self.pool.checkout(timeout=10).release()
+
     def release(self, name: str = "it") -> None:
         self.leases[name].release()
 
@@ -198,6 +201,11 @@ class _Desk:
 
     def messages(self) -> list[str]:
         return list(self.heard)
+
+    def declare(self) -> None:
+        """Declare the pool once more, as it is."""
+        _, (manager, name, recipe, options, *_) = self.pool.__reduce__()
+        manager.pool(name, recipe, **options)
 
     def call(self, method: str, *arguments: Any, **keywords: Any) -> Any:
         return getattr(self.pool, method)(*arguments, **keywords)

@@ -216,7 +216,7 @@ def test_a_close_from_any_process_is_seen_by_all(
     one.do("checkout", "held")
     two.do("checkout")
     two.do("release")
-    pool.close()
+    pool.close(everywhere=True)
     with pytest.raises(PoolClosed):
         pool.checkout()
     with pytest.raises(PoolClosed):
@@ -236,7 +236,7 @@ def test_a_close_refuses_those_who_wait(declare: Declare, hire: Hire) -> None:
     one.do("checkout")
     two.tell("checkout", timeout=60)
     wait_until(lambda: pool.stats()["waiting"] == 1, "it to wait")
-    one.do("call", "close")
+    one.do("call", "close", everywhere=True)
     with pytest.raises(PoolClosed):
         two.answer()
 

@@ -146,13 +146,22 @@ def test_where_a_hook_hangs_an_in_process_manager_answers_without_it(hook: str) 
         wait_until(lambda: "hung" in str(pool.stats()["resources"]), "the hook to be heard again")
 
 
-@pytest.mark.parametrize("resource", [None, 0, "", [], {}, set()], ids=repr)
+@pytest.mark.parametrize("resource", [0, "", [], {}, set()], ids=repr)
 def test_falsy_and_unhashable_resources(manager: PoolManager, resource: Any) -> None:
     pool = manager.pool("odd", lambda: resource, max_size=1, check=lambda r: True, check_idle_for=0)
     for _ in range(2):
         with pool.checkout() as got:
             assert got is resource
     assert counters(pool)["opened"] == 1
+
+
+def test_an_open_hook_that_forgets_its_return_is_told_so(manager: PoolManager) -> None:
+    closed: list[Any] = []
+    pool = manager.pool("nothing", lambda: None, max_size=1, close=closed.append)
+    with pytest.raises(OpenFailed, match="returned None; return the resource"):
+        pool.checkout()
+    assert not closed
+    assert pool.stats()["size"] == 0
 
 
 @pytest.mark.parametrize("raised", [SystemExit(3), KeyboardInterrupt()], ids=repr)

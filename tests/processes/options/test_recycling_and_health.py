@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mppool import Pool, PoolManager
+from mppool.worker.ending import retire_older_than
 from tests.helpers import wait_until
 from tests.processes.options.scene import CheckedThings, HookedThings, Scene
 
@@ -250,3 +251,17 @@ def test_one_detection_invalidates_everything_as_old_in_all_processes(
     lease.release()
     with pool.checkout() as thing:
         assert thing.number == old
+
+
+def test_what_went_stale_by_its_key_is_forgotten_with_the_next_generation_of_all(
+    declare: Declare,
+) -> None:
+    """Else every identity whose backend was found gone would be remembered for as long as the process lives."""
+    pool = declare()
+    face = pool._face
+    pool.checkout().release()
+    for number in range(1, 51):
+        retire_older_than(face, number, f"{face.default_key}\0user {number}")
+    assert len(face.retired) >= 50
+    retire_older_than(face, 60, None)
+    assert set(face.retired) == {None}

@@ -164,3 +164,16 @@ def test_a_pool_that_this_process_has_only_declared(
     other = manager.pool("other", list, max_size=7)
     assert other.stats()["max_size"] == 7
     assert {"things", "other"} <= set(manager.stats()["pools"])
+
+
+def test_statistics_of_many_resources_are_complete(manager: PoolManager) -> None:
+    """They travel in parts."""
+    pool = manager.pool("many", list, max_size=None, stats=lambda r: {"shoe size": 42})
+    leases = [pool.checkout(timeout=20) for _ in range(1100)]
+    wait_until(lambda: pool.stats()["in_use"] == 1100, "it to be told in time")
+    resources = pool.stats()["resources"]
+    assert len({resource["id"] for resource in resources}) == 1100
+    assert {resource["state"] for resource in resources} == {"in_use"}
+    assert {resource.get("shoe size") for resource in resources} <= {42, None}
+    for lease in leases:
+        lease.release()

@@ -1,0 +1,60 @@
+"""Mistakes that are easily made, and said clearly."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from itertools import islice
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from mppool.errors import ConfigurationError
+
+if TYPE_CHECKING:
+    from mppool.worker.face import Face
+
+log = logging.getLogger("mppool")
+
+_MOST_LOOKED_AT = 1000
+
+
+def refuse_none(pool: str, opened: list[Any]) -> None:
+    """An open hook that forgets its `return` gives None, which nobody could use, or close.
+
+    opened: what it gave; emptied where that is nothing.
+    """
+    if opened[0] is None:
+        opened.clear()
+        raise ConfigurationError(
+            f"the open hook of pool {pool!r} returned None; return the resource that it opens"
+        )
+
+
+def warn_of_event_loop(face: Face) -> None:
+    """A checkout that has to wait inside a running event loop stops everything else there. Warned of once."""
+    asyncio = sys.modules.get("asyncio")
+    if asyncio is None or face.warned_of_event_loop or asyncio._get_running_loop() is None:
+        return
+    face.warned_of_event_loop = True
+    log.warning(
+        "pool %r: a checkout has to wait inside a running event loop, and everything else in that loop waits "
+        "with it, perhaps also what would give a resource back; use `async with pool.acheckout()` there",
+        face.name,
+    )
+
+
+def own_leases(face: Face) -> str:
+    """What this process itself holds, for a checkout that waited in vain: "" for nothing."""
+    now = monotonic()
+    with face.holdings.lock:
+        some = list(islice(face.holdings.table.values(), _MOST_LOOKED_AT))
+    since = [
+        entry.lent_at
+        for entry in some
+        if entry.face is face and entry.state == "open" and entry.lent_at > entry.released_at
+    ]
+    if not since:
+        return ""
+    return (
+        f"; {len(since)} of them are lent in this process, the longest for {now - min(since):.1f} s"
+    )
