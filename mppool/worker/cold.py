@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import random
 import traceback
@@ -22,6 +21,7 @@ from mppool.errors import (
 from mppool.errors import (
     OpenFailed as OpenFailedError,
 )
+from mppool.logs import Log, logged_afterwards
 from mppool.recipe import Opening
 from mppool.redaction import HIDDEN, forget_locals, without_secrets
 from mppool.worker.audit import give_up_opening
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from mppool.worker.bearer import Bearer, Token
     from mppool.worker.holdings import Holdings
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 
 ASK_GRACE_S = 0.25
@@ -334,6 +334,7 @@ class ColdCheckout:
         raise PoolError(f"pool {face.name!r}: {refuse.text}")
 
 
+@logged_afterwards
 def open_resource(
     entry: Entry, grant: Grant, left: float | None, bearer: Bearer | None = None
 ) -> None:
@@ -461,6 +462,7 @@ def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
         shelve(entry)
 
 
+@logged_afterwards
 def open_for_shelf(face: Face, grant: Grant) -> None:
     """Use a grant for which nobody waits: `min_size` resources are kept open."""
     holdings = face.holdings
