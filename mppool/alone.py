@@ -6,7 +6,6 @@ those of one process.
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 import threading
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 from mppool.core.decisions import Draining
 from mppool.core.events import Drain
 from mppool.errors import ConfigurationError
+from mppool.logs import Log
 from mppool.managing import merged_alone, refuse_initializer
 from mppool.options import checked_timeout
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 ALONE_VARIABLE = "MPPOOL_ALONE"
 _DRAIN_POLL_S = 0.02
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 _has_warned = False
 
 

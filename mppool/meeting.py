@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import socket
 from typing import TYPE_CHECKING
 
 from mppool.alone import is_alone
+from mppool.logs import Log
 from mppool.worker.greenlets import check_no_eventlet
 
 if TYPE_CHECKING:
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from mppool.server.runtime import ManagerPaths
     from mppool.server.world import SignOfLife
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 
 class Meeting:

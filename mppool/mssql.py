@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from types import ModuleType
 from typing import Any
@@ -10,6 +9,7 @@ from typing import Any
 from mppool.dbapi.recipe import DbApiRecipe
 from mppool.dbapi.statements import ENDS_TRANSACTION_OF_SQL_SERVER
 from mppool.errors import ConfigurationError
+from mppool.logs import Log
 from mppool.odbc import connection_string as grammar
 from mppool.odbc.attributes import (
     ACCESS_TOKEN,
@@ -25,7 +25,7 @@ from mppool.odbc.attributes import (
 from mppool.recipe import Opening
 from mppool.worker.bearer import broker
 
-logger = logging.getLogger("mppool.mssql")
+logger = Log("mppool.mssql")
 
 _SCOPE = "https://database.windows.net/.default"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import logging
 import re
 import threading
 from sys import getrefcount
@@ -15,6 +14,7 @@ from mppool.azure.extra import needed_for
 from mppool.azure.keys import configured_ttl, digest
 from mppool.azure.temporary import UNKEPT
 from mppool.errors import ConfigurationError
+from mppool.logs import Log
 from mppool.worker.fork import renew_in_children
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from azure.storage.blob import BlobServiceClient
     from azure.storage.blob.aio import BlobServiceClient as AsyncBlobServiceClient
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 C = TypeVar("C")
 

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from mppool.errors import ConfigurationError
+from mppool.logs import Log
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 KINDS = ("msi", "interactive", "devicecode", "default", "token")
 

@@ -8,10 +8,11 @@ needs to close anything.
 from __future__ import annotations
 
 import asyncio
-import logging
 import weakref
 from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
+
+from mppool.logs import Log
 
 if TYPE_CHECKING:
 
@@ -21,7 +22,7 @@ if TYPE_CHECKING:
         inner: Any
 
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 LOOP_OVER = "this client is closed: the event loop that it was made in is over; ask the pool in the one that runs"
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-import logging
 import os
 import threading
 import weakref
@@ -13,11 +12,12 @@ from typing import Any, TypeVar
 
 from mppool.azure.identity import azure_class_of, is_interactive
 from mppool.errors import ConfigurationError
+from mppool.logs import Log
 from mppool.worker.fork import call_in_children
 
 T = TypeVar("T")
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 
 class _Known:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import struct
 from collections.abc import Callable, Mapping
 from functools import partial
@@ -16,9 +15,10 @@ from mppool.dbapi.sessions import is_closed, is_dead, module_of
 from mppool.dbapi.settings import Settings
 from mppool.dbapi.statements import leaves_behind
 from mppool.errors import ConfigurationError
+from mppool.logs import Log
 from mppool.recipe import Opening, Recipe
 
-logger = logging.getLogger("mppool.dbapi")
+logger = Log("mppool.dbapi")
 
 # Not a secret: it keeps the hash of the arguments from being the plain hash of the same text elsewhere.
 

@@ -20,13 +20,13 @@ only `child_exit` for a worker that was killed: see `_is_of_this_process`.
 
 from __future__ import annotations
 
-import logging
 import os
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool import manager as managers
 from mppool.errors import PoolError
+from mppool.logs import Log
 from mppool.worker import member as members
 
 if TYPE_CHECKING:
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
 __all__ = ["child_exit", "on_exit", "post_fork", "post_worker_init", "when_ready", "worker_exit"]
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 WARM_UP_S = 5.0
 """How long opening before the first request may take altogether; gunicorn kills who does not boot in time."""

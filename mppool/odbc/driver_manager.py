@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import hashlib
 import importlib
-import logging
 import os
 import re
 import stat
@@ -26,10 +25,11 @@ from pathlib import Path
 from types import ModuleType
 
 from mppool.errors import ConfigurationError
+from mppool.logs import Log
 from mppool.server.runtime import likely_runtime_dir, private_directory
 from mppool.worker.fork import call_in_children
 
-logger = logging.getLogger("mppool.odbc")
+logger = Log("mppool.odbc")
 
 # Guards `_pyodbc` and `_private`, and that the driver manager is prepared once. Held while pyodbc
 # is imported and its environment allocated; nothing else is done under it.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import logging
 import math
 import struct
 from types import ModuleType
@@ -11,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from mppool.dbapi.sessions import sqlstate_is_dead
 from mppool.errors import ConfigurationError
+from mppool.logs import Log
 from mppool.odbc import connection_string as grammar
 from mppool.odbc import driver_manager
 from mppool.odbc.arguments import (
@@ -39,7 +39,7 @@ from mppool.worker.bearer import broker
 if TYPE_CHECKING:
     import pyodbc
 
-logger = logging.getLogger("mppool.odbc")
+logger = Log("mppool.odbc")
 
 # SQL_ATTR_RESET_CONNECTION and its one value (ODBC 3.8): the driver resets the session with its
 # next request.

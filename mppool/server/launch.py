@@ -13,7 +13,6 @@ doing: whoever was started beside a living server leaves at once. So a start loc
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import select
@@ -25,13 +24,14 @@ from collections.abc import Callable
 from pathlib import Path
 
 from mppool.errors import ConfigurationError, ServerUnavailable
+from mppool.logs import Log
 from mppool.server import interpreter, liveness
 from mppool.server.__main__ import ANOTHER, LONGEST_ANSWER, READY, REFUSED
 from mppool.server.interpreter import PYTHON_VARIABLE
 from mppool.server.reach import out_of_reach
 from mppool.server.runtime import RUNTIME_DIR_VARIABLE, ManagerPaths, read_address
 
-log = logging.getLogger(__name__)
+log = Log(__name__)
 
 START_PATIENCE_S = 10.0
 """How long a start may take, on a machine that is very busy, before it counts as failed."""

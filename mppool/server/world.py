@@ -11,18 +11,18 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import logging
 import os
 import struct
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from mppool.errors import ConfigurationError
+from mppool.logs import Log
 
 if TYPE_CHECKING:
     from mppool.server.runtime import ManagerPaths
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 _PID_BITS = 22  # pid_max is 2**22 at most, see proc_sys_kernel(5)
 _FLOCK = struct.Struct("hhqqi4x")  # struct flock, see fcntl_locking(2)

@@ -8,12 +8,12 @@ not wait behind them: it is a chore of the member, for which there is always a t
 from __future__ import annotations
 
 import asyncio
-import logging
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mppool.errors import CheckoutTimeout
+from mppool.logs import Log
 from mppool.worker.chores import MOST_THREADS as MOST_WAITS
 from mppool.worker.lease import Lease
 
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 _START_S = 0.1
 """So long a free thread may take to begin; after that it is taken for granted that there is none."""

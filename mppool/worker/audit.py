@@ -15,12 +15,12 @@ On free-threaded builds reference counts are spread over threads and say nothing
 
 from __future__ import annotations
 
-import logging
 import sys
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool.core.events import Declined, OpenFailed
+from mppool.logs import Log, logged_afterwards
 from mppool.worker.shelf import forget_shelf
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from mppool.worker.holdings import Holdings
     from mppool.worker.member import Member
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 COUNTS_ARE_EXACT = "t" not in sys.abiflags  # sysconfig knows too, and costs a megabyte
 
@@ -134,6 +134,7 @@ def _is_lost(holdings: Holdings, number: Any) -> bool:
     return entry.grant is None or _grant_references(entry) == _GRANT_ALONE
 
 
+@logged_afterwards
 def give_up_opening(entry: Entry, error: str | None = None, *, counted: bool = False) -> None:
     """An opening that is not completed: close what was opened, and give the grant back."""
     holdings, face = entry.holdings, entry.face

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import importlib
-import logging
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mppool.core.tokens import digest_of as digest_of_text
 from mppool.errors import ConfigurationError, OpenFailed
+from mppool.logs import Log
 from mppool.redaction import forget_locals
 from mppool.worker.entry import NEVER
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from mppool.worker.face import Face
     from mppool.worker.member import Member
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 NEAR_EXPIRY_S = 300.0
 """So long before its end a token is asked for anew, and compared."""

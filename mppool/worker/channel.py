@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import threading
 from collections.abc import Callable
@@ -10,6 +9,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool.ids import ProcessId
+from mppool.logs import Log
 from mppool.wire.framing import FrameReader, encode, process_side_reader
 from mppool.wire.messages import Message
 from mppool.worker.calls import Connection
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from mppool.worker.holdings import Holdings
     from mppool.worker.member import Member
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 
 class ErrandChannel:

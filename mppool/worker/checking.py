@@ -16,7 +16,6 @@ nothing bounds it.
 from __future__ import annotations
 
 import contextvars
-import logging
 import threading
 from collections import deque
 from queue import Empty, SimpleQueue
@@ -24,6 +23,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool.errors import CheckoutTimeout
+from mppool.logs import Log
 from mppool.worker.ending import close, close_given_up, give_up
 from mppool.worker.entry import NEVER
 from mppool.worker.inside import inside
@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from mppool.worker.entry import Entry
     from mppool.worker.face import Face
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 CHECK_GRACE_S = 0.5
 """A check may take this long although the timeout of its checkout is shorter: it is work, not waiting."""

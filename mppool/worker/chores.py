@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections import deque
@@ -10,9 +9,10 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from time import monotonic
 
+from mppool.logs import Log, afterwards
 from mppool.worker.late import release_own
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 IDLE_S = 0.5
 """A thread ends after so long without anything to do."""
@@ -149,7 +149,8 @@ class Chores:
         while (chore := self._next()) is not None:
             self._begun[ident] = monotonic()
             try:
-                self._do(chore)
+                with afterwards():
+                    self._do(chore)
             except BaseException:  # also SystemExit: a hook ends nothing but itself
                 log.exception("a chore of manager %r was ended", self._name)
             finally:

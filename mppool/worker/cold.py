@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -19,6 +18,7 @@ from mppool.errors import (
 from mppool.errors import (
     OpenFailed as OpenFailedError,
 )
+from mppool.logs import Log
 from mppool.worker.calls import SESSION_PAUSE_S, SessionLost
 from mppool.worker.entry import Entry
 from mppool.worker.face import Face
@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mppool.worker.bearer import Bearer
     from mppool.worker.holdings import Holdings
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 
 ASK_GRACE_S = 0.25

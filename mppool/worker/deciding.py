@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -22,6 +21,7 @@ from mppool.core.decisions import (
 from mppool.core.events import NotMine
 from mppool.core.tokens import FetchToken, TokenDecision, TokenGiven, TokenRefused, TokensForgotten
 from mppool.ids import GrantNumber, Session
+from mppool.logs import Log
 from mppool.wire.messages import Done, Failed
 from mppool.worker.ending import drop_token, retire_older_than
 from mppool.worker.entry import Entry
@@ -32,7 +32,7 @@ from mppool.worker.solitary import forget_all
 if TYPE_CHECKING:
     from mppool.worker.member import Member
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 
 def carry_out(member: Member, decision: Any, session: Session) -> None:

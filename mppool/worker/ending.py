@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 import traceback
 from time import monotonic
 from typing import TYPE_CHECKING
 
 from mppool.core.events import Closed, CloseReason
+from mppool.logs import Log, logged_afterwards
 from mppool.worker.entry import AT_ONCE, LONG_CLOSE_S, Entry
 from mppool.worker.inside import inside
 from mppool.worker.shelf import forget_shelf, take_idle
@@ -15,12 +15,13 @@ from mppool.worker.shelf import forget_shelf, take_idle
 if TYPE_CHECKING:
     from mppool.worker.face import Face
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 
 # --- closing ---------------------------------------------------------------------------------------------
 
 
+@logged_afterwards
 def close(entry: Entry, reason: CloseReason) -> None:
     """Close a resource that the caller owns. Its slot is free when its close has returned."""
     if begin_close(entry):
@@ -41,6 +42,7 @@ def begin_close(entry: Entry) -> bool:
     return True
 
 
+@logged_afterwards
 def finish_close(entry: Entry, reason: CloseReason) -> None:
     """Run the hook, and tell the books when it has returned."""
     face = entry.face

@@ -6,7 +6,6 @@ never wakes up.
 
 from __future__ import annotations
 
-import logging
 import math
 import select
 import threading
@@ -14,6 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from mppool.errors import PoolError, ProtocolError
+from mppool.logs import Log, handed_to
 from mppool.wire.messages import Goodbye, WantReport
 from mppool.worker.late import LateLock, release_own
 from mppool.worker.report import Reporter
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from mppool.worker.link import ServerLink
     from mppool.worker.member import Member
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 _RECEIVE_BYTES = 65536
 _LOOK_FOR_SUCCESSOR_S = 0.25
@@ -94,8 +94,9 @@ class Errands:
         if not self.running.acquire(blocking=False):
             return  # there is one; whoever started this one was interrupted and did not know
         try:
-            while True:
-                self._guarded_turn()
+            with handed_to(self._member.chores.add):  # the others wait for this thread
+                while True:
+                    self._guarded_turn()
         finally:
             # Nobody hears the server any more (rule 6): every release looks after it, and starts another thread.
             self._drop_channel()

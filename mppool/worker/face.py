@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import os
 import threading
@@ -15,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from mppool.core.events import BackendFailed, Declaration, Declare, TokenReplaced
 from mppool.core.statistics import BOUNDS, HISTOGRAMS, WORKER_COUNTERS
 from mppool.errors import ConfigurationMismatch
+from mppool.logs import Log, logged_afterwards
 from mppool.recipe import Recipe, overrides
 from mppool.worker.checking import Checkers, is_healthy
 from mppool.worker.chores import Chores
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from mppool.worker.holdings import Holdings
     from mppool.worker.member import Member
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 
 def key_of(fingerprint: str, identity: str | None) -> str:
@@ -231,6 +231,7 @@ class Face:
 
     # --- checkout ----------------------------------------------------------------------------------------
 
+    @logged_afterwards
     def prepare(
         self,
         entry: Entry,
@@ -328,6 +329,7 @@ class Face:
 
     # --- release -----------------------------------------------------------------------------------------
 
+    @logged_afterwards
     def throw_away(self, entry: Entry, now: float) -> None:
         """A lease was discarded."""
         held = now - entry.lent_at
@@ -337,6 +339,7 @@ class Face:
         elif entry.killed:
             log.warning("pool %r: a lease was discarded after it had been killed", self.name)
 
+    @logged_afterwards
     def put_back_slowly(self, entry: Entry, now: float, *, suspect: bool = False) -> None:
         """A lease was released, and there is more to do than an append (see Lease.release).
 

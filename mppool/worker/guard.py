@@ -12,12 +12,12 @@ Without it a connection or a cursor that is kept after the `with` block works on
 
 from __future__ import annotations
 
-import logging
 import weakref
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mppool.errors import ForkedLease, LeaseReleased, PoolError
+from mppool.logs import Log
 from mppool.worker.aio import AsyncLease
 from mppool.worker.lease import Lease
 from mppool.worker.pool import _DEFAULT, Pool
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 _CURSOR = ("execute", "fetchone")
 """What has these methods is a cursor (PEP 249), and dies with the lease."""

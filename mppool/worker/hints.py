@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import logging
 import sys
 from itertools import islice
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool.errors import ConfigurationError
+from mppool.logs import Log
 
 if TYPE_CHECKING:
     from mppool.worker.face import Face
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 _MOST_LOOKED_AT = 1000
 

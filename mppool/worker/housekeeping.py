@@ -9,7 +9,6 @@ Hooks do not run here, they are handed to the chores: one that hangs must not de
 
 from __future__ import annotations
 
-import logging
 import os
 import threading
 from collections import deque
@@ -17,6 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
 from mppool.core.events import IdleTooLong
+from mppool.logs import Log
 from mppool.worker.ending import close_limit, give_up_closing, kill
 from mppool.worker.entry import AT_ONCE, LONG_CLOSE_S, NEVER
 from mppool.worker.shelf import borrow, bring_back, shelve_where_it_lay, take_idle
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mppool.worker.face import Face
     from mppool.worker.member import Member
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 KEEPER_PAUSE_S = 5.0
 """A keeper that failed is looked at again after so long."""

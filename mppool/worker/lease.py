@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import logging
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from mppool.core.statistics import BRIEF_S
 from mppool.errors import ForkedLease, LeaseReleased, PoolError, StaleLease
+from mppool.logs import Log
 from mppool.worker.shelf import look_after_shelving
 
 if TYPE_CHECKING:
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 
 class Lease(Generic[T]):

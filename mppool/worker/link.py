@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import socket
 import threading
 import weakref
@@ -17,6 +16,7 @@ from mppool.core.events import Abandoned, Checkout, Event
 from mppool.core.tokens import WantToken
 from mppool.errors import PoolError, ServerUnavailable
 from mppool.ids import ProcessId, Session, Ticket, is_stopped
+from mppool.logs import Log
 from mppool.wire.framing import process_side_reader
 from mppool.wire.messages import (
     PROTOCOL,
@@ -44,7 +44,7 @@ if TYPE_CHECKING:
     from mppool.worker.member import Member
     from mppool.worker.protocols import Server
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 CONTROL_DEADLINE_S = 5.0
 """How long a command or a look at the statistics waits for the server."""

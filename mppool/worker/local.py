@@ -20,6 +20,7 @@ from mppool.core.events import Checkout, ClosePool, Drain, Event, Reset, Resize,
 from mppool.core.tokens import ForgetTokens, TokenQueued, WantToken, is_answer
 from mppool.errors import PoolError
 from mppool.ids import ProcessId, Session, Ticket, own_process
+from mppool.logs import handed_to, logged_afterwards
 from mppool.worker.calls import SessionLost
 from mppool.worker.fork import bury, close_quietly, notice_fork
 from mppool.worker.greenlets import check_no_eventlet
@@ -201,6 +202,7 @@ class LocalLink:
                 self._whole = True
         self._deliver()
 
+    @logged_afterwards
     def _deliver(self) -> None:
         delivering = self._delivering
         while self._decided:
@@ -333,7 +335,8 @@ class LocalLink:
                 limit for limit in (None if at is None else at - now, left) if limit is not None
             ]
             wake_up.wait(max(0.0, min(limits)) if limits else None)
-            self.look_around()
+            with handed_to(self._member.chores.add):  # the others wait for this thread
+                self.look_around()
 
     def look_around(self) -> None:
         """Collect what leaked, do what is due, and tick. Does nothing where nothing was ever used."""

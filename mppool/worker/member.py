@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import atexit
 import itertools
-import logging
 import os
 import sys
 import threading
@@ -28,6 +27,7 @@ from mppool.core.events import (
 from mppool.core.tokens import TokenFetched
 from mppool.errors import PoolError, ServerUnavailable
 from mppool.ids import Session, Ticket
+from mppool.logs import Log
 from mppool.recipe import Recipe
 from mppool.worker.audit import Audit, forget_frames
 from mppool.worker.calls import SessionLost
@@ -60,7 +60,7 @@ if TYPE_CHECKING:
     from mppool.options import PoolOptions
     from mppool.worker.protocols import Link
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 
 _NOT_IN_INVENTORIES = (BackendFailed, TokenFetched)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import random
 import traceback
 from time import monotonic, time
@@ -12,6 +11,7 @@ from mppool.core.decisions import NOBODY, Grant
 from mppool.core.events import Opened
 from mppool.errors import ForkedLease, PoolError
 from mppool.errors import OpenFailed as OpenFailedError
+from mppool.logs import Log, logged_afterwards
 from mppool.recipe import Opening
 from mppool.redaction import HIDDEN, forget_locals, without_secrets
 from mppool.worker.audit import give_up_opening
@@ -27,7 +27,7 @@ from mppool.worker.waiter import LocalWaiter, Retry, give_to_oldest
 if TYPE_CHECKING:
     from mppool.worker.bearer import Bearer, Token
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 _LONGEST_TEXT = 2000
 _LONGEST_READ = 8000
@@ -44,6 +44,7 @@ class Failure:
         self.error = error
 
 
+@logged_afterwards
 def open_resource(
     entry: Entry, grant: Grant, left: float | None, bearer: Bearer | None = None
 ) -> None:
@@ -183,6 +184,7 @@ def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
         shelve(entry)
 
 
+@logged_afterwards
 def open_for_shelf(face: Face, grant: Grant) -> None:
     """Use a grant for which nobody waits: `min_size` resources are kept open."""
     holdings = face.holdings

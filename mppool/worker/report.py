@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import math
 import threading
 from collections import deque
@@ -12,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
+from mppool.logs import Log
 from mppool.recipe import overrides
 from mppool.wire.messages import PoolReport, Report, ResourceReport
 from mppool.worker.inside import inside
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from mppool.worker.face import Face
     from mppool.worker.member import Member
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 _asking = threading.local()
 

@@ -32,6 +32,7 @@ from mppool.core.tokens import (
 )
 from mppool.errors import ServerUnavailable
 from mppool.ids import Ticket
+from mppool.logs import Log
 from mppool.worker.calls import SESSION_PAUSE_S, SessionLost
 from mppool.worker.fork import notice_fork
 from mppool.worker.held_token import Fetched, HeldToken, Source, TokenUnavailable
@@ -41,7 +42,7 @@ if TYPE_CHECKING:
     from mppool.worker.chores import Chores
     from mppool.worker.solitary import Solitary
 
-log = logging.getLogger("mppool")
+log = Log("mppool")
 
 ASK_AGAIN_S = 1.0
 """An ageing token that somebody refreshes is asked for again after so long."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import base64
 import hashlib
 import json
-import logging
 import threading
 import weakref
 from collections import deque
@@ -18,6 +17,7 @@ from mppool.dbapi.recipe import shown
 from mppool.dbapi.secrets import secrets_in, without
 from mppool.errors import ConfigurationError, OpenFailed
 from mppool.integrations.sqlalchemy.record import Held, Record
+from mppool.logs import Log
 from mppool.odbc import driver_manager
 from mppool.odbc.attributes import ACCESS_TOKEN, check_token_structure, text_of
 from mppool.recipe import Opening, Recipe
@@ -27,7 +27,7 @@ from mppool.worker.pool import Pool
 if TYPE_CHECKING:
     from mppool.integrations.sqlalchemy.pool import SharedPool
 
-log = logging.getLogger("mppool.sqlalchemy")
+log = Log("mppool.sqlalchemy")
 
 _FINGERPRINT_KEY = b"mppool.integrations.sqlalchemy 1"
 
