@@ -85,18 +85,11 @@ def test_workers_share_the_pool(uwsgi: Start, options: tuple[str, ...]) -> None:
     check(ask_many(uwsgi("--wsgi-file", str(APPLICATION), *options), "/"))
 
 
-# Not strict: remove the mark once two members in one process are noticed.
-TWO_MEMBERS = pytest.mark.xfail(
-    strict=False, reason="two members of one process are not noticed yet"
-)
-
-
 @pytest.mark.parametrize("options", OPTIONS, ids=" ".join)
 def test_a_pool_that_was_used_before_the_fork(uwsgi: Start, options: tuple[str, ...]) -> None:
     check(ask_many(uwsgi("--wsgi-file", str(APPLICATION), *options, early="use"), "/"))
 
 
-@TWO_MEMBERS
 @pytest.mark.parametrize("options", [(), ("--enable-threads",), ("--lazy-apps",)], ids=" ".join)
 def test_two_mounts_share_the_cap_or_say_why_not(uwsgi: Start, options: tuple[str, ...]) -> None:
     server = uwsgi(

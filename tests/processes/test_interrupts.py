@@ -75,7 +75,19 @@ class _RaiseAt:
 
 
 def _interrupt(pool: Pool[Session], event: str, number: int) -> str:
-    """Check out and release, interrupted at the n-th event; where, or '' if it ended before."""
+    """Check out and release, interrupted at the n-th event; where, or '' if it ended before.
+
+    In a thread of its own: an exception that a tracer raises inside an `except` block may stay the context of
+    whatever its thread raises later.
+    """
+    raised_at: list[str] = []
+    thread = threading.Thread(target=lambda: raised_at.append(_interrupt_here(pool, event, number)))
+    thread.start()
+    thread.join()
+    return raised_at[0]
+
+
+def _interrupt_here(pool: Pool[Session], event: str, number: int) -> str:
     tracer = _RaiseAt(event, number)
     try:
         with tracer, pool.checkout(timeout=10) as session:
