@@ -204,7 +204,9 @@ def _gauges(
         and isinstance(value, (str, int, float, bool, type(None)))
     }
     in_use = min(settled, sum(report.in_use for _, report in reporting))
-    return {**gauges, "in_use": in_use, "idle": settled - in_use}
+    # The books know of those that have asked; others still hope for a release in their own process.
+    waiting = max(entry["waiting"], sum(report.waiting for _, report in reporting))
+    return {**gauges, "in_use": in_use, "idle": settled - in_use, "waiting": waiting}
 
 
 def _pool_process(
