@@ -6,7 +6,7 @@ import math
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mppool.core.decisions import Grant, Queued, Refuse
+from mppool.core.decisions import NOBODY, Grant, Queued, Refuse
 from mppool.core.events import Abandoned, Checkout, Starves
 from mppool.errors import (
     CheckoutTimeout,
@@ -80,17 +80,20 @@ class ColdCheckout:
             entry = self._from_shelf()
             if entry is None:
                 entry = self._at_once() if self._timeout == 0 else self._by_waiting()
-            if entry is None:
-                continue
-            waited = monotonic() - self._started
-            self._face.observe("wait", waited)
-            return entry
+            if entry is not None:
+                waited = monotonic() - self._started
+                self._face.observe("wait", waited)
+                return entry
+            if self._timeout and self._left() == 0:  # what came was unusable, again and again
+                self._refused(Refuse(NOBODY, "timeout", self._face.line.why_nothing(self._key)))
 
     def _from_shelf(self) -> Entry | None:
         face = self._face
         while (entry := take(face, self._key)) is not None:
             if face.prepare(entry, monotonic(), self._bearer, self._deadline):
                 return entry
+            if self._timeout and self._left() == 0:
+                return None
         return None
 
     def _at_once(self) -> Entry | None:

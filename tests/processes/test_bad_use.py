@@ -529,3 +529,37 @@ def test_nonsense_is_refused_where_it_is_said(
     for identity in ("", "a\0b", 3):
         with pytest.raises(ConfigurationError):
             pool.checkout(identity=identity)
+
+
+def test_a_check_that_always_fails_does_not_hold_a_checkout_beyond_its_timeout(
+    any_manager: Any,
+) -> None:
+    """Another thread refills the shelf meanwhile, so there is always something to check."""
+    ended = threading.Event()
+    refused = threading.local()
+
+    def check(resource: object) -> bool:
+        return not getattr(refused, "here", False) or ended.is_set()
+
+    pool = any_manager.pool(
+        "p", object, max_size=2, check=check, check_idle_for=0.0, check_timeout=None
+    )
+
+    def refill() -> None:
+        while not ended.is_set():
+            pool.checkout(timeout=5).release()
+
+    thread = threading.Thread(target=refill)
+    thread.start()
+    try:
+        refused.here = True
+        for _ in range(5):
+            began = time.monotonic()
+            try:
+                pool.checkout(timeout=0.3).release()
+            except CheckoutTimeout:
+                pass
+            assert time.monotonic() - began < 3
+    finally:
+        ended.set()
+        thread.join(20)
