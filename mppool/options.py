@@ -156,6 +156,19 @@ def _check_together(pool: str, options: PoolOptions) -> None:
             )
 
 
+# What other pools call it, where the spelling alone does not lead to ours.
+_ELSEWHERE = {
+    "pool_size": "max_size",
+    "size": "max_size",
+    "maxconnections": "max_size",
+    "max_connections": "max_size",
+    "pool_timeout": "timeout",
+    "pool_recycle": "max_lifetime",
+    "pool_pre_ping": "check_idle_for",
+    "pre_ping": "check_idle_for",
+}
+
+
 def _unknown(name: str) -> str:
     import difflib  # nobody makes mistakes in production
 
@@ -165,8 +178,9 @@ def _unknown(name: str) -> str:
             "(pool.checkout(credential=...)), and needs a recipe that opens with tokens"
         )
     close = difflib.get_close_matches(name, OPTION_NAMES, n=1)
-    hint = f"did you mean {close[0]!r}? " if close else ""
-    return f"there is no option {name!r}; {hint}The options are {', '.join(OPTION_NAMES)}"
+    meant = _ELSEWHERE.get(name) or (close[0] if close else None)
+    hint = f"; did you mean {meant!r}?" if meant else "."
+    return f"there is no option {name!r}{hint} The options are {', '.join(OPTION_NAMES)}"
 
 
 def _whole(value: object, at_least: int) -> int:

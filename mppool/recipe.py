@@ -226,6 +226,15 @@ def as_recipe(recipe: Any, hooks: dict[str, Any]) -> Recipe[Any]:
         raise ConfigurationError(
             f"the recipe is the class {recipe.__name__} itself; give an instance: {recipe.__name__}(...)"
         )
+    if isinstance(recipe, str):  # likely a connection string, so its text is not repeated
+        raise ConfigurationError(
+            "the recipe is text; give a recipe that opens with it, such as OdbcRecipe(text), or a callable"
+        )
+    if not isinstance(recipe, type) and callable(getattr(recipe, "cursor", None)):
+        raise ConfigurationError(  # sqlite3's connections can be called
+            "the recipe is an open connection; give the function that opens one, such as "
+            "DbApiRecipe(sqlite3.connect, 'shop.db')"
+        )
     if not callable(recipe):
         raise ConfigurationError(
             f"the recipe is {recipe!r:.80}, which cannot be called; give a mppool.Recipe or a callable "

@@ -119,8 +119,8 @@ def check_credential(credential: object) -> None:
         getattr(credential, "get_token_info", None)
     ):
         raise ConfigurationError(
-            f"a {type(credential).__name__} has no get_token, so it is no token credential; give one of "
-            "azure-identity's, or mppool.azure.StaticToken(token)"
+            f"the credential is of type {type(credential).__name__}, which has no get_token; give a token "
+            "credential of azure-identity, or mppool.azure.StaticToken(token)"
         )
 
 

@@ -37,14 +37,14 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     command(
         "forget-tokens", commanding.forget_tokens, "have all fetch new tokens"
     ).manager().identity()
-    command("shutdown", commanding.shutdown, "end a manager's server in order").manager()
+    command("shutdown", commanding.shutdown, "end a manager's server cleanly").manager()
     demo.add_options(
         command("demo", demo.run, "gunicorn workers share connections while processes are killed")
         .plain()
         .parser
     )
     bench.add_options(
-        command("bench", bench.bench, "figures beside those of other pools, in a checkout").parser
+        command("bench", bench.bench, "compare with other pools; needs the sources").parser
     )
     return parser.parse_args(arguments)
 

@@ -152,7 +152,7 @@ def _odbc() -> Iterator[Finding]:
         module = driver_manager.load()
         drivers = sorted(module.drivers())
     except ConfigurationError as error:
-        yield Finding("note", "ODBC", f"not to be had: {error}")
+        yield Finding("note", "ODBC", f"not available: {error}")
         return
     yield Finding("ok", "ODBC", f"pyodbc {module.version}, driver-manager pooling is off")
     if drivers:

@@ -53,7 +53,13 @@ class DbApiRecipe(Recipe[Any]):
     ) -> None:
         if not callable(connect):
             raise ConfigurationError(
-                f"connect is {type(connect).__name__}; give the driver's function, such as sqlite3.connect"
+                f"connect is {_named(connect)}; give the driver's function, such as sqlite3.connect"
+            )
+        if not isinstance(connect, type) and callable(getattr(connect, "cursor", None)):
+            # Some can be called: sqlite3's is.
+            raise ConfigurationError(
+                "connect is an open connection; give the function and its arguments apart: "
+                "DbApiRecipe(sqlite3.connect, 'shop.db')"
             )
         if autocommit is not None and not isinstance(autocommit, bool):
             raise ConfigurationError(
@@ -245,6 +251,10 @@ class DbApiRecipe(Recipe[Any]):
     def _raise_if_dead(self, error: Exception, connection: Any) -> None:
         if is_dead(error, connection):
             raise ConnectionError(without(str(error), self._secrets)) from None
+
+
+def _named(value: object) -> str:
+    return f"the module {value.__name__}" if isinstance(value, ModuleType) else type(value).__name__
 
 
 def shown(value: object, opaque: Callable[[object], str] | None = None) -> str:

@@ -84,6 +84,8 @@ def test_a_bad_value_is_refused_naming_option_value_and_what_is_allowed(
         ("maxsize", "max_size"),
         ("timeouts", "timeout"),
         ("min-size", "min_size"),
+        ("pool_size", "max_size"),
+        ("pool_recycle", "max_lifetime"),
     ],
 )
 def test_an_unknown_option_is_refused_with_a_suggestion(given: str, suggested: str) -> None:

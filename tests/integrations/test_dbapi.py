@@ -291,6 +291,8 @@ def test_an_error_of_oracledb_says_whether_the_session_is_dead() -> None:
     [
         (("not callable",), "driver's function"),
         ((lambda: None,), "module="),
+        ((sqlite3,), "connect is the module sqlite3"),
+        ((sqlite3.connect(":memory:"),), "connect is an open connection"),
         ((sqlite3.connect, 1), None),
     ],
 )

@@ -380,6 +380,11 @@ def test_a_password_is_in_no_text_that_travels() -> None:
     WATCH.see_objects()
 
 
+def test_a_name_is_not_a_manager() -> None:
+    with pytest.raises(ConfigurationError, match="give a manager: shared_pool"):
+        shared_pool("shop", "db")  # type: ignore[arg-type]
+
+
 def test_async_engines_refuse_it() -> None:
     from sqlalchemy.ext.asyncio import create_async_engine
 

@@ -7,6 +7,7 @@ import inspect
 import logging
 import pickle
 import re
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -80,6 +81,32 @@ def test_azure_without_its_extra(runtime_dir: Path) -> None:
         [sys.executable, "-c", WITHOUT_AZURE], capture_output=True, text=True, check=False
     )
     assert done.stdout == "all said so\n", done.stderr
+
+
+def test_sqlalchemy_without_its_extra() -> None:
+    script = (
+        "import sys\nsys.modules['sqlalchemy'] = None\n"
+        "try:\n    import mppool.integrations.sqlalchemy\n"
+        "except ImportError as error:\n    print(error)"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", script], capture_output=True, text=True, check=False
+    )
+    assert "pip install 'mppool[sqlalchemy]'" in done.stdout, done.stderr
+
+
+@pytest.mark.parametrize(
+    ("recipe", "what"),
+    [
+        ("Driver=SQLite3;PWD=geheim", "the recipe is text"),
+        (sqlite3.connect(":memory:"), "an open connection"),
+    ],
+    ids=["text", "connection"],
+)
+def test_what_would_be_opened_is_not_what_opens_it(recipe: Any, what: str) -> None:
+    with pytest.raises(ConfigurationError, match=what) as refused:
+        InProcessManager().pool("p", recipe)
+    assert "geheim" not in str(refused.value)
 
 
 @pytest.mark.parametrize("name", ["execute", "cursor", "commit", "fetchall", "close", "get"])

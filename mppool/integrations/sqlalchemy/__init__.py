@@ -15,7 +15,16 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from mppool.errors import ConfigurationError
-from mppool.integrations.sqlalchemy.pool import OWN_OPTIONS, SharedPool
+
+try:
+    from mppool.integrations.sqlalchemy.pool import OWN_OPTIONS, SharedPool
+except ModuleNotFoundError as error:
+    if error.name != "sqlalchemy":
+        raise
+    raise ModuleNotFoundError(
+        "mppool.integrations.sqlalchemy needs SQLAlchemy: pip install 'mppool[sqlalchemy]'",
+        name=error.name,
+    ) from error
 from mppool.options import checked_name
 
 if TYPE_CHECKING:
@@ -41,6 +50,10 @@ def shared_pool(
 
     Raises ConfigurationError for a bad name, and for options that SQLAlchemy's own say.
     """
+    if not callable(getattr(manager, "pool", None)):
+        raise ConfigurationError(
+            f"the manager of shared_pool is {manager!r:.80}; give a manager: shared_pool(PoolManager('shop'), {name!r})"
+        )
     checked_name("pool", name)
     for option in options:
         if option in OWN_OPTIONS:
