@@ -209,6 +209,7 @@ class ColdCheckout:
     def _take_up(self, grant: Grant, waiter: LocalWaiter) -> Grant | None:
         """Have a grant opened beside us (None), or return it, to be opened in this thread."""
         if waiter.opens_here:
+            self._face.line.opens_for_itself(grant)
             return grant
         open_beside(self._face, grant, waiter)
         return None

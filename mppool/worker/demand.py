@@ -70,8 +70,8 @@ class Demand:
 
     waiting: threads that wait, oldest first. tickets: those that are in the queue of the books, or on their way
         there.
-    opening: grants that are not open yet, each with the instant until which it is counted on; begun: those of
-        them whose open hook has been called.
+    opening: grants that are not open yet, each with the instant until which it is counted on (minus infinity: its
+        thread opens it for itself); begun: those of them whose open hook has been called.
     open: resources that are open and not being closed.
 
     A thread can be interrupted between any two steps. So the number of waiting threads is that of the queue, and
@@ -133,6 +133,12 @@ class Demand:
         """A grant has been entered into the table, and will be opened."""
         self.opening[number] = now + max(SHORTEST_LATE_S, LATE_OPENINGS * opening_s)
 
+    def opens_for_itself(self, number: GrantNumber, now: float) -> None:
+        """A thread opens in its own hands, and waits no longer: nobody else can count on that opening."""
+        if number in self.opening:
+            self.opening[number] = -math.inf
+            self._count_spare(now)
+
     def begins(self, number: GrantNumber, now: float, *, insists: bool = False) -> bool:
         """The open hook is about to be called; False if the opening has become needless.
 
@@ -186,11 +192,15 @@ class Demand:
         return len(self.open) <= idle or now >= self._streak_since + hope
 
     def look_at(self, hope: float, now: float) -> float:
-        """When a waiting thread has to look again whether to ask; infinity: when it is told to."""
-        if not self.wants_more(now):
-            return min((until for until in self.opening.values() if until > now), default=math.inf)
-        at = self._streak_since + hope
-        return at if at > now else math.inf
+        """When a waiting thread has to look again whether to ask; infinity: when it is told to.
+
+        That may be at once: its hope may have ended since it looked, and more than one ticket may be lacking.
+        """
+        return self._streak_since + hope if self.wants_more(now) else self.late_at(now)
+
+    def late_at(self, now: float) -> float:
+        """When the next opening is not counted on any longer; infinity if none is now."""
+        return min((until for until in self.opening.values() if until > now), default=math.inf)
 
     # --- starving ----------------------------------------------------------------------------------------
 

@@ -79,6 +79,8 @@ class Line:
                 forget_shelf(self._face, waiter.key)
             elif self._face.shelves.get(waiter.key):
                 wake_oldest(demand.waiting)  # this one may have been woken for what lies there
+            elif demand.opening:
+                self._have_one_look(demand)  # this one may have been the one that does
             self._look_whether_attention()
         if due < math.inf:
             self._give_up_spare_later(due)
@@ -94,6 +96,8 @@ class Line:
             return False
         with self._holdings.lock:
             demand = self.demand_for(waiter.key)
+            if self._is_asked_for(demand, waiter):
+                return False
             if waiter.asked or not (waiter.opens_here or self.asks_at_once):
                 hope = 0.0 if self._face.contended else hope_s(self.opening_time.seconds, left_s)
                 idle = len(self._face.shelves.get(waiter.key, ()))
@@ -109,11 +113,37 @@ class Line:
         """When a waiting thread has to look around again, unless it is poked; infinity: no need."""
         with self._holdings.lock:
             demand = self.demand_for(waiter.key)
-            hope = hope_s(self.opening_time.seconds, left_s)
-            return min(
-                demand.starves_at(waiter.since, self.opening_time.seconds, self.use_time.seconds),
-                demand.look_at(hope, monotonic()),
+            waiter.looks_at = demand.starves_at(
+                waiter.since, self.opening_time.seconds, self.use_time.seconds
             )
+            if not (waiter.insists or self._is_asked_for(demand, waiter)):
+                hope = hope_s(self.opening_time.seconds, left_s)
+                waiter.looks_at = min(waiter.looks_at, demand.look_at(hope, monotonic()))
+            return waiter.looks_at
+
+    def _is_asked_for(self, demand: Demand, waiter: LocalWaiter) -> bool:
+        """Whether a thread must not ask because its ticket is in the queue. Caller holds the holdings' lock.
+
+        Elsewhere one thread may ask for several; where those who wait are counted, each asks once.
+        """
+        return self.asks_at_once and waiter.ticket in demand.tickets
+
+    def opens_for_itself(self, grant: Grant) -> None:
+        """A waiting thread takes a grant into its own hands."""
+        with self._holdings.lock:
+            demand = self.demand_for(grant.key)
+            demand.opens_for_itself(grant.number, monotonic())
+
+    def expects_opening(self, key: str) -> None:
+        """Something is being opened for those who wait: one of them looks again should it take too long."""
+        with self._holdings.lock:
+            self._have_one_look(self.demand_for(key))
+
+    def _have_one_look(self, demand: Demand) -> None:
+        """Whoever waits first looks around when an opening takes too long. Caller holds the holdings' lock."""
+        first = next((waiter for waiter in demand.waiting if waiter.is_open), None)
+        if first is not None and first.looks_at > demand.late_at(monotonic()):
+            first.poke()
 
     def starving_ticket(self, waiter: LocalWaiter) -> Ticket | None:
         """The ticket with which the books are told that the waiter's key starves, where that is due."""

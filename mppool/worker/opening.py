@@ -143,11 +143,14 @@ def _ends_by(entry: Entry, expires_on: float) -> None:
 def use_grant(face: Face, grant: Grant) -> None:
     """A thread of this process asked for the right to open, and the books have granted it by now."""
     waiter = face.line.waiter_for(grant.key, grant.ticket)
+    if waiter is not None and waiter.opens_here:
+        face.line.opens_for_itself(grant)
     if waiter is None or (waiter.opens_here and not waiter.give(grant)):
         face.member.decline(grant, face.holdings)
         face.line.poke(grant.key)
     elif not waiter.opens_here:
         open_beside(face, grant, waiter)
+        face.line.expects_opening(grant.key)
 
 
 def open_beside(face: Face, grant: Grant, waiter: LocalWaiter) -> None:

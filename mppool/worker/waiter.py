@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import threading
 from collections import deque
 from contextvars import copy_context
@@ -24,6 +25,7 @@ class LocalWaiter:
     since: when it began to wait. asked: whether its ticket was sent to the books. bearer: for whom it waits.
     insists: it does not wait for anybody else, but only for what is opened for it (a timeout of 0).
     opens_here: it is given the grant, and opens the resource in its own thread.
+    looks_at: when it looks around again by itself; infinity: it does not.
     context: the context variables of its thread, for the open hook.
     """
 
@@ -35,6 +37,7 @@ class LocalWaiter:
         "context",
         "insists",
         "key",
+        "looks_at",
         "opens_here",
         "since",
         "ticket",
@@ -57,6 +60,7 @@ class LocalWaiter:
         self.context = copy_context()
         self.since = monotonic()
         self.asked = False
+        self.looks_at = math.inf
         self._settled: dict[str, list[Any]] = {}
         self._gate = threading.Lock()
         self._gate.acquire()

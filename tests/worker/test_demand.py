@@ -295,3 +295,24 @@ class DemandMachine(RuleBasedStateMachine):
 
 DemandMachine.TestCase.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
 TestDemand: Any = DemandMachine.TestCase
+
+
+def test_a_thread_whose_hope_has_just_ended_looks_again_at_once() -> None:
+    demand = using(1)
+    demand.begins_to_wait("a", NOW)
+    assert not must_ask(demand, NOW + 0.0999)
+    assert demand.look_at(0.1, NOW + 0.1001) <= NOW + 0.1001
+
+
+def test_what_a_thread_opens_for_itself_is_not_on_its_way_to_others() -> None:
+    demand = Demand()
+    for waiter, ticket in (("a", 1), ("b", 2)):
+        demand.begins_to_wait(waiter, NOW)
+        demand.asks(Ticket(ticket))
+    demand.answered(Ticket(1))
+    demand.granted(grant(1), 0.3, NOW)
+    demand.opens_for_itself(grant(1), NOW)
+    demand.stops_waiting("a", NOW, served=False)
+    assert demand.spare_due_at() == math.inf, "b's ticket would be given up"
+    demand.answered(Ticket(2))
+    assert demand.wants_more(NOW)
