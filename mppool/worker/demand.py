@@ -152,6 +152,10 @@ class Demand:
         self.begun.add(number)
         return True
 
+    def is_late(self, number: GrantNumber, now: float) -> bool:
+        """Whether an opening goes on, and is not counted on any longer."""
+        return self.opening.get(number, math.inf) <= now
+
     def _coming(self, now: float) -> int:
         """How many openings are counted on."""
         return sum(until > now for until in self.opening.values())

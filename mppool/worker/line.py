@@ -98,6 +98,9 @@ class Line:
             demand = self.demand_for(waiter.key)
             if self._is_asked_for(demand, waiter):
                 return False
+            # If it fails, its thread is to hear why, and not to ask before that.
+            if waiter.opening is not None and not demand.is_late(waiter.opening, monotonic()):
+                return False
             if waiter.asked or not (waiter.opens_here or self.asks_at_once):
                 hope = 0.0 if self._face.contended else hope_s(self.opening_time.seconds, left_s)
                 idle = len(self._face.shelves.get(waiter.key, ()))

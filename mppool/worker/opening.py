@@ -158,6 +158,7 @@ def open_beside(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
 
     waiter: the thread that asked, which hears if the hook raises.
     """
+    waiter.opening = grant.number
     context = waiter.context.copy()  # two openings may be made for one thread, one after its time
     face.member.openers.add(lambda: context.run(_open_for_waiter, face, grant, waiter))
 
@@ -170,6 +171,7 @@ def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
         return
     if not face.line.begins_opening(grant, waiter):
         face.member.decline(grant, holdings)
+        waiter.opening = None
         face.line.poke(grant.key)
         return
     try:
@@ -182,9 +184,12 @@ def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
         return
     if waiter.insists and waiter.give(entry):
         return
+    waiter.opening = None
     queue = face.line.waiters.get(grant.key)
     if not queue or not give_to_oldest(queue, entry):
         shelve(entry)
+    elif waiter.is_open:
+        waiter.poke()  # somebody else got it
 
 
 @logged_afterwards

@@ -9,7 +9,7 @@ from contextvars import copy_context
 from time import monotonic
 from typing import Any
 
-from mppool.ids import Ticket
+from mppool.ids import GrantNumber, Ticket
 
 _LOOK_S = 5.0
 """So often a waiter looks for an answer whose giver was interrupted before it could wake it."""
@@ -25,6 +25,7 @@ class LocalWaiter:
     since: when it began to wait. asked: whether its ticket was sent to the books. bearer: for whom it waits.
     insists: it does not wait for anybody else, but only for what is opened for it (a timeout of 0).
     opens_here: it is given the grant, and opens the resource in its own thread.
+    opening: the grant that is being opened on its behalf.
     looks_at: when it looks around again by itself; infinity: it does not.
     context: the context variables of its thread, for the open hook.
     """
@@ -38,6 +39,7 @@ class LocalWaiter:
         "insists",
         "key",
         "looks_at",
+        "opening",
         "opens_here",
         "since",
         "ticket",
@@ -61,6 +63,7 @@ class LocalWaiter:
         self.since = monotonic()
         self.asked = False
         self.looks_at = math.inf
+        self.opening: GrantNumber | None = None
         self._settled: dict[str, list[Any]] = {}
         self._gate = threading.Lock()
         self._gate.acquire()

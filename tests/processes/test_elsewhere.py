@@ -162,7 +162,7 @@ def test_every_module_but_the_servers_can_be_imported(system: str) -> None:
         "import sqlalchemy.ext.asyncio, sqlalchemy.dialects, django.db.backends.postgresql.base\n"
     )
     code = IMPORTED_BEFORE + extras + f"sys.argv = ['', {system!r}]" + WITHOUT_LINUX + IMPORT_ALL
-    assert run_python(code).stdout == ""
+    assert run_python(code, timeout=50).stdout == ""
 
 
 def test_mppool_alone_does_the_same_on_linux(runtime_dir: Path) -> None:

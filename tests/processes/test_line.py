@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -10,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from mppool import CheckoutTimeout, InProcessManager, PoolManager, Recipe
+from mppool import CheckoutTimeout, InProcessManager, OpenFailed, PoolManager, Recipe
 from tests.helpers import wait_until
 
 PATIENCE = 20.0
@@ -85,3 +86,21 @@ def test_an_opening_that_hangs_does_not_keep_who_was_queued_from_asking(
             second.result(PATIENCE / 2).release()
         finally:
             go_on.set()
+
+
+def test_the_thread_that_asked_hears_why_its_opening_failed(either: Any) -> None:
+    """It does not ask again between the failure and its being told: it would be refused without the cause."""
+
+    def opener() -> object:
+        raise LookupError("nowhere")
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        for number in range(100):
+            pool = either.pool(f"p{number}", opener, max_size=2)
+            with pytest.raises(OpenFailed) as refused:
+                pool.checkout(timeout=20)
+            assert isinstance(refused.value.__cause__, LookupError)
+    finally:
+        sys.setswitchinterval(interval)
