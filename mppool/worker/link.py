@@ -362,6 +362,7 @@ class ServerLink:
         channel = self.outgoing.channel
         return None if channel is None else channel.server
 
+    @pool_errors_only
     def is_stopped(self) -> bool:
         """See Link."""
         connected = self.connected_server()
