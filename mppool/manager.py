@@ -127,6 +127,7 @@ class PoolManager(Manager, BaseManager):
         return link
 
     @property
+    @pool_errors_only
     def address(self) -> str | None:
         """Path of the server's socket, or None while there is no server."""
         from mppool.server.liveness import lives
@@ -146,6 +147,7 @@ class PoolManager(Manager, BaseManager):
         return paths.directory
 
     @property
+    @pool_errors_only
     def server_pid(self) -> int | None:
         """Pid of the server that this process is connected to, else of the one that is there, else None."""
         from mppool.server.launch import server_pid

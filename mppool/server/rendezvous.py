@@ -169,7 +169,7 @@ class Rendezvous:
     def _is_published(self) -> bool:
         try:
             return read_address(self.paths) == self.address
-        except ConfigurationError as error:
+        except (ConfigurationError, OSError) as error:
             log.warning("%s", error)
             return False
 

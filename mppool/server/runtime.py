@@ -16,6 +16,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import re
@@ -242,6 +243,8 @@ def fingerprint_secret(paths: ManagerPaths) -> bytes:
     try:
         return _read_secret(path) or _make_secret(path)
     except OSError as error:
+        if error.errno in _LACKING:
+            raise
         raise ConfigurationError(
             f"{path} cannot be had: {error.strerror or error}; choose another directory with runtime_dir= or "
             f"${RUNTIME_DIR_VARIABLE}"
@@ -292,6 +295,9 @@ class Address(msgspec.Struct, frozen=True):
     version: str
 
 
+_LACKING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+"""What says nothing of a file or directory: it would be wrong to advise that it is removed."""
+
 _address_decoder = msgspec.json.Decoder(Address)
 
 
@@ -299,7 +305,7 @@ def read_address(paths: ManagerPaths) -> Address | None:
     """What the address file says, or None if there is none or it is damaged. Its server may be dead.
 
     Raises ConfigurationError where the file or its directory could be somebody else's: also root follows no
-    address that another user wrote.
+    address that another user wrote. OSError where the system is short of something: that passes.
     """
     try:
         for directory in (paths.runtime_dir, paths.directory):
@@ -310,6 +316,8 @@ def read_address(paths: ManagerPaths) -> Address | None:
     except FileNotFoundError:
         return None
     except OSError as error:
+        if error.errno in _LACKING:
+            raise
         raise ConfigurationError(
             f"{paths.address} cannot be read: {error.strerror}; remove it, or choose another directory with "
             f"runtime_dir= or ${RUNTIME_DIR_VARIABLE}"

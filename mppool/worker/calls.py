@@ -11,6 +11,7 @@ import math
 import select
 import socket
 from collections import deque
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
@@ -23,6 +24,11 @@ from mppool.worker.fork import own_mark
 
 _RECEIVE_BYTES = 65536
 _LONGEST_POLL_MS = 1_000_000_000
+_AT_ONCE_MS = 10
+"""A server that lives has answered by then, or the machine is busy."""
+
+ASK_GRACE_S = 0.25
+"""How long the books may take to answer although the timeout is shorter."""
 
 SESSION_PAUSE_S = 0.01
 """Between a session that was lost and the next try: the server may be saying farewell."""
@@ -50,6 +56,8 @@ class Connection:
     orphans: where the ticket is left when the connection ends, also when its owner was interrupted and
         forgot it (a finalizer may only append to a deque).
 
+    poll: its own, for what comes; None: it is gevent's.
+
     Every wait is a poll with the time that is left: the interpreter counts that down where signals interrupt it.
     (A receive with SO_RCVTIMEO is begun again by each signal, and never ends where they come more often.)
     gevent's sockets wait by themselves.
@@ -59,8 +67,8 @@ class Connection:
         "__weakref__",
         "_mark",
         "_orphans",
-        "_poll",
         "_reader",
+        "poll",
         "session",
         "sock",
         "ticket",
@@ -75,11 +83,11 @@ class Connection:
         self.sock = sock
         self.session = session
         self._reader: FrameReader[Any] = process_side_reader()
-        self._poll: select.poll | None = None
+        self.poll: select.poll | None = None
         if isinstance(sock, _socket.socket):
             sock.setblocking(False)
-            self._poll = select.poll()
-            self._poll.register(sock.fileno(), select.POLLIN)
+            self.poll = select.poll()
+            self.poll.register(sock.fileno(), select.POLLIN)
 
     def close(self) -> None:
         """End it for good: a forked child may hold a copy of the descriptor, so it is shut down first."""
@@ -101,19 +109,34 @@ class Connection:
             self._orphans.append(self.ticket)
         self.ticket = None
 
-    def exchange(self, message: Event | Message, deadline: float | None) -> Any:
+    def exchange(
+        self,
+        message: Event | Message,
+        deadline: float | None,
+        is_stopped: Callable[[], bool] | None = None,
+    ) -> Any:
         """Send a message and return the next one that comes.
 
         Raises TimeoutError at the deadline (None: waits for ever), SessionLost if the server is gone. After
         any exception the connection is closed.
+
+        is_stopped: asked where no answer comes at once. A server that is stopped is not waited for. Only where
+            there is a `poll`.
         """
+        poll = self.poll
         try:
             self.send(message, deadline)
+            if is_stopped is None:
+                self._wait(poll, deadline)
+            elif not poll.poll(_AT_ONCE_MS):  # type: ignore[union-attr]
+                if is_stopped():
+                    raise TimeoutError("the server is stopped")
+                self._wait(poll, deadline)
             while True:
-                self._wait(self._poll, deadline)
                 try:
                     data = self.sock.recv(_RECEIVE_BYTES)
                 except BlockingIOError:  # there was nothing after all
+                    self._wait(poll, deadline)
                     continue
                 if not data:
                     raise SessionLost("the server closed the connection")
@@ -124,6 +147,7 @@ class Connection:
                     raise ProtocolError(
                         "the server sent two answers to one call; this is a bug in mppool"
                     )
+                self._wait(poll, deadline)
         except TimeoutError:
             self.close()
             raise
@@ -138,7 +162,7 @@ class Connection:
         """Send one message whole."""
         frame = encode(message)
         while frame:
-            if self._poll is None:
+            if self.poll is None:
                 self._wait(None, deadline)
             try:
                 frame = frame[self.sock.send(frame) :]

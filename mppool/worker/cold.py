@@ -19,7 +19,7 @@ from mppool.errors import (
     OpenFailed as OpenFailedError,
 )
 from mppool.logs import Log
-from mppool.worker.calls import SESSION_PAUSE_S, SessionLost
+from mppool.worker.calls import ASK_GRACE_S, SESSION_PAUSE_S, SessionLost
 from mppool.worker.entry import Entry
 from mppool.worker.face import Face
 from mppool.worker.hints import own_leases, warn_of_event_loop
@@ -32,15 +32,51 @@ if TYPE_CHECKING:
     from mppool.ids import Ticket
     from mppool.worker.bearer import Bearer
     from mppool.worker.holdings import Holdings
+    from mppool.worker.member import Member
 
 log = Log("mppool")
 
 
-ASK_GRACE_S = 0.25
-"""How long the books may take to answer although the timeout is shorter."""
-
 REFUSAL_GRACE_S = 0.005
 """How much longer than its timeout a checkout waits to be told why there was nothing."""
+
+
+def check_out_at_once(face: Face) -> Entry:
+    """A checkout with a timeout of 0, for the pool's own identity, that has found nothing on the shelf.
+
+    Nearly always there is nothing to be had, and whoever asks again and again pays for every function that is
+    passed (decision 11). So this one knows only that case; all else is left to ColdCheckout.
+    """
+    member, answer = face.member, None
+    if not (face.closed_here or face.closed_everywhere):
+        ticket = member.next_ticket()
+        try:
+            answer = member.link.ask_at_once(Checkout(face.name, face.default_key, ticket, 0.0))
+        except (SessionLost, TimeoutError) as error:
+            answer = not_answered(member, ticket, error)
+        except BaseException:
+            member.tell(Abandoned(ticket))
+            raise
+        if type(answer) is Refuse and answer.reason == "timeout":
+            raise timed_out(face, 0.0, answer.text)
+    return ColdCheckout(face, face.default_key, 0.0).run(answer)
+
+
+def not_answered(member: Member, ticket: Ticket, error: SessionLost | TimeoutError) -> Refuse:
+    """What a checkout gets that has no time left to ask again."""
+    if isinstance(error, SessionLost):
+        return Refuse(ticket, "timeout", "the server was leaving")
+    member.tell(Abandoned(ticket))
+    return Refuse(ticket, "timeout", str(error))
+
+
+def timed_out(face: Face, timeout: float | None, text: str) -> CheckoutTimeout:
+    """The error of a checkout that got nothing in its time; it is counted."""
+    face.count("timeouts")
+    return CheckoutTimeout(
+        f"pool {face.name!r}: nothing could be had within {timeout:g} s{': ' + text if text else ''}"
+        f"{own_leases(face)}; release leases sooner, raise max_size or wait longer"
+    )
 
 
 class ColdCheckout:
@@ -64,22 +100,25 @@ class ColdCheckout:
         self._waiter: LocalWaiter | None = None
         self._holdings = face.holdings
 
-    def run(self) -> Entry:
+    def run(self, answer: Any = None) -> Entry:
         """A resource that is ready for the caller.
+
+        answer: what the books have said already, to a checkout that waits for nobody.
 
         Raises CheckoutTimeout, TooManyWaiting, OpenFailed, PoolClosed or ServerUnavailable.
         """
         try:
-            return self._run()
+            return self._run(answer)
         except BaseException:
             self._stop_waiting(None)  # again: an interrupt may have struck within the first time
             raise
 
-    def _run(self) -> Entry:
+    def _run(self, answer: Any) -> Entry:
         while True:
-            entry = self._from_shelf()
+            entry = self._from_shelf() if answer is None else None
             if entry is None:
-                entry = self._at_once() if self._timeout == 0 else self._by_waiting()
+                entry = self._at_once(answer) if self._timeout == 0 else self._by_waiting()
+            answer = None
             if entry is not None:
                 waited = monotonic() - self._started
                 self._face.observe("wait", waited)
@@ -96,15 +135,16 @@ class ColdCheckout:
                 return None
         return None
 
-    def _at_once(self) -> Entry | None:
-        """Ask without waiting for anybody; None: look again."""
-        self._check_open()
-        ticket = self._member.next_ticket()
-        try:
-            answer = self._call(ticket)
-        except BaseException:
-            self._member.tell(Abandoned(ticket))
-            raise
+    def _at_once(self, answer: Any) -> Entry | None:
+        """Ask without waiting for anybody, where there is no answer yet; None: look again."""
+        if answer is None:
+            self._check_open()
+            ticket = self._member.next_ticket()
+            try:
+                answer = self._call(ticket)
+            except BaseException:
+                self._member.tell(Abandoned(ticket))
+                raise
         if isinstance(answer, Grant):
             return self._by_waiting(answer)
         return self._use(answer, self._face.holdings)
@@ -221,13 +261,10 @@ class ColdCheckout:
         event = Checkout(self._face.name, self._key, ticket, self._left())
         try:
             return self._member.call(event, self._ask_until)
-        except SessionLost:
-            return (
-                Refuse(ticket, "timeout", "the server was leaving") if self._left() == 0 else Retry
-            )
-        except TimeoutError:
-            self._member.tell(Abandoned(ticket))
-            return Refuse(ticket, "timeout", "the server did not answer in time")
+        except SessionLost as error:
+            return not_answered(self._member, ticket, error) if self._left() == 0 else Retry
+        except TimeoutError as error:
+            return not_answered(self._member, ticket, error)
 
     def _give_up(self, waiter: LocalWaiter) -> None:
         """Whether the books have our ticket in their queue is not known."""
@@ -297,12 +334,7 @@ class ColdCheckout:
     def _refused(self, refuse: Refuse) -> NoReturn:
         face = self._face
         if refuse.reason == "timeout":
-            face.count("timeouts")
-            raise CheckoutTimeout(
-                f"pool {face.name!r}: nothing could be had within {self._timeout:g} s"
-                f"{': ' + refuse.text if refuse.text else ''}{own_leases(face)}; release leases sooner, raise "
-                "max_size or wait longer"
-            ) from self._last_error
+            raise timed_out(face, self._timeout, refuse.text) from self._last_error
         if refuse.reason == "too_many_waiting":
             raise TooManyWaiting(f"pool {face.name!r}: {refuse.text}; refused at once")
         if refuse.reason == "open_failed":

@@ -118,10 +118,12 @@ class Face:
     def renew(self, holdings: Holdings) -> None:
         """Start with nothing: at the declaration, and in a forked child.
 
+        asks_plainly: a checkout that names nobody needs no look at a credential, and nothing has to be sealed first.
         ours: the mark, see fork.py. Last, for whoever finds it set uses all the rest.
         """
         self.holdings = holdings
-        self.is_sealed = False
+        self.is_sealed = self.asks_plainly = False
+        self.said_of_own_leases = (-math.inf, "")
         self.shelves: dict[str, deque[Entry]] = {}
         self.line = Line(self, holdings)
         self.contended = False
@@ -159,6 +161,7 @@ class Face:
             self.pop = own_popper(self)
             self.fingerprint = sealed
             self.shelves.pop(before, None)  # nothing was ever on it
+        self.asks_plainly = self.recipe.credential is None
         self.is_sealed = True
 
     def shelf_of(self, key: str) -> deque[Entry]:

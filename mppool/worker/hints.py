@@ -16,6 +16,8 @@ if TYPE_CHECKING:
 log = Log("mppool")
 
 _MOST_LOOKED_AT = 1000
+_FRESH_S = 0.05
+"""Whoever asks again and again hears what was said a moment ago."""
 
 
 def refuse_none(pool: str, opened: list[Any]) -> None:
@@ -46,6 +48,14 @@ def warn_of_event_loop(face: Face) -> None:
 def own_leases(face: Face) -> str:
     """What this process itself holds, for a checkout that waited in vain: "" for nothing."""
     now = monotonic()
+    until, text = face.said_of_own_leases
+    if now >= until:
+        text = _own_leases(face, now)
+        face.said_of_own_leases = (now + _FRESH_S, text)
+    return text
+
+
+def _own_leases(face: Face, now: float) -> str:
     with face.holdings.lock:
         some = list(islice(face.holdings.table.values(), _MOST_LOOKED_AT))
     since = [

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from mppool.core.decisions import Grant
+from mppool.core.decisions import Grant, Refuse
 from mppool.core.events import Abandoned, Checkout, Event
 from mppool.core.tokens import WantToken
 from mppool.errors import PoolError, ServerUnavailable
@@ -31,7 +31,14 @@ from mppool.wire.messages import (
     Stats,
     WantStats,
 )
-from mppool.worker.calls import SESSION_PAUSE_S, Connection, OlderServer, SessionLost, introduce
+from mppool.worker.calls import (
+    ASK_GRACE_S,
+    SESSION_PAUSE_S,
+    Connection,
+    OlderServer,
+    SessionLost,
+    introduce,
+)
 from mppool.worker.channel import ErrandChannel, Outgoing
 from mppool.worker.errands import Errands
 from mppool.worker.fork import bury, close_quietly, notice_fork, prepare
@@ -320,11 +327,37 @@ class ServerLink:
         if isinstance(event, (Checkout, WantToken)):
             ticket = event.ticket
         answer = connection.exchange(event, deadline)
+        return self._answered(connection, ticket, answer)
+
+    def ask_at_once(self, event: Checkout) -> Any:
+        """See Link. It passes as few functions as can be (decision 11)."""
+        holdings = self._member.holdings
+        session = holdings.session
+        if session is None or holdings.outbox or self._orphans or not self.errands.running.locked():
+            return None
+        try:
+            connection = self._idle.pop()
+        except IndexError:
+            return None
+        if connection.session != session or connection.poll is None:
+            self._idle.append(connection)  # the long way knows what to do with it
+            return None
+        deadline = monotonic() + ASK_GRACE_S
+        answer = connection.exchange(event, deadline, self.is_stopped)
+        if type(answer) is not Refuse:
+            return self._answered(connection, event.ticket, answer)
+        connection.ticket = event.ticket
+        self._idle.append(connection)
+        return answer
+
+    def _answered(self, connection: Connection, ticket: Ticket | None, answer: Any) -> Any:
+        """Take in what was answered on a connection, which is idle then. Raises SessionLost."""
         kind = type(answer)
         if kind is Rejected:
             connection.close()
             raise SessionLost(answer.text)
         connection.ticket = ticket
+        session = connection.session
         if kind is Grant and not self._member.register(answer, session):
             raise SessionLost("the session ended while the grant was on its way")
         # Not earlier: if this thread is interrupted before the grant is registered, the connection ends
@@ -362,6 +395,7 @@ class ServerLink:
         channel = self.outgoing.channel
         return None if channel is None else channel.server
 
+    @pool_errors_only
     def is_stopped(self) -> bool:
         """See Link."""
         connected = self.connected_server()

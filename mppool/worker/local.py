@@ -121,6 +121,9 @@ class LocalLink:
             self.wake()  # the books may want a tick earlier than the thread believes
         return answer
 
+    def ask_at_once(self, event: Checkout) -> Any:
+        """See Link. There is nobody to be asked."""
+
     def _take_in(self, decisions: list[Addressed], ticket: Ticket | None) -> Any:
         """Queue decisions for delivery; the answer to a checkout is returned. Caller holds `_lock`."""
         answer = None

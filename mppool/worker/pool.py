@@ -13,7 +13,7 @@ from mppool.errors import CheckoutTimeout, PoolClosed
 from mppool.options import LONGEST_S, PoolOptions, checked_options, checked_timeout
 from mppool.recipe import HOOKS, refuse_nameless
 from mppool.worker.bearer import Bearer
-from mppool.worker.cold import ColdCheckout
+from mppool.worker.cold import ColdCheckout, check_out_at_once
 from mppool.worker.ending import close, retire
 from mppool.worker.fork import notice_fork
 from mppool.worker.lease import Lease
@@ -50,6 +50,7 @@ class _Unchanged:
 
 _DEFAULT: Any = _Default()
 _UNCHANGED: Any = _Unchanged()
+_ZERO = 0  # CPython has but one of it; elsewhere it is looked at like any other
 
 
 class Pool(Generic[T]):
@@ -100,8 +101,10 @@ class Pool(Generic[T]):
             if not face.ours[0]:  # forked by somebody who told nobody
                 notice_fork()
             # Otherwise what is no timeout would show only when the pool is under pressure.
-            if timeout is not _DEFAULT and (
-                type(timeout) is not float or not 0.0 <= timeout <= LONGEST_S
+            if (
+                timeout is not _DEFAULT
+                and (type(timeout) is not float or not 0.0 <= timeout <= LONGEST_S)
+                and timeout is not _ZERO
             ):
                 self._seconds(timeout)
             if identity is None and credential is None:
@@ -122,6 +125,10 @@ class Pool(Generic[T]):
                         return self._lease(entry)
                     if bearer is not None and bearer.fetched is not None:
                         return self._checkout_cold(face, timeout, bearer)
+                if face.asks_plainly and (
+                    timeout == 0 or (timeout is _DEFAULT and face.options.timeout == 0)
+                ):
+                    return self._lease(check_out_at_once(face))
                 return self._checkout_anew(face, timeout, None, None)
             return self._checkout_for(face, timeout, identity, credential)
         except BaseException as error:

@@ -8,7 +8,7 @@ if TYPE_CHECKING:
     import socket
     from collections.abc import Callable
 
-    from mppool.core.events import Event
+    from mppool.core.events import Checkout, Event
 
 
 class Link(Protocol):
@@ -21,6 +21,12 @@ class Link(Protocol):
 
     def call(self, event: Event, deadline: float | None) -> Any:
         """The books' answer. A Grant is registered with the member already."""
+
+    def ask_at_once(self, event: Checkout) -> Any:
+        """The same, by the shortest way, for a checkout that waits for nobody. None: `call` must be used; nothing was said.
+
+        Raises SessionLost; TimeoutError soon after the books were found to be stopped, or after ASK_GRACE_S.
+        """
 
     def fingerprint_secret(self) -> bytes:
         """What fingerprints are hashed with before the books are told; b"": nothing. Raises ConfigurationError."""

@@ -1,9 +1,10 @@
 """An independent witness: a counting echo server in a process of its own, and its clients.
 
 Each connection is a session. It answers every line with its own number in front, so that an answer meant
-for somebody else is seen at once. A session counts only while the process that opened it lives (rule 9
-of the design: a copy of the descriptor in a forked child, or a backend that is slow to notice, holds
-nothing). `peak` is the largest number that counted at one time.
+for somebody else is seen at once. A session counts only while the process that opened it lives and has its
+end open (rule 9 of the design: a copy of the descriptor in a forked child, or a backend that is slow to
+notice, holds nothing; a process that has execed another program holds nothing any more). `peak` is the
+largest number that counted at one time, `logins` the largest number that logged in at one time.
 
 Run as a program: python -m tests.processes.witness SOCKET
 """
@@ -20,6 +21,7 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +36,9 @@ class _Counted:
     def __init__(self, number: int, pid: int) -> None:
         self.number = number
         self.pid = pid
+        self.end = ("", "")
+        """Where the client's end is seen in /proc, and what is to be seen there."""
+        self.logs_in = False
         try:
             self.pidfd = os.pidfd_open(pid)
         except ProcessLookupError:  # it died before we looked
@@ -45,7 +50,13 @@ class _Counted:
             return False
         poll = select.poll()
         poll.register(self.pidfd, select.POLLIN)
-        return not poll.poll(0)
+        if poll.poll(0):
+            return False
+        path, seen = self.end
+        try:
+            return not path or os.readlink(path) == seen
+        except OSError:  # it is closed, or its process has just died
+            return False
 
     def forget(self) -> None:
         if self.pidfd >= 0:
@@ -60,7 +71,7 @@ class _Server:
         self.listener.listen(1024)
         self.selector.register(self.listener, selectors.EVENT_READ)
         self.sessions: dict[socket.socket, _Counted] = {}
-        self.opened = self.peak = 0
+        self.opened = self.peak = self.logins = 0
         self.cap = 0
         self.over: list[list[int]] = []
 
@@ -98,14 +109,20 @@ class _Server:
                 return
 
     def _answer(self, sock: socket.socket, counted: _Counted, line: str) -> bool:
-        if line == "open":
+        if line.startswith("open "):
             self.opened += 1
             counted.number = self.opened
+            _, descriptor, inode = line.split()
+            counted.end = (f"/proc/{counted.pid}/fd/{descriptor}", f"socket:[{inode}]")
             held = self.held()
             self.peak = max(self.peak, len(held))
             if self.cap and len(held) > self.cap:
                 self.over.append([one.pid for one in held])
             answer = str(counted.number)
+        elif line in ("login", "logged in"):
+            counted.logs_in = line == "login"
+            self.logins = max(self.logins, sum(one.logs_in for one in self.held()))
+            answer = "ok"
         elif line == "close":
             self._drop(sock, answer=b"closed\n")
             return False
@@ -118,6 +135,7 @@ class _Server:
                 {
                     "opened": self.opened,
                     "peak": self.peak,
+                    "logins": self.logins,
                     "held": len(held),
                     "pids": sorted(one.pid for one in held),
                     "over": self.over[:20],
@@ -178,7 +196,8 @@ class Session:
         self.asked = 0
         self.buffer = b""
         try:
-            self.number = int(self._exchange("open"))
+            inode = os.fstat(self.sock.fileno()).st_ino
+            self.number = int(self._exchange(f"open {self.sock.fileno()} {inode}"))
         except BaseException:
             self.sock.close()  # interrupted: an open hook that fails must leave nothing open
             raise
@@ -201,6 +220,12 @@ class Session:
             self.buffer += data
         answer, _, self.buffer = self.buffer.partition(b"\n")
         return answer.decode()
+
+    def log_in(self, seconds: float) -> None:
+        """Take a while to open. The witness counts how many do that at a time."""
+        self._exchange("login")
+        time.sleep(seconds)
+        self._exchange("logged in")
 
     def __del__(self) -> None:
         self.sock.close()  # not a word is said; without this every test would have to close its pools
@@ -246,7 +271,7 @@ class Witness:
         return SessionRecipe(self.path)
 
     def figures(self) -> dict[str, Any]:
-        """opened, peak, held (sessions whose opener lives), pids (of their openers), over."""
+        """opened, peak, logins, held (sessions whose opener has them), pids (of their openers), over."""
         figures: dict[str, Any] = json.loads(self._ask("figures"))
         return figures
 
