@@ -70,8 +70,8 @@ class Demand:
 
     waiting: threads that wait, oldest first. tickets: those that are in the queue of the books, or on their way
         there.
-    opening: grants that are not open yet, each with the instant until which it is counted on; begun: those of
-        them whose open hook has been called.
+    opening: grants whose resource nobody has got yet, each with the instant until which it is counted on; begun:
+        those of them whose open hook has been called, until they have `arrived`.
     open: resources that are open and not being closed.
 
     A thread can be interrupted between any two steps. So the number of waiting threads is that of the queue, and
@@ -152,16 +152,22 @@ class Demand:
 
     def opened(self, number: GrantNumber, now: float) -> None:
         """A resource is open."""
-        self._drop(number)
         self.open.add(number)
+        self._ends_unless_begun(number)
         self._served_at = max(self._served_at, now)
 
     def ended(self, number: GrantNumber) -> None:
         """The opening has failed or was given up, or the resource is being closed."""
-        self._drop(number)
         self.open.discard(number)
+        self._ends_unless_begun(number)
 
-    def _drop(self, number: GrantNumber) -> None:
+    def _ends_unless_begun(self, number: GrantNumber) -> None:
+        # Between the end of an opening and the moment in which a thread hears of it, the thread must not ask again.
+        if number not in self.begun:
+            self.opening.pop(number, None)
+
+    def arrived(self, number: GrantNumber) -> None:
+        """What has become of an opening that was begun, a resource or an error, is with a thread or on the shelf."""
         self.opening.pop(number, None)
         self.begun.discard(number)
 
@@ -186,11 +192,13 @@ class Demand:
         return len(self.open) <= idle or now >= self._streak_since + hope
 
     def look_at(self, hope: float, now: float) -> float:
-        """When a waiting thread has to look again whether to ask; infinity: when it is told to."""
+        """When a waiting thread has to look again whether to ask; infinity: when it is told to.
+
+        Not after `now` if it has to ask already: some time may have passed since it looked.
+        """
         if not self.wants_more(now):
             return min((until for until in self.opening.values() if until > now), default=math.inf)
-        at = self._streak_since + hope
-        return at if at > now else math.inf
+        return self._streak_since + hope
 
     # --- starving ----------------------------------------------------------------------------------------
 

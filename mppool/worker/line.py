@@ -107,6 +107,8 @@ class Line:
 
     def look_at(self, waiter: LocalWaiter, left_s: float | None) -> float:
         """When a waiting thread has to look around again, unless it is poked; infinity: no need."""
+        if waiter.insists:  # it has been granted what it waits for
+            return math.inf
         with self._holdings.lock:
             demand = self.demand_for(waiter.key)
             hope = hope_s(self.opening_time.seconds, left_s)
@@ -161,6 +163,14 @@ class Line:
         with self._holdings.lock:
             insists = waiter.insists and waiter.is_open
             return self.demand_for(grant.key).begins(grant.number, monotonic(), insists=insists)
+
+    def arrived(self, grant: Grant) -> None:
+        """What has become of an opening, a resource or an error, is with a thread or on the shelf."""
+        with self._holdings.lock:
+            demand = self.demands.get(grant.key)
+            if demand is not None:
+                demand.arrived(grant.number)
+                forget_shelf(self._face, grant.key)
 
     def why_nothing(self, key: str) -> str:
         """For a checkout whose time has passed, where the books have not said why."""
