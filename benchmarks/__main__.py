@@ -4,11 +4,37 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from benchmarks import cold, engines, footprint, scale, sharing, storm, tokens, warm
+from benchmarks import (
+    brake,
+    cold,
+    contention,
+    engines,
+    footprint,
+    goodput,
+    scale,
+    sharing,
+    spike,
+    storm,
+    tokens,
+    warm,
+)
 from benchmarks.command import command
 from benchmarks.tables import Table
 
-MODULES = (warm, engines, cold, sharing, storm, tokens, footprint, scale)
+MODULES = (
+    warm,
+    engines,
+    contention,
+    cold,
+    sharing,
+    spike,
+    goodput,
+    storm,
+    brake,
+    tokens,
+    footprint,
+    scale,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> list[Table]:

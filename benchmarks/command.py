@@ -7,14 +7,14 @@ import json
 import os
 import platform
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from benchmarks.plotting import svg
 from benchmarks.tables import Table
 
-Run = Callable[[bool], list[Table]]
+Run = Callable[[bool], Iterable[Table]]
 
 
 def command(

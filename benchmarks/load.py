@@ -6,6 +6,7 @@ import contextlib
 import multiprocessing
 import shutil
 import tempfile
+import threading
 import time
 import traceback
 from collections.abc import Callable, Iterator
@@ -55,27 +56,61 @@ def in_processes(number: int, work: Callable[[int], Any]) -> list[Any]:
     return [answer for _, answer in answers]
 
 
+def in_threads(number: int, work: Callable[[int], Any]) -> list[Any]:
+    """What `work(0)`, `work(1)` ... return, each in a thread of its own. They begin at the same moment."""
+    answers: list[Any] = [None] * number
+    failed: list[BaseException] = []
+    start = threading.Barrier(number)
+
+    def run(index: int) -> None:
+        start.wait()
+        try:
+            answers[index] = work(index)
+        except BaseException as error:  # noqa: BLE001  # raised again, in the caller
+            failed.append(error)
+
+    threads = [threading.Thread(target=run, args=(index,)) for index in range(number)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    if failed:
+        raise failed[0]
+    return answers
+
+
 class Witness:
     """Counts connections over all processes, in shared memory: it believes no pool's books."""
 
     def __init__(self, open_s: float) -> None:
         """open_s: seconds that opening takes."""
-        self._open_s = open_s
-        self._counts = fork.Array("l", 3)  # open now, the most ever, opened in all
+        self.open_s = open_s
+        # open now, the most ever, opened in all; being opened now, the most ever
+        self._counts = fork.Array("l", 5)
 
     def open(self) -> object:
         """Open a connection. It counts from the first moment, as a database counts a login."""
-        with self._counts.get_lock():
-            self._counts[0] += 1
-            self._counts[1] = max(self._counts[1], self._counts[0])
-            self._counts[2] += 1
-        time.sleep(self._open_s)
+        counts = self._counts
+        with counts.get_lock():
+            counts[0] += 1
+            counts[1] = max(counts[1], counts[0])
+            counts[2] += 1
+            counts[3] += 1
+            counts[4] = max(counts[4], counts[3])
+        time.sleep(self.open_s)
+        with counts.get_lock():
+            counts[3] -= 1
         return object()
 
     def close(self, connection: object) -> None:
         """Close a connection."""
         with self._counts.get_lock():
             self._counts[0] -= 1
+
+    @property
+    def held(self) -> int:
+        """How many are open now."""
+        return self._counts[0]
 
     @property
     def peak(self) -> int:
@@ -86,3 +121,13 @@ class Witness:
     def opens(self) -> int:
         """How many were opened in all."""
         return self._counts[2]
+
+    @property
+    def opening(self) -> int:
+        """How many are being opened now."""
+        return self._counts[3]
+
+    @property
+    def most_opening(self) -> int:
+        """The most that were ever being opened at once."""
+        return self._counts[4]

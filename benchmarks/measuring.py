@@ -14,9 +14,14 @@ from typing import Any
 Contestant = Callable[[], float]
 
 
-def interleaved(contestants: Mapping[str, Contestant], rounds: int) -> dict[str, list[float]]:
-    """One measurement of each, then again from the first: ABCABC, `rounds` times, after one to warm up."""
-    for contestant in contestants.values():
+def interleaved(
+    contestants: Mapping[str, Contestant], rounds: int, *, warm_up: bool = True
+) -> dict[str, list[float]]:
+    """One measurement of each, then again from the first: ABCABC, `rounds` times.
+
+    warm_up: there is one round before that does not count; not needed where a measurement warms up by itself.
+    """
+    for contestant in contestants.values() if warm_up else ():
         contestant()
     samples: dict[str, list[float]] = {name: [] for name in contestants}
     for _ in range(rounds):

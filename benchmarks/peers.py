@@ -182,7 +182,7 @@ def _psycopg_pool(size: int, closing: contextlib.ExitStack) -> list[Peer]:
 
     logging.getLogger("psycopg.pool").setLevel(logging.CRITICAL)
     pool: Any = psycopg_pool.ConnectionPool(
-        connection_class=_dummy_of_psycopg(), min_size=size, max_size=size, open=True
+        connection_class=dummy_of_psycopg(), min_size=size, max_size=size, open=True
     )
     closing.callback(pool.close)
     pool.wait(10.0)
@@ -190,7 +190,7 @@ def _psycopg_pool(size: int, closing: contextlib.ExitStack) -> list[Peer]:
     return [Peer("psycopg_pool", statement, {"pool": pool}, 8)]
 
 
-def _dummy_of_psycopg() -> Any:
+def dummy_of_psycopg() -> Any:
     """What psycopg_pool looks at, without a server."""
     from psycopg.pq import TransactionStatus
 

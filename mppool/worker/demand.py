@@ -70,8 +70,9 @@ class Demand:
 
     waiting: threads that wait, oldest first. tickets: those that are in the queue of the books, or on their way
         there.
-    opening: grants that are not open yet, each with the instant until which it is counted on (minus infinity: its
-        thread opens it for itself); begun: those of them whose open hook has been called.
+    opening: grants whose resource nobody has got yet, each with the instant until which it is counted on (minus
+        infinity: its thread opens it for itself); begun: those of them whose open hook has been called, until they
+        have `arrived`.
     open: resources that are open and not being closed.
 
     A thread can be interrupted between any two steps. So the number of waiting threads is that of the queue, and
@@ -162,16 +163,22 @@ class Demand:
 
     def opened(self, number: GrantNumber, now: float) -> None:
         """A resource is open."""
-        self._drop(number)
         self.open.add(number)
+        self._ends_unless_begun(number)
         self._served_at = max(self._served_at, now)
 
     def ended(self, number: GrantNumber) -> None:
         """The opening has failed or was given up, or the resource is being closed."""
-        self._drop(number)
         self.open.discard(number)
+        self._ends_unless_begun(number)
 
-    def _drop(self, number: GrantNumber) -> None:
+    def _ends_unless_begun(self, number: GrantNumber) -> None:
+        # Between the end of an opening and the moment in which a thread hears of it, the thread must not ask again.
+        if number not in self.begun:
+            self.opening.pop(number, None)
+
+    def arrived(self, number: GrantNumber) -> None:
+        """What has become of an opening that was begun, a resource or an error, is with a thread or on the shelf."""
         self.opening.pop(number, None)
         self.begun.discard(number)
 

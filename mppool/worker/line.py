@@ -114,6 +114,8 @@ class Line:
 
     def look_at(self, waiter: LocalWaiter, left_s: float | None) -> float:
         """When a waiting thread has to look around again, unless it is poked; infinity: no need."""
+        if waiter.insists:  # it has been granted what it waits for
+            return math.inf
         with self._holdings.lock:
             demand = self.demand_for(waiter.key)
             waiter.looks_at = demand.starves_at(
@@ -143,7 +145,7 @@ class Line:
             self._have_one_look(self.demand_for(key))
 
     def _have_one_look(self, demand: Demand) -> None:
-        """Whoever waits first looks around when an opening takes too long. Caller holds the holdings' lock."""
+        """The thread that waits first looks around when an opening takes too long. Caller holds the lock."""
         first = next((waiter for waiter in demand.waiting if waiter.is_open), None)
         if first is not None and first.looks_at > demand.late_at(monotonic()):
             first.poke()
@@ -194,6 +196,14 @@ class Line:
         with self._holdings.lock:
             insists = waiter.insists and waiter.is_open
             return self.demand_for(grant.key).begins(grant.number, monotonic(), insists=insists)
+
+    def arrived(self, grant: Grant) -> None:
+        """What has become of an opening, a resource or an error, is with a thread or on the shelf."""
+        with self._holdings.lock:
+            demand = self.demands.get(grant.key)
+            if demand is not None:
+                demand.arrived(grant.number)
+                forget_shelf(self._face, grant.key)
 
     def why_nothing(self, key: str) -> str:
         """For a checkout whose time has passed, where the books have not said why."""

@@ -180,16 +180,18 @@ def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
     except BaseException as error:  # noqa: BLE001  # the thread that asked raises it, or it is logged
         if not waiter.give(Failure(error)):
             log.warning("%s; the checkout that wanted it had gone", error)
+        face.line.arrived(grant)
         face.line.poke(grant.key)
         return
-    if waiter.insists and waiter.give(entry):
-        return
-    waiter.opening = None
     queue = face.line.waiters.get(grant.key)
-    if not queue or not give_to_oldest(queue, entry):
+    given = waiter.insists and waiter.give(entry)
+    if not given and (not queue or not give_to_oldest(queue, entry)):
         shelve(entry)
-    elif waiter.is_open:
+    waiter.opening = None
+    face.line.arrived(grant)
+    if waiter.is_open:
         waiter.poke()  # somebody else got it
+    face.line.poke(grant.key)  # less is on its way than before
 
 
 @logged_afterwards

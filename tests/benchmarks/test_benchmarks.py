@@ -10,7 +10,19 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from benchmarks import cold, engines, footprint, scale, sharing, storm, warm
+from benchmarks import (
+    brake,
+    cold,
+    contention,
+    engines,
+    footprint,
+    goodput,
+    scale,
+    sharing,
+    spike,
+    storm,
+    warm,
+)
 from benchmarks.command import command
 from benchmarks.peers import FLOOR, OURS
 from benchmarks.plotting import svg
@@ -20,8 +32,22 @@ TABLES = {
     warm: {"warm", "warm_threads"},
     engines: {"engines"},
     cold: {"cold", "cold_1", "cold_2"},
-    sharing: {"sharing_uniform", "sharing_skewed", "sharing_shifting"},
+    contention: {
+        f"contention_{crowd}_{held}_us"
+        for crowd in ("4_on_2", "16_on_4")
+        for held in (0, 200, 2000)
+    },
+    sharing: {  # a quick run has shorter logins
+        *(f"sharing_uniform_{login}" for login in (1, 5, 15, 50)),
+        "sharing_scarce_15",
+        "sharing_skewed_20",
+        "sharing_shifting_20",
+        "sharing_shifting_15",
+    },
+    spike: {"spike_short_1", "spike_long_1", "spike_short_4", "spike_long_4", "spike_impatient"},
+    goodput: {"goodput"},
     storm: {"storm"},
+    brake: {"brake"},
     footprint: {
         "footprint_import",
         "footprint_start",

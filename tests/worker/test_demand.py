@@ -71,6 +71,37 @@ def test_where_something_is_in_use_a_thread_hopes_first() -> None:
     assert must_ask(demand, NOW + 0.1)
 
 
+def test_a_thread_whose_hope_ends_between_two_looks_does_not_wait_for_ever() -> None:
+    demand = using(1)
+    demand.begins_to_wait("a", NOW)
+    assert not must_ask(demand, NOW + 0.09)
+    assert demand.look_at(0.1, NOW + 0.11) <= NOW + 0.11
+
+
+def test_what_is_open_and_has_not_arrived_is_still_on_its_way() -> None:
+    demand = Demand()
+    demand.begins_to_wait("a", NOW)
+    demand.granted(grant(1), 0.0, NOW)
+    assert demand.begins(grant(1), NOW)
+    demand.opened(grant(1), NOW)
+    assert not must_ask(demand, NOW, hope=0.0)
+    demand.stops_waiting("a", NOW, served=True)
+    demand.arrived(grant(1))
+    assert not demand.opening
+    assert demand.open == {grant(1)}
+
+
+def test_a_thread_does_not_ask_again_before_it_has_heard_that_its_opening_has_failed() -> None:
+    demand = Demand()
+    demand.begins_to_wait("a", NOW)
+    demand.granted(grant(1), 0.0, NOW)
+    assert demand.begins(grant(1), NOW)
+    demand.ended(grant(1))
+    assert not must_ask(demand, NOW, hope=0.0)
+    demand.arrived(grant(1))
+    assert must_ask(demand, NOW, hope=0.0)
+
+
 def test_nobody_asks_while_as_much_is_on_its_way_as_threads_wait() -> None:
     demand = using(1)
     demand.begins_to_wait("a", NOW)
@@ -213,6 +244,7 @@ class DemandMachine(RuleBasedStateMachine):
         self.serial = 0
         self.threads: list[tuple[int, float]] = []
         self.opening: list[GrantNumber] = []
+        self.arriving: list[GrantNumber] = []
 
     def next(self) -> int:
         self.serial += 1
@@ -257,10 +289,21 @@ class DemandMachine(RuleBasedStateMachine):
     @rule(failed=st.booleans())
     def open(self, failed: bool) -> None:
         number = self.opening.pop(0)
-        if not self.demand.begins(number, self.now) or failed:
+        if not self.demand.begins(number, self.now):
+            self.demand.ended(number)
+            assert number not in self.demand.opening
+            return
+        self.arriving.append(number)
+        if failed:
             self.demand.ended(number)
         else:
             self.demand.opened(number, self.now)
+        assert number in self.demand.opening
+
+    @precondition(lambda self: self.arriving)
+    @rule()
+    def arrive(self) -> None:
+        self.demand.arrived(self.arriving.pop(0))
 
     @precondition(lambda self: self.demand.open)
     @rule()
@@ -286,7 +329,13 @@ class DemandMachine(RuleBasedStateMachine):
         if self.threads:
             covered = not self.demand.wants_more(self.now)
             asks = self.demand.must_ask(0.05, 0, self.now)
-            assert covered or asks or self.demand.look_at(0.05, self.now) < math.inf
+            look_at = self.demand.look_at(0.05, self.now)
+            assert covered or asks or look_at < math.inf
+            assert asks or look_at > self.now, "it would look again and again"
+            later = self.now + 0.2
+            if self.demand.must_ask(0.05, 0, later):
+                assert look_at <= later, "it would sleep until somebody wakes it"
+                assert self.demand.look_at(0.05, later) <= later
 
     @invariant()
     def begun_is_a_part_of_opening(self) -> None:
