@@ -257,6 +257,15 @@ class Line:
             for key in list(self.waiters):
                 self.poke(key)
 
+    def in_want(self) -> int:
+        """How many threads wait without a resource being opened for them."""
+        with self._holdings.lock:
+            return sum(
+                max(0, len(demand.waiting) - len(demand.opening))
+                for demand in self.demands.values()
+                if demand.waiting
+            )
+
     def all_waiters(self) -> list[LocalWaiter]:
         """Those who wait now."""
         with self._holdings.lock:

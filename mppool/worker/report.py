@@ -182,7 +182,7 @@ def _of_pool(face: Face, hooks: bool) -> PoolReport:
         pool=face.name,
         in_use=states.count("in_use"),
         idle=states.count("idle"),
-        waiting=len(face.line.all_waiters()),
+        waiting=face.line.in_want(),
         counters=counters,
         histograms=histograms,
         resources=resources,
