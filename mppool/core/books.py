@@ -86,7 +86,7 @@ class Books:
         self._known_in: dict[ProcessId, dict[str, PoolBooks]] = {}
         # A heap of (deadline, name), and those pools whose deadlines may be others by now.
         self._deadlines: list[tuple[float, str]] = []
-        self._touched: dict[str, PoolBooks] = {}
+        self.touched: dict[str, PoolBooks] = {}
         # What the journal said of pools that nobody has declared yet.
         self._remembered_pools: dict[str, RecordPool] = {}
         self._remembered_slots: dict[str, list[Remembered]] = {}
@@ -135,11 +135,11 @@ class Books:
     def _look_at_deadlines(self, now: float) -> None:
         """Whatever has happened since: the next deadline stands in front of the heap."""
         heap = self._deadlines
-        for name, pool in self._touched.items():
+        for name, pool in self.touched.items():
             pool.deadline = pool.next_deadline(now)
             if pool.deadline != math.inf:
                 heapq.heappush(heap, (pool.deadline, name))
-        self._touched.clear()
+        self.touched.clear()
         while heap and self.pools[heap[0][1]].deadline != heap[0][0]:
             heapq.heappop(heap)
         if len(heap) > 4 * len(self.pools) + 64:
@@ -148,7 +148,7 @@ class Books:
 
     def _touch(self, pool: PoolBooks) -> PoolBooks:
         """Something happens to a pool, so that its next deadline may be another."""
-        self._touched[pool.name] = pool
+        self.touched[pool.name] = pool
         return pool
 
     def _knows(self, pool: PoolBooks, process: ProcessId) -> None:
@@ -225,7 +225,8 @@ class Books:
             self._around.out.append((process, Refuse(event.ticket, "unknown_pool", text)))
         else:
             self._knows(pool, process)
-            self._touch(pool).checkout(process, event, now)
+            if not pool.refuses_at_once(process, event):
+                self._touch(pool).checkout(process, event, now)
 
     def _abandoned(self, process: ProcessId, event: Abandoned, now: float) -> None:
         self._abandon(process, event.ticket, now)

@@ -99,11 +99,12 @@ def levels_of(books: PoolBooks, slot: Slot, waiter: Waiter) -> tuple[int, int]:
 
 def how_full(books: PoolBooks, key: str) -> str:
     """For whoever gets nothing: what there is, and why there is no more."""
+    slots = books.slots
     cap = "no cap" if books.max_size is None else f"max_size={books.max_size}"
-    text = f"{len(books.slots.by_number)} resources exist ({cap}) in {len(books.slots.levels)} processes"
-    if opens_enough(books):
-        text = f"{text}, {books.slots.in_state(SlotState.OPENING)} of them are being opened (max_opening)"
-    if books.slots.by_number:
+    text = f"{len(slots.by_number)} resources exist ({cap}) in {len(slots.levels)} processes"
+    if books.options.max_opening is not None and opens_enough(books):
+        text = f"{text}, {slots.in_state(SlotState.OPENING)} of them are being opened (max_opening)"
+    if slots.by_number:
         text = f"{text}: {books.who_holds()}"
     breaker = books.breakers.get(key)
     return f"{text}; opening failed last with: {breaker.error}" if breaker else text

@@ -119,6 +119,20 @@ class PoolBooks:
         if self.bounds.declare(declaration.options, made_at) or self.options != before:
             self._reconfigured(now)
 
+    def refuses_at_once(self, process: ProcessId, event: Checkout) -> bool:
+        """Whether a checkout that waits for nobody gets nothing, and is told so. That changes nothing at all."""
+        full = self.max_size is not None and len(self.slots.by_number) >= self.max_size
+        if event.timeout != 0 or not full or self.closed or self.breakers:
+            return False
+        name = (process, event.ticket)
+        if self.waiting.by_name or name in self.slots.by_ticket:
+            return False
+        if self.options.prefill and not self.upkeep.wanted:
+            return False
+        text = bounds.how_full(self, event.key)
+        self._around.out.append((process, Refuse(event.ticket, "timeout", text)))
+        return True
+
     def checkout(self, process: ProcessId, event: Checkout, now: float) -> None:
         """A process wants a resource that it does not have. Answered at once."""
         self.upkeep.wanted = self.upkeep.wanted or self.options.prefill

@@ -131,14 +131,17 @@ class Dispatcher:
 
     # --- what is said ----------------------------------------------------------------------------------------
 
-    def said(self, connection: Connection, message: ToServer, now: float) -> None:
-        """Take in one message of somebody who has introduced himself. ProtocolError for what has no place here."""
+    def said(self, connection: Connection, message: ToServer, now: float) -> bool:
+        """Take in one message of somebody who has introduced himself. ProtocolError for what has no place here.
+
+        True: it was answered, and changed nothing; nothing else is due than before.
+        """
         connection.ticket = None  # whoever goes on talking has read the answer to his last checkout
         kind = type(message)
         if self.reception.leaving and kind is not Leave and connection.role != "errand":
             self.reception.reject(connection, LEAVING)
-        else:
-            self._handlers.get(kind, Dispatcher._event)(self, connection, message, now)
+            return False
+        return self._handlers.get(kind, Dispatcher._event)(self, connection, message, now) is True
 
     def _hello(self, connection: Connection, hello: Hello, now: float) -> None:
         raise ProtocolError("a second Hello")
@@ -203,8 +206,8 @@ class Dispatcher:
         if not answered and connection.role != "errand":
             connection.send(Done())
 
-    def _question(self, connection: Connection, event: Checkout | WantToken, now: float) -> None:
-        """What is answered at once, on the same connection."""
+    def _question(self, connection: Connection, event: Checkout | WantToken, now: float) -> bool:
+        """What is answered at once, on the same connection. True: it changed nothing."""
         if connection.role != "call":
             raise ProtocolError(f"a {type(event).__name__} on {connection}")
         if event.timeout:
@@ -219,10 +222,11 @@ class Dispatcher:
             and is_answer(decisions[0][1], ticket)
         ):
             connection.send(decisions[0][1])  # nothing to write down, and nobody else to be told
-            return
+            return type(event) is Checkout and not self.books.touched
         answered = self._carry_out(decisions, now, reply_to=connection, ticket=ticket)
         if not answered and not self._is_stale(connection):
             connection.send(Failed(f"ticket {ticket} was answered already"))
+        return False
 
     def _event(self, connection: Connection, event: ToServer, now: float) -> None:
         """What happened in a process; on a call connection it is answered by Done."""
@@ -378,7 +382,7 @@ class Dispatcher:
         return answered
 
     # A table, and not a chain of isinstance: that is slow where the metaclass is not `type`.
-    _handlers: ClassVar[dict[type, Callable[[Dispatcher, Connection, Any, float], None]]] = {
+    _handlers: ClassVar[dict[type, Callable[[Dispatcher, Connection, Any, float], bool | None]]] = {
         Checkout: _question,
         WantToken: _question,
         Attach: _attach,

@@ -85,6 +85,9 @@ class Server:
         self._is_open = False
         self._superseded = False
         self._busy_turns = 0  # since the deadlines were looked at
+        self._due: float | None = (
+            None  # the next deadline, where nothing has happened since that changes it
+        )
 
     @property
     def address(self) -> str:
@@ -184,8 +187,13 @@ class Server:
     # --- one turn -----------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        """Serve who is ready. Where nobody is, or nobody has been for some turns, look at the deadlines, too."""
-        ready = self._poller.at_once() if self._busy_turns < BUSY_TURNS else None
+        """Serve who is ready. Where nobody is, or nobody has been for some turns, look at the deadlines, too.
+
+        Where they are known still, no look is needed, and whoever is ready ends the sleep before it has begun.
+        """
+        is_quick = self._due is not None and not self._poller.brisk
+        looks_first = not is_quick and self._busy_turns < BUSY_TURNS
+        ready = self._poller.at_once() if looks_first else None
         if ready:
             self._busy_turns += 1
             self._serve_ready(ready)
@@ -193,20 +201,25 @@ class Server:
             self._busy_turns = 0
             self._keep_deadlines()
         if self._attention:
+            self._due = None
             self._attend(monotonic())
         if self._asked_to_leave:
+            self._due = None
             self._say_goodbye()
 
     def _keep_deadlines(self) -> None:
         """Wait until somebody is ready or something is due, and see to it."""
         now = monotonic()
-        deadline = self._next_deadline(now)
+        deadline = self._due
+        if deadline is None:
+            deadline = self._due = self._next_deadline(now)
         self._serve_ready(self._poller.wait(deadline - now if deadline > now else 0.0))
         now = monotonic()
         if now >= deadline:
             if self._attention:
                 self._attend(now)
             self._do_what_is_due(now)
+            self._due = None
 
     def _do_what_is_due(self, now: float) -> None:
         """Whatever is due: of the books, of silent strangers, of our own files, of idleness."""
@@ -231,6 +244,7 @@ class Server:
             if isinstance(concerned, Connection):
                 self._ready(concerned, events)
             else:
+                self._due = None
                 self._guarded(concerned)
 
     def _next_deadline(self, now: float) -> float:
@@ -265,16 +279,19 @@ class Server:
             if events & ~WRITE:
                 for message in connection.receive():
                     if connection.role is None:
+                        self._due = None
                         self._introduced(connection, message)
-                    else:
-                        self._dispatcher.said(connection, message, now)
+                    elif not self._dispatcher.said(connection, message, now):
+                        self._due = None
                     if connection.is_done:
                         break
         except ProtocolError as error:
+            self._due = None
             log.warning("%s sent what the protocol does not allow: %s", connection, error)
             connection.send(Rejected("malformed", str(error)))
             connection.part()
         except Exception:
+            self._due = None
             log.exception("%s is dropped: serving it failed", connection)
             connection.break_off("serving it failed")
 

@@ -29,14 +29,14 @@ class Poller(Generic[H]):
     A process that asks one question after the other would have us woken for each, on another CPU; that takes
     longer than the whole exchange. So such a one is waited for awake for a moment, while others may have our CPU.
 
-    _last: who ended the last sleep; _brisk: how many in a row he has ended almost at once.
+    _last: who ended the last sleep; brisk: how many in a row he has ended almost at once.
     """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._concerned: dict[int, H] = {}
         self._last: H | None = None
-        self._brisk = 0
+        self.brisk = 0
         self._has_one_cpu = len(os.sched_getaffinity(0)) == 1  # nobody could ask while we are awake
 
     def register(self, descriptor: int, concerned: H) -> None:
@@ -59,12 +59,12 @@ class Poller(Generic[H]):
         An event that is not asked for, an error or an end, concerns reading and writing.
         """
         ready = self._ready(0.0)
-        if self._brisk:
-            if not ready and self._brisk < BRISK:
+        if self.brisk:
+            if not ready and self.brisk < BRISK:
                 return ready
             ready = ready or self._awake()
             if not self._is_the_same_alone(ready):
-                self._brisk = 0
+                self.brisk = 0
         return ready
 
     def wait(self, timeout: float) -> list[tuple[H, int]]:
@@ -74,7 +74,7 @@ class Poller(Generic[H]):
         brisk_until = monotonic() + BRISK_S
         ready = self._ready(timeout)
         is_brisk = self._is_the_same_alone(ready) and monotonic() < brisk_until
-        self._brisk = self._brisk + 1 if is_brisk else 0
+        self.brisk = self.brisk + 1 if is_brisk else 0
         self._last = ready[0][0] if ready else None
         return ready
 

@@ -249,7 +249,8 @@ class GuardedLease(Lease[T]):
         self._loan = _Loan(entry.resource, entry.holdings, face)
         self._guard = Guard(entry.resource, self._loan)
         self._loan.outer = weakref.ref(self._guard)
-        super().__init__(entry, face)
+        self._face = face
+        self._held = [entry]
 
     @property
     def resource(self) -> T:

@@ -117,7 +117,10 @@ class Pool(Generic[T]):
                     if now < entry.retire_at and now - entry.released_at < face.trust_s:
                         entry.uses += 1
                         entry.lent_at = now
-                        return Lease(entry, face)
+                        lease: Lease[T] = Lease()
+                        lease._face = face
+                        lease._held = [entry]
+                        return lease
                     bearer = None
                     if entry.token and time() >= entry.ask_at:
                         bearer = face.identities.own_quickly(self._deadline(timeout))
@@ -165,7 +168,10 @@ class Pool(Generic[T]):
             ):
                 entry.uses += 1
                 entry.lent_at = now
-                return Lease(entry, face)
+                lease: Lease[T] = Lease()
+                lease._face = face
+                lease._held = [entry]
+                return lease
             bearer = Bearer(face, known.key, known.identity, credential, given=identity is not None)
             bearer.deadline = self._deadline(timeout)
             if face.prepare(entry, now, bearer, bearer.deadline):
@@ -204,7 +210,10 @@ class Pool(Generic[T]):
         if self._face.options.track_leaks:
             entry.stack = "".join(traceback.format_stack()[:-2])
             entry.thread = threading.current_thread().name
-        return Lease(entry, self._face)
+        lease: Lease[T] = Lease()
+        lease._face = self._face
+        lease._held = [entry]
+        return lease
 
     def acheckout(
         self,
