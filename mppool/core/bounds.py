@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from mppool.core.slot import Slot, SlotState
+from mppool.core.slot import Slot
 from mppool.core.waiting import Waiter
 from mppool.ids import ProcessId
 
@@ -41,7 +41,7 @@ def has_inner_bounds(books: PoolBooks) -> bool:
 def opens_enough(books: PoolBooks) -> bool:
     """Whether as many resources are being opened as may be at a time (`max_opening`)."""
     limit = books.options.max_opening
-    return limit is not None and books.slots.in_state(SlotState.OPENING) >= limit
+    return limit is not None and books.slots.may_be_opening() >= limit
 
 
 def has_room(books: PoolBooks, process: ProcessId, key: str) -> bool:
@@ -103,7 +103,7 @@ def how_full(books: PoolBooks, key: str) -> str:
     cap = "no cap" if books.max_size is None else f"max_size={books.max_size}"
     text = f"{len(slots.by_number)} resources exist ({cap}) in {len(slots.levels)} processes"
     if books.options.max_opening is not None and opens_enough(books):
-        text = f"{text}, {slots.in_state(SlotState.OPENING)} of them are being opened (max_opening)"
+        text = f"{text}, {slots.may_be_opening()} of them are being opened (max_opening)"
     if slots.by_number:
         text = f"{text}: {books.who_holds()}"
     breaker = books.breakers.get(key)

@@ -30,6 +30,7 @@ def take_over(books: PoolBooks, process: ProcessId, held: list[Held], now: float
     books.waiting.remove_process(process)
     books.reclaimer.forget(process)
     books.upkeep.wanted = books.upkeep.wanted or bool(held)
+    books.slots.heard(process)
     numbers = {item.number for item in held}
     for slot in books.slots.of(process):
         if slot.number not in numbers:

@@ -58,6 +58,10 @@ from mppool.core.waiting import Waiter, Waiting
 from mppool.ids import ProcessId, Ticket
 from mppool.options import changes
 
+HEARD_WITHIN_S = 2.0
+"""After a restart processes attach within milliseconds. Until one has, each slot that the journal says it has may be
+one that it is opening."""
+
 
 class PoolBooks:
     """Slots, waiters and bounds of one pool, over all processes and identities."""
@@ -136,6 +140,7 @@ class PoolBooks:
     def checkout(self, process: ProcessId, event: Checkout, now: float) -> None:
         """A process wants a resource that it does not have. Answered at once."""
         self.upkeep.wanted = self.upkeep.wanted or self.options.prefill
+        self.slots.give_up_hearing(now)
         name = (process, event.ticket)
         if name in self.waiting.by_name or name in self.slots.by_ticket:
             return  # a duplicate of a checkout that is answered already
@@ -244,9 +249,8 @@ class PoolBooks:
 
     def remember(self, item: Remembered, now: float) -> None:
         """A slot from the journal: held until its process attaches, or is proved dead."""
-        self.slots.add(
-            Slot(item.number, item.process, item.key, item.generation, SlotState.OPEN, now)
-        )
+        slot = Slot(item.number, item.process, item.key, item.generation, SlotState.OPEN, now)
+        self.slots.remember(slot, now + HEARD_WITHIN_S)
 
     def tick(self, now: float) -> None:
         """Time has passed."""
@@ -369,6 +373,7 @@ class PoolBooks:
         since = min(now, self._settled_at)
         times = [
             self.waiting.next_deadline(),
+            self.slots.next_unheard(),
             self.reclaimer.next_deadline(self, since),
             self.upkeep.next_deadline(self, since),
         ]
@@ -431,6 +436,7 @@ class PoolBooks:
 
     def _serve(self, now: float) -> None:
         """Give free slots to those who wait, as far as the bounds allow."""
+        self.slots.give_up_hearing(now)
         if not self.waiting or self._around.awaited:
             return
         while bounds.is_below_cap(self):

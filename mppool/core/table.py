@@ -43,6 +43,9 @@ class SlotTable:
         self._open_by_key: Counter[str] = Counter()
         self._closing_of: Counter[ProcessId] = Counter()
         self._open_in_order: OrderedDict[GrantNumber, Slot] = OrderedDict()
+        # Slots that the journal tells of, while their processes have not said what became of them.
+        self._unheard: set[GrantNumber] = set()
+        self._unheard_until = math.inf
         # Of those whose ends are counted on: for which processes they are closed.
         self._promised_to: Counter[ProcessId] = Counter()
 
@@ -137,6 +140,31 @@ class SlotTable:
         """How many slots of this key are not on their way out."""
         return self.by_key[key] - self._closing_by_key[key]
 
+    def may_be_opening(self) -> int:
+        """How many resources are being opened, as far as that is known: the journal does not say of which."""
+        return self._by_state[SlotState.OPENING] + len(self._unheard)
+
+    def remember(self, slot: Slot, until: float) -> None:
+        """Enter a slot that the journal tells of. Until then its process is waited for to say more of it."""
+        self.add(slot)
+        self._unheard.add(slot.number)
+        self._unheard_until = until
+
+    def heard(self, process: ProcessId) -> None:
+        """A process has said what became of its slots."""
+        if self._unheard:
+            self._unheard.difference_update(self._of_process.get(process, ()))
+
+    def give_up_hearing(self, now: float) -> None:
+        """A process that says nothing for so long is stopped; what it holds is not waited for any longer."""
+        if now >= self._unheard_until:
+            self._unheard.clear()
+            self._unheard_until = math.inf
+
+    def next_unheard(self) -> float:
+        """When nothing more is waited for; infinity if nothing is."""
+        return self._unheard_until if self._unheard else math.inf
+
     def add(self, slot: Slot) -> None:
         """Enter a slot."""
         self.by_number[slot.number] = slot
@@ -177,6 +205,7 @@ class SlotTable:
         if not others:
             del self._of_process[slot.process]
         self._forget_ticket(slot)
+        self._unheard.discard(slot.number)
         _decrement(self.levels, slot.process)
         _decrement(self.by_key, slot.key)
         _decrement(self._by_both, (slot.process, slot.key))

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from mppool.core.decisions import Grant
 from mppool.core.events import Closed, Opened, OpenFailed
+from mppool.core.pool import HEARD_WITHIN_S
 from tests.core.desk import Desk, P, Q, R, held
+from tests.core.test_restart import next_server, remembered
 from tests.core.test_returns import asked
 from tests.core.test_sharing import LOGIN_S, moves
 
@@ -63,6 +65,32 @@ def test_openings_that_an_inventory_brings_count_for_max_opening_under_the_next_
     assert not after.hears(Q, Grant)
     after.say(P, Opened(numbers[1], LOGIN_S))
     assert [grant.ticket for grant in after.hears(Q, Grant)] == [ticket]
+
+
+def test_openings_of_processes_that_the_next_server_has_not_heard_of_yet_count_too() -> None:
+    before = Desk(P, Q, max_size=4, max_opening=2)
+    numbers = [before.granted(P), before.granted(Q)]
+    after = next_server(
+        [remembered(numbers[0], P), remembered(numbers[1], Q)], max_size=4, max_opening=2
+    )
+    after.attach(R)
+    ticket = after.queue(R)
+    assert not after.hears(R, Grant)
+    after.attach(P, [held(numbers[0], "opening")])
+    assert not after.hears(R, Grant)
+    after.attach(Q, [held(numbers[1], "open")])
+    assert [grant.ticket for grant in after.hears(R, Grant)] == [ticket]
+
+
+def test_a_stopped_process_does_not_keep_others_from_opening_for_long() -> None:
+    number = Desk(P, max_size=4).opened(P)
+    after = next_server([remembered(number, P)], max_size=4, max_opening=1)
+    after.attach(R)
+    ticket = after.queue(R)
+    after.wait(HEARD_WITHIN_S / 2)
+    assert not after.hears(R, Grant)
+    after.wait(HEARD_WITHIN_S)
+    assert [grant.ticket for grant in after.hears(R, Grant)] == [ticket]
 
 
 def test_max_opening_holds_for_what_min_size_has_opened_too() -> None:

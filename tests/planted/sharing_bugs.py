@@ -239,8 +239,8 @@ SHARING_BUGS = [
     Bug(
         "one-opening-more",
         "core/bounds.py",
-        "books.slots.in_state(SlotState.OPENING) >= limit\n",
-        "books.slots.in_state(SlotState.OPENING) > limit\n",
+        "books.slots.may_be_opening() >= limit\n",
+        "books.slots.may_be_opening() > limit\n",
         "one login more at a time than the database bears",
     ),
     Bug(
