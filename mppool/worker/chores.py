@@ -41,9 +41,10 @@ class Chores:
         name: str,
         *,
         idle_s: float = IDLE_S,
+        most: int = MOST_THREADS,
         expects: Callable[[float], None] | None = None,
     ) -> None:
-        """idle_s: a thread ends after so long without anything to do.
+        """idle_s: a thread ends after so long without anything to do. most: so many chores are done at one time.
 
         expects: told when `look` is wanted. None: nobody looks, and chores that hang are counted.
         """
@@ -51,6 +52,7 @@ class Chores:
         self._expects = expects
         self._begun: dict[int, float] = {}
         self._idle_s = idle_s
+        self._most = most
         self._lock = threading.Condition()
         self._queue: deque[Callable[[], None]] = deque()
         self._threads = 0
@@ -96,7 +98,7 @@ class Chores:
         hung = 0
         if self._expects is not None:
             hung = sum(now - begun >= HUNG_S for begun in list(self._begun.values()))
-        return MOST_THREADS + hung - self._threads
+        return self._most + hung - self._threads
 
     def _want_look(self) -> None:
         if self._expects is not None:

@@ -66,6 +66,9 @@ log = Log("mppool")
 _NOT_IN_INVENTORIES = (BackendFailed, TokenFetched)
 """What an inventory does not say, so that the next server must hear it too."""
 
+MOST_OPENERS = 1000
+"""So many resources are opened at one time in this process: for each there is a thread that waits."""
+
 _CLOSE_POLL_S = 0.002
 _LEAST_DETACH_S = 0.25
 EXIT_PATIENCE_S = 1.0
@@ -141,7 +144,7 @@ class Member:
             self.housekeeper.expects(due)
 
         self.chores = Chores(self.name, expects=expects)
-        self.openers = Chores(f"{self.name}-open", expects=expects)
+        self.openers = Chores(f"{self.name}-open", most=MOST_OPENERS, expects=expects)
 
     def after_fork_in_child(self) -> None:
         """The parent's holdings are marked and buried; this process starts with none. See Forkable."""

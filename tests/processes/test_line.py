@@ -104,3 +104,14 @@ def test_the_thread_that_asked_hears_why_its_opening_failed(either: Any) -> None
             assert isinstance(refused.value.__cause__, LookupError)
     finally:
         sys.setswitchinterval(interval)
+
+
+def test_as_many_resources_are_opened_at_a_time_as_threads_wait() -> None:
+    """There used to be 64 at most, and a login of 0.2 s took 300 threads more than a second."""
+    everybody = threading.Barrier(150, timeout=PATIENCE)
+    pool = InProcessManager().pool("p", Slow(*[everybody.wait] * 150), max_size=None)
+    with ThreadPoolExecutor(150) as executor:
+        leases = list(executor.map(lambda _: pool.checkout(timeout=PATIENCE), range(150)))
+    assert len(leases) == 150
+    for lease in leases:
+        lease.release()
