@@ -86,16 +86,22 @@ class Worker:
                 self._report()
                 self._tell_of_waiting()
                 self._do_something()
-            for thread in threads:
-                thread.join(LONGEST_WAIT_S + 10)
-                if thread.is_alive():
-                    self._problem("a thread hangs")
+            self._join(threads)
             self._reap(options=0)
         except BaseException:
             self._problem(traceback.format_exc())
         finally:
             self._report()
             os._exit(0)
+
+    def _join(self, threads: list[threading.Thread]) -> None:
+        deadline = time.monotonic() + LONGEST_WAIT_S + 10
+        for thread in threads:
+            while thread.is_alive() and time.monotonic() < deadline:
+                thread.join(1)
+                self._tell_of_waiting()
+            if thread.is_alive():
+                self._problem("a thread hangs")
 
     def _begin(self) -> None:
         resource.setrlimit(resource.RLIMIT_NOFILE, DESCRIPTORS)
