@@ -329,7 +329,9 @@ def _figures(
         "longest wait ms": waits[-1] * 1000,
         "peak": witness.peak,
         "least served": min(_shares(load, answers)),
-        "first s": max(min(job[1] for job in answer[0].jobs) - began for answer in answers),
+        "first s": max(
+            min(job[1] for job in answer[0].jobs) - began for answer in answers if answer[0].jobs
+        ),
         "opens before": opens[1],
     }
     if any(isinstance(phase, Timed) and phase.busy is not None for phase in load.phases):

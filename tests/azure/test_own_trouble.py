@@ -91,7 +91,7 @@ def test_it_does_so_where_the_others_fail_slowly(manager: PoolManager) -> None:
 
 def test_who_fails_gets_what_another_process_fetches_meanwhile(manager: PoolManager) -> None:
     manager.start()
-    slow = manager.credential(Application(ServiceRequestError("timed out"), takes=0.6))
+    slow = manager.credential(Application(ServiceRequestError("timed out"), takes=3.0))
     bad = Fork(lambda: slow.get_token(SCOPE).token)
     wait_until(lambda: bool(manager.stats()["tokens"]), "it is appointed")
     good = Fork(lambda: manager.credential(Application()).get_token(SCOPE).token)

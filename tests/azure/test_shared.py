@@ -582,14 +582,14 @@ def test_it_travels_with_its_manager(runtime_dir: Any) -> None:
 
 @pytest.mark.parametrize(
     "credential",
-    [None, "a token", b"a token", 7, object(), ManagedIdentityCredential, {"token": "x"}],
+    [None, "eyJ-secret", b"eyJ-secret", 7, object(), ManagedIdentityCredential, {"token": "x"}],
     ids=["None", "str", "bytes", "int", "object", "class", "dict"],
 )
 def test_what_is_no_credential_is_refused_at_once(local: InProcessManager, credential: Any) -> None:
     for make in (local.credential, local.async_credential):
         with pytest.raises(ConfigurationError) as caught:
             make(credential)
-        assert "a token" not in str(caught.value).replace("for a token", "")
+        assert "eyJ-secret" not in str(caught.value)
 
 
 def test_an_asynchronous_credential_is_refused_with_the_right_name(local: InProcessManager) -> None:
