@@ -261,7 +261,7 @@ def test_of_two_that_wait_only_the_one_that_asked_hears_of_the_failure(
     logins.errors.append(cause)
     logins.let_in()
     logins.wait_for(3)  # other resources work, so the other one's turn comes at once
-    (failed,) = (one for one in waiting if one.done())
+    (failed,) = wait_until(lambda: [one for one in waiting if one.done()], "it hears of it")
     assert isinstance(failed.exception(), OpenFailed)
     assert failed.exception().__cause__ is cause
     waiting.remove(failed)
@@ -391,6 +391,8 @@ def test_max_opening_holds_over_all_processes(manager: PoolManager, fork: Forks)
         with ThreadPoolExecutor(2) as threads:
             leases = [*threads.map(lambda _: pool.checkout(timeout=PATIENCE), range(2))]
         assert leaving.wait(PATIENCE), "it keeps what it has until all have been served"
+        for lease in leases:
+            lease.release()
         return len(leases) == 2
 
     children = [fork(use) for _ in range(4)]
