@@ -16,9 +16,9 @@ nothing bounds it.
 from __future__ import annotations
 
 import contextvars
+import queue as queues  # its classes by their module: gevent may put its own there later
 import threading
 from collections import deque
-from queue import Empty, SimpleQueue
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -248,25 +248,25 @@ class Checkers:
 
     def __init__(self, name: str) -> None:
         self._name = name
-        self._idle: deque[SimpleQueue[Callable[[], None]]] = deque()
+        self._idle: deque[queues.SimpleQueue[Callable[[], None]]] = deque()
 
     def run(self, check: Callable[[], None]) -> None:
         """Have it done at once. Raises RuntimeError where no thread is to be had."""
         try:
             queue = self._idle.pop()
         except IndexError:
-            queue = SimpleQueue()
+            queue = queues.SimpleQueue()
             threading.Thread(
                 target=self._serve, args=(queue,), name=f"mppool-checks-{self._name}", daemon=True
             ).start()
         queue.put(check)
 
-    def _serve(self, queue: SimpleQueue[Callable[[], None]]) -> None:
+    def _serve(self, queue: queues.SimpleQueue[Callable[[], None]]) -> None:
         inside.checker = True
         while True:
             try:
                 check = queue.get(timeout=_IDLE_S)
-            except Empty:
+            except queues.Empty:
                 try:
                     self._idle.remove(queue)
                 except ValueError:

@@ -210,7 +210,9 @@ class Line:
         with self._holdings.lock:
             demand = self.demand_for(key)
             waiting, opening, held = len(demand.waiting), len(demand.opening), len(demand.open)
-        text = f"{held} resources of this process are in use, and {waiting} of its threads wait"
+        cap = self._face.options.max_size
+        bound = "no cap" if cap is None else f"max_size={cap}"
+        text = f"{held} resources of this process are in use ({bound}), and {waiting} of its threads wait"
         if opening:
             text = f"{text}; {opening} are being opened, and will serve the next checkouts"
         return text

@@ -144,7 +144,7 @@ class Member:
             self.housekeeper.expects(due)
 
         self.chores = Chores(self.name, expects=expects)
-        self.openers = Chores(f"{self.name}-open", most=MOST_OPENERS, expects=expects)
+        self.openers = Chores(f"{self.name}-open", idle_s=0.0, most=MOST_OPENERS, expects=expects)
 
     def after_fork_in_child(self) -> None:
         """The parent's holdings are marked and buried; this process starts with none. See Forkable."""

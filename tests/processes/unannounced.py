@@ -64,8 +64,11 @@ def _others_sleep() -> bool:
     """Whether all other threads sleep in something else than a lock."""
     for task in Path("/proc/self/task").iterdir():
         if int(task.name) != threading.get_native_id():
-            state = (task / "stat").read_text().rpartition(")")[2].split()[0]
-            if state != "S" or "futex" in (task / "wchan").read_text():
+            try:
+                state = (task / "stat").read_text().rpartition(")")[2].split()[0]
+                if state != "S" or "futex" in (task / "wchan").read_text():
+                    return False
+            except OSError:  # it has ended meanwhile
                 return False
     return True
 
