@@ -7,7 +7,6 @@ from its shelf owns it. Several threads may be after the same one: the quickest 
 
 from __future__ import annotations
 
-import math
 from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
@@ -148,7 +147,8 @@ def _attend(entry: Entry) -> None:
     """Somebody waits, here or elsewhere: what was put on this shelf goes there."""
     face, key = entry.face, entry.key
     if face.contended:
-        sweep(face, key, math.inf, 0.0)
+        # Not more than lies here now: where the books are in this process, what they do not want is back at once.
+        sweep(face, key, len(entry.shelf), 0.0)
         return
     queue = face.line.waiters.get(key)
     if not queue:
