@@ -264,7 +264,8 @@ class ColdCheckout:
         except SessionLost as error:
             return not_answered(self._member, ticket, error) if self._left() == 0 else Retry
         except TimeoutError as error:
-            return not_answered(self._member, ticket, error)
+            why = TimeoutError(f"{error}; {self._face.line.why_nothing(self._key)}")
+            return not_answered(self._member, ticket, why)
 
     def _give_up(self, waiter: LocalWaiter) -> None:
         """Whether the books have our ticket in their queue is not known."""
