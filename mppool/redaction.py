@@ -18,22 +18,24 @@ _NAMES = (
     r"(?<![a-z])(?:pass|pwd?|sig)(?![a-z])|pass(?:word|wd|phrase|code)|secret|token|credentials?|authorization|"
     r"signature|api[_\- ]?key|(?:account|access|private|shared|secret|encryption|master|subscription)[_\- ]?(?:access[_\- ]?)?key"
 )
+# Every repetition that may fail at its end has a bound: a text as long as somebody else likes takes no time that grows
+# with its square.
 _VALUE = (
     r"\{(?:[^}]|\}\})*\}?"  # as ODBC quotes
     r"|b?\"(?:[^\"\\]|\\.)*\"?|b?'(?:[^'\\]|\\.)*'?"
-    r"|[^;=\n\"']*(?=;)"  # up to the next setting of a connection string: blanks are part of it
+    r"|[^;=\n\"']{0,1000}(?=;)"  # up to the next setting of a connection string: blanks are part of it
     r"|[^\s;&]+"
 )
 _RULES = (
     # scheme://user:password@host, also where the password holds @ or /
-    (re.compile(r"(\w[\w+.\-]*://[^\s:/@]*):\S*@"), rf"\1:{HIDDEN}@"),
+    (re.compile(r"(\w[\w+.\-]{0,30}://[^\s:/@]{0,200}):\S{0,4000}@"), rf"\1:{HIDDEN}@"),
     # scheme://token@host
-    (re.compile(r"(\w[\w+.\-]*://)[^\s:/@]{16,}@"), rf"\1{HIDDEN}@"),
+    (re.compile(r"(\w[\w+.\-]{0,30}://)[^\s:/@]{16,4000}@"), rf"\1{HIDDEN}@"),
     (re.compile(r"\b(bearer|basic)\s+[\w.~+/=\-]{8,}", re.IGNORECASE), rf"\1 {HIDDEN}"),
     # name=value, name: value, "name": "value", ("name", "value")
     (
         re.compile(
-            rf"((?:{_NAMES})\w*(?:\\?[\"']\s*[,:=]|\s*(?::|=>|=(?!>)))\s*)(?!{HIDDEN})(?:{_VALUE})",
+            rf"((?:{_NAMES})\w{{0,60}}(?:\\?[\"']\s*[,:=]|\s*(?::|=>|=(?!>)))\s*)(?!{HIDDEN})(?:{_VALUE})",
             re.IGNORECASE,
         ),
         rf"\1{HIDDEN}",

@@ -22,7 +22,7 @@ T = TypeVar("T")
 ROOT = Path(__file__).parent.parent
 
 # Long enough for a busy machine; a condition that holds ends the wait at once.
-PATIENCE = 20.0
+PATIENCE = 40.0
 
 
 def wait_until(

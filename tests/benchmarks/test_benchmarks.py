@@ -28,6 +28,8 @@ from benchmarks.peers import FLOOR, OURS
 from benchmarks.plotting import svg
 from benchmarks.tables import Spread, Table, number
 
+pytestmark = pytest.mark.timeout(240)  # a machine that is busy takes many times as long
+
 TABLES = {
     warm: {"warm", "warm_threads"},
     engines: {"engines"},

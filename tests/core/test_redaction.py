@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 import pytest
 
 from mppool.redaction import HIDDEN, without_secrets
@@ -66,8 +64,10 @@ def test_what_is_no_secret_is_told(text: str) -> None:
     assert without_secrets(text) == text
 
 
-@pytest.mark.parametrize("text", ["password" * 1000, "a" * 8000, "x://" + "a:" * 4000, "{" * 8000])
-def test_no_text_takes_long(text: str) -> None:
-    begin = time.thread_time()
-    without_secrets(text)
-    assert time.thread_time() - begin < 1.0
+@pytest.mark.parametrize(
+    "part", ["password", "a", "x://a:", "pwd: a ", "{", "eyJ", "basic ", "-----BEGIN "], ids=repr
+)
+def test_a_long_text_takes_no_time_that_grows_with_its_square(part: str) -> None:
+    """The judge is the time limit of a test: a search whose cost is quadratic would take many minutes."""
+    text = part * (100_000 // len(part))
+    assert SECRET not in without_secrets(f"{text} password={SECRET}")

@@ -19,6 +19,8 @@ from tests.integrations.conftest import odbc_drivers, sqlite_odbc  # noqa: F401
 
 EXAMPLES = ROOT / "examples"
 
+pytestmark = pytest.mark.timeout(180)  # whole programs, on a machine that may be busy
+
 
 @pytest.fixture
 def environment(runtime_dir: Path, sqlite_odbc: str, tmp_path: Path) -> Mapping[str, str]:  # noqa: F811
@@ -31,7 +33,7 @@ def environment(runtime_dir: Path, sqlite_odbc: str, tmp_path: Path) -> Mapping[
 
 def run(environment: Mapping[str, str], *command: str) -> str:
     done = subprocess.run(
-        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=50
+        [sys.executable, *command], env=environment, capture_output=True, text=True, timeout=150
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
@@ -99,7 +101,7 @@ def test_tox(runtime_dir: Path, tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=50,
+        timeout=150,
     )  # fmt: skip
     assert done.returncode == 0, done.stdout
     for suite in ("orders", "reports"):

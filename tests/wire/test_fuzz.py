@@ -161,7 +161,7 @@ def attack(paths: ManagerPaths, fuzzer: Fuzzer) -> int:
     return sent
 
 
-@pytest.mark.timeout(max(60, FRAMES / 200))
+@pytest.mark.timeout(max(120, FRAMES / 200))
 def test_a_fuzzed_server_serves_on_and_does_not_grow(paths: ManagerPaths) -> None:
     """The fuzzing connections belong to another process than the honest member's."""
     print(f"MPPOOL_FUZZ_SEED={SEED} MPPOOL_FUZZ_FRAMES={FRAMES}")
