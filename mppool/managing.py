@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import time
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mppool.core.events import Attach
@@ -14,17 +13,17 @@ from mppool.errors import ConfigurationError
 from mppool.ids import Session, own_process
 from mppool.options import checked_name, checked_options
 from mppool.recipe import SETTINGS, as_recipe
+from mppool.tokens.in_process import forget_all
 from mppool.worker.guard import GuardedPool
 from mppool.worker.member import Member, process_name
 from mppool.worker.pool import Pool
 from mppool.worker.report import let_others
-from mppool.worker.solitary import forget_all
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mppool.azure.shared import SharedCredential
-    from mppool.azure.shared_async import AsyncSharedCredential
+    from mppool.credentials.shared import SharedCredential
+    from mppool.credentials.shared_async import AsyncSharedCredential
     from mppool.recipe import Recipe
     from mppool.wire.messages import Report
     from mppool.worker.face import Face
@@ -68,15 +67,17 @@ class Manager:
 
         Raises ConfigurationError for what is no credential, and where the extra `azure` is missing.
         """
-        shared: type[SharedCredential] = _of_azure("shared", "SharedCredential")
-        return shared(self, credential, identity=identity)
+        from mppool.credentials.shared import SharedCredential
+
+        return SharedCredential(self, credential, identity=identity)
 
     def async_credential(
         self, credential: Any, *, identity: str | None = None
     ) -> AsyncSharedCredential:
         """The same for asyncio; a synchronous credential is run in a thread."""
-        shared: type[AsyncSharedCredential] = _of_azure("shared_async", "AsyncSharedCredential")
-        return shared(self, credential, identity=identity)
+        from mppool.credentials.shared_async import AsyncSharedCredential
+
+        return AsyncSharedCredential(self, credential, identity=identity)
 
     def stats(self) -> dict[str, Any]:
         """Statistics of all pools and processes, JSON-compatible. All durations are seconds.
@@ -211,8 +212,3 @@ def _rebuild_pool(
         pool._face.mark = mark
         pool = manager._pool_of(pool._face, (manager, name, recipe, options))
     return pool
-
-
-def _of_azure(module: str, name: str) -> Any:
-    """Something of floor 5, which this floor knows by name only."""
-    return getattr(import_module(f"mppool.azure.{module}"), name)

@@ -6,6 +6,7 @@ import math
 from types import ModuleType
 from typing import Any
 
+from mppool.credentials.loading import adapter
 from mppool.dbapi.recipe import DbApiRecipe
 from mppool.dbapi.statements import ENDS_TRANSACTION_OF_SQL_SERVER
 from mppool.errors import ConfigurationError
@@ -23,7 +24,6 @@ from mppool.odbc.attributes import (
     text_of,
 )
 from mppool.recipe import Opening
-from mppool.worker.bearer import broker
 
 logger = Log("mppool.mssql")
 
@@ -84,7 +84,7 @@ class MssqlRecipe(DbApiRecipe):
             module=module,
         )
         if credential is not None:
-            broker().check(credential)
+            adapter().check(credential)
         self.credential = credential
         if attrs_before is not None and not callable(attrs_before):
             attrs_before = checked(attrs_before)

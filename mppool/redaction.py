@@ -74,7 +74,8 @@ def forget_locals(error: BaseException) -> None:
 
 
 _HOLDERS = tuple(
-    f"mppool.{name}." for name in ("odbc", "azure", "dbapi", "mssql", "psycopg", "integrations")
+    f"mppool.{name}."
+    for name in ("odbc", "azure", "credentials", "dbapi", "mssql", "psycopg", "integrations")
 )
 
 

@@ -10,11 +10,11 @@ from mppool.azure.blob import (
     reset_blob_service_pool,
 )
 from mppool.azure.clients import ClientPool
-from mppool.azure.credentials import StaticToken, get_token_info
-from mppool.azure.identity import compute_identity_key, identity_of
-from mppool.azure.shared import SharedCredential
-from mppool.azure.shared_async import AsyncSharedCredential
-from mppool.azure.token import TokenInfo, is_token_near_expiry, token_struct
+from mppool.credentials.credential import StaticToken, get_token_info
+from mppool.credentials.identity import compute_identity_key, identity_of
+from mppool.credentials.shared import SharedCredential
+from mppool.credentials.shared_async import AsyncSharedCredential
+from mppool.credentials.token_struct import TokenInfo, is_token_near_expiry, token_struct
 
 __all__ = [
     "AsyncSharedCredential",

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from urllib.parse import urlsplit
 
 from mppool.azure.clients import MAX_CLIENTS, ClientPool
-from mppool.azure.extra import needed_for
 from mppool.azure.keys import configured_ttl, digest
 from mppool.azure.temporary import UNKEPT
+from mppool.credentials.extra import needed_for
 from mppool.errors import ConfigurationError
 from mppool.logs import Log
 from mppool.worker.fork import renew_in_children

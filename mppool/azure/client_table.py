@@ -16,7 +16,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool.azure import counting
-from mppool.azure.loops import LOOP_OVER, LoopEnd
+from mppool.credentials.loops import LOOP_OVER, LoopEnd
 from mppool.errors import PoolError, StaleLease
 from mppool.worker.entry import NEVER
 from mppool.worker.fork import notice_fork, own_mark

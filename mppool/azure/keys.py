@@ -12,11 +12,11 @@ from collections.abc import Callable, Hashable
 from typing import TYPE_CHECKING, Any
 from urllib.parse import parse_qs
 
-from mppool.azure.credentials import check_credential, is_async
-from mppool.azure.extra import needed_for
 from mppool.azure.lending import lend
 from mppool.azure.live_sas import live_sas
-from mppool.azure.objects import serial_of
+from mppool.credentials.credential import check_credential, is_async
+from mppool.credentials.extra import needed_for
+from mppool.credentials.objects import serial_of
 from mppool.errors import ConfigurationError
 
 if TYPE_CHECKING:

@@ -11,11 +11,11 @@ import inspect
 import weakref
 from typing import Any
 
-from mppool.azure.credentials import StaticToken, is_async
-from mppool.azure.identity import identity_of, is_interactive
-from mppool.azure.objects import fit_for_use
-from mppool.azure.shared import Shared
-from mppool.azure.supply import loops_of
+from mppool.credentials.credential import StaticToken, is_async
+from mppool.credentials.identity import identity_of, is_interactive
+from mppool.credentials.objects import fit_for_use
+from mppool.credentials.shared import Shared
+from mppool.credentials.source import loops_of
 from mppool.errors import StaleLease
 
 GONE = (

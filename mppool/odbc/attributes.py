@@ -11,8 +11,8 @@ import struct
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from mppool.credentials.loading import adapter
 from mppool.errors import ConfigurationError
-from mppool.worker.bearer import broker
 
 Attributes = Mapping[int, Any]
 AttributeSource = Attributes | Callable[[], Attributes | tuple[Attributes, float | None]] | None
@@ -120,7 +120,7 @@ def mark_of(structure: Any) -> str:
 
 def lasting_name(credential: object) -> str:
     """Whose credential it is, as far as that is known from the first declaration on."""
-    identity = broker().identity_of(credential)
+    identity = adapter().identity_of(credential)
     if identity is not None and not identity.startswith("acct:"):
         return identity
     return f"{type(credential).__module__}.{type(credential).__qualname__}"

@@ -8,6 +8,7 @@ import struct
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from mppool.credentials.loading import adapter
 from mppool.dbapi.sessions import sqlstate_is_dead
 from mppool.errors import ConfigurationError
 from mppool.logs import Log
@@ -34,7 +35,6 @@ from mppool.odbc.attributes import (
 )
 from mppool.odbc.session import Backend, Left, OnConnect, run_on_connect
 from mppool.recipe import Opening, Recipe, overrides
-from mppool.worker.bearer import broker
 
 if TYPE_CHECKING:
     import pyodbc
@@ -115,7 +115,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         self._pieces = validated(connection_string)
         self._scrubber = grammar.Scrubber(self._pieces)
         if credential is not None:
-            broker().check(credential)
+            adapter().check(credential)
         self.credential = credential
         if not isinstance(autocommit, bool):
             raise ConfigurationError(f"autocommit is {autocommit!r}; allowed are True and False")

@@ -28,9 +28,8 @@ A pool in this process
   inside.py        whether a thread is inside a hook of a recipe
 
 For whom a checkout is
-  identities.py    which resources it may get
-  bearer.py        who checks out, and where a token for a new resource comes from
-  tokens.py        copies of shared tokens, and how this process comes by new ones
+  principals.py    which resources it may get
+  principal.py     for whom one checkout is, and where its token comes from (mppool.credentials, mppool.tokens)
 
 A manager in this process
   member.py        what all threads share of one manager: tells the books what happens

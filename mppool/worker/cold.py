@@ -30,9 +30,9 @@ from mppool.worker.waiter import LocalWaiter, Retry
 
 if TYPE_CHECKING:
     from mppool.ids import Ticket
-    from mppool.worker.bearer import Bearer
     from mppool.worker.holdings import Holdings
     from mppool.worker.member import Member
+    from mppool.worker.principal import Principal
 
 log = Log("mppool")
 
@@ -83,7 +83,7 @@ class ColdCheckout:
     """One checkout that goes beyond the shelf. Everything it holds is given back however it ends."""
 
     def __init__(
-        self, face: Face, key: str, timeout: float | None, bearer: Bearer | None = None
+        self, face: Face, key: str, timeout: float | None, bearer: Principal | None = None
     ) -> None:
         self._face = face
         self._bearer = bearer

@@ -22,12 +22,12 @@ from mppool.core.events import NotMine
 from mppool.core.tokens import FetchToken, TokenDecision, TokenGiven, TokenRefused, TokensForgotten
 from mppool.ids import GrantNumber, Session
 from mppool.logs import Log
+from mppool.tokens.in_process import forget_all
 from mppool.wire.messages import Done, Failed
 from mppool.worker.ending import drop_token, retire_older_than
 from mppool.worker.entry import Entry
 from mppool.worker.opening import open_for_shelf, use_grant
 from mppool.worker.shelf import shelve, shelve_where_it_lay, sweep
-from mppool.worker.solitary import forget_all
 
 if TYPE_CHECKING:
     from mppool.worker.member import Member

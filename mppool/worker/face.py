@@ -20,17 +20,17 @@ from mppool.worker.checking import Checkers, is_healthy
 from mppool.worker.chores import Chores
 from mppool.worker.ending import close, drop_token, retire_older_than, take_from_lease
 from mppool.worker.entry import Entry
-from mppool.worker.identities import Identities
 from mppool.worker.inside import inside
 from mppool.worker.line import Line
+from mppool.worker.principals import Principals
 from mppool.worker.shelf import own_popper, shelve, shelve_where_it_lay
 from mppool.worker.waiter import Retry
 
 if TYPE_CHECKING:
     from mppool.options import PoolOptions
-    from mppool.worker.bearer import Bearer
     from mppool.worker.holdings import Holdings
     from mppool.worker.member import Member
+    from mppool.worker.principal import Principal
 
 log = Log("mppool")
 
@@ -78,7 +78,7 @@ class Face:
         self.options = options
         self.plain_fingerprint = recipe.fingerprint()
         self.fingerprint = self.plain_fingerprint
-        self.identities = Identities(self)
+        self.identities = Principals(self)
         self.default_key = self.identities.declared_key()
         self.declared_at = monotonic()
         # Tells this declaration from others of its name, also in children that have inherited it.
@@ -239,7 +239,7 @@ class Face:
         self,
         entry: Entry,
         now: float,
-        bearer: Bearer | None = None,
+        bearer: Principal | None = None,
         deadline: float | None = None,
     ) -> bool:
         """Make a resource from the shelf ready for a caller; False if it had to be closed instead.
@@ -264,7 +264,7 @@ class Face:
         self.lend(entry, now)
         return True
 
-    def _goes_on(self, entry: Entry, bearer: Bearer) -> bool:
+    def _goes_on(self, entry: Entry, bearer: Principal) -> bool:
         """Whether the token of this session is still the one of its identity; else it is closed.
 
         What lies idle with the old token goes with it, in all processes; the caller opens with the new one.

@@ -29,6 +29,8 @@ from mppool.errors import PoolError, ServerUnavailable
 from mppool.ids import Session, Ticket
 from mppool.logs import Log
 from mppool.recipe import Recipe
+from mppool.tokens.cache import TokenCache
+from mppool.tokens.in_process import LocalTokenBooks
 from mppool.worker.audit import Audit, forget_frames
 from mppool.worker.calls import SessionLost
 from mppool.worker.chores import Chores
@@ -50,7 +52,6 @@ from mppool.worker.late import release_own
 from mppool.worker.opening import open_resource
 from mppool.worker.report import PatientReport
 from mppool.worker.shelf import forget_shelf, shelve, take_idle
-from mppool.worker.tokens import TokenShare
 from mppool.worker.troubles import pool_error
 from mppool.worker.waiter import Retry
 
@@ -131,7 +132,7 @@ class Member:
         self.audit = Audit(self)
         self.leaving = False
         self.farewells: deque[Entry] = deque()
-        self.tokens = TokenShare(self)
+        self.tokens = TokenCache(self, LocalTokenBooks)
         self.report = PatientReport(self)
         self._tickets = itertools.count(1)
         self._secret: bytes | None = None
@@ -216,6 +217,11 @@ class Member:
         notice_fork()
         self.holdings.outbox.append(event)
         self.link.flush()
+
+    def note(self, event: Event) -> None:
+        """Tell the books what is worth knowing, if this process is attached to any."""
+        if self.holdings.session is not None:
+            self.tell(event)
 
     def attend(self) -> None:
         """Hear, from soon on, what the server says to all."""

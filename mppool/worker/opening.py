@@ -9,23 +9,25 @@ from typing import TYPE_CHECKING
 
 from mppool.core.decisions import NOBODY, Grant
 from mppool.core.events import Opened
+from mppool.credentials.secrets import repeats, secret_of
 from mppool.errors import ForkedLease, PoolError
 from mppool.errors import OpenFailed as OpenFailedError
 from mppool.logs import Log, logged_afterwards
 from mppool.recipe import Opening
 from mppool.redaction import HIDDEN, forget_locals, without_secrets
 from mppool.worker.audit import give_up_opening
-from mppool.worker.bearer import NEAR_EXPIRY_S, repeats, secret_of
 from mppool.worker.entry import NEVER, Entry
 from mppool.worker.face import Face, identity_of
 from mppool.worker.hints import refuse_none
 from mppool.worker.housekeeping import due_when_idle
 from mppool.worker.inside import inside
+from mppool.worker.principal import NEAR_EXPIRY_S
 from mppool.worker.shelf import shelve
 from mppool.worker.waiter import LocalWaiter, Retry, give_to_oldest
 
 if TYPE_CHECKING:
-    from mppool.worker.bearer import Bearer, Token
+    from mppool.credentials.token_struct import TokenInfo
+    from mppool.worker.principal import Principal
 
 log = Log("mppool")
 
@@ -46,7 +48,7 @@ class Failure:
 
 @logged_afterwards
 def open_resource(
-    entry: Entry, grant: Grant, left: float | None, bearer: Bearer | None = None
+    entry: Entry, grant: Grant, left: float | None, bearer: Principal | None = None
 ) -> None:
     """Use a fresh grant: open and configure the resource. Raises OpenFailed, with its cause.
 
@@ -56,7 +58,7 @@ def open_resource(
     """
     face, member = entry.face, entry.face.member
     started = monotonic()
-    token: Token | None = None
+    token: TokenInfo | None = None
     try:
         token = None if bearer is None else bearer.token(left)
         opening = Opening(grant.opened_before, identity_of(entry.key), token, left or None)

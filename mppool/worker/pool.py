@@ -12,11 +12,11 @@ from mppool.core.events import ClosePool, Drain, Reset, Resize, WantReady
 from mppool.errors import CheckoutTimeout, PoolClosed
 from mppool.options import LONGEST_S, PoolOptions, checked_options, checked_timeout
 from mppool.recipe import HOOKS, refuse_nameless
-from mppool.worker.bearer import Bearer
 from mppool.worker.cold import ColdCheckout, check_out_at_once
 from mppool.worker.ending import close, retire
 from mppool.worker.fork import notice_fork
 from mppool.worker.lease import Lease
+from mppool.worker.principal import Principal
 from mppool.worker.shelf import take_idle
 
 if TYPE_CHECKING:
@@ -172,7 +172,9 @@ class Pool(Generic[T]):
                 lease._face = face
                 lease._held = [entry]
                 return lease
-            bearer = Bearer(face, known.key, known.identity, credential, given=identity is not None)
+            bearer = Principal(
+                face, known.key, known.identity, credential, given=identity is not None
+            )
             bearer.deadline = self._deadline(timeout)
             if face.prepare(entry, now, bearer, bearer.deadline):
                 return self._lease(entry)
@@ -202,7 +204,9 @@ class Pool(Generic[T]):
             seconds = max(0.0, seconds - (monotonic() - started))
         return self._checkout_cold(face, seconds, bearer)
 
-    def _checkout_cold(self, face: Face, timeout: float | None, bearer: Bearer | None) -> Lease[T]:
+    def _checkout_cold(
+        self, face: Face, timeout: float | None, bearer: Principal | None
+    ) -> Lease[T]:
         key = face.default_key if bearer is None else bearer.key
         return self._lease(ColdCheckout(face, key, self._seconds(timeout), bearer).run())
 

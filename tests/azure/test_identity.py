@@ -16,7 +16,7 @@ from azure.identity import AuthenticationRecord, ClientSecretCredential, Managed
 
 from mppool.azure import StaticToken, compute_identity_key, identity_of, token_struct
 from mppool.azure import identity as module
-from mppool.azure.objects import serial_of
+from mppool.credentials.objects import serial_of
 from mppool.errors import ConfigurationError
 from tests.azure.endpoints import CLIENT, SECRET, TENANT
 from tests.helpers import run_python

@@ -14,7 +14,7 @@ from azure.identity import DeviceCodeCredential, ManagedIdentityCredential
 
 from mppool import PoolManager
 from mppool.azure import objects
-from mppool.azure.objects import fit_for_use, serial_of
+from mppool.credentials.objects import fit_for_use, serial_of
 from tests.azure.crowd import SCOPE, slowly
 from tests.azure.endpoints import CLIENT, TENANT, Endpoint
 from tests.azure.test_shared import Issuer
@@ -108,7 +108,7 @@ def test_a_server_that_does_not_answer_is_done_without(
 ) -> None:
     import signal
 
-    monkeypatch.setattr("mppool.worker.tokens.SERVER_PATIENCE_S", 0.3)
+    monkeypatch.setattr("mppool.tokens.cache.SERVER_PATIENCE_S", 0.3)
     manager = PoolManager("stopped", runtime_dir=runtime_dir)
     manager.start()
     pid = manager.server_pid

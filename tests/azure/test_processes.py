@@ -136,7 +136,7 @@ def test_another_process_takes_over_when_the_appointed_one_is_killed(
 def test_a_stopped_process_is_replaced_when_patience_ends(
     msi: Endpoint, manager: PoolManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mppool.azure.supply.FETCH_PATIENCE_S", 0.5)
+    monkeypatch.setattr("mppool.credentials.source.FETCH_PATIENCE_S", 0.5)
     msi.behaviour = lambda asked: msi.hang(asked) if asked.number == 1 else asked.token()
     shared = manager.credential(ManagedIdentityCredential(retry_total=0))
     stopped = Fork(lambda: shared.get_token(SCOPE).token)

@@ -107,7 +107,7 @@ def test_it_is_what_azure_clients_want(local: InProcessManager) -> None:
     info = shared.get_token_info(SCOPE)
     assert isinstance(info, AccessTokenInfo)
     assert (info.token, info.expires_on) == tuple(token)
-    assert info.token_type == "Bearer"
+    assert info.token_type == "Principal"
 
 
 def test_azure_cores_own_policy_works_with_it(local: InProcessManager) -> None:
@@ -132,7 +132,7 @@ def test_azure_cores_own_policy_works_with_it(local: InProcessManager) -> None:
     pipeline: Any = Pipeline(Transport(), [policy])
     for _ in range(5):
         pipeline.run(HttpRequest("GET", "https://127.0.0.1/"))
-    assert seen == [f"Bearer {MARK}-1"] * 5
+    assert seen == [f"Principal {MARK}-1"] * 5
     assert len(issuer.asked) == 1
 
 
@@ -224,7 +224,7 @@ def hasty(monkeypatch: pytest.MonkeyPatch) -> None:
     """What takes half a minute takes half a second."""
     monkeypatch.setattr("mppool.core.tokens.REFRESH_AGAIN_S", 0.3)
     monkeypatch.setattr("mppool.core.token_entry.REFRESH_AGAIN_S", 0.3)
-    monkeypatch.setattr("mppool.worker.tokens.ASK_AGAIN_S", 0.05)
+    monkeypatch.setattr("mppool.tokens.cache.ASK_AGAIN_S", 0.05)
 
 
 @pytest.mark.usefixtures("hasty")
@@ -434,7 +434,7 @@ def test_an_endpoint_that_hangs_is_bounded_by_the_credentials_timeout(
 def test_what_a_hanging_fetch_brings_at_last_replaces_nothing_newer(
     local: InProcessManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mppool.azure.supply.FETCH_PATIENCE_S", 0.1)
+    monkeypatch.setattr("mppool.credentials.source.FETCH_PATIENCE_S", 0.1)
     issuer, let_go = Issuer(), threading.Event()
     issuer.before = lambda number: None if number == 2 else let_go.wait(20) and None
     shared = local.credential(issuer, identity="me")

@@ -17,8 +17,8 @@ from azure.identity.aio import ClientSecretCredential, ManagedIdentityCredential
 
 from mppool import InProcessManager, PoolManager
 from mppool.azure import StaticToken, identity_of
-from mppool.azure.credential_loops import CredentialLoops
-from mppool.azure.shared_async import LoopEnded
+from mppool.credentials.credential_loops import CredentialLoops
+from mppool.credentials.shared_async import LoopEnded
 from mppool.errors import ConfigurationError, PoolClosed
 from tests.azure.crowd import SCOPE, crowd
 from tests.azure.endpoints import CLIENT, MARK, SECRET, TENANT, Endpoint
@@ -175,7 +175,7 @@ def test_a_refresh_goes_on_in_the_background(
     local: InProcessManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mppool.core.tokens.REFRESH_AGAIN_S", 0.3)
-    monkeypatch.setattr("mppool.worker.tokens.ASK_AGAIN_S", 0.05)
+    monkeypatch.setattr("mppool.tokens.cache.ASK_AGAIN_S", 0.05)
     issuer = AsyncIssuer()
     issuer.refresh_in = 1
     shared = local.async_credential(issuer, identity="me")
@@ -194,7 +194,7 @@ def test_a_refresh_in_a_loop_that_has_ended_is_left_to_others(
     local: InProcessManager, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr("mppool.core.tokens.REFRESH_AGAIN_S", 0.1)
-    monkeypatch.setattr("mppool.worker.tokens.ASK_AGAIN_S", 0.05)
+    monkeypatch.setattr("mppool.tokens.cache.ASK_AGAIN_S", 0.05)
     issuer = AsyncIssuer()
     issuer.refresh_in = 1
     shared = local.async_credential(issuer, identity="me")
@@ -273,7 +273,7 @@ def test_bad_arguments(local: InProcessManager) -> None:
 
 
 def test_asking_a_loop_that_was_closed_says_so(local: InProcessManager) -> None:
-    from mppool.azure.shared_async import _ask_in_loop
+    from mppool.credentials.shared_async import _ask_in_loop
 
     loop = asyncio.new_event_loop()
     loop.close()

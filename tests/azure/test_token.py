@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from mppool.azure import StaticToken, TokenInfo, get_token_info, is_token_near_expiry, token_struct
-from mppool.azure.token import MAX_TOKEN_BYTES
+from mppool.credentials.token_struct import MAX_TOKEN_BYTES
 from mppool.errors import ConfigurationError
 
 SECRET = "T0P-S3CRET"

@@ -1,4 +1,4 @@
-"""Identities that nobody uses any more are forgotten (row C6). With a manual clock."""
+"""Principals that nobody uses any more are forgotten (row C6). With a manual clock."""
 
 from __future__ import annotations
 

@@ -12,9 +12,9 @@ import time
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
-from mppool.azure.credentials import wants_sign_in
+from mppool.credentials.credential import wants_sign_in
 from mppool.redaction import HIDDEN, without_secrets
-from mppool.worker.held_token import Failure, TokenUnavailable
+from mppool.tokens.cached_token import Failure, TokenUnavailable
 
 DEFAULT_PAUSE_S = 5.0
 """After a failure that names no time (MSAL's default; errors of managed identity never name one)."""

@@ -10,22 +10,22 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mppool.azure.credentials import RawToken, ask, checked_answer, is_async, request_options
-from mppool.azure.failures import OnlyHere
-from mppool.azure.shared import _KNOWN_OPTIONS, Shared, _Request
 from mppool.core.tokens import FETCH_PATIENCE_S
+from mppool.credentials.credential import RawToken, ask, checked_answer, is_async, request_options
+from mppool.credentials.errors import OnlyHere
+from mppool.credentials.shared import _KNOWN_OPTIONS, Shared, _Request
 
 if TYPE_CHECKING:
     from azure.core.credentials import AccessToken, AccessTokenInfo
 
-    from mppool.azure.credential_loops import CredentialLoops
-    from mppool.worker.held_token import HeldToken
+    from mppool.credentials.credential_loops import CredentialLoops
+    from mppool.tokens.cached_token import CachedToken
 
 T = TypeVar("T")
 
 _LOOK_S = 1.0
 
-_Ready = tuple["HeldToken", "AccessToken"]
+_Ready = tuple["CachedToken", "AccessToken"]
 
 
 class AsyncSharedCredential(Shared):
@@ -44,7 +44,7 @@ class AsyncSharedCredential(Shared):
         super().__init__(manager, credential, identity=identity)
         self._native = is_async(self.unshared)
         self._asking: dict[Any, asyncio.Future[_Ready]] = {}
-        self._loops = self._supply.loops
+        self._loops = self._tokens.loops
 
     def after_fork_in_child(self) -> None:
         """The loops of the parent do not run here."""
@@ -98,7 +98,7 @@ class AsyncSharedCredential(Shared):
         """Close the credential that is wrapped: see SharedCredential.close."""
         if self._closed:
             return
-        self._closed = self._supply.closed = True
+        self._closed = self._tokens.closed = True
         self._ready.clear()
         await self._loops.close_copies()
         close = getattr(self.unshared, "close", None)
@@ -150,7 +150,7 @@ class AsyncSharedCredential(Shared):
             return _ask_in_loop(loop, self._loops, credential, scopes, **asked)
 
         held = await self._in_thread(
-            lambda: self._supply.hold(
+            lambda: self._tokens.hold(
                 scopes,
                 claims=claims or "",
                 tenant_id=tenant_id or "",

@@ -45,7 +45,7 @@ class Fetched:
         self.refresh_on = refresh_on
 
 
-class HeldToken:
+class CachedToken:
     """A copy of a token. Instants are seconds since 1970, but for `ask_at`.
 
     number: of the fetch that brought it; a higher one is newer.
@@ -62,10 +62,10 @@ class HeldToken:
         self.number = number
         self.ask_at = ask_at
 
-    def numbered(self, number: int) -> HeldToken:
+    def numbered(self, number: int) -> CachedToken:
         """A copy that counts as having come with another fetch."""
         issued = Issued(self.token, self.expires_on, self.refresh_on, self.usable_until)
-        return HeldToken(issued, number, self.ask_at)
+        return CachedToken(issued, number, self.ask_at)
 
     def is_usable(self) -> bool:
         """By the wall clock, which goes on while the machine is suspended (rule 14)."""

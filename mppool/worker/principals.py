@@ -3,10 +3,10 @@
     checkout(identity=..., credential=...)
         |  identity= names the key; else the checkout's credential does, else the recipe's
         v
-    Bearer: the key, and the credential      --- a resource of this key lies on the shelf --->  no token at all
+    Principal: the key, and the credential      --- a resource of this key lies on the shelf --->  no token at all
         |  nothing on the shelf, or the token of what lies there is near its end
         v
-    Broker (mppool.azure): a token, shared by all processes where the identity is known without it
+    CredentialAdapter: a token, shared by all processes where the identity is known without it
 
 A credential whose identity only a token can tell is asked for one at every checkout: the key is the token.
 """
@@ -19,12 +19,14 @@ from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, ref
 
 from mppool.core.events import Declare
+from mppool.credentials.loading import adapter
 from mppool.errors import ConfigurationError
-from mppool.worker.bearer import Bearer, Token, broker, fetch
 from mppool.worker.entry import NEVER
+from mppool.worker.principal import Principal, fetch
 from mppool.worker.shelf import own_popper, popper_of
 
 if TYPE_CHECKING:
+    from mppool.credentials.token_struct import TokenInfo
     from mppool.worker.entry import Entry
     from mppool.worker.face import Face
 
@@ -74,7 +76,7 @@ def is_identity(identity: object) -> bool:
     return "\0" not in identity
 
 
-class Identities:
+class Principals:
     """The credentials of one pool in one process.
 
     known: by weak references; a look-up takes no lock. Whoever looks sees to it that what he has found is
@@ -90,7 +92,7 @@ class Identities:
         self._checked: set[type] = set()
         self.own_is_known = True
         if self.credential is not None:
-            broker().check(self.credential)
+            adapter().check(self.credential)
             if face.recipe.token_scope is None:
                 raise ConfigurationError(
                     f"pool {face.name!r}: its recipe has a credential and names no token_scope; name the "
@@ -129,29 +131,29 @@ class Identities:
         own = self.credential
         if own is None or credential is None:
             return own is credential
-        return own is credential or broker().is_same(own, credential)
+        return own is credential or adapter().is_same(own, credential)
 
     # --- who asks ----------------------------------------------------------------------------------------
 
-    def own(self, timeout: float | None) -> Bearer | None:
+    def own(self, timeout: float | None) -> Principal | None:
         """Of a checkout that names nobody; None: no credential is involved."""
         if self.credential is None:
             return None
-        bearer = self._of_credential(self.credential, timeout)
-        if bearer.key != self._face.default_key:
-            self._own_key_is(bearer.key)
-        return bearer
+        principal = self._of_credential(self.credential, timeout)
+        if principal.key != self._face.default_key:
+            self._own_key_is(principal.key)
+        return principal
 
-    def own_quickly(self, deadline: float | None) -> Bearer | None:
+    def own_quickly(self, deadline: float | None) -> Principal | None:
         """The same, for a resource that lay on the shelf of the own key."""
         if self.credential is None:
             return None
         key = self._face.default_key
-        bearer = Bearer(self._face, key, key.partition("\0")[2], self.credential)
-        bearer.deadline = deadline
-        return bearer
+        principal = Principal(self._face, key, key.partition("\0")[2], self.credential)
+        principal.deadline = deadline
+        return principal
 
-    def of(self, identity: str | None, credential: Any, timeout: float | None) -> Bearer | None:
+    def of(self, identity: str | None, credential: Any, timeout: float | None) -> Principal | None:
         """Of a checkout with these arguments. Raises ConfigurationError, or OpenFailed for a missing token."""
         face = self._face
         if credential is not None and type(credential) not in self._checked:
@@ -160,7 +162,7 @@ class Identities:
                     f"pool {face.name!r}: checkout(credential=...) wants a recipe that names a token_scope, "
                     "for instance OdbcRecipe; use identity= where the recipe authenticates by itself"
                 )
-            broker().check(credential)
+            adapter().check(credential)
             self._checked.add(type(credential))
         if identity is None:
             return (
@@ -177,37 +179,39 @@ class Identities:
         key = face.key_for(identity)
         if key in face.shelves:
             self._named[identity] = Known(key, identity, popper_of(face, key), _never)
-        return Bearer(face, key, identity, source, given=True)
+        return Principal(face, key, identity, source, given=True)
 
-    def _of_credential(self, credential: Any, timeout: float | None) -> Bearer:
+    def _of_credential(self, credential: Any, timeout: float | None) -> Principal:
         face = self._face
         known = self.recall(credential)
         if known is not None:
-            return Bearer(face, known.key, known.identity, credential)
+            return Principal(face, known.key, known.identity, credential)
         identity = self._identity_without_token(credential)
-        token: Token | None = None
+        token: TokenInfo | None = None
         if identity is None:
             scope = face.recipe.token_scope
             assert scope is not None
             token = fetch(face, credential, scope, None, timeout)
-            identity = broker().identity_of(credential)
+            identity = adapter().identity_of(credential)
             if identity is None:
-                identity = broker().identity_from(token)
-                if not broker().is_brought(credential):
-                    return Bearer(face, face.key_for(identity), identity, credential, token)
-        bearer = Bearer(face, face.key_for(identity), identity, credential, token)
-        self._remember(credential, bearer)
-        return bearer
+                identity = adapter().identity_from(token)
+                if not adapter().is_brought(credential):
+                    return Principal(face, face.key_for(identity), identity, credential, token)
+        principal = Principal(face, face.key_for(identity), identity, credential, token)
+        self._remember(credential, principal)
+        return principal
 
     def _identity_without_token(self, credential: Any) -> str | None:
-        if broker().is_brought(credential):
-            token = broker().fetch(self._face.member, credential, "", None, None)
-            return broker().identity_from(token)
-        return broker().identity_of(credential)
+        if adapter().is_brought(credential):
+            token = adapter().fetch(self._face.member, credential, "", None, None)
+            return adapter().identity_from(token)
+        return adapter().identity_of(credential)
 
-    def needs_no_look(self, bearer: Bearer) -> bool:
+    def needs_no_look(self, principal: Principal) -> bool:
         """Whether the session's token is never compared: its life is the application's business, or the key."""
-        return (bearer.identity or "").startswith("tok:") or broker().is_brought(bearer.credential)
+        return (principal.identity or "").startswith("tok:") or adapter().is_brought(
+            principal.credential
+        )
 
     # --- what is remembered ------------------------------------------------------------------------------
 
@@ -237,9 +241,9 @@ class Identities:
         """The sub-pool of this key is empty."""
         self._named.pop(key.partition("\0")[2], None)
 
-    def _remember(self, credential: Any, bearer: Bearer) -> None:
-        assert bearer.identity is not None
-        if bearer.identity.startswith("acct:"):
+    def _remember(self, credential: Any, principal: Principal) -> None:
+        assert principal.identity is not None
+        if principal.identity.startswith("acct:"):
             return
         table = self.known
         try:
@@ -250,8 +254,8 @@ class Identities:
             return
         # Runs at any instruction, in any thread: one atomic step, for the hash is kept in the reference.
         watch = ref(credential, lambda gone: table.pop(reference, None))
-        pop = popper_of(self._face, bearer.key)
-        table[reference] = Known(bearer.key, bearer.identity, pop, watch)
+        pop = popper_of(self._face, principal.key)
+        table[reference] = Known(principal.key, principal.identity, pop, watch)
 
     def _own_key_is(self, key: str) -> None:
         """A token has told whom the recipe's credential stands for: `min_size` belongs to that from now on."""

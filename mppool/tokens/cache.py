@@ -33,14 +33,13 @@ from mppool.core.tokens import (
 from mppool.errors import ServerUnavailable
 from mppool.ids import Ticket
 from mppool.logs import Log
+from mppool.tokens.cached_token import CachedToken, Fetched, Source, TokenUnavailable
 from mppool.worker.calls import SESSION_PAUSE_S, SessionLost
 from mppool.worker.fork import notice_fork
-from mppool.worker.held_token import Fetched, HeldToken, Source, TokenUnavailable
 from mppool.worker.waiter import LocalWaiter
 
 if TYPE_CHECKING:
     from mppool.worker.chores import Chores
-    from mppool.worker.solitary import Solitary
 
 log = Log("mppool")
 
@@ -79,15 +78,33 @@ class Home(Protocol):
         """Hear, from soon on, what is said to all processes."""
 
 
-class TokenShare:
-    """All token copies of one member. `_held` and `_waiters` are dicts used by single atomic operations."""
+class Alone(Protocol):
+    """Books of this process alone, for as long as there is no server: see in_process.py."""
 
-    def __init__(self, member: Home) -> None:
-        self._member = member
-        self._held: dict[TokenKey, HeldToken] = {}
+    @property
+    def cache(self) -> TokenCache:
+        """The copies of tokens that come over these books."""
+
+    def forget(self) -> None:
+        """The tokens are not used any more."""
+
+    def after_fork_in_child(self) -> None:
+        """Copies stay; threads that fetch or wait do not exist here."""
+
+
+class TokenCache:
+    """All token copies of one member. `_held` and `_waiters` are dicts used by single atomic operations.
+
+    make_alone: makes the books that stand in where there is no server.
+    """
+
+    def __init__(self, home: Home, make_alone: Callable[[], Alone]) -> None:
+        self._home = home
+        self._make_alone = make_alone
+        self._held: dict[TokenKey, CachedToken] = {}
         self._many = MANY_COPIES
         self._waiters: dict[Ticket, LocalWaiter] = {}
-        self._alone: dict[str, Solitary] = {}
+        self._alone: dict[str, Alone] = {}
         # Fetches up to this number have brought what is forgotten, by identity; None: of all.
         self._forgotten: dict[str | None, int] = {}
         # In a forked child: copies are held here, and nobody says when they are forgotten.
@@ -101,7 +118,7 @@ class TokenShare:
         claims: str = "",
         unlike: str = "",
         timeout: float | None = DEFAULT_TIMEOUT_S,
-    ) -> HeldToken:
+    ) -> CachedToken:
         """A token that may be used.
 
         claims: of a challenge that refused the token which was handed out last.
@@ -140,7 +157,7 @@ class TokenShare:
 
     def _attend(self) -> None:
         self._unattended = False
-        self._member.attend()
+        self._home.attend()
 
     def _fetch_or_take(
         self,
@@ -148,7 +165,7 @@ class TokenShare:
         order: FetchToken,
         source: Source,
         question: tuple[str, str, bool, float | None, float],
-    ) -> HeldToken:
+    ) -> CachedToken:
         """Fetch; or else take what another process has fetched meanwhile, or is fetching, or what must do."""
         claims = order.claims
         insists = order.insist and not claims
@@ -165,7 +182,7 @@ class TokenShare:
                 self._decline(key, answer.fetch)  # it waited for longer than the pause
             raise
 
-    def peek(self, key: TokenKey) -> HeldToken | None:
+    def peek(self, key: TokenKey) -> CachedToken | None:
         """The copy that this process holds, if it may be used without asking anybody."""
         held = self._held.get(key)
         return held if held is not None and held.is_fresh() else None
@@ -175,14 +192,14 @@ class TokenShare:
 
         token: its digest.
         """
-        self._member.tell(TokenSpurned(key, token))
+        self._home.tell(TokenSpurned(key, token))
 
     def forget(self, identity: str | None, fetch: int, token: str = "") -> None:
         """Use no copy any more of what was fetched up to this number, or of the one token with this digest."""
         if not token:
             self._forgotten[identity] = max(fetch, self._forgotten.get(identity, 0))
-            for solitary in list(self._alone.values()):
-                solitary.forget()
+            for alone in list(self._alone.values()):
+                alone.forget()
         for key, copy in list(self._held.items()):
             if identity not in (None, key.identity):
                 continue
@@ -195,7 +212,7 @@ class TokenShare:
             if identity in (None, key.identity):
                 self._drop_copy(key, copy)
 
-    def _drop_copy(self, key: TokenKey, copy: HeldToken) -> None:
+    def _drop_copy(self, key: TokenKey, copy: CachedToken) -> None:
         copy.ask_at = -math.inf  # whoever has this object at hand shall look here again
         self._held.pop(key, None)
 
@@ -228,12 +245,12 @@ class TokenShare:
         """In a forked child: the parent's threads do not wait here."""
         self._waiters = {}
         self._unattended = bool(self._held)
-        for solitary in self._alone.values():
-            solitary.after_fork_in_child()
+        for alone in self._alone.values():
+            alone.after_fork_in_child()
 
     def _decline(self, key: TokenKey, fetch: int) -> None:
         """Nobody waits any more, so nobody will fetch: the next one shall be appointed."""
-        self._member.tell(TokenFailed(fetch, key, "the appointed thread waits no longer", 0.0))
+        self._home.tell(TokenFailed(fetch, key, "the appointed thread waits no longer", 0.0))
 
     def _ask(
         self,
@@ -245,7 +262,7 @@ class TokenShare:
         patience: float,
     ) -> Any:
         """The server's decision; None: ask again; an exception: there is no server to be had."""
-        ticket = self._member.next_ticket()
+        ticket = self._home.next_ticket()
         waiter = LocalWaiter(ticket, "")
         self._waiters[ticket] = waiter
         now = monotonic()
@@ -254,11 +271,11 @@ class TokenShare:
         want = WantToken(key, ticket, timeout, claims, bad, patience, near)
         try:
             patience_with_server = max(ASK_GRACE_S, min(left, SERVER_PATIENCE_S))
-            answer = self._member.call(want, now + patience_with_server)
+            answer = self._home.call(want, now + patience_with_server)
             if isinstance(answer, TokenQueued):
                 answer = waiter.wait(deadline)
                 if answer is None:
-                    self._member.tell(Abandoned(ticket))
+                    self._home.tell(Abandoned(ticket))
                     return TokenRefused(ticket, _TOO_LATE, 0.0)
             return answer if isinstance(answer, (TokenGiven, FetchToken, TokenRefused)) else None
         except SessionLost:
@@ -268,12 +285,12 @@ class TokenShare:
         finally:
             self._waiters.pop(ticket, None)
 
-    def _given(self, key: TokenKey, given: TokenGiven, source: Source) -> HeldToken:
+    def _given(self, key: TokenKey, given: TokenGiven, source: Source) -> CachedToken:
         pause = given.refresh_in if given.refresh_in > 0 else ASK_AGAIN_S
-        held = HeldToken(given.issued, given.number, monotonic() + pause)
+        held = CachedToken(given.issued, given.number, monotonic() + pause)
         self._keep(key, held)
         if given.duty:
-            self._member.chores.add(lambda: self._refresh(key, given.duty, source))
+            self._home.chores.add(lambda: self._refresh(key, given.duty, source))
         return held
 
     def _refresh(self, key: TokenKey, duty: int, source: Source) -> None:
@@ -291,23 +308,23 @@ class TokenShare:
 
     def _fetch(
         self, key: TokenKey, fetch: int, source: Source, fetching: Callable[[], Fetched]
-    ) -> HeldToken:
+    ) -> CachedToken:
         """Do what this process is appointed to do, and tell the server how it went."""
         try:
             fetched = fetching()
             issued, expires_in, said = _as_issued(fetched)
         except Exception as error:
-            self._member.tell(TokenFailed(fetch, key, *source.describe(error)))
+            self._home.tell(TokenFailed(fetch, key, *source.describe(error)))
             raise
         except BaseException:
-            self._member.tell(TokenFailed(fetch, key, "the fetching thread was interrupted", 0.0))
+            self._home.tell(TokenFailed(fetch, key, "the fetching thread was interrupted", 0.0))
             raise
-        self._member.tell(TokenFetched(fetch, key, issued, expires_in, said))
-        held = HeldToken(issued, fetch, monotonic() + refresh_in(expires_in, said))
+        self._home.tell(TokenFetched(fetch, key, issued, expires_in, said))
+        held = CachedToken(issued, fetch, monotonic() + refresh_in(expires_in, said))
         self._keep(key, held)
         return held
 
-    def _keep(self, key: TokenKey, held: HeldToken) -> None:
+    def _keep(self, key: TokenKey, held: CachedToken) -> None:
         """Hold a copy, unless a newer one has come meanwhile: a fetch that hung brings an old token."""
         if self._forgotten and self._is_forgotten(key, held.number):
             held.ask_at = -math.inf
@@ -336,24 +353,21 @@ class TokenShare:
         unlike: str,
         deadline: float | None,
         error: BaseException,
-    ) -> HeldToken:
+    ) -> CachedToken:
         """There is no server to be had: a token is worth more than sharing it between processes."""
         log.warning("a token of %s is fetched for this process alone: %s", key.identity, error)
         left = None if deadline is None else max(0.0, deadline - monotonic())
-        share = self._alone_share()
-        held = share.get(key, source, claims=claims, unlike=unlike, timeout=left)
+        held = self._cache_alone().get(key, source, claims=claims, unlike=unlike, timeout=left)
         before = self._held.get(key)
         # As new as what is here: it replaces that, and is replaced by whatever comes over a server.
         mine = held.numbered(0 if before is None else before.number)
         self._keep(key, mine)
         return mine
 
-    def _alone_share(self) -> TokenShare:
+    def _cache_alone(self) -> TokenCache:
         """The threads of this process share its tokens all the same."""
-        from mppool.worker.solitary import Solitary
-
         found = self._alone.get("")
-        return (self._alone.setdefault("", Solitary()) if found is None else found).share
+        return (self._alone.setdefault("", self._make_alone()) if found is None else found).cache
 
 
 def _as_issued(fetched: Fetched) -> tuple[Issued, float, float | None]:

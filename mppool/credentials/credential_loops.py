@@ -11,9 +11,9 @@ import threading
 import weakref
 from typing import Any
 
-from mppool.azure.identity import azure_class_of
-from mppool.azure.loops import LoopEnd
-from mppool.azure.objects import copy_of
+from mppool.credentials.identity import azure_class_of
+from mppool.credentials.loops import LoopEnd
+from mppool.credentials.objects import copy_of
 
 
 class _Place:

@@ -10,23 +10,39 @@ import threading
 import time
 from collections.abc import Callable
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from mppool.azure.credentials import RawToken, ask, check_credential, insisting, is_async
-from mppool.azure.failures import OnlyHere, describe, is_refusal, raise_for_others
-from mppool.azure.identity import azure_class_of, has_account, identity_of, last_response_of
-from mppool.azure.objects import belongings_of, fit_for_use
-from mppool.azure.token import MAX_TOKEN_BYTES
 from mppool.core.tokens import FETCH_PATIENCE_S, TokenCost, TokenKey
+from mppool.credentials.credential import RawToken, ask, check_credential, insisting, is_async
+from mppool.credentials.errors import OnlyHere, describe, is_refusal, raise_for_others
+from mppool.credentials.identity import azure_class_of, has_account, identity_of, last_response_of
+from mppool.credentials.objects import belongings_of, fit_for_use
+from mppool.credentials.token_struct import MAX_TOKEN_BYTES
 from mppool.errors import ConfigurationError
+from mppool.tokens.cache import DEFAULT_TIMEOUT_S, TokenCache
+from mppool.tokens.cached_token import CachedToken, Failure, Fetched, Source, TokenUnavailable
+from mppool.tokens.in_process import LocalTokenBooks
 from mppool.worker.fork import renew_in_children
-from mppool.worker.held_token import Failure, Fetched, HeldToken, Source, TokenUnavailable
-from mppool.worker.solitary import Solitary
-from mppool.worker.tokens import DEFAULT_TIMEOUT_S, TokenShare
 
 if TYPE_CHECKING:
-    from mppool.azure.credential_loops import CredentialLoops
-    from mppool.worker.member import Member
+    from mppool.core.events import Event
+    from mppool.credentials.credential_loops import CredentialLoops
+
+
+class Home(Protocol):
+    """Whose shared tokens these are: this process as a member of a manager."""
+
+    tokens: TokenCache
+
+    def note(self, event: Event) -> None:
+        """Tell the books what is worth knowing, if this process is attached to any."""
+
+
+class Manager(Protocol):
+    """What credentials know of a PoolManager."""
+
+    _member: Any
+
 
 PROMPT_PATIENCE_S = 1800.0
 """A person who signs in may take his time; nobody else is asked meanwhile."""
@@ -66,39 +82,39 @@ class _Common:
 
     def __init__(self) -> None:
         self.asking = threading.Lock()
-        self._solitary: dict[str, Solitary] = {}
+        self._alone: dict[str, LocalTokenBooks] = {}
         self._loops: dict[str, CredentialLoops] = {}
         renew_in_children(self)
 
     def after_fork_in_child(self) -> None:
         """Whoever was asking does not exist here."""
         self.asking = threading.Lock()
-        for solitary in self._solitary.values():
-            solitary.after_fork_in_child()
+        for books in self._alone.values():
+            books.after_fork_in_child()
         for loops in self._loops.values():
             loops.renew()
 
     def loops(self) -> CredentialLoops:
         """What stands for an asynchronous credential in which event loop."""
-        from mppool.azure.credential_loops import CredentialLoops
+        from mppool.credentials.credential_loops import CredentialLoops
 
         found = self._loops.get("")
         return self._loops.setdefault("", CredentialLoops()) if found is None else found
 
-    def solitary(self) -> Solitary:
+    def alone(self) -> LocalTokenBooks:
         """The tokens of this process alone, made when they are first needed."""
-        found = self._solitary.get("")
-        return self._solitary.setdefault("", Solitary()) if found is None else found
+        found = self._alone.get("")
+        return self._alone.setdefault("", LocalTokenBooks()) if found is None else found
 
 
-class Supply:
+class CredentialTokens:
     """Hands out tokens of one credential.
 
     identity: what the credential stands for, in all processes alike; None: see `identity_of`.
     """
 
-    def __init__(self, member: Member, credential: Any, identity: str | None = None) -> None:
-        self._member = member
+    def __init__(self, home: Home, credential: Any, identity: str | None = None) -> None:
+        self._home = home
         self._given = checked_identity(identity)
         self.credential = credential
         self.closed = False
@@ -128,15 +144,13 @@ class Supply:
 
     def where(
         self, scopes: tuple[str, ...], tenant_id: str, enable_cae: bool
-    ) -> tuple[TokenShare, TokenKey]:
+    ) -> tuple[TokenCache, TokenKey]:
         """Where such a token is kept, and under which key. Raises ConfigurationError for bad arguments."""
         _check_texts(scopes, tenant_id)
         identity = self.identity
         if identity is not None:
-            return self._member.tokens, TokenKey(identity, scopes, tenant_id, bool(enable_cae))
-        return self._common.solitary().share, TokenKey(
-            _UNKNOWN, scopes, tenant_id, bool(enable_cae)
-        )
+            return self._home.tokens, TokenKey(identity, scopes, tenant_id, bool(enable_cae))
+        return self._common.alone().cache, TokenKey(_UNKNOWN, scopes, tenant_id, bool(enable_cae))
 
     def hold(
         self,
@@ -148,11 +162,11 @@ class Supply:
         unlike: str = "",
         timeout: float | None = None,
         asker: Callable[..., RawToken] | None = None,
-    ) -> HeldToken:
+    ) -> CachedToken:
         """A token that may be used.
 
         claims: of a challenge, which refused the token that was handed out last.
-        unlike: digest of a token that is near its end, of which another one is wanted (see TokenShare.get).
+        unlike: digest of a token that is near its end, of which another one is wanted (see TokenCache.get).
         timeout: seconds to wait for another process or thread that fetches; None: the default, which is
             longer where a person may have to sign in.
         asker: asks the credential, with the arguments of `credentials.ask`.
@@ -182,12 +196,12 @@ class Supply:
         )
 
     def spurned(self, scopes: tuple[str, ...], token: str) -> None:
-        """What a token is for has refused it: see TokenShare.spurn. token: its digest."""
+        """What a token is for has refused it: see TokenCache.spurn. token: its digest."""
         share, key = self.where(scopes, "", False)
         share.spurn(key, token)
 
     def _source(
-        self, share: TokenShare, key: TokenKey, asker: Callable[..., RawToken], timeout: float
+        self, share: TokenCache, key: TokenKey, asker: Callable[..., RawToken], timeout: float
     ) -> Source:
         return Source(
             lambda claims: self._fetch(share, key, asker, claims, True, timeout),
@@ -212,7 +226,7 @@ class Supply:
 
     def _fetch(
         self,
-        share: TokenShare,
+        share: TokenCache,
         key: TokenKey,
         asker: Callable[..., RawToken],
         claims: str,
@@ -226,7 +240,7 @@ class Supply:
             raise TokenUnavailable("somebody is still signing in", 0.0)
         try:
             raw = self._ask(asker, key, claims, may_prompt)
-            shared = share is self._member.tokens
+            shared = share is self._home.tokens
             if self._by_account and shared and self.identity != key.identity:
                 raise _AccountChanged("another account has signed in")
             return _as_fetched(raw)
@@ -250,7 +264,7 @@ class Supply:
             )
         finally:
             if key.identity == _UNKNOWN:
-                note_cost(self._member, self.credential, monotonic() - began)
+                note_cost(self._home, self.credential, monotonic() - began)
 
     def _fit(self) -> Any:
         """The credential, or in a forked child a copy, which is the one that people sign in to there."""
@@ -259,15 +273,15 @@ class Supply:
         return self.credential
 
 
-def note_cost(member: Member, credential: Any, seconds: float) -> None:
+def note_cost(home: Home, credential: Any, seconds: float) -> None:
     """Have `mppool doctor` see what a credential costs whose tokens are not shared between processes."""
-    if seconds >= NOTABLE_S and member.holdings.session is not None:
-        member.tell(TokenCost(azure_class_of(credential) or type(credential).__name__, seconds))
+    if seconds >= NOTABLE_S:
+        home.note(TokenCost(azure_class_of(credential) or type(credential).__name__, seconds))
 
 
 def loops_of(credential: Any) -> CredentialLoops:
     """What stands for an asynchronous credential in which event loop."""
-    return Supply._common_of(credential)[0].loops()
+    return CredentialTokens._common_of(credential)[0].loops()
 
 
 def _as_fetched(raw: RawToken) -> Fetched:

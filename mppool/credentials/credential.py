@@ -8,9 +8,9 @@ import math
 import time
 from typing import TYPE_CHECKING, Any
 
-from mppool.azure.extra import needed_for
-from mppool.azure.identity import azure_class_of, home_account_of, is_interactive
-from mppool.azure.token import TokenInfo, checked_token, token_struct
+from mppool.credentials.extra import needed_for
+from mppool.credentials.identity import azure_class_of, home_account_of, is_interactive
+from mppool.credentials.token_struct import TokenInfo, checked_token, token_struct
 from mppool.errors import ConfigurationError
 
 if TYPE_CHECKING:
@@ -49,7 +49,7 @@ class RawToken:
 class StaticToken:
     """A credential for a token that the application brings itself; its life is the application's business.
 
-    token: the access token, without "Bearer".
+    token: the access token, without "Principal".
     expires_on: seconds since 1970, or None where it is not known.
 
     Raises ConfigurationError, which never shows it, for what is no token.

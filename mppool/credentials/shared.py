@@ -5,16 +5,20 @@ from __future__ import annotations
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from mppool.azure.credentials import StaticToken
-from mppool.azure.supply import Supply, checked_credential, checked_identity
+from mppool.credentials.credential import StaticToken
+from mppool.credentials.source import (
+    CredentialTokens,
+    Manager,
+    checked_credential,
+    checked_identity,
+)
 from mppool.errors import ConfigurationError, PoolClosed
 from mppool.worker.fork import renew_in_children
 
 if TYPE_CHECKING:
     from azure.core.credentials import AccessToken, AccessTokenInfo
 
-    from mppool.managing import Manager
-    from mppool.worker.held_token import HeldToken
+    from mppool.tokens.cached_token import CachedToken
 
 C = TypeVar("C", bound="Shared")
 
@@ -44,10 +48,10 @@ class Shared:
         self._manager = manager
         self._identity: str | None = identity
         checked = checked_credential(credential, asynchronous=self._asynchronous)
-        self._supply = Supply(manager._member, checked, identity)
+        self._tokens = CredentialTokens(manager._member, checked, identity)
         # A brought token is the application's business, and there is nothing to fetch.
         self._brought = isinstance(credential, StaticToken)
-        self._ready: dict[_Request, tuple[HeldToken, AccessToken]] = {}
+        self._ready: dict[_Request, tuple[CachedToken, AccessToken]] = {}
         self._record: object = None
         self._closed = False
         self._token_type, self._info_type = _types_of_azure_core()
@@ -60,21 +64,21 @@ class Shared:
     @property
     def unshared(self) -> Any:
         """The credential that is asked for tokens."""
-        return self._supply.credential
+        return self._tokens.credential
 
     def mppool_identity(self) -> str | None:
         """Whom it stands for: see `identity_of`."""
-        return self._supply.identity
+        return self._tokens.identity
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_rebuild, (type(self), self._manager, self.unshared, self._identity))
 
     def __repr__(self) -> str:
         kind = type(self.unshared).__name__
-        identity = self._supply.identity or "known only by its tokens"
+        identity = self._tokens.identity or "known only by its tokens"
         return f"<{type(self).__name__} over {kind}, identity {identity}>"
 
-    def _look(self, request: _Request) -> tuple[HeldToken, AccessToken] | None:
+    def _look(self, request: _Request) -> tuple[CachedToken, AccessToken] | None:
         """The copy that may be handed out without asking anybody."""
         try:
             ready = self._ready.get(request)
@@ -85,12 +89,12 @@ class Shared:
         held = ready[0]
         if monotonic() >= held.ask_at or time() >= held.usable_until:
             return None
-        if self._record is not getattr(self._supply.credential, "_auth_record", None):
+        if self._record is not getattr(self._tokens.credential, "_auth_record", None):
             return None  # somebody else has signed in
         return ready
 
-    def _make_ready(self, request: _Request, held: HeldToken) -> tuple[HeldToken, AccessToken]:
-        record = getattr(self._supply.credential, "_auth_record", None)
+    def _make_ready(self, request: _Request, held: CachedToken) -> tuple[CachedToken, AccessToken]:
+        record = getattr(self._tokens.credential, "_auth_record", None)
         if record is not self._record or len(self._ready) >= _MANY:
             self._ready.clear()
             self._record = record
@@ -98,7 +102,7 @@ class Shared:
         self._ready[request] = ready
         return ready
 
-    def _as_info(self, held: HeldToken) -> AccessTokenInfo:
+    def _as_info(self, held: CachedToken) -> AccessTokenInfo:
         refresh_on = None if held.refresh_on is None else int(held.refresh_on)
         return self._info_type(held.token, int(held.expires_on), refresh_on=refresh_on)
 
@@ -172,7 +176,7 @@ class SharedCredential(Shared):
         """
         if self._closed:
             return
-        self._closed = self._supply.closed = True
+        self._closed = self._tokens.closed = True
         self._ready.clear()
         close = getattr(self.unshared, "close", None)
         if callable(close):
@@ -187,10 +191,10 @@ class SharedCredential(Shared):
 
     def _get(
         self, request: _Request, claims: str | None, timeout: float | None
-    ) -> tuple[HeldToken, AccessToken]:
+    ) -> tuple[CachedToken, AccessToken]:
         self._check_open()
         scopes, tenant_id, enable_cae = request
-        held = self._supply.hold(
+        held = self._tokens.hold(
             scopes,
             claims=claims or "",
             tenant_id=tenant_id or "",

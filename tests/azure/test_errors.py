@@ -11,7 +11,7 @@ import pytest
 from azure.core.exceptions import ClientAuthenticationError, HttpResponseError
 from azure.identity import AuthenticationRequiredError, CredentialUnavailableError
 
-from mppool.azure.failures import (
+from mppool.credentials.errors import (
     DEFAULT_PAUSE_S,
     LONGEST_PAUSE_S,
     SHORTEST_PAUSE_S,
@@ -21,7 +21,7 @@ from mppool.azure.failures import (
     raise_for_others,
     redacted,
 )
-from mppool.worker.held_token import TokenUnavailable
+from mppool.tokens.cached_token import TokenUnavailable
 
 
 class Response:

@@ -1,33 +1,29 @@
-"""What pools ask of credentials (see mppool.worker.bearer.Broker)."""
+"""CredentialAdapter: what pools ask of credentials."""
 
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from mppool.azure.credentials import StaticToken, check_credential, get_token_info, is_async
-from mppool.azure.failures import describe
-from mppool.azure.identity import (
+from mppool.credentials.credential import StaticToken, check_credential, get_token_info, is_async
+from mppool.credentials.errors import describe
+from mppool.credentials.identity import (
     azure_class_of,
     compute_identity_key,
     has_account,
     home_account_of,
     identity_of,
 )
-from mppool.azure.objects import fit_for_use
-from mppool.azure.shared import Shared
-from mppool.azure.supply import Supply, note_cost
-from mppool.azure.token import TokenInfo, token_struct
+from mppool.credentials.objects import fit_for_use
+from mppool.credentials.shared import Shared
+from mppool.credentials.source import CredentialTokens, Home, note_cost
+from mppool.credentials.token_struct import TokenInfo, token_struct
 from mppool.errors import ConfigurationError
 from mppool.redaction import HIDDEN
 
-if TYPE_CHECKING:
-    from mppool.worker.bearer import Token
-    from mppool.worker.member import Member
 
-
-class AzureBroker:
-    """Over mppool.azure's knowledge of credentials, and the tokens that all processes share."""
+class CredentialAdapter:
+    """Says whose credential it is, and gets its tokens: those that all processes share, where that is known."""
 
     def check(self, credential: object) -> None:
         """Raises ConfigurationError for what is no token credential."""
@@ -63,7 +59,7 @@ class AzureBroker:
 
     def fetch(
         self,
-        member: Member,
+        home: Home,
         credential: Any,
         scope: str,
         identity: str | None,
@@ -79,26 +75,26 @@ class AzureBroker:
             try:
                 return get_token_info(credential, scope)
             finally:
-                note_cost(member, inner, monotonic() - began)
-        supply = Supply(member, inner, identity or _named(credential))
-        held = supply.hold((scope,), unlike=unlike, timeout=timeout)
+                note_cost(home, inner, monotonic() - began)
+        tokens = CredentialTokens(home, inner, identity or _named(credential))
+        held = tokens.hold((scope,), unlike=unlike, timeout=timeout)
         return TokenInfo(token_struct(held.token), held.expires_on, home_account_of(_here(inner)))
 
     def spurned(
-        self, member: Member, credential: Any, scope: str, identity: str | None, token: str
+        self, home: Home, credential: Any, scope: str, identity: str | None, token: str
     ) -> None:
         """A login with this token (its digest) was refused. Once in a while another one is fetched for all."""
         inner = _unshared(credential)
         known = identity is not None or identity_of(_here(credential)) is not None
         if not self.is_brought(inner) and (known or _is_one_identity(inner)):
-            Supply(member, inner, identity or _named(credential)).spurned((scope,), token)
+            CredentialTokens(home, inner, identity or _named(credential)).spurned((scope,), token)
 
     def told(self, error: Exception) -> tuple[str, bool]:
         """The text of a credential's error without what could be a secret, and whether nothing is left out."""
         text = describe(error).text
         return text, HIDDEN not in text
 
-    def identity_from(self, token: Token) -> str:
+    def identity_from(self, token: TokenInfo) -> str:
         """The hash of the whole token: its claims may be forged (hazard 31)."""
         identity = compute_identity_key("token", token_struct=token.token_struct)
         assert identity is not None
@@ -126,6 +122,3 @@ def _is_one_identity(credential: Any) -> bool:
     An unknown class may look at a request, a thread or a context to see for whom it is asked.
     """
     return azure_class_of(credential) not in ("", "ChainedTokenCredential")
-
-
-BROKER = AzureBroker()

@@ -10,7 +10,7 @@ import weakref
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from mppool.azure.identity import azure_class_of, is_interactive
+from mppool.credentials.identity import azure_class_of, is_interactive
 from mppool.errors import ConfigurationError
 from mppool.logs import Log
 from mppool.worker.fork import call_in_children

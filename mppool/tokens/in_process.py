@@ -22,15 +22,15 @@ from mppool.core.tokens import (
     is_answer,
 )
 from mppool.ids import GrantNumber, ProcessId, Ticket
+from mppool.tokens.cache import TokenCache
 from mppool.worker.chores import Chores
 from mppool.worker.fork import call_in_children
-from mppool.worker.tokens import TokenShare
 
 _NAME = "tokens"
 _SELF = ProcessId(0, 0)
 
 
-_all: weakref.WeakSet[Solitary] = weakref.WeakSet()
+_all: weakref.WeakSet[LocalTokenBooks] = weakref.WeakSet()
 """Those of this process. Guarded by `_listing`."""
 
 _listing = threading.Lock()
@@ -48,11 +48,11 @@ def forget_all() -> None:
     """No token that only this process has is used any more."""
     with _listing:
         found = list(_all)
-    for solitary in found:
-        solitary.forget()
+    for books in found:
+        books.forget()
 
 
-class Solitary:
+class LocalTokenBooks:
     """The same books as the server's, under a lock.
 
     _lock: guards `_books` and `_around`; nothing else happens while it is held.
@@ -65,7 +65,7 @@ class Solitary:
         with _listing:
             _all.add(self)
         self._tickets = itertools.count(1)
-        self.share = TokenShare(self)
+        self.cache = TokenCache(self, LocalTokenBooks)
         self._start(1)
 
     def _start(self, epoch: int) -> None:
@@ -78,7 +78,7 @@ class Solitary:
 
     def after_fork_in_child(self) -> None:
         """Copies of tokens stay; threads that fetch or wait do not exist here."""
-        self.share.forget_waiters()
+        self.cache.forget_waiters()
         self._start(self._epoch + 1)
 
     def next_ticket(self) -> Ticket:
@@ -130,6 +130,6 @@ class Solitary:
     def _deliver(self, decisions: list[Any]) -> None:
         for decision in decisions:
             if isinstance(decision, TokensForgotten):
-                self.share.forget(decision.identity, decision.fetch, decision.token)
+                self.cache.forget(decision.identity, decision.fetch, decision.token)
             else:
-                self.share.answered(decision)
+                self.cache.answered(decision)
