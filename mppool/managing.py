@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mppool.core.events import Attach
 from mppool.core.tokens import ForgetTokens
+from mppool.credentials.identity import checked_identity
 from mppool.errors import ConfigurationError
 from mppool.ids import Session, own_process
 from mppool.options import checked_name, checked_options
 from mppool.recipe import SETTINGS, as_recipe
 from mppool.tokens.in_process import forget_all
-from mppool.worker.guard import GuardedPool
 from mppool.worker.member import Member, process_name
 from mppool.worker.pool import Pool
 from mppool.worker.report import let_others
@@ -55,8 +55,12 @@ class Manager:
         return self._pool_of(face, (self, name, recipe, options))
 
     def _pool_of(self, face: Face, declared: tuple[Any, ...]) -> Pool[Any]:
-        kind: type[Pool[Any]] = GuardedPool if face.options.guard else Pool
-        return kind(face, self.stats, (_rebuild_pool, (*declared, face.mark)))
+        rebuild = (_rebuild_pool, (*declared, face.mark))
+        if not face.options.guard:
+            return Pool(face, self.stats, rebuild)
+        from mppool.worker.guard import GuardedPool
+
+        return GuardedPool(face, self.stats, rebuild)
 
     def credential(self, credential: Any, *, identity: str | None = None) -> SharedCredential:
         """A credential whose tokens are fetched once for all processes, for any Azure SDK client.
@@ -101,7 +105,7 @@ class Manager:
         identity: as in `stats()["tokens"]`; None: of all, those that only one process has included. Sessions
             that were opened with them go on. For rights that were given or taken away a moment ago.
         """
-        checked = _checked_identity(identity)
+        checked = checked_identity(identity, f"manager {self._member.name!r}: ")
         self._command_tokens(ForgetTokens(checked))
         # The word goes round on another connection; in this process no copy is used from now on.
         self._member.tokens.drop(checked)
@@ -176,14 +180,6 @@ def merged_alone(
         began={**began, **carried.began},
         lift=carried.lift,
         pause=let_others,
-    )
-
-
-def _checked_identity(identity: object) -> str | None:
-    if identity is None or (isinstance(identity, str) and identity):
-        return identity
-    raise ConfigurationError(
-        f"identity={identity!r:.80} is not allowed; give one as stats()['tokens'] shows it, or None for all"
     )
 
 

@@ -14,6 +14,7 @@ from mppool.logs import Log
 from mppool.odbc import connection_string as grammar
 from mppool.odbc.attributes import (
     ACCESS_TOKEN,
+    AZURE_SQL_SCOPE,
     NOT_BESIDE_A_TOKEN,
     AttributeSource,
     asked_for,
@@ -26,8 +27,6 @@ from mppool.odbc.attributes import (
 from mppool.recipe import Opening
 
 logger = Log("mppool.mssql")
-
-_SCOPE = "https://database.windows.net/.default"
 
 
 class MssqlRecipe(DbApiRecipe):
@@ -49,7 +48,7 @@ class MssqlRecipe(DbApiRecipe):
     settings and temporary tables stay. The rest is as in `DbApiRecipe`.
     """
 
-    token_scope = _SCOPE
+    token_scope = AZURE_SQL_SCOPE
 
     def __init__(
         self,

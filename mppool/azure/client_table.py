@@ -8,14 +8,15 @@ look()        the background thread: notes, idle clients, and a chore that close
 
 from __future__ import annotations
 
-import itertools
 import threading
 import weakref
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from mppool.azure import counting
+from mppool.azure.counting import no_counters, no_histograms, observe
+from mppool.azure.entries import Build, Entry, Owner
+from mppool.credentials.extra import needed_for
 from mppool.credentials.loops import LOOP_OVER, LoopEnd
 from mppool.errors import PoolError, StaleLease
 from mppool.worker.entry import NEVER
@@ -24,9 +25,8 @@ from mppool.worker.fork import notice_fork, own_mark
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable
 
-    from mppool.azure.clients import ClientPool
     from mppool.azure.keys import Asked
-    from mppool.azure.transports import Wire
+    from mppool.azure.transports import AsyncTransport, Transport, Wire
     from mppool.worker.member import Member
 
 SWEEPS_PER_TTL = 10
@@ -35,56 +35,20 @@ SWEEPS_PER_TTL = 10
 ABANDONED = "this client is closed: its pool is gone; keep the pool as long as its clients"
 
 
-class Entry:
-    """A client that the pool hands out. `used_at` is written without a lock, by everybody."""
+class Pool(Protocol):
+    """Whose clients these are: see ClientPool."""
 
-    __slots__ = (
-        "client",
-        "description",
-        "kept",
-        "live",
-        "loop",
-        "made_at",
-        "next_use",
-        "owner",
-        "serial",
-        "used_at",
-        "uses",
-    )
+    name: str
+    manager: Any
+    transport_options: dict[str, Any]
+    max_clients: int
+    clients: Clients
 
-    def __init__(self, client: Any, asked: Asked) -> None:
-        self.client = client
-        self.serial = asked.serial
-        self.kept = asked.kept
-        self.live = asked.live
-        self.loop = asked.loop_serial
-        self.owner = asked.owner
-        self.description = f"{type(client).__name__} of {asked.target}"
-        self.made_at = self.used_at = monotonic()
-        self.uses = 0
-        self.next_use = itertools.count(1).__next__  # one step, whichever threads take it
+    def effective_ttl(self) -> float:
+        """Seconds. Raises ConfigurationError for a setting that is none."""
 
-
-class Owner:
-    """What a credential has in this process: one finalizer, however many clients."""
-
-    __slots__ = ("finalizer", "keys", "wires")
-
-    def __init__(self, finalizer: Any) -> None:
-        self.finalizer = finalizer
-        self.keys: set[Hashable] = set()
-        self.wires: set[Wire] = set()
-
-
-class _Build:
-    """A client that some thread is building; the others that want it wait until `done`."""
-
-    __slots__ = ("builder", "done", "waiting")
-
-    def __init__(self) -> None:
-        self.builder = threading.get_ident()
-        self.done = threading.Event()
-        self.waiting = 0
+    def factory_of(self, asked: Asked) -> Callable[..., Any]:
+        """What makes such a client."""
 
 
 class Clients:
@@ -97,7 +61,7 @@ class Clients:
     notes: what finalizers have seen; `closing`: wires that nobody can use.
     """
 
-    def __init__(self, pool: ClientPool[Any], member: Member) -> None:
+    def __init__(self, pool: Pool, member: Member) -> None:
         self.lock = threading.Lock()
         self.entries: dict[Hashable, Entry] = {}
         self.shortcuts: dict[Hashable, tuple[Callable[[], Any], Entry]] = {}
@@ -107,15 +71,15 @@ class Clients:
         self.transports: weakref.WeakValueDictionary[Hashable, Any] = weakref.WeakValueDictionary()
         self.notes: deque[Callable[[], None]] = deque()
         self.closing: deque[Wire] = deque()
-        self.counters: dict[str, int] = counting.no_counters()
-        self.histograms = counting.no_histograms()
+        self.counters: dict[str, int] = no_counters()
+        self.histograms = no_histograms()
         self.past_uses = 0
         self.loops: dict[int, LoopEnd] = {}
         self.ended = ""
         self._mark = own_mark()
         self.sweep_at = NEVER
         self._member = member
-        self._builds: dict[Hashable, _Build] = {}
+        self._builds: dict[Hashable, Build] = {}
         self._pool = weakref.ref(pool)
         self._ttl = 0.0
         self._gone = self._finalizer(pool, self._abandoned)
@@ -127,12 +91,12 @@ class Clients:
 
     # --- making clients ----------------------------------------------------------------------------------
 
-    def build(self, pool: ClientPool[Any], asked: Asked) -> Entry | None:
+    def build(self, pool: Pool, asked: Asked) -> Entry | None:
         """The entry, which this thread or another one makes. None: look again.
 
         Raises what the factory raises.
         """
-        mine: _Build | None = None
+        mine: Build | None = None
         try:
             with self.lock:
                 entry = self.entries.get(asked.key)
@@ -140,7 +104,7 @@ class Clients:
                 if entry is not None or self.ended:
                     return entry
                 if other is None:
-                    mine = _Build()
+                    mine = Build()
                     self._builds[asked.key] = mine
             if mine is not None:
                 return self._built(pool, asked)
@@ -157,21 +121,21 @@ class Clients:
         began = monotonic()
         other.waiting += 1
         other.done.wait()
-        counting.observe(self.histograms, "wait", monotonic() - began)
+        observe(self.histograms, "wait", monotonic() - began)
         return None
 
-    def _built(self, pool: ClientPool[Any], asked: Asked) -> Entry | None:
+    def _built(self, pool: Pool, asked: Asked) -> Entry | None:
         self._ttl = pool.effective_ttl()
         began = monotonic()
         try:
-            transport = asked.transport(self, pool.transport_options)
+            transport = self._transport(asked, pool.transport_options)
             made = pool.factory_of(asked)(
                 asked.target, credential=asked.for_client(pool.manager), transport=transport
             )
         except BaseException:
             self.count("open_failed")
             raise
-        counting.observe(self.histograms, "open", monotonic() - began)
+        observe(self.histograms, "open", monotonic() - began)
         entry = Entry(made, asked)
         if asked.loop is not None:
             self._tend_loops(asked.loop_serial)
@@ -187,6 +151,29 @@ class Clients:
             self.sweep_at = min(self.sweep_at, monotonic() + max(1.0, self._ttl))
         self._member.housekeeper.look_after(self)
         return entry
+
+    def _transport(self, asked: Asked, options: dict[str, Any]) -> Transport | AsyncTransport:
+        """A transport: of the client's own, or, for keys and signatures, of all clients of the target.
+
+        Those put their authorization into each request, so they may share connections.
+        """
+        with needed_for("clients"):
+            from mppool.azure import transports
+
+        kind: type[Transport | AsyncTransport] = transports.Transport
+        make = transports.opened
+        if asked.asynchronous:
+            kind, make = transports.AsyncTransport, transports.opened_later
+        place = (asked.target, asked.loop_serial)
+        is_shared = not asked.serial and asked.kept is None
+        found = self.transports.get(place) if is_shared else None
+        if found is None:
+            found = kind(self, lambda: make(options), asked.reference(), asked.serial)
+            if is_shared:
+                self.transports[place] = found
+        if asked.temporary:
+            found.keeps = asked.credential
+        return found
 
     def _make_room(self, most: int) -> None:
         """Let go of those that were not asked for in the longest time. Caller holds the lock."""

@@ -10,9 +10,9 @@ from sys import getrefcount
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
-from mppool.azure import counting
 from mppool.azure.client_table import Clients
 from mppool.azure.keys import Asked, checked_number, checked_ttl, configured_ttl
+from mppool.azure.report import stats
 from mppool.azure.temporary import UNKEPT
 from mppool.errors import ConfigurationError
 from mppool.options import checked_name
@@ -197,7 +197,7 @@ class ClientPool(Generic[C]):
 
     def stats(self) -> dict[str, Any]:
         """Figures of this process, in the shape of `Pool.stats()`; JSON-compatible, without secrets."""
-        return counting.stats(self)
+        return stats(self.name, self.clients)
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self.name!r} of {self.manager!r}>"

@@ -1,18 +1,10 @@
-"""Figures of client pools, in the shape of `Pool.stats()`."""
+"""Counters and histograms of client pools: the names that pools of connections have."""
 
 from __future__ import annotations
 
-import os
 from bisect import bisect_left
-from time import monotonic
-from typing import TYPE_CHECKING, Any
 
 from mppool.core.statistics import BOUNDS, HISTOGRAMS, SERVER_COUNTERS, WORKER_COUNTERS
-from mppool.worker.member import process_name
-
-if TYPE_CHECKING:
-    from mppool.azure.client_table import Entry
-    from mppool.azure.clients import ClientPool
 
 
 def no_counters() -> dict[str, int]:
@@ -28,61 +20,3 @@ def no_histograms() -> dict[str, list[int]]:
 def observe(histograms: dict[str, list[int]], kind: str, seconds: float) -> None:
     """Enter a duration."""
     histograms[kind][bisect_left(BOUNDS, seconds)] += 1
-
-
-def stats(pool: ClientPool[Any]) -> dict[str, Any]:
-    """Of this process. `in_use`: clients that the pool has let go of and that somebody still holds.
-
-    How many threads use a shared client, nobody knows: those of the pool count as idle.
-    """
-    clients = pool.clients
-    entries, opened, opening, waiting = clients.figures()
-    idle = len(entries)
-    in_use = max(0, opened - idle)
-    counters = {**clients.counters}
-    counters["checkouts"] = clients.past_uses + sum(entry.uses for entry in entries)
-    now = monotonic()
-    process = {
-        "pid": os.getpid(),
-        "label": process_name(),
-        "in_use": in_use,
-        "idle": idle,
-        "waiting": waiting,
-        "checkouts": counters["checkouts"],
-        "slots": idle + in_use + opening,
-        "stale": False,
-    }
-    return {
-        "name": pool.name,
-        "placement": "worker",
-        "max_size": None,
-        "min_size": 0,
-        "size": idle + in_use + opening,
-        "opening": opening,
-        "in_use": in_use,
-        "idle": idle,
-        "waiting": waiting,
-        "breaker": "closed",
-        "identities": len({entry.owner for entry in entries}),
-        "counters": counters,
-        "histograms": {
-            kind: {"bounds": list(BOUNDS), "counts": list(counts)}
-            for kind, counts in clients.histograms.items()
-        },
-        "processes": [process],
-        "resources": [_resource(number, entry, now) for number, entry in enumerate(entries, 1)],
-    }
-
-
-def _resource(number: int, entry: Entry, now: float) -> dict[str, Any]:
-    return {
-        "id": number,
-        "pid": os.getpid(),
-        "state": "idle",
-        "identity_key": entry.owner,
-        "uses": entry.uses,
-        "age": now - entry.made_at,
-        "idle_for": now - entry.used_at,
-        "held_for": None,
-        "description": entry.description,
-    }

@@ -9,7 +9,7 @@ import os
 import secrets
 import weakref
 from collections.abc import Callable, Hashable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 from urllib.parse import parse_qs
 
 from mppool.azure.lending import lend
@@ -18,10 +18,6 @@ from mppool.credentials.credential import check_credential, is_async
 from mppool.credentials.extra import needed_for
 from mppool.credentials.objects import serial_of
 from mppool.errors import ConfigurationError
-
-if TYPE_CHECKING:
-    from mppool.azure.client_table import Clients
-    from mppool.azure.transports import AsyncTransport, Transport
 
 DEFAULT_IDLE_TTL_S = 1800.0
 
@@ -128,29 +124,6 @@ class Asked:
             self.live = live_sas(self.credential.signature, self.sas)
             return self.live
         return self.credential
-
-    def transport(self, clients: Clients, options: dict[str, Any]) -> Transport | AsyncTransport:
-        """A transport: of the client's own, or, for keys and signatures, of all clients of the target.
-
-        Those put their authorization into each request, so they may share connections.
-        """
-        with needed_for("clients"):
-            from mppool.azure import transports
-
-        kind: type[transports.Transport | transports.AsyncTransport] = transports.Transport
-        make = transports.opened
-        if self.asynchronous:
-            kind, make = transports.AsyncTransport, transports.opened_later
-        place = (self.target, self.loop_serial)
-        is_shared = not self.serial and self.kept is None
-        found = clients.transports.get(place) if is_shared else None
-        if found is None:
-            found = kind(clients, lambda: make(options), self.reference(), self.serial)
-            if is_shared:
-                clients.transports[place] = found
-        if self.temporary:
-            found.keeps = self.credential
-        return found
 
 
 def _running_loop() -> asyncio.AbstractEventLoop:

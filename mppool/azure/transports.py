@@ -17,7 +17,7 @@ from __future__ import annotations
 import asyncio
 import inspect
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from azure.core.pipeline.transport import AsyncHttpTransport, HttpTransport, RequestsTransport
 
@@ -27,7 +27,19 @@ from mppool.errors import StaleLease
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mppool.azure.client_table import Clients
+
+class Home(Protocol):
+    """What a pool has in one process: see Clients."""
+
+    @property
+    def forked(self) -> bool:
+        """Whether this belongs to the parent of this process."""
+
+    def watch(self, transport: Any, wire: Wire, credential: Callable[[], Any] | None) -> None:
+        """A transport has opened a wire, which is to be closed when the transport is garbage."""
+
+    def successor(self) -> Home:
+        """In a forked child: what the pool has here. Raises StaleLease where the pool is gone."""
 
 
 class Wire:
@@ -40,7 +52,7 @@ class Wire:
 
     __slots__ = ("__weakref__", "clients", "ended", "inner", "loop", "serial")
 
-    def __init__(self, clients: Clients, inner: Any, serial: int, loop: Any = None) -> None:
+    def __init__(self, clients: Home, inner: Any, serial: int, loop: Any = None) -> None:
         self.clients = clients
         self.inner = inner
         self.serial = serial
@@ -84,7 +96,7 @@ class _Pooled:
     """What both kinds of transports have in common."""
 
     def __init__(
-        self, clients: Clients, make: Callable[[], Any], credential: Any, serial: int
+        self, clients: Home, make: Callable[[], Any], credential: Any, serial: int
     ) -> None:
         """credential: a weak reference to the application's, or None where its end is not the client's."""
         self._make = make
@@ -92,10 +104,10 @@ class _Pooled:
         self._serial = serial
         # A credential that nobody else keeps lives as long as its client, and all that are derived from it.
         self.keeps: Any = None
-        self._wires: dict[Clients, Wire] = {}
+        self._wires: dict[Home, Wire] = {}
         self.wire = self._wired(clients)
 
-    def _wired(self, clients: Clients) -> Wire:
+    def _wired(self, clients: Home) -> Wire:
         """The wire of this process. Two threads that want the first one get the same."""
         wire = self._wires.get(clients)
         if wire is None:

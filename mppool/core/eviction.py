@@ -1,4 +1,4 @@
-"""Principals that nobody uses any more are forgotten.
+"""Identities that nobody uses any more are forgotten.
 
 What is kept of an identity is a sub-pool: its slots, its waiters, its breaker. A resource that is idle for too
 long goes by itself (`upkeep`), unless its identity is being asked for; with the last one the sub-pool is empty,

@@ -10,14 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 from mppool.credentials.extra import needed_for
 from mppool.credentials.identity import azure_class_of, home_account_of, is_interactive
-from mppool.credentials.token_struct import TokenInfo, checked_token, token_struct
+from mppool.credentials.token_struct import UNKNOWN_LIFE_S, TokenInfo, checked_token, token_struct
 from mppool.errors import ConfigurationError
 
 if TYPE_CHECKING:
     from azure.core.credentials import AccessToken, AccessTokenInfo
-
-UNKNOWN_LIFE_S = 300.0
-"""How long a brought token is said to last where the application does not say it."""
 
 
 _OVER_A_CACHE = frozenset(
@@ -49,7 +46,7 @@ class RawToken:
 class StaticToken:
     """A credential for a token that the application brings itself; its life is the application's business.
 
-    token: the access token, without "Principal".
+    token: the access token, without "Bearer".
     expires_on: seconds since 1970, or None where it is not known.
 
     Raises ConfigurationError, which never shows it, for what is no token.

@@ -18,6 +18,9 @@ log = Log("mppool")
 
 KINDS = ("msi", "interactive", "devicecode", "default", "token")
 
+LONGEST_IDENTITY = 1024
+"""In characters. An identity is part of the keys of tokens and pools, and travels with every checkout."""
+
 _PUBLIC_CLOUD = ("https://login.microsoftonline.com", "login.microsoftonline.com")
 
 
@@ -75,6 +78,32 @@ def _checked_id(name: str, value: str | None) -> str | None:
             f"{name} holds a NUL character, which ends the connection string in keys"
         )
     return value
+
+
+def is_identity(identity: object) -> bool:
+    """Whether this may name an identity: a text that can be told to other processes, of 1 to 1024 characters."""
+    if not isinstance(identity, str) or not 0 < len(identity) <= LONGEST_IDENTITY:
+        return False
+    return "\0" not in identity and not has_half_surrogate(identity)
+
+
+def checked_identity(identity: object, where: str = "") -> str | None:
+    """The identity, or None for none. Raises ConfigurationError for what cannot be one.
+
+    where: begins the message, for instance "pool 'orders': ".
+    """
+    if identity is None or is_identity(identity):
+        return identity  # type: ignore[return-value]
+    raise ConfigurationError(
+        f"{where}identity={identity!r:.80} is not allowed; give a text of 1 to {LONGEST_IDENTITY} characters, "
+        "without NUL and without half surrogates, that is the same in all processes and names this identity "
+        "alone, or None"
+    )
+
+
+def has_half_surrogate(text: str) -> bool:
+    """Whether the text cannot be encoded, so that it can be told to nobody."""
+    return any("\ud800" <= character <= "\udfff" for character in text)
 
 
 def identity_of(credential: object) -> str | None:

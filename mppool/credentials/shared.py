@@ -6,11 +6,11 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from mppool.credentials.credential import StaticToken
+from mppool.credentials.identity import checked_identity
 from mppool.credentials.source import (
     CredentialTokens,
     Manager,
     checked_credential,
-    checked_identity,
 )
 from mppool.errors import ConfigurationError, PoolClosed
 from mppool.worker.fork import renew_in_children

@@ -15,9 +15,16 @@ from typing import TYPE_CHECKING, Any, Protocol
 from mppool.core.tokens import FETCH_PATIENCE_S, TokenCost, TokenKey
 from mppool.credentials.credential import RawToken, ask, check_credential, insisting, is_async
 from mppool.credentials.errors import OnlyHere, describe, is_refusal, raise_for_others
-from mppool.credentials.identity import azure_class_of, has_account, identity_of, last_response_of
+from mppool.credentials.identity import (
+    azure_class_of,
+    checked_identity,
+    has_account,
+    has_half_surrogate,
+    identity_of,
+    last_response_of,
+)
 from mppool.credentials.objects import belongings_of, fit_for_use
-from mppool.credentials.token_struct import MAX_TOKEN_BYTES
+from mppool.credentials.token_struct import MAX_TOKEN_BYTES, UNKNOWN_LIFE_S
 from mppool.errors import ConfigurationError
 from mppool.tokens.cache import DEFAULT_TIMEOUT_S, TokenCache
 from mppool.tokens.cached_token import CachedToken, Failure, Fetched, Source, TokenUnavailable
@@ -50,9 +57,6 @@ PROMPT_PATIENCE_S = 1800.0
 PROMPT_TIMEOUT_S = 300.0
 """So long the others wait for a person who signs in, where they name no timeout (azure-identity's default)."""
 
-UNKNOWN_LIFE_S = 300.0
-"""A token whose expiry nobody has said counts as near its end (row C5)."""
-
 NOTABLE_S = 0.02
 """A token that came faster came from a cache."""
 
@@ -61,7 +65,6 @@ _ACCOUNT_CHANGES = 3
 _UNKNOWN = "unknown"
 """Identity in the keys of a credential's own token cache."""
 
-LONGEST_IDENTITY = 1024
 MOST_SCOPES = 64
 
 
@@ -292,19 +295,6 @@ def _as_fetched(raw: RawToken) -> Fetched:
 # --- bad use ----------------------------------------------------------------------------------------------
 
 
-def checked_identity(identity: object) -> str | None:
-    """Raises ConfigurationError for what is no identity."""
-    if identity is None:
-        return None
-    if not isinstance(identity, str) or not identity or "\0" in identity:
-        raise ConfigurationError(
-            f"identity={identity!r:.80} is not allowed; give a text without NUL that is the same in all "
-            "processes and names this identity alone, or None"
-        )
-    _check_text("identity", identity, LONGEST_IDENTITY)
-    return identity
-
-
 def checked_credential(credential: Any, *, asynchronous: bool) -> Any:
     """The credential, if it is one. Raises ConfigurationError."""
     check_credential(credential)
@@ -335,5 +325,5 @@ def _check_text(name: str, value: object, longest: int = MAX_TOKEN_BYTES) -> Non
         raise ConfigurationError(f"{name} is a {type(value).__name__}; give a str")
     if len(value) > longest:
         raise ConfigurationError(f"{name} is longer than {longest} characters")
-    if any("\ud800" <= character <= "\udfff" for character in value):
+    if has_half_surrogate(value):
         raise ConfigurationError(f"{name} holds half a surrogate pair, so it is no text")

@@ -11,6 +11,10 @@ MAX_TOKEN_BYTES = 64 * 1024
 """Of a token in UTF-16-LE. Azure's are a few kilobytes; what is larger is no token."""
 
 NEAR_EXPIRY_S = 300.0
+"""A token is near its end so long before it: another one is asked for, and sessions are compared with it."""
+
+UNKNOWN_LIFE_S = 300.0
+"""A token whose expiry nobody has said is taken to last so long, so that it counts as near its end."""
 
 
 class TokenInfo:

@@ -20,6 +20,9 @@ AttributeSource = Attributes | Callable[[], Attributes | tuple[Attributes, float
 ACCESS_TOKEN = 1256
 """Microsoft's SQL_COPT_SS_ACCESS_TOKEN."""
 
+AZURE_SQL_SCOPE = "https://database.windows.net/.default"
+"""What a token for Azure SQL is asked for."""
+
 NOT_BESIDE_A_TOKEN = ("uid", "pwd", "authentication", "trusted_connection")
 """Microsoft's drivers refuse these keywords beside an access token."""
 

@@ -23,6 +23,7 @@ from mppool.odbc.arguments import (
 )
 from mppool.odbc.attributes import ACCESS_TOKEN as _ACCESS_TOKEN
 from mppool.odbc.attributes import (
+    AZURE_SQL_SCOPE,
     NOT_BESIDE_A_TOKEN,
     AttributeSource,
     asked_for,
@@ -33,6 +34,7 @@ from mppool.odbc.attributes import (
     mark_of,
     text_of,
 )
+from mppool.odbc.errors import has_expired, is_no_such_driver, message_of, sqlstate
 from mppool.odbc.session import Backend, Left, OnConnect, run_on_connect
 from mppool.recipe import Opening, Recipe, overrides
 
@@ -45,12 +47,9 @@ logger = Log("mppool.odbc")
 # next request.
 _RESET_CONNECTION, _YES = 116, 1
 _NEITHER = (("Trusted_Connection", "No"), ("Authentication", ""))
-_SCOPE = "https://database.windows.net/.default"
 # What a driver answers that does not know an attribute: optional feature not implemented, invalid
 # attribute, driver does not support this function.
 _UNKNOWN_ATTRIBUTE = frozenset({"HYC00", "HY092", "IM001"})
-# Not a secret: it keeps the hash of a connection string from being the plain hash of the same text
-# elsewhere.
 
 
 class OdbcRecipe(Recipe["pyodbc.Connection"]):
@@ -95,7 +94,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
     nor in `repr`; a pickled recipe holds them.
     """
 
-    token_scope = _SCOPE
+    token_scope = AZURE_SQL_SCOPE
 
     def __init__(
         self,
@@ -291,7 +290,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
                 raise
             if sqlstate_is_dead(state):
                 raise ConnectionError(message_of(self._scrubbed(error))) from None
-            if expires and _has_expired(state):
+            if expires and has_expired(state):
                 raise TimeoutError(message_of(self._scrubbed(error))) from None
             logger.info("%s does not answer: %s", self.describe(connection), self._scrubbed(error))
             return False
@@ -377,7 +376,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
     def _explained(self, error: Exception, module: ModuleType) -> Exception:
         """What to raise instead of the driver's error: without secrets, perhaps with a hint."""
         scrubbed = self._scrubbed(error)
-        if _is_no_such_driver(error):
+        if is_no_such_driver(error):
             installed = ", ".join(sorted(module.drivers())) or "none"
             return type(error)(
                 *scrubbed.args[:-1],
@@ -451,26 +450,3 @@ def _without_token(error: Exception, attributes: dict[int, Any]) -> Exception:
             for argument in error.args
         )
     )
-
-
-def sqlstate(error: BaseException) -> str:
-    """The SQLSTATE of pyodbc's error; empty where it has none (an error of pyodbc itself)."""
-    first = error.args[0] if error.args else ""
-    return first if isinstance(first, str) and len(first) == 5 and len(error.args) > 1 else ""
-
-
-def message_of(error: BaseException) -> str:
-    """The text of pyodbc's error, which begins with the SQLSTATE."""
-    return str(error.args[-1]).strip() if error.args else str(error)
-
-
-def _has_expired(state: str) -> bool:
-    """Whether an SQLSTATE says that the driver has waited for as long as it was told to."""
-    return state in ("HYT00", "HYT01")
-
-
-def _is_no_such_driver(error: BaseException) -> bool:
-    """Whether the driver manager found no driver, or no data source, of the given name."""
-    state = sqlstate(error)
-    # unixODBC gives a library that cannot be loaded the general state of warnings.
-    return state in ("IM002", "IM003") or (state == "01000" and "open lib" in message_of(error))

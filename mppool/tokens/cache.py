@@ -34,7 +34,7 @@ from mppool.errors import ServerUnavailable
 from mppool.ids import Ticket
 from mppool.logs import Log
 from mppool.tokens.cached_token import CachedToken, Fetched, Source, TokenUnavailable
-from mppool.worker.calls import SESSION_PAUSE_S, SessionLost
+from mppool.worker.calls import ASK_GRACE_S, SESSION_PAUSE_S, SessionLost
 from mppool.worker.fork import notice_fork
 from mppool.worker.waiter import LocalWaiter
 
@@ -50,9 +50,6 @@ DEFAULT_TIMEOUT_S = 60.0
 
 SERVER_PATIENCE_S = 10.0
 """A server that does not answer for so long is done without."""
-
-ASK_GRACE_S = 0.25
-"""However little time a caller has, a server that is merely busy is not taken for one that is gone."""
 
 MANY_COPIES = 256
 """Beyond so many copies, those that have expired are thrown out whenever there are twice as many."""
@@ -270,6 +267,7 @@ class TokenCache:
         timeout = None if deadline is None else left
         want = WantToken(key, ticket, timeout, claims, bad, patience, near)
         try:
+            # However little time a caller has, a server that is merely busy is not taken for one that is gone.
             patience_with_server = max(ASK_GRACE_S, min(left, SERVER_PATIENCE_S))
             answer = self._home.call(want, now + patience_with_server)
             if isinstance(answer, TokenQueued):

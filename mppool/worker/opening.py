@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from mppool.core.decisions import NOBODY, Grant
 from mppool.core.events import Opened
 from mppool.credentials.secrets import repeats, secret_of
+from mppool.credentials.token_struct import NEAR_EXPIRY_S
 from mppool.errors import ForkedLease, PoolError
 from mppool.errors import OpenFailed as OpenFailedError
 from mppool.logs import Log, logged_afterwards
@@ -21,7 +22,6 @@ from mppool.worker.face import Face, identity_of
 from mppool.worker.hints import refuse_none
 from mppool.worker.housekeeping import due_when_idle
 from mppool.worker.inside import inside
-from mppool.worker.principal import NEAR_EXPIRY_S
 from mppool.worker.shelf import shelve
 from mppool.worker.waiter import LocalWaiter, Retry, give_to_oldest
 

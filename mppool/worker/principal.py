@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from mppool.credentials.loading import adapter
 from mppool.credentials.secrets import digest_of
+from mppool.credentials.token_struct import NEAR_EXPIRY_S
 from mppool.errors import ConfigurationError, OpenFailed
 from mppool.logs import Log
 from mppool.redaction import forget_locals
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from mppool.worker.face import Face
 
 log = Log("mppool")
-
-NEAR_EXPIRY_S = 300.0
-"""So long before its end a token is asked for anew, and compared."""
 
 
 class Principal:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from weakref import ReferenceType, ref
 
 from mppool.core.events import Declare
+from mppool.credentials.identity import checked_identity
 from mppool.credentials.loading import adapter
 from mppool.errors import ConfigurationError
 from mppool.worker.entry import NEVER
@@ -59,21 +60,6 @@ class Known:
 
 def _never() -> None:
     """Watches nothing."""
-
-
-LONGEST_IDENTITY = 65536
-"""In characters. It is part of what travels with every checkout."""
-
-
-def is_identity(identity: object) -> bool:
-    """Whether it can be told to other processes."""
-    if not isinstance(identity, str) or not 0 < len(identity) <= LONGEST_IDENTITY:
-        return False
-    try:
-        identity.encode()
-    except UnicodeEncodeError:
-        return False
-    return "\0" not in identity
 
 
 class Principals:
@@ -170,11 +156,7 @@ class Principals:
                 if credential is None
                 else self._of_credential(credential, timeout)
             )
-        if not is_identity(identity):
-            raise ConfigurationError(
-                f"pool {face.name!r}: identity={identity!r:.80} is not allowed; give a text of 1 to "
-                f"{LONGEST_IDENTITY} characters, without NUL and without half surrogates"
-            )
+        checked_identity(identity, f"pool {face.name!r}: ")
         source = self.credential if credential is None else credential
         key = face.key_for(identity)
         if key in face.shelves:

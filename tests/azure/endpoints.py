@@ -53,7 +53,7 @@ class Asked:
         token = f"{MARK}.{self.number}.{'x' * 80}"
         body = {
             "access_token": token,
-            "token_type": "Principal",
+            "token_type": "Bearer",
             "resource": self.resource,
             "expires_in": int(expires_in),
             "expires_on": str(int(time.time() + expires_in)),

@@ -66,7 +66,7 @@ def test_the_azure_cli_in_a_chain(
     az = tmp_path / "az"
     az.write_text(
         "#!/bin/sh\nsleep 0.05\n"
-        'echo \'{"accessToken": "a token", "expires_on": 4000000000, "tokenType": "Principal"}\'\n'
+        'echo \'{"accessToken": "a token", "expires_on": 4000000000, "tokenType": "Bearer"}\'\n'
     )
     az.chmod(az.stat().st_mode | stat.S_IXUSR)
     monkeypatch.setenv("PATH", f"{tmp_path}:{os.environ['PATH']}")

@@ -15,7 +15,7 @@ import pytest
 from azure.identity import AuthenticationRecord, ClientSecretCredential, ManagedIdentityCredential
 
 from mppool.azure import StaticToken, compute_identity_key, identity_of, token_struct
-from mppool.azure import identity as module
+from mppool.credentials import identity as module
 from mppool.credentials.objects import serial_of
 from mppool.errors import ConfigurationError
 from tests.azure.endpoints import CLIENT, SECRET, TENANT

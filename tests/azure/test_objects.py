@@ -13,7 +13,7 @@ import pytest
 from azure.identity import DeviceCodeCredential, ManagedIdentityCredential
 
 from mppool import PoolManager
-from mppool.azure import objects
+from mppool.credentials import objects
 from mppool.credentials.objects import fit_for_use, serial_of
 from tests.azure.crowd import SCOPE, slowly
 from tests.azure.endpoints import CLIENT, TENANT, Endpoint

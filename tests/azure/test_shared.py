@@ -107,7 +107,7 @@ def test_it_is_what_azure_clients_want(local: InProcessManager) -> None:
     info = shared.get_token_info(SCOPE)
     assert isinstance(info, AccessTokenInfo)
     assert (info.token, info.expires_on) == tuple(token)
-    assert info.token_type == "Principal"
+    assert info.token_type == "Bearer"
 
 
 def test_azure_cores_own_policy_works_with_it(local: InProcessManager) -> None:
@@ -132,7 +132,7 @@ def test_azure_cores_own_policy_works_with_it(local: InProcessManager) -> None:
     pipeline: Any = Pipeline(Transport(), [policy])
     for _ in range(5):
         pipeline.run(HttpRequest("GET", "https://127.0.0.1/"))
-    assert seen == [f"Principal {MARK}-1"] * 5
+    assert seen == [f"Bearer {MARK}-1"] * 5
     assert len(issuer.asked) == 1
 
 

@@ -1,4 +1,4 @@
-"""Principals that nobody uses any more are forgotten (row C6). With a manual clock."""
+"""Identities that nobody uses any more are forgotten (row C6). With a manual clock."""
 
 from __future__ import annotations
 

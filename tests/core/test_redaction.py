@@ -34,7 +34,7 @@ SECRET = "hunter2"
         "https://a.blob/c?sv=2024&sig=hunter2%3D&se=1",
         "api_key: hunter2",
         "X-Api-Key: hunter2",
-        "Authorization: Principal hunter2hunter2",
+        "Authorization: Bearer hunter2hunter2",
         "access_token=hunter2&scope=x",
         "the token eyJhbGciOiJhunter2.eyJhunter2.hunter2 has expired",
         "-----BEGIN RSA PRIVATE KEY-----\nhunter2\n-----END RSA PRIVATE KEY-----",
