@@ -7,60 +7,27 @@ those of one process.
 from __future__ import annotations
 
 import os
-import sys
 import threading
 import time
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, cast
 
+from mppool.base_manager import merged_alone, refuse_initializer
 from mppool.core.decisions import Draining
 from mppool.core.events import Drain
 from mppool.errors import ConfigurationError
-from mppool.logs import Log
-from mppool.managing import merged_alone, refuse_initializer
 from mppool.options import checked_timeout
 
 if TYPE_CHECKING:
-    from mppool.worker.local import LocalLink
+    from mppool.link.in_process import LocalLink
     from mppool.worker.member import Member
 
-ALONE_VARIABLE = "MPPOOL_ALONE"
 _DRAIN_POLL_S = 0.02
-
-log = Log("mppool")
-_has_warned = False
-
-
-def is_alone() -> bool:
-    """Whether this process is to pool for itself alone. Said in the log, once."""
-    global _has_warned
-    asked = os.environ.get(ALONE_VARIABLE, "").strip().lower() not in {
-        "",
-        "0",
-        "no",
-        "false",
-        "off",
-    }
-    if sys.platform == "linux" and not asked:
-        return False
-    if not _has_warned:
-        _has_warned = True
-        why = (
-            f"${ALONE_VARIABLE} is set"
-            if asked
-            else f"processes share pools on Linux only, and this is {sys.platform}"
-        )
-        log.warning(
-            "%s: PoolManager pools for this process alone, so max_size, waiting and tokens are not shared with other "
-            "processes",
-            why,
-        )
-    return True
 
 
 def link_alone(member: Member) -> LocalLink:
     """The way to books of this process alone."""
-    from mppool.worker.local import LocalLink
+    from mppool.link.in_process import LocalLink
 
     return LocalLink(member, partial(merged_alone, member.name))
 

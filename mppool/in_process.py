@@ -5,10 +5,10 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from mppool.base_manager import Manager, refuse_initializer
 from mppool.errors import ConfigurationError, PoolError
-from mppool.managing import Manager, refuse_initializer
+from mppool.link.in_process import LocalLink
 from mppool.options import checked_name
-from mppool.worker.local import LocalLink
 from mppool.worker.member import Member
 from mppool.worker.pool import CLOSE_PATIENCE_S
 

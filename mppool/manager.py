@@ -11,20 +11,21 @@ from multiprocessing.managers import BaseManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mppool.alone import Alone, is_alone, link_alone
+from mppool.alone import Alone, link_alone
+from mppool.base_manager import Manager, refuse_initializer
 from mppool.core.decisions import Draining
 from mppool.core.events import Drain
 from mppool.core.tokens import ForgetTokens
 from mppool.errors import ConfigurationError, PoolError, ServerUnavailable
-from mppool.managing import Manager, refuse_initializer
-from mppool.meeting import Meeting
+from mppool.link.server_link import CONTROL_DEADLINE_S, ServerLink
+from mppool.link.troubles import no_answer, pool_errors_only
 from mppool.options import checked_linger, checked_name, checked_timeout
+from mppool.process.fork import call_in_children, notice_fork
+from mppool.rendezvous.alone import is_alone
+from mppool.rendezvous.locator import ServerLocator
 from mppool.wire.messages import Done, Failed, Leave
-from mppool.worker.fork import call_in_children, notice_fork
-from mppool.worker.link import CONTROL_DEADLINE_S, ServerLink
 from mppool.worker.member import Member
 from mppool.worker.pool import CLOSE_PATIENCE_S
-from mppool.worker.troubles import no_answer, pool_errors_only
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -40,7 +41,7 @@ _DRAIN_POLL_S = 0.02
 # Managers of one name and directory share what a process holds, so that `PoolManager("shop")` in two modules
 # is one manager; two members of one process for one server would each take the other's slots for free.
 # A member stays as long as some manager uses it. `_finding` guards the look-up together with the making.
-_members: weakref.WeakKeyDictionary[Member, Meeting] = weakref.WeakKeyDictionary()
+_members: weakref.WeakKeyDictionary[Member, ServerLocator] = weakref.WeakKeyDictionary()
 _finding = threading.Lock()
 # How many `with` blocks of this process have been entered and not left; guarded by `_finding`.
 _entered: weakref.WeakKeyDictionary[Member, int] = weakref.WeakKeyDictionary()
@@ -61,7 +62,7 @@ def members() -> list[Member]:
         return list(_members)
 
 
-def _member_for(meeting: Meeting) -> Member:
+def _member_for(meeting: ServerLocator) -> Member:
     """The member of whatever managers there are that meet where this one does, by today's user."""
     notice_fork()
     with _finding:
@@ -105,7 +106,7 @@ class PoolManager(Manager, BaseManager):
         self.name = checked_name("manager", name)
         seconds = checked_linger(name, linger)
         directory = None if runtime_dir is None else _checked_directory(name, runtime_dir)
-        self._meeting = Meeting(name, directory, seconds)
+        self._meeting = ServerLocator(name, directory, seconds)
         self._member = _member_for(self._meeting)
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -130,8 +131,8 @@ class PoolManager(Manager, BaseManager):
     @pool_errors_only
     def address(self) -> str | None:
         """Path of the server's socket, or None while there is no server."""
-        from mppool.server.liveness import lives
-        from mppool.server.runtime import read_address
+        from mppool.rendezvous.liveness import lives
+        from mppool.rendezvous.paths import read_address
 
         paths = self._meeting.paths()
         found = read_address(paths)
@@ -150,8 +151,8 @@ class PoolManager(Manager, BaseManager):
     @pool_errors_only
     def server_pid(self) -> int | None:
         """Pid of the server that this process is connected to, else of the one that is there, else None."""
-        from mppool.server.launch import server_pid
-        from mppool.server.liveness import lives
+        from mppool.rendezvous.launch import server_pid
+        from mppool.rendezvous.liveness import lives
 
         connected = self._link.connected_server()
         if connected is not None and lives(connected):

@@ -22,9 +22,9 @@ from typing import Any
 import pytest
 
 from mppool.azure.clients import ClientPool
+from mppool.base_manager import Manager
 from mppool.compat.proxypatternpool import Pool as CompatPool
 from mppool.errors import PoolError
-from mppool.managing import Manager
 from mppool.worker.pool import Pool
 
 MARK = "Zq7Secret"

@@ -15,7 +15,7 @@ from mppool.azure.temporary import UNKEPT
 from mppool.credentials.extra import needed_for
 from mppool.errors import ConfigurationError
 from mppool.logs import Log
-from mppool.worker.fork import renew_in_children
+from mppool.process.fork import renew_in_children
 
 if TYPE_CHECKING:
     from collections.abc import Callable

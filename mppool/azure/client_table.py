@@ -19,8 +19,8 @@ from mppool.azure.entries import Build, Entry, Owner
 from mppool.credentials.extra import needed_for
 from mppool.credentials.loops import LOOP_OVER, LoopEnd
 from mppool.errors import PoolError, StaleLease
+from mppool.process.fork import notice_fork, own_mark
 from mppool.worker.entry import NEVER
-from mppool.worker.fork import notice_fork, own_mark
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable

@@ -16,7 +16,7 @@ from mppool.azure.report import stats
 from mppool.azure.temporary import UNKEPT
 from mppool.errors import ConfigurationError
 from mppool.options import checked_name
-from mppool.worker.fork import bury, notice_fork, renew_in_children
+from mppool.process.fork import make_immortal, notice_fork, renew_in_children
 
 if TYPE_CHECKING:
     from collections.abc import Hashable
@@ -96,7 +96,7 @@ class ClientPool(Generic[C]):
     def after_fork_in_child(self) -> None:
         """This process starts with none; what the parent has open is never closed here."""
         parents = self.clients
-        bury(parents)
+        make_immortal(parents)
         self.clients = Clients(self, self._member)
 
     def client(self, credential: Any, target: str) -> C:

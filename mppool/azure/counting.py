@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from bisect import bisect_left
 
-from mppool.core.statistics import BOUNDS, HISTOGRAMS, SERVER_COUNTERS, WORKER_COUNTERS
+from mppool.stats.names import BOUNDS, HISTOGRAMS, SERVER_COUNTERS, WORKER_COUNTERS
 
 
 def no_counters() -> dict[str, int]:

@@ -6,7 +6,7 @@ import os
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from mppool.core.statistics import BOUNDS
+from mppool.stats.names import BOUNDS
 from mppool.worker.member import process_name
 
 if TYPE_CHECKING:

@@ -12,24 +12,24 @@ import socket
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mppool import __version__
-from mppool.alone import is_alone
 from mppool.cli import output
 from mppool.cli.failing import FAULT, OK
 from mppool.cli.finding import managers_in, runtime_directory, stats_of
 from mppool.errors import ConfigurationError, PoolError
 from mppool.ids import own_process
-from mppool.server.launch import server_pid
-from mppool.server.liveness import SO_PEERPIDFD, check_watching, lives
+from mppool.rendezvous.alone import is_alone
+from mppool.rendezvous.launch import server_pid
+from mppool.rendezvous.liveness import SO_PEERPIDFD, check_watching, lives
+from mppool.rendezvous.paths import check_trust, read_address
+from mppool.rendezvous.world import boot_id
 from mppool.server.members import process_of
-from mppool.server.runtime import check_trust, read_address
-from mppool.server.world import boot_id
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Iterator
     from pathlib import Path
 
-    from mppool.server.runtime import ManagerPaths
+    from mppool.rendezvous.paths import ManagerPaths
 
 _MANY_FETCHES = 5
 """So many tokens are no accident."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 from mppool.cli.failing import NOT_FOUND, CommandFailed
 from mppool.errors import ConfigurationError
 from mppool.options import checked_name
-from mppool.server.launch import server_pid
-from mppool.server.runtime import ManagerPaths, check_trust, manager_paths
+from mppool.rendezvous.launch import server_pid
+from mppool.rendezvous.paths import ManagerPaths, check_trust, manager_paths
 
 if TYPE_CHECKING:
     from pathlib import Path

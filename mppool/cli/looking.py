@@ -11,13 +11,13 @@ from mppool.cli.failing import NOT_FOUND, OK, CommandFailed
 from mppool.cli.finding import managers_in, running_manager, runtime_directory, stats_of
 from mppool.cli.output import Table
 from mppool.errors import PoolError
-from mppool.server.launch import server_pid
+from mppool.rendezvous.launch import server_pid
 
 if TYPE_CHECKING:
     import argparse
     from collections.abc import Mapping, Sequence
 
-    from mppool.server.runtime import ManagerPaths
+    from mppool.rendezvous.paths import ManagerPaths
 
 _GAUGES = ("size", "in_use", "idle", "waiting", "opening")
 _LIVE_COUNTERS = ("opened", "moved", "timeouts", "died_with_process")

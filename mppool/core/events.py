@@ -59,7 +59,7 @@ class Attach(Event, frozen=True, tag=True):
     The inventory overrules whatever the books believed about this process.
 
     seen: what the statistics of an earlier server said, for the next one to go on counting from (see
-        server/carried.py).
+        stats/carried.py).
     """
 
     label: str

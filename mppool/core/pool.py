@@ -50,13 +50,13 @@ from mppool.core.events import (
 from mppool.core.eviction import Eviction
 from mppool.core.reclaim import Reclaimer
 from mppool.core.slot import Slot, SlotState
-from mppool.core.statistics import SERVER_COUNTERS
 from mppool.core.surroundings import Surroundings
 from mppool.core.table import SlotTable
 from mppool.core.upkeep import Upkeep
 from mppool.core.waiting import Waiter, Waiting
 from mppool.ids import ProcessId, Ticket
 from mppool.options import changes
+from mppool.stats.names import SERVER_COUNTERS
 
 HEARD_WITHIN_S = 2.0
 """After a restart processes attach within milliseconds. Until one has, each slot that the journal says it has may be

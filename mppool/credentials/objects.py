@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 from mppool.credentials.identity import azure_class_of, is_interactive
 from mppool.errors import ConfigurationError
 from mppool.logs import Log
-from mppool.worker.fork import call_in_children
+from mppool.process.fork import call_in_children
 
 T = TypeVar("T")
 

@@ -13,7 +13,7 @@ from mppool.credentials.source import (
     checked_credential,
 )
 from mppool.errors import ConfigurationError, PoolClosed
-from mppool.worker.fork import renew_in_children
+from mppool.process.fork import renew_in_children
 
 if TYPE_CHECKING:
     from azure.core.credentials import AccessToken, AccessTokenInfo

@@ -26,10 +26,10 @@ from mppool.credentials.identity import (
 from mppool.credentials.objects import belongings_of, fit_for_use
 from mppool.credentials.token_struct import MAX_TOKEN_BYTES, UNKNOWN_LIFE_S
 from mppool.errors import ConfigurationError
+from mppool.process.fork import renew_in_children
 from mppool.tokens.cache import DEFAULT_TIMEOUT_S, TokenCache
 from mppool.tokens.cached_token import CachedToken, Failure, Fetched, Source, TokenUnavailable
 from mppool.tokens.in_process import LocalTokenBooks
-from mppool.worker.fork import renew_in_children
 
 if TYPE_CHECKING:
     from mppool.core.events import Event

@@ -26,8 +26,8 @@ from types import ModuleType
 
 from mppool.errors import ConfigurationError
 from mppool.logs import Log
-from mppool.server.runtime import likely_runtime_dir, private_directory
-from mppool.worker.fork import call_in_children
+from mppool.process.fork import call_in_children
+from mppool.rendezvous.paths import likely_runtime_dir, private_directory
 
 logger = Log("mppool.odbc")
 

@@ -11,15 +11,11 @@
       <----- socket ------ connection.py <-----------|--------------+
       Grant, Queued, Reclaim ...                     |              |
                                                      |        journal.py: Record, Erase, RecordPool,
-                            liveness.py -------------+        written before the Grant is sent
-                            a pidfd per process: Died
+                            a pidfd     -------------+        written before the Grant is sent
+                            of each process: Died
 
 Actors, and the files that speak for them:
 
-- runtime.py      where everything lies: one directory per user, one sub-directory per manager
-- launch.py       what clients do: finds the server or starts one
-- reach.py        the start happens in a thread of its own, where no signal strikes
-- rendezvous.py   the server's own files: alive lock, socket, address file; put back when they vanish
 - loop.py         the only thread: reads, writes, keeps deadlines
 - removals.py     inotify: files that are removed are put back at once
 - poller.py       epoll: what is ready, and who is concerned
@@ -32,12 +28,8 @@ Actors, and the files that speak for them:
 - debts.py        what could not be written down yet, and who has not been heard yet
 - journal.py      what the next server must know, in place on disk
 - members.py      one small file per attached process, for the day the journal is torn
-- world.py        boot and pid namespace, and a sign of life that is seen from other namespaces
-- interpreter.py  which interpreter becomes the server
 - libc.py         what Python does not offer
-- liveness.py     what proves that a process is dead; the end of a connection does not
 - collecting.py   asks processes for their reports, for whoever wants statistics
-- statistics.py   merges the books' figures with what the processes report
 - logfile.py      its log, of bounded size; put back when it vanishes
 
 How the server ends:

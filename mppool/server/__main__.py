@@ -13,17 +13,8 @@ import resource
 import signal
 from pathlib import Path
 
+from mppool.rendezvous.readiness import ANOTHER, FAILED, LONGEST_ANSWER, READY, REFUSED
 from mppool.server.libc import forbid_core_dumps
-
-READY = b"R"
-"""The server listens."""
-ANOTHER = b"A"
-"""Another server is alive and keeps the lock."""
-FAILED = b"F"
-"""The start failed; the log says why."""
-REFUSED = b"C"
-"""No server can work here; the text of the ConfigurationError follows."""
-LONGEST_ANSWER = 4096
 
 log = logging.getLogger("mppool.server")
 
@@ -76,9 +67,9 @@ def main(arguments: list[str]) -> None:
 def _serve(pipe: StartPipe, runtime_dir: Path, name: str, linger: float) -> None:
     # Imported late: by now the signals that could end us are taken care of.
     from mppool.errors import ConfigurationError, ServerUnavailable
+    from mppool.rendezvous.paths import ManagerPaths
     from mppool.server.logfile import BoundedLog
     from mppool.server.loop import Server
-    from mppool.server.runtime import ManagerPaths
 
     paths = ManagerPaths(runtime_dir, name)
     handler = BoundedLog(paths.log)

@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterable
 
 from mppool.ids import ProcessId
-from mppool.server import liveness
+from mppool.rendezvous import liveness
 from mppool.server.residents import Resident
 
 DOUBT_S = 0.3

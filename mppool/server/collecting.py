@@ -13,10 +13,10 @@ import msgspec
 from mppool.core.books import Books
 from mppool.errors import ProtocolError
 from mppool.ids import ProcessId, own_process
-from mppool.server.carried import Carried, encoded_view
 from mppool.server.connection import Connection
 from mppool.server.residents import Resident
-from mppool.server.statistics import Totals, head, pool_parts
+from mppool.stats.carried import Carried, encoded_view
+from mppool.stats.merge import Totals, head, pool_parts
 from mppool.wire.messages import Failed, Report, Stats, WantReport
 
 STEP_S = 0.001

@@ -40,7 +40,7 @@ from mppool.core.events import (
 from mppool.core.tokens import ForgetTokens, WantToken, is_answer
 from mppool.errors import ProtocolError
 from mppool.ids import GrantNumber, ProcessId, Session, Ticket
-from mppool.server import liveness
+from mppool.rendezvous import liveness
 from mppool.server.absentees import Absentees
 from mppool.server.collecting import Collector
 from mppool.server.connection import Connection

@@ -10,11 +10,11 @@ import socket
 import time
 from collections.abc import Callable
 
-from mppool.server import liveness
+from mppool.rendezvous import liveness
+from mppool.rendezvous.claim import Rendezvous
 from mppool.server.connection import Connection
 from mppool.server.handshake import user_is_allowed
 from mppool.server.poller import READ, Poller
-from mppool.server.rendezvous import Rendezvous
 from mppool.wire.messages import Rejected
 
 log = logging.getLogger(__name__)

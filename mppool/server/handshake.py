@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from mppool.ids import ProcessId
-from mppool.server import liveness
+from mppool.rendezvous import liveness
 from mppool.wire.messages import PROTOCOL, Hello, Rejected
 
 SPOKEN = frozenset({PROTOCOL - 1, PROTOCOL})

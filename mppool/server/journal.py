@@ -28,7 +28,7 @@ import msgspec
 from mppool.core.decisions import Erase, JournalDecision, Record, RecordPool
 from mppool.core.events import Remembered
 from mppool.ids import GrantNumber
-from mppool.server.world import boot_id, may_be_one_boot, pid_namespace_inode
+from mppool.rendezvous.world import boot_id, may_be_one_boot, pid_namespace_inode
 
 log = logging.getLogger(__name__)
 

@@ -17,7 +17,10 @@ from time import monotonic
 from mppool.core.books import Books
 from mppool.errors import ProtocolError
 from mppool.ids import ProcessId
-from mppool.server import liveness
+from mppool.rendezvous import liveness
+from mppool.rendezvous.claim import Rendezvous
+from mppool.rendezvous.paths import ManagerPaths
+from mppool.rendezvous.world import boot_id, check_no_other_world, pid_namespace_inode
 from mppool.server.connection import Connection
 from mppool.server.dispatch import Dispatcher
 from mppool.server.door import Door
@@ -25,9 +28,6 @@ from mppool.server.journal import Journal
 from mppool.server.members import Members
 from mppool.server.poller import READ, WRITE, Poller
 from mppool.server.removals import Removals
-from mppool.server.rendezvous import Rendezvous
-from mppool.server.runtime import ManagerPaths
-from mppool.server.world import boot_id, check_no_other_world, pid_namespace_inode
 from mppool.wire.messages import Rejected, ToServer
 
 log = logging.getLogger(__name__)

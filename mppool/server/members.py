@@ -11,8 +11,8 @@ import os
 from pathlib import Path
 
 from mppool.ids import ProcessId
-from mppool.server import liveness
-from mppool.server.world import may_be_one_boot
+from mppool.rendezvous import liveness
+from mppool.rendezvous.world import may_be_one_boot
 
 log = logging.getLogger(__name__)
 

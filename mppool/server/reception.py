@@ -18,7 +18,8 @@ from mppool.core.events import Attach, Declaration
 from mppool.errors import ConfigurationError, ProtocolError
 from mppool.ids import ProcessId, Session, own_process
 from mppool.options import checked_name, checked_options
-from mppool.server import handshake, liveness
+from mppool.rendezvous import liveness
+from mppool.server import handshake
 from mppool.server.connection import Connection
 from mppool.server.members import Members
 from mppool.server.residents import Resident

@@ -6,8 +6,8 @@ import logging
 import os
 from time import monotonic
 
+from mppool.rendezvous.paths import ManagerPaths
 from mppool.server.libc import add_directory, watch_removals
-from mppool.server.runtime import ManagerPaths
 
 log = logging.getLogger(__name__)
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from mppool.ids import ProcessId, Session
 from mppool.server.connection import Connection
-from mppool.server.statistics import ProcessFigures
-from mppool.wire.messages import PoolReport, ResourceReport
+from mppool.stats.merge import ProcessFigures
+from mppool.stats.report import PoolReport, ResourceReport
 
 
 class Resident:

@@ -32,14 +32,14 @@ from mppool.core.tokens import (
 )
 from mppool.errors import ServerUnavailable
 from mppool.ids import Ticket
+from mppool.link.connection import ASK_GRACE_S, SESSION_PAUSE_S, SessionLost
 from mppool.logs import Log
+from mppool.process.fork import notice_fork
 from mppool.tokens.cached_token import CachedToken, Fetched, Source, TokenUnavailable
-from mppool.worker.calls import ASK_GRACE_S, SESSION_PAUSE_S, SessionLost
-from mppool.worker.fork import notice_fork
 from mppool.worker.waiter import LocalWaiter
 
 if TYPE_CHECKING:
-    from mppool.worker.chores import Chores
+    from mppool.process.executor import BackgroundExecutor
 
 log = Log("mppool")
 
@@ -60,7 +60,7 @@ _TOO_LATE = "no token came within the timeout"
 class Home(Protocol):
     """Where the books are: a Member, in the main."""
 
-    chores: Chores
+    chores: BackgroundExecutor
 
     def next_ticket(self) -> Ticket:
         """A ticket that this process has never used."""

@@ -22,9 +22,9 @@ from mppool.core.tokens import (
     is_answer,
 )
 from mppool.ids import GrantNumber, ProcessId, Ticket
+from mppool.process.executor import BackgroundExecutor
+from mppool.process.fork import call_in_children
 from mppool.tokens.cache import TokenCache
-from mppool.worker.chores import Chores
-from mppool.worker.fork import call_in_children
 
 _NAME = "tokens"
 _SELF = ProcessId(0, 0)
@@ -74,7 +74,7 @@ class LocalTokenBooks:
         self._around.attached.add(_SELF)
         self._books = TokenBooks(self._around, epoch)
         self._epoch = epoch
-        self.chores = Chores(_NAME)
+        self.chores = BackgroundExecutor(_NAME)
 
     def after_fork_in_child(self) -> None:
         """Copies of tokens stay; threads that fetch or wait do not exist here."""

@@ -10,6 +10,7 @@ from mppool.core.decisions import ProcessDecision
 from mppool.core.events import ProcessEvent
 from mppool.core.tokens import TokenDecision, TokenEvent
 from mppool.ids import ProcessId, Session
+from mppool.stats.report import PoolReport
 
 PROTOCOL = 2
 """Version of the protocol. A release speaks this one and the one before."""
@@ -92,32 +93,6 @@ class Leave(Message, frozen=True, tag=True):
 
 class Goodbye(Message, frozen=True, tag=True):
     """The server is leaving in order: close what is idle; a successor is started by whoever needs one."""
-
-
-class ResourceReport(msgspec.Struct, array_like=True, gc=False):
-    """One resource of one process. Durations are seconds."""
-
-    number: int
-    key: str
-    state: str
-    uses: int
-    age: float
-    idle_for: float | None
-    held_for: float | None
-    description: str
-    extra: dict[str, Any]
-
-
-class PoolReport(msgspec.Struct, array_like=True):
-    """What one process knows of one pool. Counters and histogram counts only ever grow."""
-
-    pool: str
-    in_use: int
-    idle: int
-    waiting: int
-    counters: dict[str, int]
-    histograms: dict[str, list[int]]
-    resources: list[ResourceReport]
 
 
 class WantReport(Message, frozen=True, tag=True):

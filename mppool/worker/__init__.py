@@ -37,18 +37,7 @@ A manager in this process
   holdings.py      everything that a forked child must not touch: table of resources, session, outbox
   report.py        the figures of this process, for the statistics
 
-The way to the books
-  protocols.py     what a link must do, and what it must know of a server
-  link.py          ServerLink: to a server
-  calls.py         connections for calls: one exchange at a time, with a deadline
-  channel.py       the connection on which the server speaks unasked: errands come, events go
-  local.py         LocalLink: the books are in this process
-
 In the background, and in emergencies
-  errands.py       the one background thread: reads errands, looks after timers, attaches anew
   housekeeping.py  what has to be done when time has passed: recycling, checks, overdue leases
-  chores.py        hooks that may take long, away from the background thread
   audit.py         finds what nobody holds any more because a thread was interrupted
-  fork.py          what happens in a forked child
-  late.py          locks that are made when they are first used
 """

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from mppool.errors import CheckoutTimeout
 from mppool.logs import Log
-from mppool.worker.chores import MOST_THREADS as MOST_WAITS
+from mppool.process.executor import MOST_THREADS as MOST_WAITS
 from mppool.worker.lease import Lease
 
 if TYPE_CHECKING:

@@ -18,8 +18,8 @@ from mppool.errors import (
 from mppool.errors import (
     OpenFailed as OpenFailedError,
 )
+from mppool.link.connection import ASK_GRACE_S, SESSION_PAUSE_S, SessionLost
 from mppool.logs import Log
-from mppool.worker.calls import ASK_GRACE_S, SESSION_PAUSE_S, SessionLost
 from mppool.worker.entry import Entry
 from mppool.worker.face import Face
 from mppool.worker.hints import own_leases, warn_of_event_loop

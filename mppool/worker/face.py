@@ -12,12 +12,12 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 from mppool.core.events import BackendFailed, Declaration, Declare, TokenReplaced
-from mppool.core.statistics import BOUNDS, HISTOGRAMS, WORKER_COUNTERS
 from mppool.errors import ConfigurationMismatch
 from mppool.logs import Log, logged_afterwards
+from mppool.process.executor import BackgroundExecutor
 from mppool.recipe import Recipe, overrides
+from mppool.stats.names import BOUNDS, HISTOGRAMS, WORKER_COUNTERS
 from mppool.worker.checking import Checkers, is_healthy
-from mppool.worker.chores import Chores
 from mppool.worker.ending import close, drop_token, retire_older_than, take_from_lease
 from mppool.worker.entry import Entry
 from mppool.worker.inside import inside
@@ -139,7 +139,9 @@ class Face:
         self.borrowed: Entry | None = None
         self.checks_here = self.recipe.open_in_caller
         self.checkers = Checkers(self.name)
-        self.waits = Chores(f"{self.member.name}-{self.name}")  # of asynchronous checkouts
+        self.waits = BackgroundExecutor(
+            f"{self.member.name}-{self.name}"
+        )  # of asynchronous checkouts
         self.identities.renew()
         self.pop: Callable[[], Entry] = own_popper(self)
         self.ours = holdings.mark

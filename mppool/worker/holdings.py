@@ -8,8 +8,8 @@ from typing import Any
 
 from mppool.core.events import Event
 from mppool.ids import GrantNumber, Session
+from mppool.process.fork import own_mark
 from mppool.worker.entry import Entry
-from mppool.worker.fork import own_mark
 
 MOST_VOIDED = 10_000
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
-from mppool.core.statistics import BRIEF_S
 from mppool.errors import ForkedLease, LeaseReleased, PoolError, StaleLease
 from mppool.logs import Log
+from mppool.stats.names import BRIEF_S
 from mppool.worker.shelf import look_after_shelving
 
 if TYPE_CHECKING:

@@ -27,13 +27,16 @@ from mppool.core.events import (
 from mppool.core.tokens import TokenFetched
 from mppool.errors import PoolError, ServerUnavailable
 from mppool.ids import Session, Ticket
+from mppool.link.connection import SessionLost
+from mppool.link.troubles import pool_error
 from mppool.logs import Log
+from mppool.process.executor import BackgroundExecutor
+from mppool.process.fork import make_immortal, notice_fork, renew_in_children
+from mppool.process.locks import release_own
 from mppool.recipe import Recipe
 from mppool.tokens.cache import TokenCache
 from mppool.tokens.in_process import LocalTokenBooks
 from mppool.worker.audit import Audit, forget_frames
-from mppool.worker.calls import SessionLost
-from mppool.worker.chores import Chores
 from mppool.worker.deciding import carry_out
 from mppool.worker.ending import (
     begin_close,
@@ -45,21 +48,19 @@ from mppool.worker.ending import (
 )
 from mppool.worker.entry import AT_ONCE, Entry
 from mppool.worker.face import Face
-from mppool.worker.fork import bury, notice_fork, renew_in_children
 from mppool.worker.holdings import Holdings
 from mppool.worker.housekeeping import Housekeeper
-from mppool.worker.late import release_own
 from mppool.worker.opening import open_resource
-from mppool.worker.report import PatientReport
+from mppool.worker.report import PatientReport, Reporter
 from mppool.worker.shelf import forget_shelf, shelve, take_idle
-from mppool.worker.troubles import pool_error
 from mppool.worker.waiter import Retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mppool.link.protocol import Link
     from mppool.options import PoolOptions
-    from mppool.worker.protocols import Link
+    from mppool.wire.messages import Report
 
 log = Log("mppool")
 
@@ -140,18 +141,24 @@ class Member:
         renew_in_children(self)
         _members.add(self)
 
+    def reporter(self, send: Callable[[Report], None]) -> Reporter:
+        """What answers the server's requests for the figures of this process."""
+        return Reporter(self, send)
+
     def _make_chores(self) -> None:
         def expects(due: float) -> None:
             self.housekeeper.expects(due)
 
-        self.chores = Chores(self.name, expects=expects)
-        self.openers = Chores(f"{self.name}-open", idle_s=0.0, most=MOST_OPENERS, expects=expects)
+        self.chores = BackgroundExecutor(self.name, expects=expects)
+        self.openers = BackgroundExecutor(
+            f"{self.name}-open", idle_s=0.0, most=MOST_OPENERS, expects=expects
+        )
 
     def after_fork_in_child(self) -> None:
         """The parent's holdings are marked and buried; this process starts with none. See Forkable."""
         parents = self.holdings
         parents.forked = True
-        bury(parents)
+        make_immortal(parents)
         self.holdings = Holdings()
         self._secret = None  # it may be another user's process, with another directory
         self._make_chores()

@@ -11,10 +11,10 @@ from weakref import ref
 from mppool.core.events import ClosePool, Drain, Reset, Resize, WantReady
 from mppool.errors import CheckoutTimeout, PoolClosed
 from mppool.options import LONGEST_S, PoolOptions, checked_options, checked_timeout
+from mppool.process.fork import notice_fork
 from mppool.recipe import HOOKS, refuse_nameless
 from mppool.worker.cold import ColdCheckout, check_out_at_once
 from mppool.worker.ending import close, retire
-from mppool.worker.fork import notice_fork
 from mppool.worker.lease import Lease
 from mppool.worker.principal import Principal
 from mppool.worker.shelf import take_idle

@@ -6,14 +6,16 @@ import math
 import threading
 from collections import deque
 from contextlib import contextmanager
-from time import monotonic, sleep
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from mppool.logs import Log
+from mppool.process.executor import let_others
 from mppool.recipe import overrides
-from mppool.wire.messages import PoolReport, Report, ResourceReport
+from mppool.stats.report import PoolReport, ResourceReport
+from mppool.wire.messages import Report
 from mppool.worker.inside import inside
 
 if TYPE_CHECKING:
@@ -30,8 +32,6 @@ _asking = threading.local()
 
 AT_ONCE = 200
 """So many resources are looked at, and sent, at once."""
-
-_PAUSE_S = 0.00005
 
 HOOKS_PATIENCE_S = 0.1
 """The figures are sent without what the hooks say if they take longer: the server waits for 0.2 s."""
@@ -143,11 +143,6 @@ def send(
             send_one(Report(request, [PoolReport(pool.pool, 0, 0, 0, {}, {}, some)], more=True))
             let_others()
     send_one(whole)
-
-
-def let_others() -> None:
-    """Threads that want to go on may: building a long report keeps the interpreter busy."""
-    sleep(_PAUSE_S)
 
 
 def build(member: Member, request: int, *, hooks: bool = True) -> Report:

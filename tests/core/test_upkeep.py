@@ -33,8 +33,8 @@ from mppool.core.events import (
     Returned,
     WantReady,
 )
-from mppool.core.statistics import SERVER_COUNTERS
 from mppool.ids import GrantNumber, ProcessId
+from mppool.stats.names import SERVER_COUNTERS
 from tests.core.desk import Desk, P, Q, R, held
 from tests.core.model.parts import POOL
 

@@ -394,7 +394,7 @@ TOKEN_BUGS = [
     Bug(
         "parents-finalized",
         "azure/clients.py",
-        "        bury(parents)\n",
+        "        make_immortal(parents)\n",
         "        pass\n",
         "a child ends what its parent has open",
         ("tests/azure/test_blob_forks.py",),

@@ -77,7 +77,7 @@ def test_what_can_be_had_is_opened(manager: PoolManager) -> None:
 def test_it_is_seen_where_the_server_is_stopped_and_that_it_goes_on(
     manager: PoolManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mppool.worker.link.ASK_GRACE_S", 60.0)
+    monkeypatch.setattr("mppool.link.server_link.ASK_GRACE_S", 60.0)
     monkeypatch.setattr("mppool.worker.cold.ASK_GRACE_S", 60.0)
     pool = manager.pool("p", object, max_size=1)
     lease = pool.checkout(timeout=10)
@@ -104,8 +104,8 @@ def test_it_is_seen_where_the_server_is_stopped_and_that_it_goes_on(
 def test_a_server_that_is_only_slow_is_waited_for(
     manager: PoolManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("mppool.worker.calls._AT_ONCE_MS", 0)
-    monkeypatch.setattr("mppool.worker.link.ASK_GRACE_S", 60.0)
+    monkeypatch.setattr("mppool.link.connection._AT_ONCE_MS", 0)
+    monkeypatch.setattr("mppool.link.server_link.ASK_GRACE_S", 60.0)
     pool = manager.pool("p", object, max_size=1)
     with pool.checkout(timeout=10):
         for _ in range(100):
@@ -129,8 +129,8 @@ def test_an_interrupt_leaves_nothing_behind(
     manager: PoolManager, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     """It strikes before, while and after the server grants what was asked for."""
-    from mppool.worker.calls import Connection
-    from mppool.worker.link import ServerLink
+    from mppool.link.connection import Connection
+    from mppool.link.server_link import ServerLink
 
     pool = manager.pool("p", object, max_size=2)
     lease = pool.checkout(timeout=10)

@@ -10,7 +10,7 @@ import pytest
 
 from mppool import ConfigurationError, PoolManager
 from mppool.recipe import Recipe
-from mppool.server.runtime import fingerprint_secret, manager_paths
+from mppool.rendezvous.paths import fingerprint_secret, manager_paths
 from tests.helpers import Fork, run_python
 from tests.server.clients import in_children
 

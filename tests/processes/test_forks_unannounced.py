@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mppool import ForkedLease, LeaseReleased, PoolManager
-from mppool.worker import fork as forking
+from mppool.process import fork as forking
 from tests.helpers import Fork, run_python, wait_until
 from tests.processes import unannounced
 from tests.processes.witness import Witness
@@ -225,7 +225,7 @@ def test_the_first_checkout_of_a_child_imports_nothing_that_its_parents_had_begu
     code = """
 import sys
 from mppool import PoolManager
-from mppool.worker import fork
+from mppool.process import fork
 manager = PoolManager("t", linger=0.0)
 pool = manager.pool("p", object, max_size=2)
 manager._link._prepare()

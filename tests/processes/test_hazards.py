@@ -45,10 +45,10 @@ from mppool.core import books
 from mppool.core.decisions import Grant, Refuse
 from mppool.core.events import Closed
 from mppool.ids import GrantNumber, ProcessId, birth_of, own_process
+from mppool.process.fork import renew_in_children
+from mppool.rendezvous.paths import manager_paths
 from mppool.server.members import Members
-from mppool.server.runtime import manager_paths
 from mppool.wire.messages import Rejected
-from mppool.worker.fork import renew_in_children
 from tests.helpers import Fork, is_alive, run_python, wait_until
 from tests.processes.witness import Session, Witness
 from tests.server.clients import Background, Client, Member, close_all

@@ -12,7 +12,7 @@ import pytest
 
 from mppool import CheckoutTimeout, PoolManager
 from mppool.ids import own_process, witness_name
-from mppool.server import liveness
+from mppool.rendezvous import liveness
 from tests.helpers import Fork, is_alive, wait_until
 from tests.processes.witness import Witness
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import pytest
 
 from mppool import CheckoutTimeout, PoolError, PoolManager, ServerUnavailable
-from mppool.worker import link
+from mppool.link import server_link as link
 from tests.helpers import Fork, is_alive, wait_until
 from tests.processes.witness import Session, Witness
 

@@ -22,7 +22,7 @@ from mppool import (
     PoolManager,
     ServerUnavailable,
 )
-from mppool.worker.chores import MOST_THREADS
+from mppool.process.executor import MOST_THREADS
 from mppool.worker.member import name_process
 from tests.helpers import Fork, wait_until
 from tests.processes.witness import Witness

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from mppool import CheckoutTimeout, ForkedLease, InProcessManager, PoolManager
-from mppool.worker import fork as forking
+from mppool.process import fork as forking
 from tests.helpers import Fork, wait_until
 from tests.processes.witness import Session, SessionRecipe
 

@@ -17,9 +17,9 @@ import pytest
 from mppool.core.events import Attach, Checkout, Declaration, Held
 from mppool.ids import ProcessId, Session, Ticket, own_process
 from mppool.options import PoolOptions
-from mppool.server import launch
+from mppool.rendezvous import launch
+from mppool.rendezvous.paths import ManagerPaths
 from mppool.server.loop import Server
-from mppool.server.runtime import ManagerPaths
 from mppool.wire.framing import encode, process_side_reader
 from mppool.wire.messages import PROTOCOL, Attached, Hello, Rejected, Role, ToProcess, Welcome
 from tests.helpers import PATIENCE, Fork, wait_until

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from mppool.server.runtime import ManagerPaths, manager_paths
+from mppool.rendezvous.paths import ManagerPaths, manager_paths
 from tests.server.clients import close_all
 
 

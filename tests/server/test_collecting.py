@@ -16,7 +16,8 @@ from mppool.options import PoolOptions
 from mppool.server import collecting
 from mppool.server.collecting import Collector
 from mppool.server.residents import Resident
-from mppool.wire.messages import PoolReport, Report, ResourceReport, Stats, WantReport
+from mppool.stats.report import PoolReport, ResourceReport
+from mppool.wire.messages import Report, Stats, WantReport
 
 P = ProcessId(101, 1)
 

@@ -11,8 +11,8 @@ import pytest
 from mppool.core.decisions import Grant, Queued, Refuse
 from mppool.core.events import Checkout, Opened, Resize
 from mppool.ids import Ticket
+from mppool.rendezvous.paths import ManagerPaths
 from mppool.server.loop import Server
-from mppool.server.runtime import ManagerPaths
 from mppool.wire.messages import Done
 from tests.helpers import PATIENCE
 from tests.server.clients import Background, Client, Member

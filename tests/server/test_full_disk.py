@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from mppool.core.decisions import Grant
-from mppool.server import launch
-from mppool.server.runtime import ManagerPaths, manager_paths
+from mppool.rendezvous import launch
+from mppool.rendezvous.paths import ManagerPaths, manager_paths
 from tests.helpers import wait_until
 from tests.server.clients import Client, Member, in_children, kill_server
 

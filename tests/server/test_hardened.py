@@ -13,9 +13,9 @@ import pytest
 
 from mppool import PoolManager
 from mppool.errors import ConfigurationError
-from mppool.server import world
+from mppool.rendezvous import world
+from mppool.rendezvous.paths import ManagerPaths
 from mppool.server.journal import Journal
-from mppool.server.runtime import ManagerPaths
 from tests.helpers import ROOT, Fork, component_is_missing, is_alive, run_python, wait_until
 from tests.server.clients import Background
 

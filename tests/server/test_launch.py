@@ -21,9 +21,9 @@ import pytest
 
 from mppool.errors import ConfigurationError, ServerUnavailable
 from mppool.ids import own_process
-from mppool.server import interpreter, launch
+from mppool.rendezvous import interpreter, launch
+from mppool.rendezvous.paths import Address, ManagerPaths, manager_paths, read_address
 from mppool.server.loop import Server
-from mppool.server.runtime import Address, ManagerPaths, manager_paths, read_address
 from mppool.wire.messages import Done, Leave, Welcome
 from tests.helpers import PATIENCE, ROOT, Fork, is_alive, run_python, wait_until
 from tests.server.clients import Background, Client, Member, in_children, kill_server
@@ -52,8 +52,9 @@ def test_twelve_unrelated_processes_that_start_at_once_agree_on_one_server(
 ) -> None:
     code = f"""
 import sys, time
-from mppool.server import interpreter, launch
-from mppool.server.runtime import manager_paths
+from mppool.rendezvous import interpreter
+from mppool.rendezvous import launch
+from mppool.rendezvous.paths import manager_paths
 from tests.server.clients import Client
 sys.stdin.readline()
 client = Client(manager_paths("shop", {str(paths.runtime_dir)!r}), start=True, linger=1.0)
@@ -263,7 +264,7 @@ def test_an_interrupted_attempt_leaves_the_start_lock_to_the_other_threads(
 
     def interrupt(frame: FrameType, event: str, argument: object) -> Any:
         nonlocal left
-        if not frame.f_code.co_filename.endswith(("launch.py", "reach.py")):
+        if not frame.f_code.co_filename.endswith(("launch.py", "shielded.py")):
             return None
         left -= event == "line"
         if left == 0:
@@ -418,8 +419,9 @@ def test_it_starts_where_only_pythonpath_leads_to_mppool(runtime_dir: Path, tmp_
     (tmp_path / "selectors.py").write_text("raise RuntimeError('shadowed')")
     code = """
 import time
-from mppool.server import interpreter, launch
-from mppool.server.runtime import manager_paths
+from mppool.rendezvous import interpreter
+from mppool.rendezvous import launch
+from mppool.rendezvous.paths import manager_paths
 launch.find_or_start(manager_paths("shop"), linger=0.1, deadline=time.monotonic() + 20).close()
 """
     environment = {"PYTHONPATH": str(ROOT), "MPPOOL_RUNTIME_DIR": str(runtime_dir)}
@@ -528,7 +530,7 @@ def test_a_server_of_another_user_is_not_trusted(runtime_dir: Path) -> None:
 
 def test_a_client_in_another_pid_namespace_is_told_so(paths: ManagerPaths) -> None:
     code = f"""
-from mppool.server.runtime import manager_paths
+from mppool.rendezvous.paths import manager_paths
 from tests.server.clients import Client
 answer = Client(manager_paths("shop", {str(paths.runtime_dir)!r})).hello("errand")
 print(answer.reason, answer.text)

@@ -14,7 +14,7 @@ from typing import final
 import pytest
 
 from mppool.ids import ProcessId, birth_of, own_process
-from mppool.server import liveness
+from mppool.rendezvous import liveness
 from mppool.server.members import Members
 from tests.helpers import wait_until
 

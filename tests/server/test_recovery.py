@@ -11,9 +11,9 @@ import pytest
 from mppool.core.decisions import Close, Grant, PoolChanged, Queued, Refuse
 from mppool.core.events import Closed, Held, Opened, Reset, Resize
 from mppool.ids import own_process
-from mppool.server import launch
+from mppool.rendezvous import launch
+from mppool.rendezvous.paths import ManagerPaths
 from mppool.server.journal import HEADER_BYTES, Journal
-from mppool.server.runtime import ManagerPaths
 from mppool.wire.messages import Done, Stats, WantStats
 from tests.helpers import wait_until
 from tests.server.clients import Client, Holder, Member, kill_server

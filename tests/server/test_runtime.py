@@ -13,15 +13,15 @@ import pytest
 from mppool import PoolManager
 from mppool.errors import ConfigurationError
 from mppool.ids import own_process
-from mppool.server import launch
-from mppool.server.loop import Server
-from mppool.server.runtime import (
+from mppool.rendezvous import launch
+from mppool.rendezvous.paths import (
     SUN_PATH_BYTES,
     Address,
     ManagerPaths,
     manager_paths,
     read_address,
 )
+from mppool.server.loop import Server
 from tests.helpers import Fork
 from tests.server.clients import Background
 

@@ -31,13 +31,15 @@ from mppool.core.events import (
 )
 from mppool.ids import GrantNumber, ProcessId, Session, Ticket, own_process
 from mppool.options import PoolOptions
+from mppool.rendezvous import launch
+from mppool.rendezvous.paths import ManagerPaths
 from mppool.server import journal as journal_module
-from mppool.server import launch, loop
+from mppool.server import loop
 from mppool.server.connection import Connection
 from mppool.server.journal import HEADER_BYTES
 from mppool.server.loop import Server
 from mppool.server.poller import Poller
-from mppool.server.runtime import ManagerPaths
+from mppool.stats.report import PoolReport
 from mppool.wire.framing import encode, process_side_reader
 from mppool.wire.messages import (
     PROTOCOL,
@@ -46,7 +48,6 @@ from mppool.wire.messages import (
     Goodbye,
     Hello,
     Leave,
-    PoolReport,
     Rejected,
     Report,
     Stats,
@@ -791,7 +792,7 @@ def test_where_another_server_took_the_place_the_old_one_leaves(
     paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(loop, "LOOK_AROUND_S", 0.05)
-    monkeypatch.setattr("mppool.server.rendezvous.Rendezvous.look_after", lambda _self: True)
+    monkeypatch.setattr("mppool.rendezvous.claim.Rendezvous.look_after", lambda _self: True)
     old = Background(paths)
     member = Member(paths, start=False)
     aside = paths.directory.with_name("aside")

@@ -8,11 +8,11 @@ from typing import Any
 from mppool.core.books import Books
 from mppool.core.decisions import Grant
 from mppool.core.events import Attach, Checkout, Declaration, Opened
-from mppool.core.statistics import BOUNDS, SERVER_COUNTERS, WORKER_COUNTERS
 from mppool.ids import ProcessId, Session, Ticket
 from mppool.options import PoolOptions
-from mppool.server.statistics import ProcessFigures, Totals, merged
-from mppool.wire.messages import PoolReport, ResourceReport
+from mppool.stats.merge import ProcessFigures, Totals, merged
+from mppool.stats.names import BOUNDS, SERVER_COUNTERS, WORKER_COUNTERS
+from mppool.stats.report import PoolReport, ResourceReport
 
 ONE, TWO = ProcessId(1, 10), ProcessId(2, 20)
 KEY = "fingerprint\0acct:alice"

@@ -35,9 +35,10 @@ from mppool.core.events import (
 )
 from mppool.ids import GrantNumber, ProcessId, Session, Ticket, own_process
 from mppool.options import PoolOptions
-from mppool.server.runtime import ManagerPaths, manager_paths
+from mppool.rendezvous.paths import ManagerPaths, manager_paths
+from mppool.stats.report import PoolReport
 from mppool.wire.framing import encode
-from mppool.wire.messages import PROTOCOL, Attached, Hello, PoolReport, Report, WantStats
+from mppool.wire.messages import PROTOCOL, Attached, Hello, Report, WantStats
 from tests.server.clients import Client, Member, close_all
 
 FRAMES = int(os.environ.get("MPPOOL_FUZZ_FRAMES", "5000"))

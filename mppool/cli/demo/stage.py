@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from mppool.manager import PoolManager
-from mppool.server.runtime import manager_paths
+from mppool.rendezvous.paths import manager_paths
 
 log = logging.getLogger("mppool.demo")
 

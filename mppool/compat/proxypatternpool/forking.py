@@ -12,7 +12,7 @@ import os
 import weakref
 from typing import Any, Protocol
 
-from mppool.worker.fork import bury, call_in_children
+from mppool.process.fork import call_in_children, make_immortal
 
 
 class Holder(Protocol):
@@ -43,7 +43,7 @@ def _after_in_parent() -> None:
 
 
 def _after_in_child() -> None:
-    bury(tuple(_held_fast))
+    make_immortal(tuple(_held_fast))
     _held_fast.clear()
     for holder in list(_holders):
         holder.renew()

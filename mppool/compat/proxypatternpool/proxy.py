@@ -14,7 +14,7 @@ from mppool.compat.proxypatternpool.errors import NothingSetError, ProxyExceptio
 from mppool.compat.proxypatternpool.forking import start_anew_in_children
 from mppool.compat.proxypatternpool.pool import Pool
 from mppool.compat.proxypatternpool.recipe import FunHook, log
-from mppool.worker.fork import bury
+from mppool.process.fork import make_immortal
 
 
 class ProxyScope(Enum):
@@ -88,7 +88,7 @@ class _Storage:
 
     def renew(self) -> None:
         """See Holder."""
-        bury((self.local, self._lock, self._held))
+        make_immortal((self.local, self._lock, self._held))
         self._lock = threading.RLock()
         self._held = WeakSet()
         self.local = self._make_local()

@@ -9,7 +9,7 @@ from typing import Any
 
 from mppool.compat.proxypatternpool.box import Box
 from mppool.compat.proxypatternpool.forking import start_anew_in_children
-from mppool.worker.fork import bury
+from mppool.process.fork import make_immortal
 from mppool.worker.lease import Lease
 
 # Equal values of these types may be one object, and nobody owns it.
@@ -49,7 +49,7 @@ class Register:
 
     def renew(self) -> None:
         """See Holder."""
-        bury((self.lock, self.boxes, self.lent, self.last_error))
+        make_immortal((self.lock, self.boxes, self.lent, self.last_error))
         self._begin()
 
     def must_begin(self) -> bool:

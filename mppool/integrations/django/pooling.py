@@ -17,11 +17,11 @@ from typing import Any
 from django.core.exceptions import ImproperlyConfigured
 from django.db.backends.base.base import NO_DB_ALIAS
 
+from mppool.base_manager import Manager
 from mppool.errors import ConfigurationError, ConfigurationMismatch, OpenFailed, PoolError
 from mppool.integrations.django.recipe import DjangoRecipe
 from mppool.manager import PoolManager
-from mppool.managing import Manager
-from mppool.worker.fork import call_in_children
+from mppool.process.fork import call_in_children
 from mppool.worker.pool import Pool
 
 # Of all threads; the lock guards both. Taken while a pool is declared, which does no I/O.

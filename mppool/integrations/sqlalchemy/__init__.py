@@ -28,7 +28,7 @@ except ModuleNotFoundError as error:
 from mppool.options import checked_name
 
 if TYPE_CHECKING:
-    from mppool.managing import Manager
+    from mppool.base_manager import Manager
 
 __all__ = ["SharedPool", "shared_pool"]
 

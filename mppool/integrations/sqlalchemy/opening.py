@@ -20,8 +20,8 @@ from mppool.integrations.sqlalchemy.record import Held, Record
 from mppool.logs import Log
 from mppool.odbc import driver_manager
 from mppool.odbc.attributes import ACCESS_TOKEN, check_token_structure, text_of
+from mppool.process.fork import call_in_children
 from mppool.recipe import Opening, Recipe
-from mppool.worker.fork import call_in_children
 from mppool.worker.pool import Pool
 
 if TYPE_CHECKING:

@@ -16,8 +16,8 @@ from mppool.integrations.sqlalchemy import opening
 if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
+    from mppool.base_manager import Manager
     from mppool.integrations.sqlalchemy.record import Held, Record
-    from mppool.managing import Manager
     from mppool.worker.pool import Pool as OurPool
 
 OWN_OPTIONS = {

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy.pool.base import _ConnectionRecord
 
-from mppool.worker.fork import call_in_children
+from mppool.process.fork import call_in_children
 
 if TYPE_CHECKING:
     from mppool.integrations.sqlalchemy.pool import SharedPool

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from mppool import CheckoutTimeout, Pool, PoolManager
-from mppool.core.statistics import BOUNDS
+from mppool.stats.names import BOUNDS
 from tests.helpers import wait_until
 from tests.processes.options.scene import HookedThings, Scene
 

@@ -19,8 +19,8 @@ from typing import Any
 import msgspec
 
 from mppool.ids import ProcessId
-from mppool.server.statistics import ProcessFigures, Totals, add_counters, add_histograms
-from mppool.wire.messages import PoolReport
+from mppool.stats.merge import ProcessFigures, Totals, add_counters, add_histograms
+from mppool.stats.report import PoolReport
 
 log = logging.getLogger(__name__)
 

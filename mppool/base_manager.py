@@ -13,11 +13,11 @@ from mppool.credentials.identity import checked_identity
 from mppool.errors import ConfigurationError
 from mppool.ids import Session, own_process
 from mppool.options import checked_name, checked_options
+from mppool.process.executor import let_others
 from mppool.recipe import SETTINGS, as_recipe
 from mppool.tokens.in_process import forget_all
 from mppool.worker.member import Member, process_name
 from mppool.worker.pool import Pool
-from mppool.worker.report import let_others
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -155,8 +155,8 @@ def merged_alone(
 
     seen: what the statistics of the last server said.
     """
-    from mppool.server.carried import Carried
-    from mppool.server.statistics import ProcessFigures, Totals, merged
+    from mppool.stats.carried import Carried
+    from mppool.stats.merge import ProcessFigures, Totals, merged
 
     pools = {one.pool: one for one in report.pools}
     figures = [ProcessFigures(own_process(), process_name(), pools, stale=False)]

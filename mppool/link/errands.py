@@ -14,14 +14,13 @@ from typing import TYPE_CHECKING
 
 from mppool.errors import PoolError, ProtocolError
 from mppool.logs import Log, handed_to
+from mppool.process.locks import LazyLock, release_own
+from mppool.process.wakeup import WakeUp
 from mppool.wire.messages import Goodbye, WantReport
-from mppool.worker.late import LateLock, release_own
-from mppool.worker.report import Reporter
-from mppool.worker.wakeup import WakeUp
 
 if TYPE_CHECKING:
-    from mppool.worker.channel import ErrandChannel
-    from mppool.worker.link import ServerLink
+    from mppool.link.channel import ErrandChannel
+    from mppool.link.server_link import ServerLink
     from mppool.worker.member import Member
 
 log = Log("mppool")
@@ -37,7 +36,7 @@ class Errands:
     _starting: guards the start of the thread; nothing else happens while it is held.
     """
 
-    _starting = LateLock()
+    _starting = LazyLock()
 
     def __init__(self, member: Member, link: ServerLink) -> None:
         self._member = member
@@ -48,7 +47,7 @@ class Errands:
         self._ended = False  # the thread is about to end, and hears nothing any more
         self._attach_at = 0.0
         self._pause = 0.0
-        self.reporter = Reporter(member, link.outgoing.send_message)
+        self.reporter = member.reporter(link.outgoing.send_message)
 
     def descriptors(self) -> list[int]:
         """What a forked child must close."""

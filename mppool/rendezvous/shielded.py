@@ -9,7 +9,7 @@ from typing import TypeVar
 T = TypeVar("T")
 
 
-def out_of_reach(function: Callable[[], T]) -> T:
+def shielded(function: Callable[[], T]) -> T:
     """Call it in a thread of its own, where no exception of a signal handler can strike.
 
     What filelock keeps for forks is guarded by locks of the whole process: struck there, by Ctrl-C or a

@@ -1,13 +1,10 @@
-"""What the worker's parts must know of each other's neighbours: the way to the books, and the server."""
+"""What a way to the books offers to the process above it."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
 if TYPE_CHECKING:
-    import socket
-    from collections.abc import Callable
-
     from mppool.core.events import Checkout, Event
 
 
@@ -63,34 +60,3 @@ class Link(Protocol):
 
     def after_fork_in_child(self) -> None:
         """Forget everything of the parent, without a byte being sent."""
-
-
-class Server(Protocol):
-    """What a link must know of the server; given by floor 4, which knows both wings."""
-
-    name: str
-    linger: float
-
-    def prepare(self) -> None:
-        """Import what the others of these need."""
-
-    def connect(self, deadline: float) -> socket.socket:
-        """A connection to the server, which is started if there is none. Raises ServerUnavailable."""
-
-    def look(self, deadline: float | None = None) -> socket.socket | None:
-        """A connection to the server, if there is one; while it is too busy to listen, until the deadline."""
-
-    def fingerprint_secret(self) -> bytes:
-        """What fingerprints are hashed with before they are told to the server. Raises ConfigurationError."""
-
-    def show_life(self) -> None:
-        """Be seen to live by those who cannot look this process up. Never raises."""
-
-    def hide_life(self) -> None:
-        """In a forked child: the parent's sign is not this process's."""
-
-    def pid(self) -> int | None:
-        """Of the server that the address file names, dead or alive."""
-
-    def replace(self, ask_to_leave: Callable[[], None], deadline: float) -> None:
-        """Have the server that is there leave, and start one of this release in its place."""

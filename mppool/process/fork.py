@@ -29,7 +29,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import Any, Protocol
 
-from mppool.worker.late import release_own
+from mppool.process.locks import release_own
 
 _MADV_WIPEONFORK = 18  # Linux 4.14; the module mmap does not name it
 
@@ -127,7 +127,7 @@ def prepare(*steps: Callable[[], object]) -> None:
             step()
 
 
-def bury(thing: Any) -> None:
+def make_immortal(thing: Any) -> None:
     """Make an object, and all that it refers to, immortal.
 
     Closing or merely finalizing an inherited connection would end the parent's session, and the

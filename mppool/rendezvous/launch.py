@@ -25,11 +25,11 @@ from pathlib import Path
 
 from mppool.errors import ConfigurationError, ServerUnavailable
 from mppool.logs import Log
-from mppool.server import interpreter, liveness
-from mppool.server.__main__ import ANOTHER, LONGEST_ANSWER, READY, REFUSED
-from mppool.server.interpreter import PYTHON_VARIABLE
-from mppool.server.reach import out_of_reach
-from mppool.server.runtime import RUNTIME_DIR_VARIABLE, ManagerPaths, read_address
+from mppool.rendezvous import interpreter, liveness
+from mppool.rendezvous.interpreter import PYTHON_VARIABLE
+from mppool.rendezvous.paths import RUNTIME_DIR_VARIABLE, ManagerPaths, read_address
+from mppool.rendezvous.readiness import ANOTHER, LONGEST_ANSWER, READY, REFUSED
+from mppool.rendezvous.shielded import shielded
 
 log = Log(__name__)
 
@@ -173,7 +173,7 @@ def _start_locked(
     False if somebody else has the lock, or the alive lock is still held by a server that cannot be
     reached. whatever: start without the lock. beforehand: done under the lock.
     """
-    return out_of_reach(
+    return shielded(
         lambda: _start_under_lock(paths, linger, deadline, whatever=whatever, beforehand=beforehand)
     )
 

@@ -11,9 +11,9 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
-from mppool.core.statistics import BOUNDS, HISTOGRAMS, SERVER_COUNTERS, WORKER_COUNTERS
 from mppool.ids import ProcessId
-from mppool.wire.messages import PoolReport, ResourceReport
+from mppool.stats.names import BOUNDS, HISTOGRAMS, SERVER_COUNTERS, WORKER_COUNTERS
+from mppool.stats.report import PoolReport, ResourceReport
 
 IDENTITY_SEPARATOR = "\0"
 

@@ -26,7 +26,7 @@ def release_own(*locks: Releasable) -> None:
                 break
 
 
-class LateLock:
+class LazyLock:
     """An attribute that is a reentrant lock, made at its first use. `forget` has the next use make another.
 
     gevent patches threading in a worker that gunicorn has forked from a master which had loaded the

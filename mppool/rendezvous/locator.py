@@ -6,25 +6,25 @@ import os
 import socket
 from typing import TYPE_CHECKING
 
-from mppool.alone import is_alone
 from mppool.logs import Log
-from mppool.worker.greenlets import check_no_eventlet
+from mppool.process.greenlets import check_no_eventlet
+from mppool.rendezvous.alone import is_alone
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mppool.server.runtime import ManagerPaths
-    from mppool.server.world import SignOfLife
+    from mppool.rendezvous.paths import ManagerPaths
+    from mppool.rendezvous.world import SignOfLife
 
 log = Log("mppool")
 
 
-class Meeting:
+class ServerLocator:
     """Where the processes of a manager meet: its files, resolved at first use (rule 12)."""
 
     def __init__(self, name: str, runtime_dir: str | None, linger: float) -> None:
         """is_alone: no process is met, for this one keeps books of its own."""
-        from mppool.server.runtime import named_by_environment
+        from mppool.rendezvous.paths import named_by_environment
 
         self.name = name
         self.is_alone = is_alone()
@@ -36,7 +36,7 @@ class Meeting:
 
     def likely_directory(self) -> str:
         """Where this meets, or would meet if it were used now; one directory, however it is named."""
-        from mppool.server.runtime import likely_runtime_dir
+        from mppool.rendezvous.paths import likely_runtime_dir
 
         if self.is_alone:
             return ""
@@ -46,8 +46,8 @@ class Meeting:
 
     def paths(self) -> ManagerPaths:
         """The files of the manager; resolved again in a child, whose effective user may be another."""
-        from mppool.server.liveness import check_watching
-        from mppool.server.runtime import manager_paths
+        from mppool.rendezvous.liveness import check_watching
+        from mppool.rendezvous.paths import manager_paths
 
         if self._paths is None or self._paths[0] != os.getpid():
             check_no_eventlet(self.name)
@@ -59,30 +59,30 @@ class Meeting:
         """Import what the others of these need, however long it takes."""
         import filelock  # noqa: F401
 
-        import mppool.server.launch
-        import mppool.server.world  # noqa: F401
+        import mppool.rendezvous.launch
+        import mppool.rendezvous.world  # noqa: F401
 
     def connect(self, deadline: float) -> socket.socket:
         """A connection to the server, which is started if there is none."""
-        from mppool.server.launch import find_or_start
+        from mppool.rendezvous.launch import find_or_start
 
         return find_or_start(self.paths(), linger=self.linger, deadline=deadline)
 
     def look(self, deadline: float | None = None) -> socket.socket | None:
         """A connection to the server, if there is one; while it is too busy to listen, until the deadline."""
-        from mppool.server.launch import connect
+        from mppool.rendezvous.launch import connect
 
         return connect(self.paths(), deadline)
 
     def fingerprint_secret(self) -> bytes:
         """The secret of the runtime directory."""
-        from mppool.server.runtime import fingerprint_secret
+        from mppool.rendezvous.paths import fingerprint_secret
 
         return fingerprint_secret(self.paths())
 
     def show_life(self) -> None:
         """Be seen by processes of other pid namespaces, which cannot look this one up."""
-        from mppool.server.world import SignOfLife
+        from mppool.rendezvous.world import SignOfLife
 
         if self._sign is None or not self._sign.is_seen():
             try:
@@ -96,13 +96,13 @@ class Meeting:
 
     def pid(self) -> int | None:
         """Pid of the server that the address file names, dead or alive."""
-        from mppool.server.runtime import read_address
+        from mppool.rendezvous.paths import read_address
 
         found = read_address(self.paths())
         return None if found is None else found.server.pid
 
     def replace(self, ask_to_leave: Callable[[], None], deadline: float) -> None:
         """Have the server that is there leave, and start one of this release in its place."""
-        from mppool.server.launch import replace
+        from mppool.rendezvous.launch import replace
 
         replace(self.paths(), ask_to_leave, linger=self.linger, deadline=deadline)

@@ -9,11 +9,11 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool.ids import ProcessId
+from mppool.link.connection import Connection
 from mppool.logs import Log
+from mppool.process.locks import Releasable
 from mppool.wire.framing import FrameReader, encode, process_side_reader
 from mppool.wire.messages import Message
-from mppool.worker.calls import Connection
-from mppool.worker.late import Releasable
 
 if TYPE_CHECKING:
     from mppool.worker.holdings import Holdings

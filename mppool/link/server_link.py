@@ -16,7 +16,22 @@ from mppool.core.events import Abandoned, Checkout, Event
 from mppool.core.tokens import WantToken
 from mppool.errors import PoolError, ServerUnavailable
 from mppool.ids import ProcessId, Session, Ticket, is_stopped
+from mppool.link.channel import ErrandChannel, Outgoing
+from mppool.link.connection import (
+    ASK_GRACE_S,
+    SESSION_PAUSE_S,
+    Connection,
+    OlderServer,
+    SessionLost,
+    introduce,
+)
+from mppool.link.errands import Errands
+from mppool.link.troubles import LACKING, no_answer, pool_errors_only
+from mppool.link.witness import Witness
 from mppool.logs import Log
+from mppool.process.executor import let_others
+from mppool.process.fork import close_quietly, make_immortal, notice_fork, prepare
+from mppool.process.locks import LazyLock, release_own
 from mppool.wire.framing import process_side_reader
 from mppool.wire.messages import (
     PROTOCOL,
@@ -31,25 +46,10 @@ from mppool.wire.messages import (
     Stats,
     WantStats,
 )
-from mppool.worker.calls import (
-    ASK_GRACE_S,
-    SESSION_PAUSE_S,
-    Connection,
-    OlderServer,
-    SessionLost,
-    introduce,
-)
-from mppool.worker.channel import ErrandChannel, Outgoing
-from mppool.worker.errands import Errands
-from mppool.worker.fork import bury, close_quietly, notice_fork, prepare
-from mppool.worker.late import LateLock, release_own
-from mppool.worker.report import let_others
-from mppool.worker.troubles import LACKING, no_answer, pool_errors_only
-from mppool.worker.witness import Witness
 
 if TYPE_CHECKING:
+    from mppool.rendezvous.locator import ServerLocator
     from mppool.worker.member import Member
-    from mppool.worker.protocols import Server
 
 log = Log("mppool")
 
@@ -86,9 +86,9 @@ class ServerLink:
     The locks are reentrant so that `interrupted` can free those that its thread still owns.
     """
 
-    _attaching = LateLock()
+    _attaching = LazyLock()
 
-    def __init__(self, member: Member, server: Server) -> None:
+    def __init__(self, member: Member, server: ServerLocator) -> None:
         self._member = member
         self.manager_name = member.name
         self._server = server
@@ -118,7 +118,7 @@ class ServerLink:
         self._inherited |= (found | set(self.errands.descriptors())) - {-1}
         self._inherited |= set(self.witness.descriptors())
         self._server.hide_life()
-        bury((connections, self.outgoing, self.errands, self.witness, self._attaching))
+        make_immortal((connections, self.outgoing, self.errands, self.witness, self._attaching))
         self._start()
         close_quietly(self._inherited)
 

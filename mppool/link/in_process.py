@@ -20,13 +20,13 @@ from mppool.core.events import Checkout, ClosePool, Drain, Event, Reset, Resize,
 from mppool.core.tokens import ForgetTokens, TokenQueued, WantToken, is_answer
 from mppool.errors import PoolError
 from mppool.ids import ProcessId, Session, Ticket, own_process
+from mppool.link.connection import SessionLost
+from mppool.link.troubles import pool_errors_only
 from mppool.logs import handed_to, logged_afterwards
-from mppool.worker.calls import SessionLost
-from mppool.worker.fork import bury, close_quietly, notice_fork
-from mppool.worker.greenlets import check_no_eventlet
-from mppool.worker.late import release_own
-from mppool.worker.troubles import pool_errors_only
-from mppool.worker.wakeup import PortableWakeUp, WakeUp, any_wake_up
+from mppool.process.fork import close_quietly, make_immortal, notice_fork
+from mppool.process.greenlets import check_no_eventlet
+from mppool.process.locks import release_own
+from mppool.process.wakeup import PortableWakeUp, WakeUp, any_wake_up
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -85,7 +85,7 @@ class LocalLink:
         """See Link."""
         if self._wake_up is not None:  # see ServerLink
             self._inherited |= set(self._wake_up.descriptors())
-        bury((self._lock, self._delivering, self._looking, self._thread, self._wake_up))
+        make_immortal((self._lock, self._delivering, self._looking, self._thread, self._wake_up))
         self._start()
         close_quietly(self._inherited)
 

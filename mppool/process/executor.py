@@ -7,10 +7,10 @@ import threading
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from time import monotonic
+from time import monotonic, sleep
 
 from mppool.logs import Log, afterwards
-from mppool.worker.late import release_own
+from mppool.process.locks import release_own
 
 log = Log("mppool")
 
@@ -24,7 +24,15 @@ HUNG_S = 0.25
 """A chore that takes longer hangs, as far as others are concerned: it holds up nobody but itself."""
 
 
-class Chores:
+_PAUSE_S = 0.00005
+
+
+def let_others() -> None:
+    """Threads that want to go on may: building a long report keeps the interpreter busy."""
+    sleep(_PAUSE_S)
+
+
+class BackgroundExecutor:
     """A queue, and threads that exist while there is something in it.
 
     A chore hardly ever waits behind another one: a close that hangs must not keep the other slots. So there are

@@ -18,8 +18,8 @@ import msgspec
 from mppool import __version__
 from mppool.errors import ConfigurationError, ServerUnavailable
 from mppool.ids import own_process
-from mppool.server import liveness
-from mppool.server.runtime import Address, ManagerPaths, read_address
+from mppool.rendezvous import liveness
+from mppool.rendezvous.paths import Address, ManagerPaths, read_address
 
 log = logging.getLogger(__name__)
 

@@ -20,7 +20,7 @@ from mppool.errors import ConfigurationError
 from mppool.logs import Log
 
 if TYPE_CHECKING:
-    from mppool.server.runtime import ManagerPaths
+    from mppool.rendezvous.paths import ManagerPaths
 
 log = Log("mppool")
 

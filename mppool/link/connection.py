@@ -18,9 +18,9 @@ from typing import Any
 from mppool.core.events import Event
 from mppool.errors import ProtocolError
 from mppool.ids import Session, Ticket
+from mppool.process.fork import own_mark
 from mppool.wire.framing import FrameReader, encode, process_side_reader
 from mppool.wire.messages import Hello, Message, Rejected, Welcome
-from mppool.worker.fork import own_mark
 
 _RECEIVE_BYTES = 65536
 _LONGEST_POLL_MS = 1_000_000_000
