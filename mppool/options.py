@@ -51,7 +51,8 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     placement: "worker" opens resources in the process that uses them; nothing else in this version.
     hosts: for host processes, which this version does not have; leave it at 1.
     fail_fast: while the circuit breaker is open, raise the last error at once instead of waiting.
-    max_opening: resources that are being opened at a time, over all processes; None: no bound of its own.
+    max_opening: resources that are being opened at a time, over all processes; None: no bound of its own. An opening
+        that takes longer than 30 s is not counted by it any more.
     track_leaks: remember the stack of every checkout, for warnings and leak reports (slow).
     guard: True: hand out a thin proxy, which is dead after the release, with its cursors; a resource on which
         something was done that stays for the next one is closed. None: the default, which is not to.

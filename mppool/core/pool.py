@@ -58,10 +58,6 @@ from mppool.ids import ProcessId, Ticket
 from mppool.options import changes
 from mppool.stats.names import SERVER_COUNTERS
 
-HEARD_WITHIN_S = 2.0
-"""After a restart processes attach within milliseconds. Until one has, each slot that the journal says it has may be
-one that it is opening."""
-
 
 class PoolBooks:
     """Slots, waiters and bounds of one pool, over all processes and identities."""
@@ -140,7 +136,7 @@ class PoolBooks:
     def checkout(self, process: ProcessId, event: Checkout, now: float) -> None:
         """A process wants a resource that it does not have. Answered at once."""
         self.upkeep.wanted = self.upkeep.wanted or self.options.prefill
-        self.slots.give_up_hearing(now)
+        self.slots.give_up_openings(now)
         name = (process, event.ticket)
         if name in self.waiting.by_name or name in self.slots.by_ticket:
             return  # a duplicate of a checkout that is answered already
@@ -197,6 +193,7 @@ class PoolBooks:
         after = slot.after(event)
         if after is None:
             return
+        self.slots.give_up_openings(now)
         if isinstance(event, Returned):
             returns.answer(self, slot, now, event.idle_s)
         elif isinstance(event, IdleTooLong):
@@ -250,7 +247,7 @@ class PoolBooks:
     def remember(self, item: Remembered, now: float) -> None:
         """A slot from the journal: held until its process attaches, or is proved dead."""
         slot = Slot(item.number, item.process, item.key, item.generation, SlotState.OPEN, now)
-        self.slots.remember(slot, now + HEARD_WITHIN_S)
+        self.slots.remember(slot, now)
 
     def tick(self, now: float) -> None:
         """Time has passed."""
@@ -373,7 +370,7 @@ class PoolBooks:
         since = min(now, self._settled_at)
         times = [
             self.waiting.next_deadline(),
-            self.slots.next_unheard(),
+            self.slots.next_given_up() if bounds.opens_enough(self) else math.inf,
             self.reclaimer.next_deadline(self, since),
             self.upkeep.next_deadline(self, since),
         ]
@@ -436,7 +433,7 @@ class PoolBooks:
 
     def _serve(self, now: float) -> None:
         """Give free slots to those who wait, as far as the bounds allow."""
-        self.slots.give_up_hearing(now)
+        self.slots.give_up_openings(now)
         if not self.waiting or self._around.awaited:
             return
         while bounds.is_below_cap(self):

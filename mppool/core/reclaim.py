@@ -99,6 +99,8 @@ class Reclaimer:
         """
         asked = self.asked.get(process)
         if asked is None:
+            # It believes that somebody waits. Told nothing, it would bring all of its slots back for ever.
+            self._let_go(books, process)
             return
         self._want(process, asked, -1)
         if asked.takers:

@@ -10,6 +10,14 @@ from typing import Any
 from mppool.core.slot import Slot, SlotState
 from mppool.ids import GrantNumber, ProcessId, Ticket
 
+OPENING_PATIENCE_S = 30.0
+"""An opening that takes longer is not counted by `max_opening` any more: its process is stopped, or its open hook
+hangs, and the others need not wait for it. Its slot counts against the cap all the same."""
+
+HEARD_WITHIN_S = 2.0
+"""After a restart processes attach within milliseconds. Until one has, each slot that the journal says it has may be
+one that it is opening."""
+
 
 class SlotTable:
     """All slots in use. The counts change only here, together with the slots.
@@ -43,9 +51,9 @@ class SlotTable:
         self._open_by_key: Counter[str] = Counter()
         self._closing_of: Counter[ProcessId] = Counter()
         self._open_in_order: OrderedDict[GrantNumber, Slot] = OrderedDict()
-        # Slots that the journal tells of, while their processes have not said what became of them.
-        self._unheard: set[GrantNumber] = set()
-        self._unheard_until = math.inf
+        # What `max_opening` counts, and until when: what is being opened, and what the journal tells of, while its
+        # process has not said what became of it. In the order in which it ends, for the journal is read first.
+        self._opening_until: OrderedDict[GrantNumber, float] = OrderedDict()
         # Of those whose ends are counted on: for which processes they are closed.
         self._promised_to: Counter[ProcessId] = Counter()
 
@@ -141,29 +149,29 @@ class SlotTable:
         return self.by_key[key] - self._closing_by_key[key]
 
     def may_be_opening(self) -> int:
-        """How many resources are being opened, as far as that is known: the journal does not say of which."""
-        return self._by_state[SlotState.OPENING] + len(self._unheard)
+        """How many resources may be being opened, as far as anybody still believes it."""
+        return len(self._opening_until)
 
-    def remember(self, slot: Slot, until: float) -> None:
-        """Enter a slot that the journal tells of. Until then its process is waited for to say more of it."""
+    def remember(self, slot: Slot, now: float) -> None:
+        """Enter a slot that the journal tells of. For a while its process is waited for to say more of it."""
         self.add(slot)
-        self._unheard.add(slot.number)
-        self._unheard_until = until
+        self._opening_until[slot.number] = now + HEARD_WITHIN_S
 
     def heard(self, process: ProcessId) -> None:
-        """A process has said what became of its slots."""
-        if self._unheard:
-            self._unheard.difference_update(self._of_process.get(process, ()))
+        """A process says what became of its slots."""
+        for slot in self._of_process.get(process, {}).values():
+            if slot.state is not SlotState.OPENING:
+                self._opening_until.pop(slot.number, None)
 
-    def give_up_hearing(self, now: float) -> None:
-        """A process that says nothing for so long is stopped; what it holds is not waited for any longer."""
-        if now >= self._unheard_until:
-            self._unheard.clear()
-            self._unheard_until = math.inf
+    def give_up_openings(self, now: float) -> None:
+        """What has been opening for too long, or said nothing for too long, is not believed in any longer."""
+        openings = self._opening_until
+        while openings and next(iter(openings.values())) <= now:
+            openings.popitem(last=False)
 
-    def next_unheard(self) -> float:
-        """When nothing more is waited for; infinity if nothing is."""
-        return self._unheard_until if self._unheard else math.inf
+    def next_given_up(self) -> float:
+        """When the next opening is not believed in any longer; infinity if there is none."""
+        return next(iter(self._opening_until.values()), math.inf)
 
     def add(self, slot: Slot) -> None:
         """Enter a slot."""
@@ -205,7 +213,7 @@ class SlotTable:
         if not others:
             del self._of_process[slot.process]
         self._forget_ticket(slot)
-        self._unheard.discard(slot.number)
+        self._opening_until.pop(slot.number, None)
         _decrement(self.levels, slot.process)
         _decrement(self.by_key, slot.key)
         _decrement(self._by_both, (slot.process, slot.key))
@@ -219,7 +227,9 @@ class SlotTable:
 
     def _count_state(self, slot: Slot) -> None:
         self._by_state[slot.state] += 1
-        if slot.state is SlotState.OPEN:
+        if slot.state is SlotState.OPENING:
+            self._opening_until[slot.number] = slot.granted_at + OPENING_PATIENCE_S
+        elif slot.state is SlotState.OPEN:
             self._open_by_key[slot.key] += 1
             self._open_in_order[slot.number] = slot
         elif slot.state is SlotState.CLOSING:
@@ -228,7 +238,9 @@ class SlotTable:
 
     def _uncount_state(self, slot: Slot) -> None:
         _decrement(self._by_state, slot.state)
-        if slot.state is SlotState.OPEN:
+        if slot.state is SlotState.OPENING:
+            self._opening_until.pop(slot.number, None)
+        elif slot.state is SlotState.OPEN:
             _decrement(self._open_by_key, slot.key)
             del self._open_in_order[slot.number]
         elif slot.state is SlotState.CLOSING:

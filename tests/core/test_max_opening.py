@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mppool.core.decisions import Grant
 from mppool.core.events import Closed, Opened, OpenFailed
-from mppool.core.pool import HEARD_WITHIN_S
+from mppool.core.table import HEARD_WITHIN_S, OPENING_PATIENCE_S
 from tests.core.desk import Desk, P, Q, R, held
 from tests.core.test_restart import next_server, remembered
 from tests.core.test_returns import asked
@@ -91,6 +91,52 @@ def test_a_stopped_process_does_not_keep_others_from_opening_for_long() -> None:
     assert not after.hears(R, Grant)
     after.wait(HEARD_WITHIN_S)
     assert [grant.ticket for grant in after.hears(R, Grant)] == [ticket]
+
+
+def test_an_opening_that_hangs_does_not_keep_others_from_opening_for_ever() -> None:
+    desk = Desk(P, Q, max_size=4, max_opening=1)
+    hung = desk.granted(P)
+    ticket = desk.queue(Q)
+    desk.wait(OPENING_PATIENCE_S / 2)
+    assert not desk.hears(Q, Grant)
+    desk.wait(OPENING_PATIENCE_S / 2)
+    (grant,) = desk.hears(Q, Grant)
+    assert (grant.ticket, desk.size()) == (ticket, 2)
+    # Its end gives nobody a second right to open: that was given already.
+    second = desk.queue(Q)
+    desk.say(P, Opened(hung, OPENING_PATIENCE_S))
+    assert not desk.hears(Q, Grant)
+    desk.say(Q, Opened(grant.number, LOGIN_S))
+    assert [grant.ticket for grant in desk.hears(Q, Grant)] == [second]
+
+
+def test_an_opening_that_hangs_counts_against_the_cap_for_as_long_as_it_hangs() -> None:
+    desk = Desk(P, Q, max_size=1, max_opening=1)
+    hung = desk.granted(P)
+    ticket = desk.queue(Q)
+    desk.wait(3 * OPENING_PATIENCE_S)
+    assert not desk.hears(Q, Grant)
+    desk.say(P, OpenFailed(hung, "no", counted=False))
+    assert [grant.ticket for grant in desk.hears(Q, Grant)] == [ticket]
+
+
+def test_an_opening_that_hangs_does_not_keep_min_size_from_being_opened() -> None:
+    desk = Desk(P, Q, max_size=4, min_size=2, max_opening=1)
+    desk.granted(P)
+    desk.forget()
+    desk.wait(OPENING_PATIENCE_S)
+    assert len(desk.hears(P, Grant) + desk.hears(Q, Grant)) == 1
+
+
+def test_who_is_refused_after_an_opening_has_hung_for_long_is_not_told_of_max_opening() -> None:
+    desk = Desk(P, Q, max_size=2, max_opening=1)
+    desk.granted(P)
+    desk.wait(OPENING_PATIENCE_S)
+    number = desk.opened(Q)
+    refusal = desk.ask(Q, timeout=0)
+    assert "max_opening" not in refusal.text
+    desk.say(Q, Closed(number, "discarded"))
+    assert isinstance(desk.ask(Q, timeout=0), Grant)
 
 
 def test_max_opening_holds_for_what_min_size_has_opened_too() -> None:

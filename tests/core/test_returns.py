@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mppool.core.decisions import Close, Grant, Keep, Reclaim
-from mppool.core.events import Abandoned, Closed, Detached, OpenFailed, Resize, Returned
+from mppool.core.events import Abandoned, Closed, Detached, OpenFailed, Reset, Resize, Returned
 from mppool.core.sharing import ANSWER_S
 from mppool.ids import GrantNumber
 from tests.core.desk import Desk, P, Q, R, S, held
@@ -33,6 +33,23 @@ def test_a_waiter_at_home_gets_the_open_resource() -> None:
     assert isinstance(answer, Grant)
     assert (answer.ticket, answer.fresh, answer.key) == (ticket, False, "k")
     assert len(desk.pool.waiting) == 0
+
+
+def test_a_process_that_was_asked_for_nothing_and_brings_something_back_is_told_so_first() -> None:
+    desk = Desk(P, max_size=1)
+    number = desk.opened(P)
+    assert desk.brings_back(P, number) == Keep(number)
+    told = [d for d in desk.told[P] if isinstance(d, (Reclaim, Keep))]
+    assert told == [Reclaim(POOL, contended=False, sweep=0, idle_for=0.0), Keep(number)]
+
+
+def test_a_process_whose_slots_are_closed_and_that_was_asked_for_nothing_is_told_so() -> None:
+    desk = Desk(P, Q, max_size=2)
+    number = desk.opened(P)
+    desk.command(Resize(POOL, 2, True, None))
+    desk.command(Reset(POOL))
+    assert desk.brings_back(P, number) == Close(number, "retired")
+    assert desk.hears(P, Reclaim) == [Reclaim(POOL, contended=False, sweep=0, idle_for=0.0)]
 
 
 def test_what_another_process_waits_for_is_closed_and_moves_when_it_is_closed() -> None:

@@ -244,6 +244,27 @@ SHARING_BUGS = [
         "one login more at a time than the database bears",
     ),
     Bug(
+        "hung-opening-counts-for-ever",
+        "core/table.py",
+        "self._opening_until[slot.number] = slot.granted_at + OPENING_PATIENCE_S\n",
+        "self._opening_until[slot.number] = math.inf\n",
+        "one opening that hangs keeps all others from opening for ever",
+    ),
+    Bug(
+        "hung-opening-without-deadline",
+        "core/pool.py",
+        "            self.slots.next_given_up() if bounds.opens_enough(self) else math.inf,\n",
+        "",
+        "an opening is given up, and nobody looks",
+    ),
+    Bug(
+        "contended-by-itself",
+        "core/reclaim.py",
+        "            self._let_go(books, process)\n            return\n",
+        "            return\n",
+        "a process that believes that somebody waits brings its slots back for ever",
+    ),
+    Bug(
         "openings-of-min-size",
         "core/bounds.py",
         "    if opens_enough(books):\n        return False\n",

@@ -10,7 +10,7 @@ from mppool.core.books import Books
 from mppool.core.decisions import Grant
 from mppool.core.events import Attach
 from mppool.core.slot import SlotState
-from mppool.core.table import SlotTable
+from mppool.core.table import OPENING_PATIENCE_S, SlotTable
 from mppool.ids import GrantNumber, ProcessId
 from mppool.options import PoolOptions
 from tests.core.model.parts import POOL, Channel, Rules, Thread, Violation
@@ -337,7 +337,10 @@ class World:
         if most is None:
             return
         for pool in self.server.books.pools.values():
-            opening = sum(slot.state is SlotState.OPENING for slot in pool.slots)
+            since = self.now - OPENING_PATIENCE_S
+            opening = sum(
+                slot.state is SlotState.OPENING and slot.granted_at > since for slot in pool.slots
+            )
             self.opening_ceiling = max(most, min(self.opening_ceiling, opening))
             if opening > self.opening_ceiling:
                 raise Violation(f"OVER max_opening: {opening} are being opened, {most} allowed")
