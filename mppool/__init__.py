@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from mppool._version import __version__ as __version__
     from mppool.errors import (
         CheckoutTimeout,
         ConfigurationError,
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
     from mppool.recipe import Opening, Recipe
     from mppool.worker.lease import Lease
     from mppool.worker.pool import Pool
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CheckoutTimeout",
@@ -50,30 +49,53 @@ __all__ = [
     "TooManyWaiting",
 ]
 
-_HOME_OF = {
-    "InProcessManager": "mppool.in_process",
-    "Lease": "mppool.worker.lease",
-    "Opening": "mppool.recipe",
-    "Pool": "mppool.worker.pool",
-    "PoolManager": "mppool.manager",
-    "PoolOptions": "mppool.options",
-    "Recipe": "mppool.recipe",
-}
-
 
 def __getattr__(name: str) -> Any:
     """Public names are imported when they are first asked for.
 
     The server is a process of this package too, and starts twice as quickly without the worker's wing.
     """
-    if name not in __all__:
+    if name not in __all__ and name != "__version__":
         raise AttributeError(f"module 'mppool' has no attribute {name!r}")
-    from importlib import import_module
-
-    value = getattr(import_module(_HOME_OF.get(name, "mppool.errors")), name)
+    value = getattr(_home_of(name), name)
     globals()[name] = value
     return value
 
 
+def _home_of(name: str) -> Any:
+    """The module that defines a public name."""
+    if name == "__version__":
+        from mppool import _version
+
+        return _version
+    if name == "PoolManager":
+        from mppool import manager
+
+        return manager
+    if name == "InProcessManager":
+        from mppool import in_process
+
+        return in_process
+    if name in {"Opening", "Recipe"}:
+        from mppool import recipe
+
+        return recipe
+    if name == "PoolOptions":
+        from mppool import options
+
+        return options
+    if name == "Lease":
+        from mppool.worker import lease
+
+        return lease
+    if name == "Pool":
+        from mppool.worker import pool
+
+        return pool
+    from mppool import errors
+
+    return errors
+
+
 def __dir__() -> list[str]:
-    return sorted({*globals(), *__all__})
+    return sorted({*globals(), *__all__, "__version__"})

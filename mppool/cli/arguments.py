@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import math
 from typing import TYPE_CHECKING
 
-from mppool import __version__
+from mppool._version import __version__
 from mppool.cli import bench, commanding, demo, doctor, looking
+from mppool.cli.values import positive_number, positive_seconds, seconds
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -116,27 +116,3 @@ def _add_runtime_dir(parser: argparse.ArgumentParser, default: str | None) -> No
         default=default,
         help="where the processes of a manager meet; else $MPPOOL_RUNTIME_DIR, else /tmp/mppool-UID",
     )
-
-
-def seconds(text: str) -> float:
-    """A type for argparse: a finite number of seconds, 0 or more."""
-    value = float(text)  # argparse reports a ValueError
-    if not math.isfinite(value) or value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is no number of seconds, 0 or more")
-    return value
-
-
-def positive_seconds(text: str) -> float:
-    """A type for argparse: a finite number of seconds above 0."""
-    value = seconds(text)
-    if not value:
-        raise argparse.ArgumentTypeError("give more than 0 seconds")
-    return value
-
-
-def positive_number(text: str) -> int:
-    """A type for argparse: a whole number, 1 or more."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is less than 1")
-    return value

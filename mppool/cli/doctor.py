@@ -11,7 +11,7 @@ import platform
 import socket
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from mppool import __version__
+from mppool._version import __version__
 from mppool.cli import output
 from mppool.cli.failing import FAULT, OK
 from mppool.cli.finding import managers_in, runtime_directory, stats_of

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import msgspec
 
-from mppool import __version__
+from mppool._version import __version__
 from mppool.errors import ConfigurationError, ServerUnavailable
 from mppool.ids import own_process
 from mppool.rendezvous import liveness

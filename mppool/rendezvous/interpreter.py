@@ -87,10 +87,11 @@ def locations() -> str:
     """
     import filelock
 
-    import mppool
-
+    own = sys.modules[
+        __name__.partition(".")[0]
+    ]  # an import of it would be one of everything above
     found: list[str] = []
-    for package in (mppool, msgspec, filelock):
+    for package in (own, msgspec, filelock):
         location = os.path.dirname(os.path.abspath(package.__path__[0]))
         if location not in found:
             found.append(location)

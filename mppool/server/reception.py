@@ -12,7 +12,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from mppool import __version__
+from mppool._version import __version__
 from mppool.core.books import Books
 from mppool.core.events import Attach, Declaration
 from mppool.errors import ConfigurationError, ProtocolError

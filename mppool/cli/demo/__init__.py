@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of `mppool demo`."""
-    from mppool.cli.arguments import positive_number, positive_seconds, seconds
+    from mppool.cli.values import positive_number, positive_seconds, seconds
 
     def number(name: str, default: int, text: str) -> None:
         parser.add_argument(

@@ -1,0 +1,30 @@
+"""Types of options, for argparse, which reports a ValueError to the user."""
+
+from __future__ import annotations
+
+import argparse
+import math
+
+
+def seconds(text: str) -> float:
+    """A type for argparse: a finite number of seconds, 0 or more."""
+    value = float(text)
+    if not math.isfinite(value) or value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is not a number of seconds that is 0 or more")
+    return value
+
+
+def positive_seconds(text: str) -> float:
+    """A type for argparse: a finite number of seconds above 0."""
+    value = seconds(text)
+    if not value:
+        raise argparse.ArgumentTypeError("give more than 0 seconds")
+    return value
+
+
+def positive_number(text: str) -> int:
+    """A type for argparse: a whole number, 1 or more."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is less than 1")
+    return value

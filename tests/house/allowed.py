@@ -1,0 +1,72 @@
+"""What is not as it should be yet. These lists only ever get shorter; the aim is that they are empty."""
+
+from __future__ import annotations
+
+IN_CIRCLES: tuple[str, ...] = (
+    "mppool.core.bounds",
+    "mppool.core.eviction",
+    "mppool.core.holders",
+    "mppool.core.inventory",
+    "mppool.core.pool",
+    "mppool.core.reclaim",
+    "mppool.core.returns",
+    "mppool.core.snapshot",
+    "mppool.core.surroundings",
+    "mppool.core.upkeep",
+    "mppool.integrations.sqlalchemy.opening",
+    "mppool.integrations.sqlalchemy.pool",
+    "mppool.integrations.sqlalchemy.record",
+    "mppool.link.errands",
+    "mppool.link.server_link",
+    "mppool.worker.aio",
+    "mppool.worker.audit",
+    "mppool.worker.checking",
+    "mppool.worker.deciding",
+    "mppool.worker.ending",
+    "mppool.worker.entry",
+    "mppool.worker.face",
+    "mppool.worker.hints",
+    "mppool.worker.holdings",
+    "mppool.worker.housekeeping",
+    "mppool.worker.lease",
+    "mppool.worker.line",
+    "mppool.worker.member",
+    "mppool.worker.opening",
+    "mppool.worker.principal",
+    "mppool.worker.principals",
+    "mppool.worker.report",
+    "mppool.worker.shelf",
+)
+"""Modules that reach themselves over their imports."""
+
+BY_STRING: tuple[str, ...] = ()
+"""Modules that import one of ours by a name in a string."""
+
+LONG_FILES: tuple[str, ...] = (
+    "core/pool.py",
+    "link/server_link.py",
+    "odbc/recipe.py",
+    "worker/member.py",
+)
+"""Files of more than 450 lines."""
+
+LONG_FUNCTIONS: tuple[str, ...] = ("mppool.worker.pool:checkout",)
+"""Functions of more than 60 lines."""
+
+WRITERS_OF_A_STATE = {
+    "mppool.worker.audit": 1,
+    "mppool.worker.deciding": 1,
+    "mppool.worker.ending": 1,
+    "mppool.worker.entry": 1,
+    "mppool.worker.opening": 1,
+    "mppool.worker.shelf": 1,
+}
+"""Where in the worker the `state` of a resource is assigned, and how often. The aim: in one file."""
+
+WRITERS_OF_THE_TABLE = {
+    "mppool.worker.audit": 1,
+    "mppool.worker.ending": 1,
+    "mppool.worker.member": 2,
+    "mppool.worker.principals": 2,
+}
+"""Where in the worker an entry of a `table` is set or removed, and how often. The aim: in one file."""

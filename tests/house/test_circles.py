@@ -1,0 +1,68 @@
+"""The rules of the house that a program can count. The lists in `allowed.py` only ever get shorter."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable
+
+from tests.house import allowed, source
+
+
+def shrinks(name: str, found: Iterable[str], listed: Collection[str]) -> None:
+    """Fails for what is found and not listed, and for what is listed and not found any more."""
+    now = set(found)
+    assert sorted(now - set(listed)) == [], f"new: mend it; allowed.{name} never grows"
+    assert sorted(set(listed) - now) == [], f"mended: take it out of allowed.{name}"
+    assert len(listed) == len(set(listed)), f"allowed.{name} has an entry twice"
+
+
+def test_no_new_module_is_in_a_circle_of_imports() -> None:
+    """Imports for types count, and those inside functions: a circle of ideas is one wherever it is written."""
+    found = {name for circle in source.circles(source.imports()) for name in circle}
+    shrinks("IN_CIRCLES", found, allowed.IN_CIRCLES)
+
+
+def test_nothing_of_ours_is_imported_by_a_name_in_a_string() -> None:
+    """Such an import is hidden from the layers contract, from mypy and from the test above."""
+    shrinks("BY_STRING", source.imports_by_string(), allowed.BY_STRING)
+
+
+def test_files_are_short() -> None:
+    """A long file is where to ask whether it holds two ideas."""
+    long = {name for name, lines in source.lines().items() if lines > 450}
+    shrinks("LONG_FILES", long, allowed.LONG_FILES)
+
+
+def test_functions_fit_a_screen() -> None:
+    """Longer ones do two things."""
+    shrinks("LONG_FUNCTIONS", source.long_functions(60), allowed.LONG_FUNCTIONS)
+
+
+def test_the_state_of_a_resource_is_assigned_by_its_owner_alone() -> None:
+    """One state, one file: every transition is a method of its owner."""
+    found = source.assignments("state", "mppool.worker")
+    assert found == allowed.WRITERS_OF_A_STATE
+
+
+def test_the_table_of_resources_is_changed_by_its_owner_alone() -> None:
+    """Taking the inventory and registering a grant are right only as long as nobody else changes the table."""
+    found = source.entries_changed("table", "mppool.worker")
+    assert found == allowed.WRITERS_OF_THE_TABLE
+
+
+# --- the counting itself ----------------------------------------------------------------------------------
+
+
+def test_circles_are_found() -> None:
+    graph = {"a": {"b"}, "b": {"c"}, "c": {"a", "d"}, "d": set[str](), "e": {"f"}, "f": {"e"}}
+    assert sorted(map(sorted, source.circles(graph))) == [["a", "b", "c"], ["e", "f"]]
+
+
+def test_without_a_circle_none_is_found() -> None:
+    assert source.circles({"a": {"b", "c"}, "b": {"c"}, "c": set()}) == []
+
+
+def test_imports_for_types_and_inside_functions_count() -> None:
+    """`mppool.__init__` imports PoolManager for types only, and the manager's own imports include functions'."""
+    found = source.imports()
+    assert "mppool.manager" in found["mppool"]
+    assert "mppool.rendezvous.launch" in found["mppool.rendezvous.locator"]
