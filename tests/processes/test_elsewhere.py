@@ -140,7 +140,8 @@ import importlib, pkgutil, traceback
 import mppool
 for module in pkgutil.walk_packages(mppool.__path__, "mppool."):
     wing = module.name.split(".")[1]
-    if wing in ("server", "cli", "__main__"):  # Linux's own
+    locks = ("mppool.rendezvous.claim", "mppool.rendezvous.world")
+    if wing in ("server", "cli", "__main__") or module.name in locks:  # Linux's own
         continue
     try:
         importlib.import_module(module.name)
