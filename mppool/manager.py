@@ -17,7 +17,8 @@ from mppool.core.decisions import Draining
 from mppool.core.events import Drain
 from mppool.core.tokens import ForgetTokens
 from mppool.errors import ConfigurationError, PoolError, ServerUnavailable
-from mppool.link.server_link import CONTROL_DEADLINE_S, ServerLink
+from mppool.link.server_link import ServerLink
+from mppool.link.session import CONTROL_DEADLINE_S
 from mppool.link.troubles import no_answer, pool_errors_only
 from mppool.options import checked_linger, checked_name, checked_timeout
 from mppool.process.fork import call_in_children, notice_fork
@@ -202,7 +203,7 @@ class PoolManager(Manager, BaseManager):
         if pid is None:
             return
         if self._link.control(Leave(), time.monotonic() + _SHUTDOWN_PATIENCE_S) is None:
-            self._link.outgoing.send_message(
+            self._link.session.outgoing.send_message(
                 Leave()
             )  # its address has vanished, but we are connected to it
         if not self._wait_until(lambda: self.server_pid != pid, _SHUTDOWN_PATIENCE_S):

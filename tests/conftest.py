@@ -55,10 +55,10 @@ def _start_no_more(directory: Path) -> None:
     """No errand thread of this process starts another server there, as it does after a server was killed."""
     managers = sys.modules.get("mppool.manager")
     for member in managers.members() if managers else ():
-        server = getattr(member.link, "_server", None)  # none with MPPOOL_ALONE
+        server = getattr(member.link, "locator", None)  # none with MPPOOL_ALONE
         if server is not None and server.likely_directory() == os.path.realpath(directory):
-            member.link.farewell = True
-            with member.link._attaching:
+            member.link.session.farewell = True
+            with member.link.session._attaching:
                 pass  # what it was just starting is there now
 
 

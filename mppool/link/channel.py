@@ -16,8 +16,7 @@ from mppool.wire.framing import FrameReader, encode, process_side_reader
 from mppool.wire.messages import Message
 
 if TYPE_CHECKING:
-    from mppool.worker.holdings import Holdings
-    from mppool.worker.member import Member
+    from mppool.link.protocol import Inventory
 
 log = Log("mppool")
 
@@ -46,12 +45,12 @@ class Outgoing:
     """Which channel there is, and what goes out on it.
 
     _sending: guards `channel` and its outgoing side; held during sends that cannot block. Whoever holds it
-        may take the holdings' lock. It is reentrant so that an interrupted thread can free it.
+        may take the inventory's lock. It is reentrant so that an interrupted thread can free it.
     _sender: the thread that sends just now; a finalizer that runs within its sending must not overtake it.
     """
 
-    def __init__(self, member: Member, wake: Callable[[], None]) -> None:
-        self._member = member
+    def __init__(self, inventory: Inventory, wake: Callable[[], None]) -> None:
+        self._inventory = inventory
         self._wake = wake
         self._sending = threading.RLock()
         self._sender: int | None = None
@@ -59,19 +58,19 @@ class Outgoing:
 
     def begin(self, channel: ErrandChannel) -> None:
         """A session begins. Nobody who is just sending takes an event of it for the channel before."""
-        holdings = self._member.holdings
-        with self._sending, holdings.lock:
+        inventory = self._inventory
+        with self._sending, inventory.lock:
             self.channel = channel
-            holdings.session = channel.session
+            inventory.begin(channel.session)
 
     def end(self, channel: ErrandChannel) -> bool:
         """The session of this channel is over; False if that is known already."""
-        holdings = self._member.holdings
-        with self._sending, holdings.lock:
+        inventory = self._inventory
+        with self._sending, inventory.lock:
             if self.channel is not channel:
                 return False
             self.channel = None
-            holdings.session = None
+            inventory.end()
             return True
 
     def lock(self) -> Releasable:
@@ -84,8 +83,8 @@ class Outgoing:
         Whoever appends to the outbox calls this; the one who is sending looks again before he leaves, so
         nothing is left lying. Raises TimeoutError at the deadline.
         """
-        holdings = self._member.holdings
-        while holdings.outbox and holdings.session is not None:
+        inventory = self._inventory
+        while inventory.outbox and inventory.session is not None:
             if self._sender == threading.get_ident():
                 return
             if deadline is None:
@@ -95,19 +94,19 @@ class Outgoing:
                 raise TimeoutError("another thread is still sending to the server")
             try:
                 self._sender = threading.get_ident()
-                self._send_outbox(holdings)
+                self._send_outbox(inventory)
             finally:
                 self._sender = None
                 self._sending.release()
 
-    def _send_outbox(self, holdings: Holdings) -> None:
+    def _send_outbox(self, inventory: Inventory) -> None:
         """Caller holds `_sending`."""
         channel = self.channel
         if channel is None:
             return
         try:
-            while holdings.outbox:
-                channel.unsent += encode(holdings.outbox.popleft())
+            while inventory.outbox:
+                channel.unsent += encode(inventory.outbox.popleft())
             self._push(channel)
         except BaseException:
             # Half a frame may be on its way; the next session begins with an inventory.

@@ -31,8 +31,8 @@ from mppool.process.wakeup import PortableWakeUp, WakeUp, any_wake_up
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mppool.link.protocol import Process
     from mppool.wire.messages import Report
-    from mppool.worker.member import Member
 
 _FIRST_SESSION = Session(1)
 
@@ -40,8 +40,8 @@ _FIRST_SESSION = Session(1)
 class LocalLink:
     """Books of our own, under a lock.
 
-    _lock: guards `_books`, `_process`, `_session`, `_whole`, the order of `_decided`, and the start and end of
-        the background thread: `_thread`, `_wake_up`, `_running`. Whoever holds it may take the holdings'
+    _lock: guards `_books`, `_own`, `_session`, `_whole`, the order of `_decided`, and the start and end of
+        the background thread: `_thread`, `_wake_up`, `_running`. Its owner may take the inventory's
         lock, and nothing else happens while it is held. `wake` and `tidy` read without it.
     _delivering: held by the one thread that carries out decisions, so that they are carried out in order.
     _whole: False while the books are being changed, so that it stays False where that was interrupted.
@@ -58,10 +58,10 @@ class LocalLink:
     seen = b""
 
     def __init__(
-        self, member: Member, merge: Callable[[dict[str, Any], Report, float], dict[str, Any]]
+        self, process: Process, merge: Callable[[dict[str, Any], Report, float], dict[str, Any]]
     ) -> None:
-        self._member = member
-        self.manager_name = member.name
+        self._process = process
+        self.manager_name = process.name
         self._merge = merge
         self._inherited: set[int] = set()
         self._start()
@@ -76,7 +76,7 @@ class LocalLink:
         self._suspect = False
         self._running = threading.Lock()  # of the background thread, for its life
         self._books: Books | None = None
-        self._process = ProcessId(0, 0)
+        self._own = ProcessId(0, 0)
         self._started_at = monotonic()
         self._thread: threading.Thread | None = None
         self._wake_up: WakeUp | PortableWakeUp | None = None
@@ -104,10 +104,10 @@ class LocalLink:
                 books = self._ready_books()
                 session = self._session
                 self._whole = False
-                decisions = books.apply(self._process, session, event, monotonic())
+                decisions = books.apply(self._own, session, event, monotonic())
                 answer = self._take_in(decisions, ticket)
                 self._whole = True
-            if isinstance(answer, Grant) and not self._member.register(answer, session):
+            if isinstance(answer, Grant) and not self._process.register(answer, session):
                 raise SessionLost("the books were written anew")
         except SessionLost:
             raise
@@ -141,8 +141,8 @@ class LocalLink:
         if not self._whole or self._suspect:
             self._write_anew()
         if self._books is None:
-            check_no_eventlet(self._member.name)
-            self._process = own_process()
+            check_no_eventlet(self._process.name)
+            self._own = own_process()
             self._begin(Books(1, jitter=random.random))
         if not self.by_hand:
             self._ensure_thread()
@@ -155,19 +155,19 @@ class LocalLink:
             if self._wake_up is None:
                 self._wake_up = any_wake_up()
             self._thread = threading.Thread(
-                target=self._run, name=f"mppool-timers-{self._member.name}", daemon=True
+                target=self._run, name=f"mppool-timers-{self._process.name}", daemon=True
             )
             self._thread.start()
 
     def _begin(self, books: Books) -> None:
         """A session with these books, which starts with an inventory. Caller holds `_lock`."""
-        holdings = self._member.holdings
-        self._member.seal()
-        with holdings.lock:
-            attach = self._member.attachment()
-            holdings.session = self._session
+        inventory = self._process.holdings
+        self._process.seal()
+        with inventory.lock:
+            attach = self._process.attachment()
+            inventory.begin(self._session)
         self._decided.clear()
-        self._take_in(books.apply(self._process, self._session, attach, monotonic()), None)
+        self._take_in(books.apply(self._own, self._session, attach, monotonic()), None)
         self._books = books
 
     def _write_anew(self) -> None:
@@ -187,12 +187,12 @@ class LocalLink:
         for name, pool in before.pools.items():
             if name in books.pools:
                 books.pools[name].born = pool.born
-        self._member.session_lost()
+        self._process.session_lost()
         self._whole = True  # last: where this is interrupted, the next one does it again
 
     def flush(self, deadline: float | None = None) -> None:
         """See Link."""
-        outbox = self._member.holdings.outbox
+        outbox = self._process.holdings.outbox
         while outbox:
             with self._lock:
                 books = self._ready_books()
@@ -200,7 +200,7 @@ class LocalLink:
                 self._whole = False
                 if outbox:
                     event = outbox.popleft()
-                    decisions = books.apply(self._process, self._session, event, monotonic())
+                    decisions = books.apply(self._own, self._session, event, monotonic())
                     self._take_in(decisions, None)
                 self._whole = True
         self._deliver()
@@ -227,7 +227,7 @@ class LocalLink:
                 self._suspect = True
                 raise
             try:
-                self._member.deliver(decision, session)
+                self._process.deliver(decision, session)
             except BaseException:
                 self._suspect = True
                 raise
@@ -276,12 +276,12 @@ class LocalLink:
             books = self._ready_books()
             self._whole = False
             try:
-                decisions = books.command(self._process, event, monotonic())
+                decisions = books.command(self._own, event, monotonic())
             except KeyError:
                 assert not isinstance(event, ForgetTokens)
                 self._whole = True
                 raise PoolError(
-                    f"manager {self._member.name!r} has no pool {event.pool!r}"
+                    f"manager {self._process.name!r} has no pool {event.pool!r}"
                 ) from None
             for _, decision in decisions:
                 if isinstance(decision, (Draining, Readiness)):
@@ -317,7 +317,7 @@ class LocalLink:
             snapshot = books.snapshot()
             snapshot["tokens"] = books.tokens.snapshot(monotonic())
             snapshot["token_costs"] = books.tokens.costs_snapshot()
-        return self._merge(snapshot, self._member.report(), monotonic() - self._started_at)
+        return self._merge(snapshot, self._process.report(), monotonic() - self._started_at)
 
     # --- time --------------------------------------------------------------------------------------------
 
@@ -333,20 +333,19 @@ class LocalLink:
                     return  # stopped; what comes next has a thread of its own
                 at = self._ready_books().next_deadline(monotonic())
             now = monotonic()
-            left = self._member.housekeeper.seconds_left(now)
+            left = self._process.seconds_left()
             limits = [
                 limit for limit in (None if at is None else at - now, left) if limit is not None
             ]
             wake_up.wait(max(0.0, min(limits)) if limits else None)
-            with handed_to(self._member.chores.add):  # the others wait for this thread
+            with handed_to(self._process.do_soon):  # the others wait for this thread
                 self.look_around()
 
     def look_around(self) -> None:
         """Collect what leaked, do what is due, and tick. Does nothing where nothing was ever used."""
         notice_fork()
         with self._looking:
-            self._member.collect_leaked()
-            self._member.housekeeper.run(monotonic())
+            self._process.look_around()
             with self._lock:
                 if self._books is not None:
                     self._take_in(self._ready_books().tick(monotonic()), None)
@@ -356,7 +355,7 @@ class LocalLink:
         """End the thread, if nothing is held. The next use starts afresh."""
         notice_fork()
         with self._lock:
-            if self._member.holdings.table:
+            if self._process.holdings.table:
                 return
             self.wake()
             self._books = self._thread = self._wake_up = None

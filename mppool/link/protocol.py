@@ -1,20 +1,130 @@
-"""What a way to the books offers to the process above it."""
+"""What a link does for the process above it, and what it needs of that process."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from collections import deque
+from collections.abc import Callable, Sized
+from contextlib import AbstractContextManager
+from typing import Any, Protocol
 
-if TYPE_CHECKING:
-    from mppool.core.events import Checkout, Event
+from mppool.core.decisions import Grant
+from mppool.core.events import Attach, Checkout, Event
+from mppool.ids import Session, Ticket
+from mppool.wire.messages import Report
+
+
+class Inventory(Protocol):
+    """What the process holds, as far as a link is concerned.
+
+    lock: taking the inventory, registering a grant, and the begin and end of a session happen under it (rule 2).
+    session: the attachment under which things are said now; None: there is none.
+    outbox: events that are not sent yet. The link takes them out, without the lock.
+    table: what is held.
+    """
+
+    @property
+    def lock(self) -> AbstractContextManager[Any]: ...
+
+    @property
+    def session(self) -> Session | None: ...
+
+    @property
+    def outbox(self) -> deque[Event]: ...
+
+    @property
+    def table(self) -> Sized: ...
+
+    def begin(self, session: Session) -> None:
+        """Attached. Caller holds the lock."""
+
+    def end(self) -> None:
+        """Attached no longer. Caller holds the lock."""
+
+
+class Reporter(Protocol):
+    """Answers the server's requests for the figures of this process."""
+
+    def asked(self, request: int) -> None:
+        """The server wants a report."""
+
+    def look(self, now: float) -> None:
+        """Answer a request that has waited for hooks for long enough."""
+
+    def on_behalf_of_a_hook(self) -> AbstractContextManager[None]:
+        """A block in which this thread, which may be in a hook, asks for statistics."""
+
+
+class Process(Protocol):
+    """What a link needs of the process above it."""
+
+    @property
+    def name(self) -> str:
+        """Of the manager."""
+
+    @property
+    def holdings(self) -> Inventory:
+        """What is held. A forked child has another one."""
+
+    def next_ticket(self) -> Ticket:
+        """A ticket that this process has never used."""
+
+    def seal(self) -> None:
+        """Have ready what the first word needs. The first time it may read a file."""
+
+    def attachment(self) -> Attach:
+        """The first word of a new session. Caller holds the inventory's lock."""
+
+    def register(self, grant: Grant, session: Session) -> bool:
+        """Enter a grant that has just come; False: it belongs to another session, or came too late (rule 2)."""
+
+    def deliver(self, decision: Any, session: Session) -> None:
+        """Do what the books decided. Called in the order of the decisions, by one thread at a time."""
+
+    def retry(self, ticket: Ticket) -> None:
+        """The thread that waits with this ticket must ask again."""
+
+    def session_begins(self) -> None:
+        """A session is about to begin: what the last server said of others' need is void."""
+
+    def session_lost(self) -> None:
+        """Nobody can be told anything now: threads that wait ask again, under the next session."""
+
+    def is_deaf(self) -> None:
+        """Nobody hears the server from now on (rule 6)."""
+
+    def server_leaves(self) -> None:
+        """The server says goodbye: close what is idle (rule 8)."""
+
+    def needs_books(self) -> bool:
+        """Whether anything is held, or any thread waits."""
+
+    # --- background --------------------------------------------------------------------------------------
+
+    def do_soon(self, function: Callable[[], None]) -> None:
+        """Call it in another thread."""
+
+    def reporter(self, send: Callable[[Report], None]) -> Reporter:
+        """What answers the server; `send` takes the reports."""
+
+    @property
+    def report(self) -> Callable[[], Report]:
+        """What gives the figures of this process to itself."""
+
+    def look_around(self) -> None:
+        """Collect what leaked, and do what is due. Called by the background thread."""
+
+    def seconds_left(self) -> float | None:
+        """Until something is due; None: nothing is planned."""
 
 
 class Link(Protocol):
-    """How a member reaches its books.
+    """How a process reaches its books.
 
     seen: what the statistics said last, for the next server to go on counting from; empty where there is none.
     """
 
-    seen: bytes
+    @property
+    def seen(self) -> bytes: ...
 
     def call(self, event: Event, deadline: float | None) -> Any:
         """The books' answer. A Grant is registered with the member already."""
@@ -29,7 +139,7 @@ class Link(Protocol):
         """What fingerprints are hashed with before the books are told; b"": nothing. Raises ConfigurationError."""
 
     def flush(self, deadline: float | None = None) -> None:
-        """Pass on the member's outbox, without waiting for anybody."""
+        """Pass on the outbox, without waiting for anybody."""
 
     def attend(self) -> None:
         """Be attached to the server that is there, if there is one, so as to hear what it says to all."""
@@ -47,13 +157,13 @@ class Link(Protocol):
         """The calling thread was interrupted somewhere in here, and has left."""
 
     def command(self, event: Event, deadline: float | None = None) -> Any:
-        """Carry out a command; what the books answered. deadline: of the caller, who may have less patience."""
+        """Carry out a command; what the books answered. deadline: of the caller, which may have less patience."""
 
     def detach(self, deadline: float) -> bool:
         """Need the books no longer, where nothing is held; False if they could not be told. The next use attaches."""
 
     def is_stopped(self) -> bool:
-        """Whether whoever keeps the books cannot answer now, however little there is to do."""
+        """Whether the server is stopped, so that it cannot answer now, however little there is to do."""
 
     def stats(self) -> dict[str, Any]:
         """The statistics of everything."""

@@ -51,6 +51,14 @@ class Holdings:
         """Whether this belongs to another process: the one that this was forked from."""
         return not self.mark[0]
 
+    def begin(self, session: Session) -> None:
+        """This process is attached. Caller holds the lock."""
+        self.session = session
+
+    def end(self) -> None:
+        """This process is attached no longer. Caller holds the lock."""
+        self.session = None
+
     def void(self, number: GrantNumber) -> None:
         """A grant that this process will never use. Caller holds the lock.
 

@@ -444,6 +444,20 @@ class Member:
             face.line.waiters for face in list(self.faces.values())
         )
 
+    def session_begins(self) -> None:
+        """See link.protocol.Process: this server will say itself who waits elsewhere."""
+        for face in list(self.faces.values()):
+            face.line.set_contended(False)
+
+    def is_deaf(self) -> None:
+        """See link.protocol.Process."""
+        for face in list(self.faces.values()):
+            face.line.set_contended(True)
+
+    def do_soon(self, function: Callable[[], None]) -> None:
+        """See link.protocol.Process."""
+        self.chores.add(function)
+
     # --- chores of the background thread -----------------------------------------------------------------
 
     def collect_leaked(self) -> None:
@@ -468,3 +482,12 @@ class Member:
                     f"; taken {age:.1f} s ago at\n{entry.stack}" if entry.stack else "",
                 )
                 self.close_soon(entry, "leaked")
+
+    def look_around(self) -> None:
+        """See link.protocol.Process."""
+        self.collect_leaked()
+        self.housekeeper.run(monotonic())
+
+    def seconds_left(self) -> float | None:
+        """See link.protocol.Process."""
+        return self.housekeeper.seconds_left(monotonic())

@@ -16,8 +16,6 @@ IN_CIRCLES: tuple[str, ...] = (
     "mppool.integrations.sqlalchemy.opening",
     "mppool.integrations.sqlalchemy.pool",
     "mppool.integrations.sqlalchemy.record",
-    "mppool.link.errands",
-    "mppool.link.server_link",
     "mppool.worker.aio",
     "mppool.worker.audit",
     "mppool.worker.checking",
@@ -44,7 +42,6 @@ BY_STRING: tuple[str, ...] = ()
 
 LONG_FILES: tuple[str, ...] = (
     "core/pool.py",
-    "link/server_link.py",
     "odbc/recipe.py",
     "worker/member.py",
 )

@@ -163,7 +163,7 @@ def test_a_forked_child_holds_no_copy_of_a_connection_to_the_server(
     waiting.start()
     wait_until(lambda: manager.stats()["pools"]["p"]["waiting"] == 1, "a waiter")
     link = manager._link  # type: ignore[attr-defined]
-    busy = link._take_connection(manager._member.holdings.session, time.monotonic() + 5)
+    busy = link._connections.take(manager._member.holdings.session, time.monotonic() + 5)
 
     def sockets() -> list[str]:
         return [
@@ -172,11 +172,11 @@ def test_a_forked_child_holds_no_copy_of_a_connection_to_the_server(
             if (name := _target(fd)).startswith("socket:")
         ]
 
-    names = {_target(str(c.sock.fileno())) for c in list(link._connections)}
+    names = {_target(str(c.sock.fileno())) for c in link._connections.all()}
     assert len(names) >= 2
     inherited = set(fork(sockets).result()) & names
     assert inherited == set()
-    link._idle.append(busy)
+    link._connections.idle.append(busy)
     lease.release()
     waiting.join(20)
 

@@ -228,7 +228,7 @@ from mppool import PoolManager
 from mppool.process import fork
 manager = PoolManager("t", linger=0.0)
 pool = manager.pool("p", object, max_size=2)
-manager._link._prepare()
+manager._link._connections.prepare()
 before = set(sys.modules)
 with pool.checkout(timeout=20): pass
 late = {name for name in set(sys.modules) - before}

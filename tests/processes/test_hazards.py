@@ -388,7 +388,12 @@ def _locks(pool: Pool[Session]) -> list[Any]:
     """Every lock that a call takes in this process."""
     member: Any = pool._face.member
     link = member.link
-    return [member.holdings.lock, link.outgoing.lock(), link._attaching, link.errands._starting]
+    return [
+        member.holdings.lock,
+        link.session.outgoing.lock(),
+        link.session._attaching,
+        link.thread._starting,
+    ]
 
 
 def test_hazard_15_the_finalizer_of_a_lease_waits_for_no_lock(

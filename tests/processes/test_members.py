@@ -185,7 +185,7 @@ def test_a_stopped_process_and_one_that_has_lost_its_channel_keep_what_they_hold
     holder = python(
         _TAKE_TWO.replace(
             'print("taken"',
-            'pool._face.member.link.outgoing.channel.sock.shutdown(2); os.kill(os.getpid(), 19); print("taken"',
+            'pool._face.member.link.session.outgoing.channel.sock.shutdown(2); os.kill(os.getpid(), 19); print("taken"',
         ),
         str(witness.path),
     )
@@ -206,7 +206,7 @@ def test_only_an_open_descriptor_of_this_very_process_is_a_witness(manager: Pool
     pool = manager.pool("p", object, max_size=1)
     with pool.checkout(timeout=20):
         pass
-    witness = manager._link.witness
+    witness = manager._link.session.witness
     process = witness.process()
     assert liveness.is_witnessed(process)
     (descriptor,) = witness.descriptors()
@@ -220,7 +220,7 @@ def test_only_an_open_descriptor_of_this_very_process_is_a_witness(manager: Pool
 
     def child() -> tuple[bool, bool]:
         with pool.checkout(timeout=20):
-            mine = manager._link.witness.process()
+            mine = manager._link.session.witness.process()
             return liveness.is_witnessed(mine), mine.member != process.member
 
     assert Fork(child).result() == (True, True)

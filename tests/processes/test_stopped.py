@@ -11,6 +11,7 @@ import pytest
 
 from mppool import CheckoutTimeout, PoolError, PoolManager, ServerUnavailable
 from mppool.link import server_link as link
+from mppool.link import session as link_session
 from tests.helpers import Fork, is_alive, wait_until
 from tests.processes.witness import Session, Witness
 
@@ -157,7 +158,7 @@ def test_with_a_stopped_server_a_checkout_without_timeout_waits(
     manager: PoolManager, witness: Witness, fork: Forks, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It used to end in a TypeError when the server did not answer to the handshake for 5 s."""
-    monkeypatch.setattr(link, "CONTROL_DEADLINE_S", 0.1)
+    monkeypatch.setattr(link_session, "CONTROL_DEADLINE_S", 0.1)
     pool = manager.pool("p", witness.recipe(), max_size=1)
     manager.start()
     server = manager.server_pid
@@ -215,7 +216,8 @@ def test_whoever_wants_something_of_a_stopped_server_is_told_that_it_does_not_an
     monkeypatch.setattr(link, "CONTROL_DEADLINE_S", 0.2)
     monkeypatch.setattr("mppool.manager.CONTROL_DEADLINE_S", 0.2)
     monkeypatch.setattr("mppool.manager._SHUTDOWN_PATIENCE_S", 0.2)
-    monkeypatch.setattr(link, "START_GRACE_S", 0.2)
+    monkeypatch.setattr(link_session, "START_GRACE_S", 0.2)
+    monkeypatch.setattr(link_session, "CONTROL_DEADLINE_S", 0.2)
     pool = manager.pool("p", list, max_size=1)
     pool.checkout(timeout=10).release()
     pid = manager.server_pid

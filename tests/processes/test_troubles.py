@@ -67,7 +67,7 @@ def test_without_descriptors_every_word_to_the_server_is_a_pool_error(
                 pass
         other = manager.pool("q", object, max_size=2)
         with _no_descriptors():
-            manager._link._idle.clear()
+            manager._link._connections.idle.clear()
             for word in (
                 lambda: other.checkout(timeout=1),
                 lambda: other.checkout(timeout=0.05),
@@ -160,7 +160,7 @@ def test_a_missing_background_thread_means_contended_and_is_started_again(
 
         manager._member.collect_leaked = lambda: ended(None)  # type: ignore[method-assign]
         link.wake()
-        wait_until(link.errands.is_missing, "the thread has ended")
+        wait_until(link.thread.is_missing, "the thread has ended")
         lease.release()  # warm from now on, and looked after all the same
         neighbour = Fork(lambda: pool.checkout(timeout=20).resource.number)
         assert neighbour.result()

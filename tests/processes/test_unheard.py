@@ -112,7 +112,7 @@ def test_after_an_orderly_shutdown_a_process_that_has_nothing_starts_nothing(
     manager.shutdown()
     wait_until(lambda: witness.figures()["held"] == 0, "what was idle to be closed")
     link: Any = pool._face.member.link
-    wait_until(lambda: link.outgoing.channel is None, "the end of the session")
+    wait_until(lambda: link.session.outgoing.channel is None, "the end of the session")
     assert any(thread.name == "mppool-errands-t" for thread in threading.enumerate())
-    assert not link.unheard
+    assert not link.session.unheard
     assert manager.server_pid is None

@@ -238,7 +238,7 @@ class stopped_errands:  # noqa: N801
     """Nobody here starts the next server."""
 
     def __init__(self, manager: PoolManager) -> None:
-        self._link = manager._link
+        self._link = manager._link.session
 
     def __enter__(self) -> None:
         self._link._attaching.acquire()
