@@ -8,6 +8,7 @@ said under another session than the one in which it happened (rule 2).
 
 from __future__ import annotations
 
+import math
 import threading
 from time import monotonic
 
@@ -34,7 +35,7 @@ START_GRACE_S = 1.0
 """A first checkout with a very short timeout may still start the server: that is work, not waiting."""
 
 LACKING_PATIENCE_S = 0.5
-"""How long descriptors may be lacking before that is an error."""
+"""How long descriptors may be lacking, from the first time on, before that is an error."""
 
 LONGEST_START_S = 30.0
 """How long a caller without a timeout waits for one try to find or start a server."""
@@ -104,7 +105,7 @@ class ServerSession:
 
     def _attach(self, deadline: float | None, start: bool) -> bool:
         """Caller holds `_attaching`, as for all that follow."""
-        pause, lacking_until = 0.002, monotonic() + LACKING_PATIENCE_S
+        pause, lacking_until = 0.002, math.inf
         while True:
             patience = (
                 monotonic() + LONGEST_START_S
@@ -125,6 +126,7 @@ class ServerSession:
                 # Another thread may just have taken the last descriptor, and give it back.
                 if error.errno not in LACKING or monotonic() >= lacking_until:
                     raise
+                lacking_until = min(lacking_until, monotonic() + LACKING_PATIENCE_S)
             else:
                 return True
             if deadline is not None and monotonic() >= deadline:
