@@ -128,6 +128,8 @@ class Pool(Generic[T]):
                         return self._lease(entry)
                     if bearer is not None and bearer.fetched is not None:
                         return self._checkout_cold(face, timeout, bearer)
+                    # Others may lie on the shelf: the books are not asked before it is empty.
+                    return self._checkout_anew(face, timeout, None, None)
                 if face.asks_plainly and (
                     timeout == 0 or (timeout is _DEFAULT and face.options.timeout == 0)
                 ):

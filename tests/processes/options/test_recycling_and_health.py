@@ -204,6 +204,17 @@ def test_the_caller_never_sees_what_is_unhealthy(declare: Declare, scene: Scene)
     assert (counters["unhealthy"], counters["check_errors"]) == (3, 0)
 
 
+def test_behind_what_is_unhealthy_the_shelf_is_looked_at_before_the_server_is_asked(
+    declare: Declare, scene: Scene
+) -> None:
+    pool = declare(CheckedThings, max_size=3, check_idle_for=0.0)
+    open_some(pool, 3)
+    scene.switch("sick-2")  # the one that was released last
+    with pool.checkout(timeout=0) as thing:
+        assert thing.number == 1
+    assert scene.count("open") == 3
+
+
 def test_check_idle_for_none_checks_nothing_at_checkout(declare: Declare, scene: Scene) -> None:
     pool = declare(CheckedThings, check_idle_for=None)
     open_some(pool, 1)
