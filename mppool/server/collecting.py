@@ -12,7 +12,7 @@ import msgspec
 
 from mppool.core.books import Books
 from mppool.errors import ProtocolError
-from mppool.ids import ProcessId, own_process
+from mppool.ids import ProcessId, is_stopped, own_process
 from mppool.server.connection import Connection
 from mppool.server.residents import Resident
 from mppool.stats.carried import Carried, encoded_view
@@ -23,21 +23,28 @@ STEP_S = 0.001
 """An answer is put together for so long at a time."""
 
 PATIENCE_S = 0.2
-"""A process that has not reported by then is shown with what it said last."""
+"""A process that is stopped, and has not reported by then, is shown with what it said last."""
+
+BUSY_PATIENCE_S = 1.0
+"""The same for one that is only busy, as on a machine with more to do than it can: its figures are worth more."""
 
 
 class _Wanted:
-    """One request for statistics, and whose reports it still waits for."""
+    """One request for statistics, and whose reports it still waits for.
 
-    __slots__ = ("connection", "deadline", "missing", "request")
+    deadline: when to look at those that are missing; busy_until: when to wait for none of them any longer.
+    """
+
+    __slots__ = ("busy_until", "connection", "deadline", "missing", "request")
 
     def __init__(
-        self, connection: Connection, request: int, missing: set[ProcessId], deadline: float
+        self, connection: Connection, request: int, missing: set[ProcessId], now: float
     ) -> None:
         self.connection = connection
         self.request = request
         self.missing = missing
-        self.deadline = deadline
+        self.deadline = now + PATIENCE_S
+        self.busy_until = now + BUSY_PATIENCE_S
 
 
 class Collector:
@@ -73,7 +80,7 @@ class Collector:
                 missing.add(process)
             else:
                 resident.stale = True
-        wanted = _Wanted(connection, self._requests, missing, now + PATIENCE_S)
+        wanted = _Wanted(connection, self._requests, missing, now)
         if missing:
             self._wanted.append(wanted)
         else:
@@ -118,18 +125,27 @@ class Collector:
         """Answer those whose patience ends, and go on with an answer that is being put together."""
         if self._answers:
             self._go_on(now)
-        while self._wanted and self._wanted[0].deadline <= now:
-            wanted = self._wanted.pop(0)
-            for process in wanted.missing:
-                if process in self._residents:
-                    self._residents[process].stale = True
-            self._answer(wanted, now)
+        for wanted in [one for one in self._wanted if one.deadline <= now]:
+            if now < wanted.busy_until:
+                self._wait_no_longer(
+                    wanted, {process for process in wanted.missing if is_stopped(process.pid)}
+                )
+                wanted.deadline = wanted.busy_until
+            else:
+                self._wait_no_longer(wanted, set(wanted.missing))
+        self._answer_complete(now)
+
+    def _wait_no_longer(self, wanted: _Wanted, processes: set[ProcessId]) -> None:
+        wanted.missing -= processes
+        for process in processes:
+            if process in self._residents:
+                self._residents[process].stale = True
 
     def deadline(self) -> float:
         """When `tick` is wanted next; infinity if nobody waits."""
         if self._answers:
             return -math.inf  # as soon as everybody else has been served
-        return self._wanted[0].deadline if self._wanted else math.inf
+        return min((one.deadline for one in self._wanted), default=math.inf)
 
     def _answer_complete(self, now: float) -> None:
         complete = [one for one in self._wanted if not one.missing]

@@ -34,7 +34,7 @@ AT_ONCE = 200
 """So many resources are looked at, and sent, at once."""
 
 HOOKS_PATIENCE_S = 0.1
-"""The figures are sent without what the hooks say if they take longer: the server waits for 0.2 s."""
+"""The figures are sent without what the hooks say if they take longer: the server may wait for 0.2 s only."""
 
 
 class Reporter:

@@ -129,3 +129,24 @@ def test_a_report_that_breaks_off_leaves_nothing_to_the_next(
     say(collector, errand, numbers, 2)
     answer = wanting.sent[-1]
     assert [entry["id"] for entry in answer.stats["pools"]["p"]["resources"]] == numbers
+
+
+def test_a_process_that_is_stopped_is_given_up_before_one_that_is_busy(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    stopped: set[int] = set()
+    monkeypatch.setattr(collecting, "is_stopped", lambda pid: pid in stopped)
+    for stopped_pids, answered_at in ((set(), 1.0), ({P.pid}, 0.2)):
+        stopped = stopped_pids
+        collector, _, _ = scene(3)
+        wanting = Connection()
+        collector.wanted(wanting, 0.0)  # type: ignore[arg-type]
+        looks = [collector.deadline()]
+        while not wanting.sent:
+            looks.append(collector.deadline())
+            collector.tick(looks[-1])
+        assert looks[-1] == answered_at
+        assert collector.deadline() == math.inf
+        (answer,) = wanting.sent
+        (process,) = answer.stats["pools"]["p"]["processes"]
+        assert process["stale"]
