@@ -6,6 +6,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from mppool._version import __version__ as __version__
+    from mppool.aio.lease import AsyncLease
+    from mppool.aio.pool import AsyncPool
+    from mppool.aio.recipe import AsyncRecipe
     from mppool.errors import (
         CheckoutTimeout,
         ConfigurationError,
@@ -28,6 +31,9 @@ if TYPE_CHECKING:
     from mppool.worker.pool import Pool
 
 __all__ = [
+    "AsyncLease",
+    "AsyncPool",
+    "AsyncRecipe",
     "CheckoutTimeout",
     "ConfigurationError",
     "ConfigurationMismatch",
@@ -92,9 +98,25 @@ def _home_of(name: str) -> Any:
         from mppool.worker import pool
 
         return pool
+    if name in {"AsyncLease", "AsyncPool", "AsyncRecipe"}:
+        return _asynchronous(name)
     from mppool import errors
 
     return errors
+
+
+def _asynchronous(name: str) -> Any:
+    if name == "AsyncRecipe":
+        from mppool.aio import recipe
+
+        return recipe
+    if name == "AsyncLease":
+        from mppool.aio import lease
+
+        return lease
+    from mppool.aio import pool
+
+    return pool
 
 
 def __dir__() -> list[str]:

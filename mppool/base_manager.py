@@ -20,8 +20,10 @@ from mppool.worker.member import Member, process_name
 from mppool.worker.pool import Pool
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Awaitable, Callable
 
+    from mppool.aio.pool import AsyncPool
+    from mppool.aio.recipe import AsyncRecipe
     from mppool.credentials.shared import SharedCredential
     from mppool.credentials.shared_async import AsyncSharedCredential
     from mppool.recipe import Recipe
@@ -53,6 +55,33 @@ class Manager:
         checked = checked_options(name, given)
         face = self._member.declare(name, as_recipe(recipe, hooks), checked)
         return self._pool_of(face, (self, name, recipe, options))
+
+    def apool(
+        self, name: str, recipe: AsyncRecipe[T] | Callable[..., Awaitable[T]], **options: Any
+    ) -> AsyncPool[T]:
+        """Declare a pool of resources that belong to event loops. Costs nothing, as `pool` does.
+
+        recipe: an AsyncRecipe, or a coroutine function that opens a resource; hooks as keyword arguments go with the
+            latter, as in `pool`, each a coroutine function or a plain one that does not wait.
+        options: see PoolOptions. The same cap holds for all loops of all processes.
+
+        Raises what `pool` raises; ConfigurationMismatch too where the name is one of `pool`'s in this process.
+        """
+        from mppool.aio.bridge import LoopRecipe  # asyncio is loaded by those who use it
+        from mppool.aio.recipe import ASYNC_HOOKS, as_async_recipe
+
+        checked_name("pool", name)
+        hooks = {hook: options[hook] for hook in ASYNC_HOOKS if hook in options}
+        given = {option: value for option, value in options.items() if option not in ASYNC_HOOKS}
+        checked = checked_options(name, given)
+        bridge = LoopRecipe(as_async_recipe(recipe, hooks))
+        face = self._member.declare(name, bridge, checked)
+        return self._apool_of(face, (self, name, recipe, options))
+
+    def _apool_of(self, face: Face, declared: tuple[Any, ...]) -> AsyncPool[Any]:
+        from mppool.aio.pool import AsyncPool
+
+        return AsyncPool(face, self.stats, (_rebuild_apool, (*declared, face.mark)))
 
     def _pool_of(self, face: Face, declared: tuple[Any, ...]) -> Pool[Any]:
         rebuild = (_rebuild_pool, (*declared, face.mark))
@@ -207,4 +236,18 @@ def _rebuild_pool(
     if face is None:
         pool._face.mark = mark
         pool = manager._pool_of(pool._face, (manager, name, recipe, options))
+    return pool
+
+
+def _rebuild_apool(
+    manager: Manager, name: str, recipe: Any, options: dict[str, Any], mark: str
+) -> AsyncPool[Any]:
+    """The pool in another process; see `_rebuild_pool`."""
+    face = manager._member.faces.get(name)
+    if face is not None and face.mark == mark:
+        return manager._apool_of(face, (manager, name, recipe, options))
+    pool = manager.apool(name, recipe, **options)
+    if face is None:
+        pool._face.mark = mark
+        pool = manager._apool_of(pool._face, (manager, name, recipe, options))
     return pool

@@ -1,11 +1,14 @@
-"""PsycopgRecipe: PostgreSQL through psycopg 3."""
+"""PsycopgRecipe and AsyncPsycopgRecipe: PostgreSQL through psycopg 3."""
 
 from __future__ import annotations
 
+import hashlib
 import math
 from typing import Any
 
-from mppool.dbapi.recipe import DbApiRecipe
+from mppool.aio.recipe import AsyncRecipe
+from mppool.dbapi.recipe import DbApiRecipe, shown
+from mppool.dbapi.secrets import scrubbed, secrets_in, without
 from mppool.errors import ConfigurationError
 from mppool.recipe import Opening
 
@@ -37,28 +40,7 @@ class PsycopgRecipe(DbApiRecipe):
         check_query: str = "SELECT 1",
         **kwargs: Any,
     ) -> None:
-        try:
-            import psycopg
-            from psycopg.conninfo import conninfo_to_dict
-        except ImportError as error:
-            raise ConfigurationError(
-                f"PsycopgRecipe needs psycopg ({error}): pip install 'mppool[psycopg]'"
-            ) from error
-        if not isinstance(conninfo, str):
-            raise ConfigurationError(f"conninfo is a {type(conninfo).__name__}; give a str")
-        if login_timeout is not None and not login_timeout > 0:
-            raise ConfigurationError(
-                f"login_timeout is {login_timeout!r}; allowed are seconds above 0, or None"
-            )
-        try:
-            named = conninfo_to_dict(conninfo)
-        except psycopg.ProgrammingError:
-            named = None
-        if named is None:  # outside of the handler, for libpq repeats pieces of the string
-            raise ConfigurationError(
-                "conninfo cannot be understood; give what libpq takes, such as 'host=db dbname=shop' or "
-                "'postgresql://user@db/shop'"
-            )
+        psycopg, named = _understood(conninfo, login_timeout, "PsycopgRecipe")
         super().__init__(
             psycopg.connect,
             *([conninfo] if conninfo else []),
@@ -99,7 +81,152 @@ class PsycopgRecipe(DbApiRecipe):
 
     def describe(self, connection: Any) -> str:
         """Host, port and database as the arguments name them."""
-        named = [
-            str(self._named[name]) for name in ("host", "port", "dbname") if self._named.get(name)
-        ]
-        return " ".join(("psycopg", *named))
+        return _described(self._named)
+
+
+class AsyncPsycopgRecipe(AsyncRecipe[Any]):
+    """Opens connections with `psycopg.AsyncConnection.connect(conninfo, **kwargs)`, for `manager.apool`.
+
+    conninfo, autocommit, login_timeout, discard, check_query, kwargs: as in `PsycopgRecipe`; `application_name=`
+        is what the database shows the session.
+
+    At the release an open transaction is rolled back. Opening raises psycopg's errors with secrets taken out.
+    Secrets are not in `repr`; a pickled recipe holds them.
+    """
+
+    def __init__(
+        self,
+        conninfo: str = "",
+        *,
+        autocommit: bool = False,
+        login_timeout: float | None = 15,
+        discard: bool = False,
+        check_query: str = "SELECT 1",
+        **kwargs: Any,
+    ) -> None:
+        _, self._named = _understood(conninfo, login_timeout, "AsyncPsycopgRecipe")
+        self._named = {**self._named, **kwargs}
+        self._conninfo = conninfo
+        self._kwargs = kwargs
+        self._autocommit = autocommit
+        self._login_timeout = login_timeout
+        self._discard = discard
+        self._check_query = check_query
+        password = self._named.get("password")
+        self._secrets = secrets_in([conninfo], kwargs)
+        if isinstance(password, str) and password and password not in self._secrets:
+            self._secrets.append(password)
+
+    def __repr__(self) -> str:
+        return f"AsyncPsycopgRecipe({', '.join(sorted(self._kwargs))})"
+
+    async def open(self, opening: Opening) -> Any:
+        """Connect. Raises psycopg's error without secrets."""
+        import psycopg
+
+        more: dict[str, Any] = {}
+        if self._login_timeout is not None and "connect_timeout" not in self._named:
+            more["connect_timeout"] = max(_SHORTEST_S, math.ceil(self._login_timeout))
+        try:
+            return await psycopg.AsyncConnection.connect(
+                self._conninfo, autocommit=self._autocommit, **more, **self._kwargs
+            )
+        except Exception as error:
+            failure = scrubbed(error, self._secrets)
+            if failure is error:
+                raise
+        # Outside of the handler: in it the original, with all its text, would be this one's __context__.
+        raise failure
+
+    def needs_reset(self, connection: Any) -> bool:
+        """Whether a transaction is open, the mode was changed, or everything is to be discarded."""
+        return (
+            self._discard
+            or connection.closed
+            or connection.pgconn.transaction_status != 0
+            or connection.autocommit != self._autocommit
+        )
+
+    async def reset(self, connection: Any) -> None:
+        """Roll back, and put the autocommit mode back; where asked to, `DISCARD ALL`.
+
+        Raises ConnectionError where the session is dead.
+        """
+        try:
+            await connection.rollback()
+            if self._discard:
+                await connection.set_autocommit(True)
+                await connection.execute("DISCARD ALL")
+            if connection.autocommit != self._autocommit:
+                await connection.set_autocommit(self._autocommit)
+        except Exception as error:
+            self._raise_if_dead(error, connection)
+            raise
+
+    async def check(self, connection: Any) -> bool:
+        """True if the check query can be executed. Raises ConnectionError where the session is dead."""
+        try:
+            await connection.execute(self._check_query)
+            await connection.rollback()
+        except Exception as error:
+            self._raise_if_dead(error, connection)
+            raise
+        return True
+
+    async def close(self, connection: Any) -> None:
+        """Close the connection."""
+        await connection.close()
+
+    def abandon(self, connection: Any) -> None:
+        """End the connection, whose event loop does not run any more."""
+        connection.pgconn.finish()
+
+    async def describe(self, connection: Any) -> str:
+        """Host, port and database as the arguments name them."""
+        return _described(self._named)
+
+    def fingerprint(self) -> str:
+        """A keyed hash of the arguments."""
+        digest = hashlib.blake2b(person=b"mppool.psycopg", digest_size=16)
+        opens = shown([self._conninfo, self._kwargs, self._autocommit])
+        digest.update(opens.encode("utf-8", errors="surrogatepass"))
+        return f"psycopg-async:{digest.hexdigest()}"
+
+    def _raise_if_dead(self, error: Exception, connection: Any) -> None:
+        if connection.closed or connection.broken:
+            raise ConnectionError(without(str(error), self._secrets)) from None
+
+
+def _understood(
+    conninfo: object, login_timeout: float | None, recipe: str
+) -> tuple[Any, dict[str, Any]]:
+    """psycopg, and what a connection string names. Raises ConfigurationError."""
+    try:
+        import psycopg
+        from psycopg.conninfo import conninfo_to_dict
+    except ImportError as error:
+        raise ConfigurationError(
+            f"{recipe} needs psycopg ({error}): pip install 'mppool[psycopg]'"
+        ) from error
+    if not isinstance(conninfo, str):
+        raise ConfigurationError(f"conninfo is a {type(conninfo).__name__}; give a str")
+    if login_timeout is not None and not login_timeout > 0:
+        raise ConfigurationError(
+            f"login_timeout is {login_timeout!r}; allowed are seconds above 0, or None"
+        )
+    try:
+        named: Any = conninfo_to_dict(conninfo)
+    except psycopg.ProgrammingError:
+        named = None
+    if named is None:  # outside of the handler, for libpq repeats pieces of the string
+        raise ConfigurationError(
+            "conninfo cannot be understood; give what libpq takes, such as 'host=db dbname=shop' or "
+            "'postgresql://user@db/shop'"
+        )
+    return psycopg, named
+
+
+def _described(named: dict[str, Any]) -> str:
+    return " ".join(
+        ("psycopg", *(str(named[name]) for name in ("host", "port", "dbname") if named.get(name)))
+    )

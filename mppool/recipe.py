@@ -73,6 +73,9 @@ class Recipe(Generic[T]):
     asked for it, while the caller takes whatever comes first: this resource, or one that is given back.
     """
 
+    belongs_to_loop: bool = False
+    """Whether its resources belong to event loops, and are lent by an AsyncPool."""
+
     credential: Any = None
     """Whose token that is where a checkout names no credential; None: nobody's, `opening.token` is None."""
 
@@ -86,6 +89,10 @@ class Recipe(Generic[T]):
         No hook: it is only asked where `opening.token` was given.
         """
         return False
+
+    def fills(self) -> bool:
+        """Whether resources can be opened here for which nobody waits (`min_size`)."""
+        return True
 
     def opened(self, resource: T) -> None:
         """Called once, when the resource is open and configured: the place to note what `reset` puts back."""
@@ -160,7 +167,7 @@ class CallableRecipe(Recipe[T]):
     ) -> None:
         self._opener = opener
         self.open_in_caller = open_in_caller
-        self._wants_opening = _takes_an_argument(opener)
+        self._wants_opening = takes_an_argument(opener)
         self._hooks = {name: hook for name, hook in hooks.items() if hook is not None}
         # A hook that was given shadows the method of the same name, so that a pool can see from the
         # recipe alone which hooks there are, and skip the others.
@@ -270,7 +277,8 @@ def overrides(recipe: Recipe[Any], hook: str) -> bool:
     return hook in vars(recipe) or getattr(type(recipe), hook) is not getattr(Recipe, hook)
 
 
-def _takes_an_argument(opener: Callable[..., Any]) -> bool:
+def takes_an_argument(opener: Callable[..., Any]) -> bool:
+    """Whether it cannot be called without one."""
     try:
         parameters = inspect.signature(opener).parameters.values()
     except (TypeError, ValueError):  # a builtin without a signature: call it plainly

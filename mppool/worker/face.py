@@ -173,6 +173,11 @@ class Face:
     def check_same(self, recipe: Recipe[Any], options: PoolOptions) -> None:
         """Raises ConfigurationMismatch if a second declaration in this process differs from the first."""
         twice = f"pool {self.name!r} is declared twice in this process"
+        if self.recipe.belongs_to_loop != recipe.belongs_to_loop:
+            raise ConfigurationMismatch(
+                f"{twice}, with manager.pool for resources that block and with manager.apool for those of an event "
+                "loop; use another name for one of them"
+            )
         if self.options != options:
             differences = ", ".join(
                 f"{option}={getattr(self.options, option)!r} and {getattr(options, option)!r}"
@@ -195,7 +200,8 @@ class Face:
     def declaration(self) -> Declaration:
         """This pool as the books are told of it."""
         age = monotonic() - self.declared_at
-        return Declaration(self.name, self.options, age, self.default_key, self.closed_here)
+        opens_none = self.closed_here or not self.recipe.fills()
+        return Declaration(self.name, self.options, age, self.default_key, opens_none)
 
     # --- closed or not -----------------------------------------------------------------------------------
 

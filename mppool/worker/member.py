@@ -150,6 +150,8 @@ class Member:
             self.housekeeper.expects(due)
 
         self.chores = BackgroundExecutor(self.name, expects=expects)
+        # On behalf of tasks, which must not wait.
+        self.asker = BackgroundExecutor(f"{self.name}-ask", most=1)
         self.openers = BackgroundExecutor(
             f"{self.name}-open", idle_s=0.0, most=MOST_OPENERS, expects=expects
         )

@@ -1,0 +1,221 @@
+"""The event loops of this process that use one pool.
+
+A resource belongs to the loop that opened it. So each loop has keys of its own: the first one those that the pool has
+anyway, every further one the same with its number. For the books that is enough: only equal keys are interchangeable.
+
+How a loop ends, and how that is noticed:
+
+    asyncio.run, asyncio.Runner, uvicorn, pytest-asyncio, anyio     they shut down asynchronous generators: there is one
+                                                                    of ours, whose `finally` closes in order
+    loop.close() alone                                              the background thread sees it when it next looks
+                                                                    around; what is open is ended without the loop
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Coroutine
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from mppool.core.events import Declare
+from mppool.errors import ConfigurationError
+from mppool.logs import Log
+from mppool.process.fork import make_immortal, renew_in_children
+from mppool.worker.ending import kill, retire
+from mppool.worker.entry import NEVER
+from mppool.worker.shelf import popper_of
+from mppool.worker.tasks import Desk, running_loop
+
+if TYPE_CHECKING:
+    from mppool.worker.entry import Entry
+    from mppool.worker.face import Face
+
+log = Log("mppool")
+
+_CLOSES_S = 5.0
+"""At the end of a loop what is idle is closed in order, within this."""
+
+_LEASES_S = 0.25
+"""What is lent when a loop ends may come back for so long: other generators are finished at the same time."""
+
+_POLL_S = 0.005
+
+
+class LoopIsOver(BaseException):
+    """The event loop of a resource runs no hook any more. That says nothing about what the resource connects to."""
+
+
+class OnLoop:
+    """A resource, and where it lives. The resource of an entry of an asynchronous pool."""
+
+    __slots__ = ("home", "resource")
+
+    def __init__(self, resource: Any, home: Home) -> None:
+        self.resource = resource
+        self.home = home
+
+
+class Home:
+    """One event loop, as far as one pool is concerned.
+
+    number: tells its keys from those of other loops. pop: takes from the shelf of its own key at once.
+    _tasks: what runs on behalf of the pool, for the loop itself refers to its tasks weakly.
+    """
+
+    def __init__(self, face: Face, loop: asyncio.AbstractEventLoop, number: int) -> None:
+        self.face = face
+        self.loop = loop
+        self.number = number
+        self.desk = Desk(face, loop)
+        self.is_over = False
+        self.pop: Callable[[], Entry] = _nothing
+        self._shelf: deque[Entry] | None = None
+        self.notice: AsyncGenerator[None, None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    def key_for(self, key: str) -> str:
+        """The key, in this loop, of what the pool opens for a key."""
+        if not self.number:
+            return key
+        fingerprint, separator, identity = key.partition("\0")
+        return f"{fingerprint}#loop{self.number}{separator}{identity}"
+
+    def look_at_shelf(self) -> None:
+        """The shelf of the own key may have been made anew."""
+        face = self.face
+        if face.asks_plainly:
+            key = self.key_for(face.default_key)
+            shelf = face.shelves.get(key)
+            if shelf is None and not self.number:
+                shelf = face.shelf_of(key)
+            if shelf is not self._shelf:
+                self._shelf, self.pop = shelf, popper_of(face, key)
+
+    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
+        """Run it as a task that outlives its caller. Called in the loop."""
+        task = self.loop.create_task(coroutine)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return task
+
+    @property
+    def runs(self) -> bool:
+        """Whether a hook would be run now, as far as can be seen from a thread."""
+        return not self.is_over and self.loop.is_running()
+
+    def entries(self) -> list[Entry]:
+        """What this loop has of the pool, openings that have not returned excepted."""
+        return [one for one in self.face.entries() if getattr(one.resource, "home", None) is self]
+
+    async def close_in_order(self) -> None:
+        """The loop ends: close what is idle, and what comes back now."""
+        retire(self.face, self.entries())
+        began = monotonic()
+        while (left := self.entries()) and monotonic() < began + _CLOSES_S:
+            closing = any(entry.state == "closing" for entry in left)
+            if not closing and monotonic() >= began + _LEASES_S:
+                return
+            await asyncio.sleep(_POLL_S)
+
+    def give_up(self) -> None:
+        """The loop is over: end without it what it still has. Called by any thread."""
+        self.is_over = True
+        self.desk.look_after_deserted()
+        for entry in self.entries():
+            lent_at = entry.lent_at
+            if lent_at > entry.released_at and kill(entry, lent_at):
+                self.face.member.close_soon(entry, "discarded")
+        retire(self.face, self.entries())
+
+
+def _nothing() -> Entry:
+    raise IndexError
+
+
+class Homes:
+    """All of them, of one pool in this process.
+
+    by_loop: read without a lock. _changing: guards its changes; nothing long happens while it is held.
+    """
+
+    def __init__(self, face: Face) -> None:
+        self._face = face
+        self.by_loop: dict[asyncio.AbstractEventLoop | None, Home] = {}
+        self._changing = threading.Lock()
+        renew_in_children(self)
+
+    def after_fork_in_child(self) -> None:
+        """See Forkable."""
+        make_immortal(self.by_loop)
+        self.by_loop = {}
+        self._changing = threading.Lock()
+
+    def first(self) -> Home | None:
+        """The one with the keys that the pool is declared with; None: its loop has ended."""
+        return next((home for home in list(self.by_loop.values()) if not home.number), None)
+
+    async def here(self) -> Home:
+        """Of the running loop. Does not wait. Raises ConfigurationError where it is not asyncio's."""
+        loop = running_loop()
+        home = self.by_loop.get(loop)
+        if home is not None and not home.is_over:
+            return home
+        if loop is None:
+            raise ConfigurationError(
+                f"pool {self._face.name!r}: an AsyncPool is used inside a running asyncio event loop (uvloop's and "
+                "anyio's on asyncio too). With trio use a Pool of blocking resources: "
+                "`await trio.to_thread.run_sync(pool.checkout)`"
+            )
+        self.look(monotonic())  # whose loops were closed have freed their numbers
+        with self._changing:
+            taken = {home.number for home in self.by_loop.values()}
+            number = next(number for number in range(len(taken) + 1) if number not in taken)
+            home = Home(self._face, loop, number)
+            self.by_loop[loop] = home
+        home.notice = self._until_the_end(home)
+        await (
+            home.notice.__anext__()
+        )  # from now on the loop knows it, and finishes it at its own end
+        self._face.member.housekeeper.look_after(self)
+        if not number:
+            self._declare()
+        return home
+
+    async def _until_the_end(self, home: Home) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            await home.close_in_order()
+            self._remove(home)
+
+    def _remove(self, home: Home) -> None:
+        with self._changing:
+            if self.by_loop.get(home.loop) is home:
+                del self.by_loop[home.loop]
+        home.give_up()
+        if not home.number:
+            self._declare()
+
+    def _declare(self) -> None:
+        """Tell the books whether `min_size` can be opened here; before the first attachment that says it all."""
+        member = self._face.member
+        if member.holdings.session is not None and not self._face.closed:
+            member.tell(Declare(self._face.declaration()))
+
+    # --- see Keeper ---------------------------------------------------------------------------------------
+
+    def look(self, now: float) -> float:
+        """Loops that were closed without a word are over."""
+        for home in list(self.by_loop.values()):
+            if home.loop.is_closed():
+                self._remove(home)
+            elif home.desk.deserted:
+                home.desk.look_after_deserted()
+        return NEVER
+
+    def is_over(self) -> bool:
+        """Nothing to look after while no loop uses the pool."""
+        return not self.by_loop

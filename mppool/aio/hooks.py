@@ -1,0 +1,214 @@
+"""What a task does with a resource that is its own: it awaits the hooks itself, in the loop that owns the resource.
+
+Each hook here ends in one of three ways: the resource is the caller's, it is on its shelf, or it is being closed. That
+holds for a cancellation at any await too.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from time import monotonic, time
+from typing import TYPE_CHECKING, Any
+
+from mppool.aio.bridge import LoopRecipe, bounded
+from mppool.aio.recipe import settled
+from mppool.errors import CheckoutTimeout
+from mppool.logs import Log
+from mppool.worker.checking import CHECK_GRACE_S
+from mppool.worker.ending import take_from_lease
+from mppool.worker.shelf import shelve, shelve_where_it_lay
+from mppool.worker.tasks import in_thread
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mppool.aio.homes import Home
+    from mppool.core.events import CloseReason
+    from mppool.worker.entry import Entry
+    from mppool.worker.face import Face
+    from mppool.worker.principal import Principal
+
+log = Log("mppool")
+
+
+class TaskHooks:
+    """The hooks of one pool in one loop."""
+
+    def __init__(self, face: Face, home: Home) -> None:
+        assert isinstance(face.recipe, LoopRecipe)
+        self._face = face
+        self._home = home
+        self._recipe = face.recipe.asynchronous
+
+    # --- before a caller gets it ----------------------------------------------------------------------------
+
+    async def prepare(
+        self, entry: Entry, principal: Principal | None, deadline: float | None
+    ) -> bool:
+        """Make a resource from the shelf ready for a caller; False if it has to be closed instead.
+
+        Raises CheckoutTimeout where its check outlasts the deadline.
+        """
+        face = self._face
+        if monotonic() >= entry.retire_at:
+            self._close(entry, entry.retire_reason)
+            return False
+        if entry.token and principal is not None and time() >= entry.ask_at:
+            goes_on = await in_thread(
+                face.member.chores,
+                lambda: face._goes_on(entry, principal),
+                lambda same: shelve_where_it_lay(entry) if same else None,
+            )
+            if not goes_on:
+                return False
+        idle_for = face.options.check_idle_for
+        if (
+            face.check is not None
+            and idle_for is not None
+            and monotonic() - entry.released_at >= idle_for
+            and not await self.is_healthy(entry, deadline)
+        ):
+            return False
+        await self.lend(entry)
+        return True
+
+    async def lend(self, entry: Entry) -> None:
+        """The resource goes to a caller: count it, and tell the hook."""
+        face = self._face
+        entry.uses += 1
+        entry.lent_at = monotonic()
+        if face.watched:
+            entry.warned = False
+            entry.thread = threading.current_thread().name
+            face.member.housekeeper.expects(entry.lent_at + face.first_lease_limit_s)
+        if face.on_checkout is None:
+            return
+        try:
+            await self._run("on_checkout", self._recipe.on_checkout, entry)
+        except GeneratorExit:  # perhaps by the garbage collector, in which no lock may be taken
+            entry.holdings.leaked.append(entry)
+            face.member.wake()
+            raise
+        except BaseException:  # cancelled: the caller gets no lease
+            self._close(entry, "discarded")
+            raise
+
+    async def is_healthy(self, entry: Entry, deadline: float | None = None) -> bool:
+        """Run the check; a resource that fails it is closed.
+
+        It is a task of its own: whoever leaves it alone, at the deadline or cancelled, finds the resource on its shelf
+        later. Raises CheckoutTimeout at the deadline.
+        """
+        face, limit = self._face, self._face.options.check_timeout
+        face.count("checks")
+        entry.checked_at = monotonic()
+        check = self._home.spawn(self._outcome(entry, limit))
+        left = None
+        if deadline is not None:
+            left = max(deadline - monotonic(), CHECK_GRACE_S)
+        try:
+            await asyncio.wait([check], timeout=left)
+        except BaseException:
+            check.add_done_callback(lambda _: self._after_lonely_check(entry, check))
+            raise
+        if check.done():
+            return self._judge(entry, check.result())
+        check.add_done_callback(lambda _: self._after_lonely_check(entry, check))
+        face.count("timeouts")
+        raise CheckoutTimeout(
+            f"pool {face.name!r}: the timeout has passed while a resource was being checked; its check is given "
+            f"up after check_timeout={limit:g} s; wait longer, or lower check_timeout"
+        )
+
+    async def _outcome(self, entry: Entry, limit: float | None) -> Any:
+        """True, False, or what the check raised."""
+        try:
+            return bool(await bounded(settled(self._recipe.check(entry.resource.resource)), limit))
+        except Exception as error:  # noqa: BLE001  # it is judged, logged and counted by whoever owns the resource
+            return error
+
+    def _after_lonely_check(self, entry: Entry, check: asyncio.Task[Any]) -> None:
+        if check.cancelled() or check.exception() is not None:
+            self._close(entry, "discarded")
+        elif self._judge(entry, check.result()):
+            shelve(entry)
+
+    def _judge(self, entry: Entry, outcome: Any) -> bool:
+        """Whether the resource may be used; else it is closed. See `worker.checking` for what an outcome says."""
+        face = self._face
+        if outcome is True:
+            return True
+        if isinstance(outcome, (TimeoutError, asyncio.TimeoutError)):
+            log.warning("pool %r: a check got no answer: %s", face.name, outcome)
+            face.count("hung_checks")
+            entry.doubtful = True
+            face.backend_failed(entry, hung=True)
+        elif isinstance(outcome, ConnectionError):
+            log.warning("pool %r: a check found the backend gone: %s", face.name, outcome)
+            face.backend_failed(entry)
+        elif outcome is not False:
+            face.count("check_errors")
+            log.warning(
+                "pool %r: a check raised; the resource is replaced", face.name, exc_info=outcome
+            )
+            self._close(entry, "discarded")
+            return False
+        self._close(entry, "unhealthy")
+        return False
+
+    # --- after its use --------------------------------------------------------------------------------------
+
+    async def give_back(self, entry: Entry, *, suspect: bool) -> None:
+        """A lease has ended. suspect: an exception ended its use, so it is checked before anybody gets it.
+
+        A task of its own: a caller that is cancelled has given it back all the same.
+        """
+        face = self._face
+        if face.watched and not take_from_lease(entry):
+            log.warning("pool %r: a lease was released after it had been killed", face.name)
+            return
+        limit = face.options.max_uses
+        if monotonic() >= entry.retire_at:
+            self._close(entry, entry.retire_reason)
+        elif limit is not None and entry.uses >= limit:
+            self._close(entry, "worn_out")
+        elif not await self._was_reset(entry):
+            self._close(entry, "discarded")
+        elif not suspect or face.check is None or await self._is_sound(entry):
+            entry.released_at = monotonic()
+            shelve(entry)
+
+    async def _is_sound(self, entry: Entry) -> bool:
+        try:
+            return await self.is_healthy(entry)
+        except asyncio.CancelledError:  # its check puts it where it belongs
+            return False
+
+    async def _was_reset(self, entry: Entry) -> bool:
+        face = self._face
+        if face.reset is None or not self._recipe.needs_reset(entry.resource.resource):
+            return True
+        try:
+            return await self._run("reset", self._recipe.reset, entry, face.options.check_timeout)
+        except BaseException:  # the loop is being ended: nobody knows in which state it is
+            self._close(entry, "discarded")
+            raise
+
+    def _close(self, entry: Entry, reason: CloseReason) -> None:
+        self._face.member.close_soon(entry, reason)
+
+    async def _run(
+        self, hook: str, call: Callable[[Any], Any], entry: Entry, limit: float | None = None
+    ) -> bool:
+        """Run a hook; False, logged and counted, if it raised."""
+        face = self._face
+        try:
+            await bounded(settled(call(entry.resource.resource)), limit)
+        except Exception as error:
+            face.count("hook_errors")
+            log.warning("pool %r: the hook %s raised", face.name, hook, exc_info=True)
+            if hook == "reset" and isinstance(error, ConnectionError):
+                face.backend_failed(entry)
+            return False
+        return True

@@ -1,0 +1,234 @@
+"""What an asynchronous checkout gives: the right to use one resource until it is given back."""
+
+from __future__ import annotations
+
+import traceback
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
+
+from mppool.errors import ForkedLease, LeaseReleased, PoolError, StaleLease
+from mppool.logs import Log
+from mppool.stats.names import BRIEF_S
+from mppool.worker.shelf import look_after_shelving
+from mppool.worker.tasks import running_loop
+
+if TYPE_CHECKING:
+    from collections.abc import Generator
+    from types import TracebackType
+
+    from mppool.aio.pool import AsyncPool
+    from mppool.worker.entry import Entry
+
+T = TypeVar("T")
+
+log = Log("mppool")
+
+
+class AsyncLease(Generic[T]):
+    """An asynchronous context manager whose value is the resource.
+
+    Keep the lease for as long as the resource: when it is garbage-collected without having been released, its
+    resource is closed, never handed out again. It is used in the event loop that opened the resource.
+
+    `_held` holds the entry until somebody takes it out, in one atomic step: whoever does so gives it back.
+    """
+
+    __slots__ = ("__weakref__", "_held", "_pool")
+
+    def __init__(self, pool: AsyncPool[T]) -> None:
+        self._pool = pool
+        self._held: list[Entry] = []
+
+    @property
+    def resource(self) -> T:
+        """The resource.
+
+        Raises LeaseReleased after the release, StaleLease after the lease was killed, ForkedLease in a child of the
+        process that took it.
+        """
+        try:
+            entry = self._held[0]
+        except IndexError:
+            raise LeaseReleased(
+                f"pool {self._pool.name!r}: nothing is lent here now; check out (again) to go on"
+            ) from None
+        if entry.killed or entry.holdings.forked:
+            self._raise_unusable(entry)
+        return entry.resource.resource  # type: ignore[no-any-return]
+
+    @property
+    def released(self) -> bool:
+        """Whether the lease was given back."""
+        return not self._held
+
+    async def __aenter__(self) -> T:
+        return self.resource
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        try:
+            entry = self._held.pop()
+        except IndexError:
+            self._refuse_second()
+            return
+        if entry.holdings.forked:
+            self._held.append(entry)  # it is our parent's, and `resource` shall say so
+            return
+        face, now = entry.face, monotonic()
+        used = now - entry.lent_at
+        if (
+            now < entry.retire_at
+            and (face.plain or self._pool._is_clean(entry))
+            and (error is None or face.check is None)
+        ):
+            entry.released_at = now
+            entry.shelf.append(entry)
+            if face.attention or entry.retire_at <= now:
+                look_after_shelving(entry)
+        else:
+            await self._pool._give_back(entry, suspect=error is not None)
+        if used >= BRIEF_S and not entry.killed:
+            face.observe("use", used)
+
+    async def release(self) -> None:
+        """Give the resource back. A second release is refused, harmless, counted and logged."""
+        await self.__aexit__(None, None, None)
+
+    async def discard(self) -> None:
+        """Close the resource instead of giving it back, for one that is known to be broken."""
+        entry = self._take_out()
+        if entry is not None:
+            face = entry.face
+            face.observe("use", monotonic() - entry.lent_at)
+            entry.lent_at = 0.0
+            face.member.close_soon(entry, "discarded")
+
+    def invalidate(self) -> None:
+        """Tell that the resource has lost its backend, and with it everything that is as old; see Lease."""
+        self.resource  # noqa: B018  # raises where it is not ours any more
+        entry = self._held[0]
+        entry.face.backend_failed(entry)
+
+    def _take_out(self) -> Entry | None:
+        """The entry, for the first who asks. None: it is our parent's, or was given back already."""
+        try:
+            if not self._held[0].mark[0]:
+                return None
+            return self._held.pop()
+        except IndexError:
+            self._refuse_second()
+            return None
+
+    def __del__(self) -> None:
+        # Runs in any thread at any instruction, whatever locks are held: only note it.
+        try:
+            held = self._held
+            if not held or not held[0].mark[0]:
+                return
+            entry = held.pop()
+        except (AttributeError, IndexError):
+            return
+        if not entry.killed:
+            entry.holdings.leaked.append(entry)
+            entry.face.member.wake()
+
+    def __enter__(self) -> NoReturn:
+        raise PoolError(f"pool {self._pool.name!r}: use `async with`; its resources are awaited")
+
+    def __exit__(self, *_: object) -> None:
+        """Never reached."""
+
+    def __reduce__(self) -> NoReturn:
+        raise PoolError(
+            f"a lease of pool {self._pool.name!r} cannot be pickled: its resource belongs to an event loop of this "
+            "process; send the AsyncPool instead and check out there"
+        )
+
+    def __repr__(self) -> str:
+        state = "in use" if self._held else "released"
+        return f"<{type(self).__name__} of pool {self._pool.name!r}, {state}>"
+
+    def _raise_unusable(self, entry: Entry) -> NoReturn:
+        if entry.holdings.inherited:
+            raise ForkedLease(
+                f"pool {self._pool.name!r}: this lease was taken by the parent of this process, and its resource "
+                "belongs to the parent; check out in this process instead"
+            )
+        raise StaleLease(
+            f"pool {self._pool.name!r}: this lease was held for too long (max_lease_kill), or beyond the end of its "
+            "event loop, so its resource was closed; check out again"
+        )
+
+    def _refuse_second(self) -> None:
+        face = self._pool._face
+        if face.holdings.inherited:
+            return
+        face.count("double_releases")
+        log.warning(
+            "pool %r: a lease was released a second time; refused, nothing was changed", face.name
+        )
+
+
+class AsyncCheckout(AsyncLease[T]):
+    """What `pool.checkout()` returns: `async with` it for the resource, or `await` it for the lease."""
+
+    __slots__ = ("_credential", "_identity", "_timeout")
+
+    def __init__(
+        self,
+        pool: AsyncPool[T],
+        timeout: float | None,
+        identity: str | None,
+        credential: Any,
+    ) -> None:
+        self._pool = pool
+        self._held = []
+        self._timeout = timeout
+        self._identity = identity
+        self._credential = credential
+
+    async def __aenter__(self) -> T:
+        pool = self._pool
+        if self._identity is None and self._credential is None:
+            face = pool._face
+            home = pool._homes.by_loop.get(running_loop())
+            if home is not None and not face.attention and face.ours[0]:
+                try:
+                    entry = home.pop()
+                except IndexError:
+                    pass  # nothing on the shelf; not handled here, so that errors do not name this one too
+                else:
+                    now = monotonic()
+                    if now < entry.retire_at and now - entry.released_at < face.trust_s:
+                        entry.uses += 1
+                        entry.lent_at = now
+                        self._held.append(entry)
+                        return entry.resource.resource  # type: ignore[no-any-return]
+                    entry.shelf.append(entry)
+        return await self._wait()
+
+    async def _wait(self) -> T:
+        """Beyond the shelf."""
+        if self._held:
+            raise PoolError(
+                f"pool {self._pool.name!r}: this checkout was used already; call pool.checkout() for each"
+            )
+        entry = await self._pool._check_out(self._timeout, self._identity, self._credential)
+        if self._pool._face.options.track_leaks:
+            entry.stack = "".join(traceback.format_stack()[:-2])
+        self._held.append(entry)
+        return entry.resource.resource  # type: ignore[no-any-return]
+
+    def __await__(self) -> Generator[Any, None, AsyncLease[T]]:
+        return self._lease().__await__()
+
+    async def _lease(self) -> AsyncLease[T]:
+        await self.__aenter__()
+        lease = AsyncLease(self._pool)
+        held, self._held = self._held, []
+        lease._held = held
+        return lease

@@ -1,0 +1,243 @@
+"""AsyncPool: the public face of a pool whose resources belong to event loops."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from mppool.aio.bridge import LoopRecipe, opens_in
+from mppool.aio.hooks import TaskHooks
+from mppool.aio.lease import AsyncCheckout
+from mppool.core.events import Drain, WantReady
+from mppool.errors import CheckoutTimeout, ConfigurationError, PoolClosed
+from mppool.options import LONGEST_S, PoolOptions, checked_timeout
+from mppool.process.fork import notice_fork
+from mppool.worker.ending import retire
+from mppool.worker.pool import _DEFAULT, _UNCHANGED, CLOSE_PATIENCE_S, Pool
+from mppool.worker.task_checkout import TaskCheckout
+from mppool.worker.tasks import in_thread, running_loop
+
+if TYPE_CHECKING:
+    from mppool.aio.homes import Home
+    from mppool.worker.entry import Entry
+    from mppool.worker.face import Face
+    from mppool.worker.principal import Principal
+
+T = TypeVar("T")
+
+_POLL_S = 0.02
+
+
+class AsyncPool(Generic[T]):
+    """One pool over all processes of an application, for asyncio. Made by `manager.apool(...)`.
+
+    Its resources belong to the event loop that opened them; all loops of all processes share one cap. A coroutine
+    of any loop may use it, before and after a fork; it pickles as its name, options, manager and recipe.
+    """
+
+    def __init__(
+        self,
+        face: Face,
+        all_stats: Callable[[], dict[str, Any]],
+        rebuild: tuple[Callable[..., AsyncPool[T]], tuple[Any, ...]],
+    ) -> None:
+        assert isinstance(face.recipe, LoopRecipe)
+        self._face = face
+        self._recipe = face.recipe
+        self._homes = face.recipe.homes_of(face)
+        self._rebuild = rebuild
+        self.name = face.name
+        # Its commands block, and are used in threads.
+        self._blocking: Pool[Any] = Pool(face, all_stats, (_never, ()))
+
+    @property
+    def options(self) -> PoolOptions:
+        """The options as they were declared in this process."""
+        return self._face.options
+
+    def checkout(
+        self,
+        timeout: float | None = _DEFAULT,
+        *,
+        identity: str | None = None,
+        credential: Any = None,
+    ) -> AsyncCheckout[T]:
+        """Lend a resource: `async with pool.checkout() as resource`, or `lease = await pool.checkout()`.
+
+        The arguments, and what is raised when it is awaited, are those of `Pool.checkout`; the timeout counts from
+        then on. Tasks are served in the order in which they have come. Raises ConfigurationError at once for a bad
+        timeout.
+        """
+        if timeout is not _DEFAULT and (
+            type(timeout) is not float or not 0.0 <= timeout <= LONGEST_S
+        ):
+            timeout = checked_timeout(self.name, timeout)
+        return AsyncCheckout(self, timeout, identity, credential)
+
+    # --- for leases -----------------------------------------------------------------------------------------
+
+    async def _check_out(
+        self, timeout: float | None, identity: str | None, credential: Any
+    ) -> Entry:
+        """A resource, beyond the quickest way."""
+        face = self._face
+        if not face.ours[0]:  # forked by somebody who told nobody
+            notice_fork()
+        home = await self._homes.here()
+        seconds = face.options.timeout if timeout is _DEFAULT else timeout
+        started = monotonic()
+        if not face.is_sealed:
+            await in_thread(face.member.asker, face.member.seal)
+        home.look_at_shelf()
+        principal = await self._bearer(identity, credential, seconds)
+        key = home.key_for(face.default_key if principal is None else principal.key)
+        if principal is not None:
+            principal.key = key
+            if principal.fetched is not None and seconds is not None:
+                seconds = max(0.0, seconds - (monotonic() - started))
+        where = opens_in.set(home)
+        try:
+            entry = await TaskCheckout(
+                home.desk, TaskHooks(face, home), key, seconds, principal
+            ).run()
+        finally:
+            opens_in.reset(where)
+        home.look_at_shelf()
+        return entry
+
+    async def _bearer(
+        self, identity: str | None, credential: Any, seconds: float | None
+    ) -> Principal | None:
+        """For whom this is, which may take a token."""
+        face = self._face
+        if credential is None and (identity is not None or face.recipe.credential is None):
+            return face.identities.of(identity, credential, seconds)
+        return await in_thread(
+            face.member.chores, lambda: face.identities.of(identity, credential, seconds)
+        )
+
+    def _is_clean(self, entry: Entry) -> bool:
+        """Whether a release is nothing but an append, because there is nothing to reset."""
+        face, options = self._face, self._face.options
+        return (
+            face.reset is not None
+            and options.max_uses is None
+            and options.keep
+            and not face.watched
+            and not self._recipe.asynchronous.needs_reset(entry.resource.resource)
+        )
+
+    async def _give_back(self, entry: Entry, *, suspect: bool) -> None:
+        """In the loop that owns the resource; to the end, also where the caller is cancelled."""
+        home: Home = entry.resource.home
+        face = self._face
+        if not home.runs:
+            face.member.close_soon(entry, "discarded")
+            return
+        work = TaskHooks(face, home).give_back(entry, suspect=suspect)
+        if home.loop is running_loop():
+            await asyncio.shield(home.spawn(work))
+        else:
+            await asyncio.shield(
+                asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, home.loop))
+            )
+
+    # --- what this process has ------------------------------------------------------------------------------
+
+    @property
+    def idle_here(self) -> int:
+        """How many resources lie idle in this process. Asks nobody."""
+        return self._blocking.idle_here
+
+    @property
+    def in_use_here(self) -> int:
+        """How many resources are lent in this process. Asks nobody."""
+        return self._blocking.in_use_here
+
+    # --- control --------------------------------------------------------------------------------------------
+
+    async def stats(self) -> dict[str, Any]:
+        """See Pool.stats."""
+        return await in_thread(self._face.member.chores, self._blocking.stats)
+
+    async def resize(
+        self, *, max_size: int | None = _UNCHANGED, min_size: int = _UNCHANGED
+    ) -> None:
+        """See Pool.resize."""
+        await in_thread(
+            self._face.member.chores,
+            lambda: self._blocking.resize(max_size=max_size, min_size=min_size),
+        )
+
+    async def reset(self) -> None:
+        """See Pool.reset."""
+        await in_thread(self._face.member.chores, self._blocking.reset)
+
+    async def drain(self, timeout: float = 30.0) -> int:
+        """See Pool.drain."""
+        seconds = checked_timeout(self.name, timeout)
+        deadline = None if seconds is None else monotonic() + seconds
+        generation = None
+        while True:
+            answer = await self._command(Drain(self.name, generation), deadline)
+            generation = answer.generation
+            if not answer.left or (deadline is not None and monotonic() >= deadline):
+                return int(answer.left)
+            await asyncio.sleep(_POLL_S)
+
+    async def wait_ready(self, timeout: float | None = 30.0) -> bool:
+        """See Pool.wait_ready: what is opened belongs to the running loop, where it is the pool's first one."""
+        seconds = checked_timeout(self.name, timeout)
+        deadline = None if seconds is None else monotonic() + seconds
+        await self._homes.here()
+        while True:
+            answer = await self._command(WantReady(self.name), deadline)
+            if self._face.closed:
+                raise PoolClosed(f"pool {self.name!r} is closed; nothing is opened any more")
+            if answer.open >= answer.wanted:
+                return True
+            if deadline is not None and monotonic() >= deadline:
+                raise CheckoutTimeout(
+                    f"pool {self.name!r}: {answer.open} of {answer.wanted} resources (min_size) are open "
+                    f"after {seconds:g} s{'; the last error was: ' + answer.error if answer.error else ''}"
+                )
+            await asyncio.sleep(_POLL_S)
+
+    async def _command(self, event: Any, deadline: float | None) -> Any:
+        link = self._face.member.link
+        return await in_thread(self._face.member.chores, lambda: link.command(event, deadline))
+
+    async def close_idle(self) -> int:
+        """Close what lies idle in this process, and return how many that were. The pool goes on."""
+        return await in_thread(self._face.member.chores, self._blocking.close_idle)
+
+    async def aclose(self, *, everywhere: bool = False) -> None:
+        """Hand out nothing any more in this process, in none of its loops; see Pool.close."""
+        if everywhere:
+            await in_thread(self._face.member.chores, lambda: self._blocking.close(everywhere=True))
+            return
+        retire(self._face, self._face.close_here())
+        deadline = monotonic() + CLOSE_PATIENCE_S
+        while monotonic() < deadline and any(
+            entry.state == "closing" for entry in self._face.entries()
+        ):
+            await asyncio.sleep(_POLL_S / 10)
+
+    def __eq__(self, other: object) -> bool:
+        # The same name declared again in this process is the same pool.
+        return isinstance(other, AsyncPool) and self._face is other._face
+
+    def __hash__(self) -> int:
+        return hash(self._face)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return self._rebuild
+
+    def __repr__(self) -> str:
+        return f"<AsyncPool {self.name!r} of manager {self._face.member.name!r}>"
+
+
+def _never() -> Any:
+    raise ConfigurationError("this part of an AsyncPool is not pickled")

@@ -1,0 +1,165 @@
+"""AsyncpgRecipe: PostgreSQL through asyncpg, for `manager.apool`."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from typing import Any
+
+from mppool.aio.recipe import AsyncRecipe
+from mppool.aio.sockets import shut_down
+from mppool.dbapi.recipe import shown
+from mppool.dbapi.secrets import scrubbed, secrets_in, without
+from mppool.errors import ConfigurationError
+from mppool.logs import Log
+from mppool.recipe import Opening
+
+log = Log("mppool.asyncpg")
+
+_CLOSE_S = 2.0
+"""A session that does not answer its end within this time is ended without an answer."""
+
+
+class AsyncpgRecipe(AsyncRecipe[Any]):
+    """Opens connections with `asyncpg.connect(dsn, **kwargs)`.
+
+    dsn: a URL of asyncpg; None for what the environment says.
+    kwargs: further arguments of `asyncpg.connect`: `host=`, `user=`, `ssl=`, `server_settings=`, ...
+    application_name: as what the database shows the session; None: as `server_settings` and the URL say.
+    login_timeout: seconds that opening may take (asyncpg's `timeout`). None: asyncpg's own.
+    reset: whether `connection.reset()` is called at each release, as asyncpg's own pool does: settings, listeners,
+        advisory locks and cursors of the last user are gone. It costs a round trip.
+    check_query: what `check` executes.
+
+    A transaction that is still open at the release is rolled back in any case. Opening raises asyncpg's errors with
+    secrets taken out. Secrets are not in `repr`; a pickled recipe holds them.
+    """
+
+    def __init__(
+        self,
+        dsn: str | None = None,
+        *,
+        application_name: str | None = None,
+        login_timeout: float | None = 15,
+        reset: bool = True,
+        check_query: str = "SELECT 1",
+        **kwargs: Any,
+    ) -> None:
+        _asyncpg()
+        if dsn is not None and not isinstance(dsn, str):
+            raise ConfigurationError(f"dsn is a {type(dsn).__name__}; give a str, or None")
+        if login_timeout is not None and not login_timeout > 0:
+            raise ConfigurationError(
+                f"login_timeout is {login_timeout!r}; allowed are seconds above 0, or None"
+            )
+        if not isinstance(check_query, str) or not check_query.strip():
+            raise ConfigurationError(
+                f"check_query is {check_query!r}; give a statement, such as 'SELECT 1'"
+            )
+        if application_name is not None:
+            settings = {**(kwargs.get("server_settings") or {})}
+            kwargs["server_settings"] = {**settings, "application_name": application_name}
+        if login_timeout is not None:
+            kwargs.setdefault("timeout", login_timeout)
+        self._dsn = dsn
+        self._kwargs = kwargs
+        self._resets = reset
+        self._check_query = check_query
+        self._secrets = secrets_in([dsn], kwargs)
+
+    def __repr__(self) -> str:
+        return f"AsyncpgRecipe({', '.join(sorted(self._kwargs))})"
+
+    async def open(self, opening: Opening) -> Any:
+        """Connect. Raises asyncpg's error without secrets."""
+        try:
+            return await _asyncpg().connect(self._dsn, **self._kwargs)
+        except Exception as error:
+            failure = scrubbed(error, self._secrets)
+            if failure is error:
+                raise
+        # Outside of the handler: in it the original, with all its text, would be this one's __context__.
+        raise failure
+
+    def needs_reset(self, connection: Any) -> bool:
+        """Whether there is anything to undo."""
+        return self._resets or connection.is_in_transaction() or connection.is_closed()
+
+    async def reset(self, connection: Any) -> None:
+        """Roll back, and have PostgreSQL forget what the last user has set.
+
+        Raises ConnectionError where the session is dead.
+        """
+        if connection.is_closed():
+            raise ConnectionError("the session has ended")
+        try:
+            if connection.is_in_transaction():
+                await connection.execute("ROLLBACK")
+            if self._resets:
+                await connection.reset()
+        except Exception as error:
+            self._raise_if_dead(error, connection)
+            raise
+
+    async def check(self, connection: Any) -> bool:
+        """True if the check query can be executed. Raises ConnectionError where the session is dead."""
+        if connection.is_closed():
+            raise ConnectionError("the session has ended")
+        try:
+            await connection.execute(self._check_query)
+        except Exception as error:
+            self._raise_if_dead(error, connection)
+            raise
+        return True
+
+    def _raise_if_dead(self, error: Exception, connection: Any) -> None:
+        if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
+            return  # one class, from Python 3.11 on; it says that nothing was said
+        if connection.is_closed() or isinstance(error, (OSError, *_ends_of_sessions())):
+            raise ConnectionError(without(str(error), self._secrets)) from None
+
+    async def close(self, connection: Any) -> None:
+        """Close the connection; without an answer of the server where that does not come soon."""
+        if connection.is_closed():
+            return
+        try:
+            await connection.close(timeout=_CLOSE_S)
+        except Exception:
+            # A statement is still running in it, or nobody is there.
+            log.debug("asyncpg could not close in order", exc_info=True)
+            connection.terminate()
+
+    def abandon(self, connection: Any) -> None:
+        """End the connection, whose event loop does not run any more."""
+        shut_down(getattr(connection, "_transport", None))
+
+    async def describe(self, connection: Any) -> str:
+        """The backend's pid, and where it is."""
+        return f"asyncpg {connection.get_server_pid()}"
+
+    def fingerprint(self) -> str:
+        """A keyed hash of the arguments."""
+        digest = hashlib.blake2b(person=b"mppool.asyncpg", digest_size=16)
+        digest.update(shown([self._dsn, self._kwargs]).encode("utf-8", errors="surrogatepass"))
+        return f"asyncpg:{digest.hexdigest()}"
+
+
+def _asyncpg() -> Any:
+    try:
+        import asyncpg
+    except ImportError as error:
+        raise ConfigurationError(
+            f"AsyncpgRecipe needs asyncpg ({error}): pip install 'mppool[asyncpg]'"
+        ) from error
+    return asyncpg
+
+
+def _ends_of_sessions() -> tuple[type[Exception], ...]:
+    """What asyncpg raises where the server has ended a session."""
+    asyncpg = _asyncpg()
+    return (
+        asyncpg.PostgresConnectionError,
+        asyncpg.AdminShutdownError,
+        asyncpg.CrashShutdownError,
+        asyncpg.CannotConnectNowError,
+    )

@@ -1,0 +1,164 @@
+"""A checkout of a task that found nothing on the shelf: it waits for a future, and its desk asks the books."""
+
+from __future__ import annotations
+
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
+
+from mppool.core.decisions import NOBODY, Refuse
+from mppool.errors import OpenFailed as OpenFailedError
+from mppool.errors import PoolClosed, PoolError, ServerUnavailable, TooManyWaiting
+from mppool.link.connection import ASK_GRACE_S
+from mppool.worker.cold import REFUSAL_GRACE_S, timed_out
+from mppool.worker.entry import Entry
+from mppool.worker.opening import Failure
+from mppool.worker.shelf import take
+from mppool.worker.tasks import TaskWaiter
+
+if TYPE_CHECKING:
+    from mppool.worker.principal import Principal
+    from mppool.worker.tasks import Desk
+
+
+class Hooks(Protocol):
+    """How a resource is made ready for a task. Both own it: what they raise at, or refuse, they have closed."""
+
+    async def prepare(
+        self, entry: Entry, principal: Principal | None, deadline: float | None
+    ) -> bool:
+        """A resource from the shelf is made ready; False: it had to be closed instead."""
+
+    async def lend(self, entry: Entry) -> None:
+        """A resource that was opened a moment ago is made ready."""
+
+
+class TaskCheckout:
+    """One checkout that goes beyond the shelf. Whatever it holds at an await is given back if that is cancelled."""
+
+    def __init__(
+        self,
+        desk: Desk,
+        hooks: Hooks,
+        key: str,
+        timeout: float | None,
+        principal: Principal | None = None,
+    ) -> None:
+        self._desk = desk
+        self._face = desk.face
+        self._hooks = hooks
+        self._key = key
+        self._timeout = timeout
+        self._bearer = principal
+        self._started = monotonic()
+        self._deadline = None if timeout is None else self._started + timeout
+        if principal is not None:
+            principal.deadline = self._deadline
+        self._last_error: OpenFailedError | None = None
+
+    async def run(self) -> Entry:
+        """A resource that is ready for the task.
+
+        Raises CheckoutTimeout, TooManyWaiting, OpenFailed, PoolClosed or ServerUnavailable.
+        """
+        while True:
+            entry = await self._from_shelf() or await self._by_waiting()
+            if entry is not None:
+                self._face.observe("wait", monotonic() - self._started)
+                return entry
+            if self._timeout and self._left() == 0:  # what came was unusable, again and again
+                self._refused(Refuse(NOBODY, "timeout", self._face.line.why_nothing(self._key)))
+
+    def _left(self) -> float | None:
+        return None if self._deadline is None else max(0.0, self._deadline - monotonic())
+
+    async def _from_shelf(self) -> Entry | None:
+        """Where nobody waits; else it is the turn of those who have come earlier."""
+        face = self._face
+        while not face.line.waiters.get(self._key):
+            entry = take(face, self._key)
+            if entry is None:
+                return None
+            if await self._hooks.prepare(entry, self._bearer, self._deadline):
+                return entry
+            if self._timeout and self._left() == 0:
+                return None
+        return None
+
+    async def _by_waiting(self) -> Entry | None:
+        """One round of waiting; None: look again."""
+        if self._face.closed:
+            raise PoolClosed(f"pool {self._face.name!r} is closed; it hands out nothing any more")
+        desk, at_once = self._desk, self._timeout == 0
+        waiter = TaskWaiter(
+            desk, self._key, self._deadline, self._timeout, self._bearer, insists=at_once
+        )
+        answer: Any = None
+        try:
+            self._face.line.enqueue(waiter)
+            answer = await (self._at_once(waiter) if at_once else self._in_line(waiter))
+        except GeneratorExit:  # perhaps by the garbage collector, in which no lock may be taken
+            desk.desert(waiter, None)
+            raise
+        except BaseException:
+            desk.stop_waiting(waiter, None)
+            raise
+        desk.stop_waiting(waiter, answer)
+        return await self._use(answer)
+
+    async def _in_line(self, waiter: TaskWaiter) -> Any:
+        """Entry, Refuse, Retry or Failure: whatever comes first."""
+        self._desk.look(self._key)  # enqueued first: no release is missed
+        answer = await waiter.answer(self._deadline)
+        if answer is None and waiter.asked and self._deadline is not None:
+            # The books refuse in the same instant, and can say why.
+            answer = await waiter.answer(self._deadline + REFUSAL_GRACE_S)
+        if answer is None:
+            return Refuse(waiter.ticket, "timeout", self._face.line.why_nothing(self._key))
+        return answer
+
+    async def _at_once(self, waiter: TaskWaiter) -> Any:
+        """Wait for nobody else; opening what the books grant is no waiting."""
+        self._desk.ask_at_once(waiter)
+        answer = await waiter.answer(monotonic() + ASK_GRACE_S)
+        if answer is None and waiter.opening is not None:
+            answer = await waiter.answer(None)
+        return answer or Refuse(waiter.ticket, "timeout", "the server has not answered yet")
+
+    async def _use(self, answer: Any) -> Entry | None:
+        if isinstance(answer, Entry):
+            answer.handed_at = 0.0  # its next release goes to the next task too
+            if answer.uses or answer.opened_at < self._started:
+                ready = await self._hooks.prepare(answer, self._bearer, self._deadline)
+                return answer if ready else None
+            await self._hooks.lend(answer)  # opened while we waited: there is nothing to look at
+            return answer
+        if isinstance(answer, Failure):
+            self._failed(answer.error)
+        if isinstance(answer, Refuse):
+            self._refused(answer)
+        return None
+
+    def _failed(self, error: BaseException) -> None:
+        """An opening on our behalf failed: that ends the checkout, or it goes on waiting."""
+        retries = isinstance(error, OpenFailedError) and not self._face.options.fail_fast
+        if not retries or self._left() == 0:
+            raise error
+        assert isinstance(error, OpenFailedError)
+        self._last_error = error
+
+    def _refused(self, refuse: Refuse) -> NoReturn:
+        face = self._face
+        if refuse.reason == "timeout":
+            raise timed_out(face, self._timeout, refuse.text) from self._last_error
+        if refuse.reason == "too_many_waiting":
+            raise TooManyWaiting(f"pool {face.name!r}: {refuse.text}; refused at once")
+        if refuse.reason == "open_failed":
+            raise OpenFailedError(
+                f"pool {face.name!r}: opening fails at present, so it is not tried again at once; the "
+                f"last error was: {refuse.text}"
+            )
+        if refuse.reason == "closed":
+            raise PoolClosed(f"{refuse.text}; it hands out nothing any more")
+        if refuse.reason == "journal":
+            raise ServerUnavailable(refuse.text)
+        raise PoolError(f"pool {face.name!r}: {refuse.text}")

@@ -1,0 +1,400 @@
+"""Tasks of an event loop that wait for resources, in the same lines as threads.
+
+A task waits for a future. Whatever else a waiting thread does for itself, its loop's `Desk` does for all tasks that wait
+for a key: it looks when the books have to be asked, hands out what lies on the shelf, and says when the key starves.
+The books are asked by one thread of the process (`Member.asker`), so a server that does not answer keeps no loop.
+
+Tasks are served in the order in which they have come. Unlike a thread, a task costs hardly anything to wake, so what is
+given back goes straight to the next one.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import math
+import threading
+from collections import deque
+from collections.abc import Callable
+from itertools import islice
+from time import monotonic
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+from mppool.core.decisions import Grant, Queued, Refuse
+from mppool.core.events import Abandoned, Checkout, Starves
+from mppool.link.connection import ASK_GRACE_S, SESSION_PAUSE_S, SessionLost
+from mppool.logs import Log
+from mppool.worker.entry import Entry
+from mppool.worker.opening import Failure, open_beside
+from mppool.worker.shelf import shelve, take
+from mppool.worker.waiter import LocalWaiter, give_to_oldest
+
+if TYPE_CHECKING:
+    from mppool.process.executor import BackgroundExecutor
+    from mppool.worker.demand import Demand
+    from mppool.worker.face import Face
+
+T = TypeVar("T")
+
+log = Log("mppool")
+
+running_loop = asyncio._get_running_loop
+"""Of the calling thread; None: it runs none. Quicker than the public function, which raises."""
+
+MOST_TICKETS = 1000
+"""So many questions of one pool are on their way at a time, where it has no cap."""
+
+
+class TaskWaiter(LocalWaiter):
+    """A waiting task. Any thread may give to it and poke it; all else happens in its loop.
+
+    deadline: until which it waits; None: for ever. timeout: what that were in seconds when it began.
+    """
+
+    __slots__ = ("_answered", "_desk", "deadline", "timeout")
+
+    def __init__(
+        self,
+        desk: Desk,
+        key: str,
+        deadline: float | None,
+        timeout: float | None,
+        principal: Any = None,
+        *,
+        insists: bool = False,
+    ) -> None:
+        super().__init__(desk.face.member.next_ticket(), key, principal, insists=insists)
+        self._desk = desk
+        self._answered: asyncio.Future[None] = desk.loop.create_future()
+        self.deadline = deadline
+        self.timeout = timeout
+
+    def give(self, answer: Any) -> bool:
+        """See LocalWaiter."""
+        mine = [answer]
+        if self._settled.setdefault("answer", mine) is not mine:
+            return False
+        if running_loop() is self._desk.loop:
+            self._wake()
+            return True
+        try:
+            self._desk.loop.call_soon_threadsafe(self._wake)
+        except RuntimeError:  # the loop was closed with this task in it
+            try:
+                mine.pop()
+            except IndexError:
+                return True  # its task was finalized meanwhile, and has handed it on
+            return False
+        return True
+
+    def _wake(self) -> None:
+        if not self._answered.done():
+            self._answered.set_result(None)
+
+    def poke(self) -> None:
+        """See LocalWaiter: its loop's desk looks around for it."""
+        self._desk.look_soon(self.key)
+
+    async def answer(self, until: float | None) -> Any:
+        """The answer; None at that instant (None: never)."""
+        if not self._settled:
+            timer = None
+            if until is not None:
+                left = max(0.0, until - monotonic())
+                timer = self._desk.loop.call_later(left, self._wake)
+            try:
+                await self._answered
+            finally:
+                if timer is not None:
+                    timer.cancel()
+                if self._answered.done() and not self._settled:  # the time has passed
+                    self._answered = self._desk.loop.create_future()
+        return self.withdraw() if self._settled else None
+
+    def left(self) -> float | None:
+        """Seconds that it still waits."""
+        return None if self.deadline is None else max(0.0, self.deadline - monotonic())
+
+
+class Desk:
+    """What one event loop does for its tasks that wait for resources of one pool.
+
+    Everything happens in the loop but for `look_soon`, which any thread may call, and `_ask`, which the asker's thread
+    does. `_due` may be stale: a look too many does no harm.
+    deserted: waiters whose tasks were finalized instead of being finished; appended to in finalizers, where no lock may
+        be taken, and emptied by the background thread (see `Keeper`).
+    """
+
+    def __init__(self, face: Face, loop: asyncio.AbstractEventLoop) -> None:
+        self.face = face
+        self.loop = loop
+        self.deserted: deque[tuple[TaskWaiter, Any]] = deque()
+        self._due: set[str] = set()
+        self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
+
+    # --- looking ------------------------------------------------------------------------------------------
+
+    def look_soon(self, key: str) -> None:
+        """Have a look at what waits for this key, and at what could be done for it. Any thread."""
+        if key in self._due:
+            return
+        self._due.add(key)
+        if running_loop() is self.loop:
+            self.loop.call_soon(self._look_now, key)
+            return
+        try:
+            self.loop.call_soon_threadsafe(self._look_now, key)
+        except RuntimeError:  # the loop was closed: there is nobody left to look for
+            self._due.discard(key)
+
+    def _look_now(self, key: str) -> None:
+        self._due.discard(key)
+        self.look(key)
+
+    def _timed(self, key: str) -> None:
+        del self._timers[key]
+        oldest = self._oldest(key)
+        if oldest is not None:
+            starving = self.face.line.starving_ticket(oldest)
+            if starving is not None:
+                self.face.member.tell(Starves(starving))
+        self.look(key)
+
+    def look(self, key: str) -> None:
+        """Hand out what lies here, ask the books where that is due, and see when to look again."""
+        face = self.face
+        while (oldest := self._oldest(key)) is not None and face.shelves.get(key):
+            entry = take(face, key)
+            if entry is not None and not give_to_oldest(face.line.waiters.get(key, deque()), entry):
+                shelve(entry)
+                break
+        while (waiter := self._to_ask(key)) is not None:
+            face.member.asker.add(lambda waiter=waiter: self._ask(waiter))  # type: ignore[misc]
+        if oldest is not None:
+            self._look_again(key, oldest)
+
+    def _oldest(self, key: str) -> TaskWaiter | None:
+        """The first of this loop's tasks that still waits for a key."""
+        with self.face.holdings.lock:
+            for waiter in self.face.line.waiters.get(key, ()):
+                if waiter.is_open and isinstance(waiter, TaskWaiter) and waiter._desk is self:
+                    return waiter
+        return None
+
+    def _to_ask(self, key: str) -> TaskWaiter | None:
+        """A waiter with whose ticket the books are to be asked now, if any; the ticket counts as sent."""
+        line = self.face.line
+        with self.face.holdings.lock:
+            demand = line.demand_for(key)
+            if self._asks_enough(demand):
+                return None
+            # More than there are tickets need not be looked at: one of them has none.
+            for waiter in islice(demand.waiting, len(demand.waiting)):
+                if (
+                    isinstance(waiter, TaskWaiter)
+                    and waiter._desk is self
+                    and waiter.is_open
+                    and not waiter.insists
+                    and waiter.ticket not in demand.tickets
+                ):
+                    return waiter if line.must_ask(waiter, waiter.timeout) else None
+        return None
+
+    def _asks_enough(self, demand: Demand) -> bool:
+        """Whether as much is asked for as there can be. Where all who wait are counted, all ask."""
+        if self.face.line.asks_at_once:
+            return False
+        most = self.face.options.max_size or MOST_TICKETS
+        return len(demand.tickets) + len(demand.opening) >= most
+
+    def _look_again(self, key: str, oldest: TaskWaiter) -> None:
+        """Look again in time, unless that is planned already."""
+        line, now = self.face.line, monotonic()
+        planned = self._timers.get(key)
+        with self.face.holdings.lock:
+            demand = line.demand_for(key)
+            enough = self._asks_enough(demand)
+            if enough and planned is not None:
+                return
+            at = line.look_at(oldest, oldest.timeout)
+            if enough:  # the time to ask may have come, and there is nothing to ask for
+                starves_at = demand.starves_at(
+                    oldest.since, line.opening_time.seconds, line.use_time.seconds
+                )
+                at = oldest.looks_at = min(starves_at, demand.late_at(now))
+        if planned is not None:
+            if planned[0] <= at:
+                return
+            planned[1].cancel()
+            del self._timers[key]
+        if at < math.inf:
+            handle = self.loop.call_later(max(0.0, at - now), self._timed, key)
+            self._timers[key] = (at, handle)
+
+    # --- asking: in the asker's thread ----------------------------------------------------------------------
+
+    def _ask(self, waiter: TaskWaiter) -> None:
+        face, ticket = self.face, waiter.ticket
+        member, key, left = face.member, waiter.key, waiter.left()
+        until = None if left is None else monotonic() + max(left, ASK_GRACE_S)
+        try:
+            if not waiter.is_open:  # served, or gone, before it was asked for
+                face.line.ticket_ended(ticket, None, key)
+                return
+            answer = member.call(Checkout(face.name, key, ticket, left), until)
+        except SessionLost as error:
+            if left == 0:
+                face.line.ticket_ended(ticket, Refuse(ticket, "timeout", str(error)), key)
+            else:
+                threading.Event().wait(SESSION_PAUSE_S)  # the server may be saying farewell
+                face.line.ticket_ended(ticket, None, key)
+        except TimeoutError as error:
+            member.tell(Abandoned(ticket))
+            face.line.ticket_ended(ticket, Refuse(ticket, "timeout", str(error)), key)
+        except BaseException as error:  # noqa: BLE001  # the task raises it
+            member.tell(Abandoned(ticket))
+            if not face.line.ticket_ended(ticket, Failure(error), key):
+                waiter.give(Failure(error))
+        else:
+            self._answered(waiter, answer)
+
+    def _answered(self, waiter: TaskWaiter, answer: Any) -> None:
+        face = self.face
+        if isinstance(answer, Queued):
+            face.member.audit.want_again()
+        elif isinstance(answer, Grant):
+            open_beside(face, answer, waiter)
+        else:
+            face.line.ticket_ended(waiter.ticket, answer, waiter.key)
+
+    def ask_at_once(self, waiter: TaskWaiter) -> None:
+        """Ask for a checkout that waits for nobody. Called in the loop; answered by the asker's thread."""
+        self.face.member.asker.add(lambda: self._ask_at_once(waiter))
+
+    def _ask_at_once(self, waiter: TaskWaiter) -> None:
+        face, member, ticket = self.face, self.face.member, waiter.ticket
+        if not waiter.is_open:
+            return
+        try:
+            if member.link.is_stopped():
+                waiter.give(Refuse(ticket, "timeout", "the server is stopped"))
+                return
+            event = Checkout(face.name, waiter.key, ticket, 0.0)
+            answer = member.call(event, monotonic() + ASK_GRACE_S)
+        except SessionLost:
+            waiter.give(Refuse(ticket, "timeout", "the server was leaving"))
+        except TimeoutError as error:
+            member.tell(Abandoned(ticket))
+            waiter.give(Refuse(ticket, "timeout", str(error)))
+        except BaseException as error:  # noqa: BLE001  # the task raises it
+            member.tell(Abandoned(ticket))
+            waiter.give(Failure(error))
+        else:
+            if isinstance(answer, Grant):
+                open_beside(face, answer, waiter)
+            else:
+                waiter.give(answer)
+
+    # --- waiters whose tasks were never finished ------------------------------------------------------------
+
+    def stop_waiting(self, waiter: TaskWaiter, answer: Any) -> None:
+        """Nobody gives to this waiter any more, and what came before is kept. answer: what its task has got."""
+        given = waiter.withdraw()
+        if given is not None and given is not answer:
+            self.hand_on(given)
+        self.face.line.dequeue(waiter, served=isinstance(answer, Entry))
+
+    def desert(self, waiter: TaskWaiter, answer: Any) -> None:
+        """The same, from a finalizer: only note it."""
+        self.deserted.append((waiter, answer))
+        self.face.member.wake()
+
+    def hand_on(self, given: Any) -> None:
+        """Something was given in the instant in which a task stopped waiting: it goes to the next."""
+        if isinstance(given, Entry):
+            shelve(given)
+        elif isinstance(given, Failure):
+            log.warning("%s; the checkout that wanted it had gone", given.error)
+
+    def look_after_deserted(self) -> None:
+        """Called by the background thread."""
+        while self.deserted:
+            self.stop_waiting(*self.deserted.popleft())
+        if self.loop.is_closed():
+            for waiter in self.face.line.all_waiters():
+                if isinstance(waiter, TaskWaiter) and waiter._desk is self:
+                    self.stop_waiting(waiter, None)
+
+
+async def in_thread(
+    chores: BackgroundExecutor,
+    function: Callable[[], T],
+    unwanted: Callable[[T], object] | None = None,
+) -> T:
+    """What a function returns or raises that blocks, run in a thread of the pool's own.
+
+    unwanted: called with the result, in a thread, where the task was cancelled meanwhile.
+    """
+    work: _Work[T] = _Work(function, unwanted)
+    chores.add(work.run)
+    try:
+        await work.done
+    except GeneratorExit:  # perhaps by the garbage collector, in which no lock may be taken
+        work.is_wanted = False
+        raise
+    except BaseException:
+        work.is_wanted = False
+        chores.add(work.take_back)
+        raise
+    return work.result()
+
+
+class _Work(Generic[T]):
+    """Something that a thread does for a task.
+
+    _outcome: whoever pops it owns the result. The thread appends first and reads `is_wanted` then; a task that leaves
+        clears that first, and has a thread look for an outcome then.
+    """
+
+    def __init__(self, function: Callable[[], T], unwanted: Callable[[T], object] | None) -> None:
+        self._loop = asyncio.get_running_loop()
+        self.done: asyncio.Future[None] = self._loop.create_future()
+        self.is_wanted = True
+        self._function = function
+        self._unwanted = unwanted
+        self._outcome: deque[tuple[T | None, BaseException | None]] = deque()
+
+    def run(self) -> None:
+        """The thread's part."""
+        try:
+            self._outcome.append((self._function(), None))
+        except BaseException as error:  # noqa: BLE001  # it is raised where it is awaited
+            self._outcome.append((None, error))
+        try:
+            self._loop.call_soon_threadsafe(self._settle)
+        except RuntimeError:  # the loop was closed: nobody awaits it
+            self.is_wanted = False
+        if not self.is_wanted:
+            self.take_back()
+
+    def _settle(self) -> None:
+        if not self.done.done():
+            self.done.set_result(None)
+
+    def take_back(self) -> None:
+        """The task has left."""
+        try:
+            value, error = self._outcome.pop()
+        except IndexError:
+            return  # it is not there yet: its thread comes here then
+        if error is None and self._unwanted is not None:
+            self._unwanted(value)  # type: ignore[arg-type]
+
+    def result(self) -> T:
+        """The task's part."""
+        value, error = self._outcome.pop()
+        if error is not None:
+            try:
+                raise error
+            finally:
+                del error  # its traceback refers to this frame
+        return value  # type: ignore[return-value]

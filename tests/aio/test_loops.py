@@ -1,0 +1,215 @@
+"""Event loops of all kinds, their ends, and several of them at a time."""
+
+from __future__ import annotations
+
+import asyncio
+import gc
+import threading
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import pytest
+
+from mppool import AsyncPool, CheckoutTimeout, ConfigurationError, StaleLease
+from mppool.base_manager import Manager
+from tests.aio.things import Thing, ThingRecipe, take_all, until
+from tests.helpers import wait_until
+
+Run = Callable[[Coroutine[Any, Any, Any]], Any]
+
+
+def run_plainly(main: Coroutine[Any, Any, Any]) -> Any:
+    return asyncio.run(main)
+
+
+def run_in_uvloop(main: Coroutine[Any, Any, Any]) -> Any:
+    uvloop = pytest.importorskip("uvloop")
+    return uvloop.run(main)
+
+
+def run_in_anyio(main: Coroutine[Any, Any, Any]) -> Any:
+    anyio = pytest.importorskip("anyio")
+
+    async def start() -> Any:
+        return await main
+
+    return anyio.run(start)
+
+
+@pytest.fixture(params=[run_plainly, run_in_uvloop, run_in_anyio])
+def run(request: pytest.FixtureRequest) -> Run:
+    made: Run = request.param
+    return made
+
+
+async def use_all(pool: AsyncPool[Thing], size: int) -> list[Thing]:
+    leases = await take_all(pool, size)
+    things = [lease.resource for lease in leases]
+    for lease in leases:
+        lease.resource.touch()
+        await lease.release()
+    return things
+
+
+def test_a_loop_that_ends_closes_what_it_opened(manager: Manager, run: Run) -> None:
+    recipe = ThingRecipe()
+    pool: AsyncPool[Thing] = manager.apool("p", recipe, max_size=2)
+    first = run(use_all(pool, 2))
+    assert not recipe.alive
+    assert not any(thing.abandoned for thing in first)
+    second = run(use_all(pool, 2))
+    assert not {thing.number for thing in first} & {thing.number for thing in second}
+    assert recipe.most == 2
+
+
+def test_waiting_and_cancelling_in_other_loops(manager: Manager, run: Run) -> None:
+    recipe = ThingRecipe()
+    pool: AsyncPool[Thing] = manager.apool("p", recipe, max_size=1)
+
+    async def use(pause: float) -> None:
+        async with pool.checkout(timeout=20) as thing:
+            thing.touch()
+            await asyncio.sleep(pause)
+
+    async def main() -> None:
+        tasks = [asyncio.ensure_future(use(0.001)) for _ in range(50)]
+        await asyncio.sleep(0.01)
+        for task in tasks[::3]:
+            task.cancel()
+        await asyncio.wait(tasks)
+        async with pool.checkout():
+            with pytest.raises(CheckoutTimeout):
+                await pool.checkout(timeout=0.05)
+
+    run(main())
+    assert recipe.most == 1
+    assert not recipe.alive
+
+
+def test_a_loop_that_is_closed_without_a_word(manager: Manager) -> None:
+    recipe = ThingRecipe()
+    pool: AsyncPool[Thing] = manager.apool("p", recipe, max_size=2)
+    loop = asyncio.new_event_loop()
+    lease = loop.run_until_complete(pool.checkout()._lease())
+    loop.run_until_complete(use_all(pool, 1))
+    loop.close()
+    # What is idle and what was lent go when another loop wants it.
+    things = asyncio.run(use_all(pool, 2))
+    assert len(things) == 2
+    assert recipe.most == 2
+    with pytest.raises(StaleLease, match="event loop"):
+        lease.resource  # noqa: B018
+    assert not recipe.alive
+
+
+def test_tasks_that_are_never_finished_lose_nothing(manager: Manager) -> None:
+    recipe = ThingRecipe()
+    pool: AsyncPool[Thing] = manager.apool("p", recipe, max_size=1)
+    loop = asyncio.new_event_loop()
+
+    async def main() -> None:
+        lease = await pool.checkout()
+        waiting.append(asyncio.ensure_future(pool.checkout(timeout=None)._lease()))
+        await asyncio.sleep(0.02)
+        await lease.release()  # it is given to the one that waits, which never runs again
+
+    waiting: list[asyncio.Task[Any]] = []
+    loop.run_until_complete(main())
+    loop.close()
+    waiting[0]._log_destroy_pending = False  # type: ignore[attr-defined]
+    waiting.clear()
+    gc.collect()
+    assert len(asyncio.run(use_all(pool, 1))) == 1
+    assert recipe.most == 1
+
+
+def test_loops_in_threads_share_the_cap_and_no_resource(manager: Manager) -> None:
+    recipe = ThingRecipe()
+    pool: AsyncPool[Thing] = manager.apool("p", recipe, max_size=4)
+    used: dict[int, int] = {}
+    errors: list[BaseException] = []
+
+    async def use() -> None:
+        async with pool.checkout(timeout=60) as thing:
+            thing.touch()
+            thing.users += 1
+            assert thing.users == 1
+            await asyncio.sleep(0.001)
+            thing.users -= 1
+
+    async def main(name: int) -> None:
+        for _ in range(10):
+            await asyncio.gather(*(use() for _ in range(10)))
+        used[name] = 100
+
+    def thread(name: int) -> None:
+        try:
+            asyncio.run(main(name))
+        except BaseException as error:
+            errors.append(error)
+
+    threads = [threading.Thread(target=thread, args=(name,)) for name in range(3)]
+    for one in threads:
+        one.start()
+    for one in threads:
+        one.join()
+    assert not errors
+    assert used == {0: 100, 1: 100, 2: 100}
+    assert recipe.most <= 4
+    wait_until(lambda: not recipe.alive, "the end of what the loops have opened")
+
+
+def test_an_idle_resource_moves_to_the_loop_that_needs_one(manager: Manager) -> None:
+    recipe = ThingRecipe()
+    pool: AsyncPool[Thing] = manager.apool("p", recipe, max_size=1)
+
+    async def main() -> None:
+        here = (await use_all(pool, 1))[0]
+        there = await asyncio.to_thread(lambda: asyncio.run(use_all(pool, 1)))
+        assert there[0] is not here
+        assert here.closed
+        assert not here.abandoned
+        await use_all(pool, 1)
+
+    asyncio.run(main())
+    assert recipe.most == 1
+
+
+def test_a_lease_may_be_released_in_another_loop(manager: Manager) -> None:
+    recipe = ThingRecipe()
+    pool: AsyncPool[Thing] = manager.apool("p", recipe, max_size=1)
+
+    async def main() -> None:
+        lease = await pool.checkout()
+        await asyncio.to_thread(lambda: asyncio.run(lease.release()))
+        async with pool.checkout(timeout=10) as thing:
+            thing.touch()
+
+    asyncio.run(main())
+
+
+def test_trio_is_refused_with_the_way_out(manager: Manager) -> None:
+    trio = pytest.importorskip("trio")
+    pool: AsyncPool[Thing] = manager.apool("p", ThingRecipe())
+
+    async def main() -> None:
+        with pytest.raises(ConfigurationError, match=r"trio\.to_thread\.run_sync"):
+            async with pool.checkout():
+                pass
+
+    trio.run(main)
+
+
+def test_nothing_wakes_up_for_an_idle_loop(manager: Manager) -> None:
+    pool: AsyncPool[Thing] = manager.apool("p", ThingRecipe(), max_idle=None, max_lifetime=None)
+
+    async def main() -> None:
+        loop: Any = asyncio.get_running_loop()
+        async with pool.checkout():
+            pass
+        await until(
+            lambda: not loop._scheduled and not pool._homes.by_loop[loop].desk._timers, "no timer"
+        )
+        assert len(asyncio.all_tasks()) == 1
+
+    asyncio.run(main())
