@@ -70,7 +70,7 @@ class Home:
         self.loop = loop
         self.number = number
         self.desk = Desk(face, loop)
-        self.is_over = False
+        self.is_ending = self.is_over = False
         self.pop: Callable[[], Entry] = _nothing
         self._shelf: deque[Entry] | None = None
         self.notice: AsyncGenerator[None, None] | None = None
@@ -155,7 +155,8 @@ class Homes:
 
     def first(self) -> Home | None:
         """The one with the keys that the pool is declared with; None: its loop has ended."""
-        return next((home for home in list(self.by_loop.values()) if not home.number), None)
+        homes = list(self.by_loop.values())
+        return next((home for home in homes if not home.number and not home.is_ending), None)
 
     async def here(self) -> Home:
         """Of the running loop. Does not wait. Raises ConfigurationError where it is not asyncio's."""
@@ -188,6 +189,9 @@ class Homes:
         try:
             yield
         finally:
+            home.is_ending = True
+            if not home.number:
+                self._declare()  # else `min_size` would be filled again
             await home.close_in_order()
             self._remove(home)
 
@@ -196,7 +200,7 @@ class Homes:
             if self.by_loop.get(home.loop) is home:
                 del self.by_loop[home.loop]
         home.give_up()
-        if not home.number:
+        if not (home.number or home.is_ending):
             self._declare()
 
     def _declare(self) -> None:

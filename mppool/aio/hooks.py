@@ -16,7 +16,6 @@ from mppool.aio.recipe import settled
 from mppool.errors import CheckoutTimeout
 from mppool.logs import Log
 from mppool.worker.checking import CHECK_GRACE_S
-from mppool.worker.ending import take_from_lease
 from mppool.worker.shelf import shelve, shelve_where_it_lay
 from mppool.worker.tasks import in_thread
 
@@ -165,9 +164,6 @@ class TaskHooks:
         A task of its own: a caller that is cancelled has given it back all the same.
         """
         face = self._face
-        if face.watched and not take_from_lease(entry):
-            log.warning("pool %r: a lease was released after it had been killed", face.name)
-            return
         limit = face.options.max_uses
         if monotonic() >= entry.retire_at:
             self._close(entry, entry.retire_reason)

@@ -84,6 +84,7 @@ class AsyncLease(Generic[T]):
             now < entry.retire_at
             and (face.plain or self._pool._is_clean(entry))
             and (error is None or face.check is None)
+            and not entry.killed
         ):
             entry.released_at = now
             entry.shelf.append(entry)

@@ -12,9 +12,10 @@ from mppool.aio.hooks import TaskHooks
 from mppool.aio.lease import AsyncCheckout
 from mppool.core.events import Drain, WantReady
 from mppool.errors import CheckoutTimeout, ConfigurationError, PoolClosed
+from mppool.logs import Log
 from mppool.options import LONGEST_S, PoolOptions, checked_timeout
 from mppool.process.fork import notice_fork
-from mppool.worker.ending import retire
+from mppool.worker.ending import retire, take_from_lease
 from mppool.worker.pool import _DEFAULT, _UNCHANGED, CLOSE_PATIENCE_S, Pool
 from mppool.worker.task_checkout import TaskCheckout
 from mppool.worker.tasks import in_thread, running_loop
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
     from mppool.worker.principal import Principal
 
 T = TypeVar("T")
+
+log = Log("mppool")
 
 _POLL_S = 0.02
 
@@ -126,13 +129,17 @@ class AsyncPool(Generic[T]):
             and options.max_uses is None
             and options.keep
             and not face.watched
-            and not self._recipe.asynchronous.needs_reset(entry.resource.resource)
+            and (held := entry.resource) is not None
+            and not self._recipe.asynchronous.needs_reset(held.resource)
         )
 
     async def _give_back(self, entry: Entry, *, suspect: bool) -> None:
         """In the loop that owns the resource; to the end, also where the caller is cancelled."""
-        home: Home = entry.resource.home
         face = self._face
+        if not take_from_lease(entry):
+            log.warning("pool %r: a lease was released after it had been killed", face.name)
+            return
+        home: Home = entry.resource.home
         if not home.runs:
             face.member.close_soon(entry, "discarded")
             return

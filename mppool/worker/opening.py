@@ -209,8 +209,9 @@ def open_for_shelf(face: Face, grant: Grant) -> None:
         log.warning("%s; it is tried again later (min_size)", error)
         give_up_opening(entry, _text_of(error), counted=True)
         return
-    if grant.key != face.default_key:
+    if grant.key != face.default_key or not face.recipe.fills():
         # A token has told that the recipe's own identity is another one; the books know that by now.
+        # Or its event loop has ended meanwhile; they know that too.
         face.member.decline(grant, holdings)
         return
     try:

@@ -139,6 +139,6 @@ def test_cancelled_at_random(manager: Manager) -> None:
 
     asyncio.run(main())
     # A task that is cancelled before its first step leaves no word.
-    assert ends.count("served") > 100
-    assert ends.count("cancelled") > 100
+    assert ends.count("served") > 20
+    assert ends.count("cancelled") > 20
     assert not recipe.alive
