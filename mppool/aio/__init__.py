@@ -8,6 +8,7 @@ recipe.py     AsyncRecipe: what the user writes, with coroutines
 homes.py      the event loops of this process that use a pool, and their ends
 bridge.py     the recipe as the rest of the library knows it: its hooks run in the owning loop
 pool.py       AsyncPool: the public face
-checkout.py   what `pool.checkout()` gives, and a checkout that has to wait
+lease.py      what `pool.checkout()` gives
+lender.py     how a lease gets its resource, and gives it back
 hooks.py      hooks that a task awaits itself: check, on_checkout, reset
 """

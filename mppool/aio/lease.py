@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Generator
     from types import TracebackType
 
-    from mppool.aio.pool import AsyncPool
+    from mppool.aio.lender import Lender
     from mppool.worker.entry import Entry
 
 T = TypeVar("T")
@@ -33,10 +33,10 @@ class AsyncLease(Generic[T]):
     `_held` holds the entry until somebody takes it out, in one atomic step: whoever does so gives it back.
     """
 
-    __slots__ = ("__weakref__", "_held", "_pool")
+    __slots__ = ("__weakref__", "_held", "_lender")
 
-    def __init__(self, pool: AsyncPool[T]) -> None:
-        self._pool = pool
+    def __init__(self, lender: Lender) -> None:
+        self._lender = lender
         self._held: list[Entry] = []
 
     @property
@@ -50,7 +50,7 @@ class AsyncLease(Generic[T]):
             entry = self._held[0]
         except IndexError:
             raise LeaseReleased(
-                f"pool {self._pool.name!r}: nothing is lent here now; check out (again) to go on"
+                f"pool {self._lender.name!r}: nothing is lent here now; check out (again) to go on"
             ) from None
         if entry.killed or entry.holdings.forked:
             self._raise_unusable(entry)
@@ -82,7 +82,7 @@ class AsyncLease(Generic[T]):
         used = now - entry.lent_at
         if (
             now < entry.retire_at
-            and (face.plain or self._pool._is_clean(entry))
+            and (face.plain or self._lender.is_clean(entry))
             and (error is None or face.check is None)
             and not entry.killed
         ):
@@ -91,7 +91,7 @@ class AsyncLease(Generic[T]):
             if face.attention or entry.retire_at <= now:
                 look_after_shelving(entry)
         else:
-            await self._pool._give_back(entry, suspect=error is not None)
+            await self._lender.give_back(entry, suspect=error is not None)
         if used >= BRIEF_S and not entry.killed:
             face.observe("use", used)
 
@@ -138,34 +138,34 @@ class AsyncLease(Generic[T]):
             entry.face.member.wake()
 
     def __enter__(self) -> NoReturn:
-        raise PoolError(f"pool {self._pool.name!r}: use `async with`; its resources are awaited")
+        raise PoolError(f"pool {self._lender.name!r}: use `async with`; its resources are awaited")
 
     def __exit__(self, *_: object) -> None:
         """Never reached."""
 
     def __reduce__(self) -> NoReturn:
         raise PoolError(
-            f"a lease of pool {self._pool.name!r} cannot be pickled: its resource belongs to an event loop of this "
+            f"a lease of pool {self._lender.name!r} cannot be pickled: its resource belongs to an event loop of this "
             "process; send the AsyncPool instead and check out there"
         )
 
     def __repr__(self) -> str:
         state = "in use" if self._held else "released"
-        return f"<{type(self).__name__} of pool {self._pool.name!r}, {state}>"
+        return f"<{type(self).__name__} of pool {self._lender.name!r}, {state}>"
 
     def _raise_unusable(self, entry: Entry) -> NoReturn:
         if entry.holdings.inherited:
             raise ForkedLease(
-                f"pool {self._pool.name!r}: this lease was taken by the parent of this process, and its resource "
+                f"pool {self._lender.name!r}: this lease was taken by the parent of this process, and its resource "
                 "belongs to the parent; check out in this process instead"
             )
         raise StaleLease(
-            f"pool {self._pool.name!r}: this lease was held for too long (max_lease_kill), or beyond the end of its "
+            f"pool {self._lender.name!r}: this lease was held for too long (max_lease_kill), or beyond the end of its "
             "event loop, so its resource was closed; check out again"
         )
 
     def _refuse_second(self) -> None:
-        face = self._pool._face
+        face = self._lender.face
         if face.holdings.inherited:
             return
         face.count("double_releases")
@@ -181,22 +181,22 @@ class AsyncCheckout(AsyncLease[T]):
 
     def __init__(
         self,
-        pool: AsyncPool[T],
+        lender: Lender,
         timeout: float | None,
         identity: str | None,
         credential: Any,
     ) -> None:
-        self._pool = pool
+        self._lender = lender
         self._held = []
         self._timeout = timeout
         self._identity = identity
         self._credential = credential
 
     async def __aenter__(self) -> T:
-        pool = self._pool
+        lender = self._lender
         if self._identity is None and self._credential is None:
-            face = pool._face
-            home = pool._homes.by_loop.get(running_loop())
+            face = lender.face
+            home = lender.homes.by_loop.get(running_loop())
             if home is not None and not face.attention and face.ours[0]:
                 try:
                     entry = home.pop()
@@ -216,10 +216,10 @@ class AsyncCheckout(AsyncLease[T]):
         """Beyond the shelf."""
         if self._held:
             raise PoolError(
-                f"pool {self._pool.name!r}: this checkout was used already; call pool.checkout() for each"
+                f"pool {self._lender.name!r}: this checkout was used already; call pool.checkout() for each"
             )
-        entry = await self._pool._check_out(self._timeout, self._identity, self._credential)
-        if self._pool._face.options.track_leaks:
+        entry = await self._lender.check_out(self._timeout, self._identity, self._credential)
+        if self._lender.face.options.track_leaks:
             entry.stack = "".join(traceback.format_stack()[:-2])
         self._held.append(entry)
         return entry.resource.resource  # type: ignore[no-any-return]
@@ -229,7 +229,7 @@ class AsyncCheckout(AsyncLease[T]):
 
     async def _lease(self) -> AsyncLease[T]:
         await self.__aenter__()
-        lease = AsyncLease(self._pool)
+        lease: AsyncLease[T] = AsyncLease(self._lender)
         held, self._held = self._held, []
         lease._held = held
         return lease

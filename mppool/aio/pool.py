@@ -7,28 +7,20 @@ from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from mppool.aio.bridge import LoopRecipe, opens_in
-from mppool.aio.hooks import TaskHooks
+from mppool.aio.bridge import LoopRecipe
 from mppool.aio.lease import AsyncCheckout
+from mppool.aio.lender import Lender
 from mppool.core.events import Drain, WantReady
 from mppool.errors import CheckoutTimeout, ConfigurationError, PoolClosed
-from mppool.logs import Log
 from mppool.options import LONGEST_S, PoolOptions, checked_timeout
-from mppool.process.fork import notice_fork
-from mppool.worker.ending import retire, take_from_lease
+from mppool.worker.ending import retire
 from mppool.worker.pool import _DEFAULT, _UNCHANGED, CLOSE_PATIENCE_S, Pool
-from mppool.worker.task_checkout import TaskCheckout
-from mppool.worker.tasks import in_thread, running_loop
+from mppool.worker.tasks import in_thread
 
 if TYPE_CHECKING:
-    from mppool.aio.homes import Home
-    from mppool.worker.entry import Entry
     from mppool.worker.face import Face
-    from mppool.worker.principal import Principal
 
 T = TypeVar("T")
-
-log = Log("mppool")
 
 _POLL_S = 0.02
 
@@ -48,8 +40,7 @@ class AsyncPool(Generic[T]):
     ) -> None:
         assert isinstance(face.recipe, LoopRecipe)
         self._face = face
-        self._recipe = face.recipe
-        self._homes = face.recipe.homes_of(face)
+        self._lender: Lender = Lender(face, face.recipe)
         self._rebuild = rebuild
         self.name = face.name
         # Its commands block, and are used in threads.
@@ -77,79 +68,8 @@ class AsyncPool(Generic[T]):
             type(timeout) is not float or not 0.0 <= timeout <= LONGEST_S
         ):
             timeout = checked_timeout(self.name, timeout)
-        return AsyncCheckout(self, timeout, identity, credential)
-
-    # --- for leases -----------------------------------------------------------------------------------------
-
-    async def _check_out(
-        self, timeout: float | None, identity: str | None, credential: Any
-    ) -> Entry:
-        """A resource, beyond the quickest way."""
-        face = self._face
-        if not face.ours[0]:  # forked by somebody who told nobody
-            notice_fork()
-        home = await self._homes.here()
-        seconds = face.options.timeout if timeout is _DEFAULT else timeout
-        started = monotonic()
-        if not face.is_sealed:
-            await in_thread(face.member.asker, face.member.seal)
-        home.look_at_shelf()
-        principal = await self._bearer(identity, credential, seconds)
-        key = home.key_for(face.default_key if principal is None else principal.key)
-        if principal is not None:
-            principal.key = key
-            if principal.fetched is not None and seconds is not None:
-                seconds = max(0.0, seconds - (monotonic() - started))
-        where = opens_in.set(home)
-        try:
-            entry = await TaskCheckout(
-                home.desk, TaskHooks(face, home), key, seconds, principal
-            ).run()
-        finally:
-            opens_in.reset(where)
-        home.look_at_shelf()
-        return entry
-
-    async def _bearer(
-        self, identity: str | None, credential: Any, seconds: float | None
-    ) -> Principal | None:
-        """For whom this is, which may take a token."""
-        face = self._face
-        if credential is None and (identity is not None or face.recipe.credential is None):
-            return face.identities.of(identity, credential, seconds)
-        return await in_thread(
-            face.member.chores, lambda: face.identities.of(identity, credential, seconds)
-        )
-
-    def _is_clean(self, entry: Entry) -> bool:
-        """Whether a release is nothing but an append, because there is nothing to reset."""
-        face, options = self._face, self._face.options
-        return (
-            face.reset is not None
-            and options.max_uses is None
-            and options.keep
-            and not face.watched
-            and (held := entry.resource) is not None
-            and not self._recipe.asynchronous.needs_reset(held.resource)
-        )
-
-    async def _give_back(self, entry: Entry, *, suspect: bool) -> None:
-        """In the loop that owns the resource; to the end, also where the caller is cancelled."""
-        face = self._face
-        if not take_from_lease(entry):
-            log.warning("pool %r: a lease was released after it had been killed", face.name)
-            return
-        home: Home = entry.resource.home
-        if not home.runs:
-            face.member.close_soon(entry, "discarded")
-            return
-        work = TaskHooks(face, home).give_back(entry, suspect=suspect)
-        if home.loop is running_loop():
-            await asyncio.shield(home.spawn(work))
-        else:
-            await asyncio.shield(
-                asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, home.loop))
-            )
+        seconds = self.options.timeout if timeout is _DEFAULT else timeout
+        return AsyncCheckout(self._lender, seconds, identity, credential)
 
     # --- what this process has ------------------------------------------------------------------------------
 
@@ -198,7 +118,7 @@ class AsyncPool(Generic[T]):
         """See Pool.wait_ready: what is opened belongs to the running loop, where it is the pool's first one."""
         seconds = checked_timeout(self.name, timeout)
         deadline = None if seconds is None else monotonic() + seconds
-        await self._homes.here()
+        await self._lender.homes.here()
         while True:
             answer = await self._command(WantReady(self.name), deadline)
             if self._face.closed:

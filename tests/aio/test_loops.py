@@ -208,7 +208,8 @@ def test_nothing_wakes_up_for_an_idle_loop(manager: Manager) -> None:
         async with pool.checkout():
             pass
         await until(
-            lambda: not loop._scheduled and not pool._homes.by_loop[loop].desk._timers, "no timer"
+            lambda: not loop._scheduled and not pool._lender.homes.by_loop[loop].desk._timers,
+            "no timer",
         )
         assert len(asyncio.all_tasks()) == 1
 

@@ -1,0 +1,102 @@
+"""What lends the resources of one asynchronous pool to the tasks of this process, and takes them back."""
+
+from __future__ import annotations
+
+import asyncio
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from mppool.aio.bridge import LoopRecipe, opens_in
+from mppool.aio.hooks import TaskHooks
+from mppool.logs import Log
+from mppool.process.fork import notice_fork
+from mppool.worker.ending import take_from_lease
+from mppool.worker.task_checkout import TaskCheckout
+from mppool.worker.tasks import in_thread, running_loop
+
+if TYPE_CHECKING:
+    from mppool.aio.homes import Home
+    from mppool.worker.entry import Entry
+    from mppool.worker.face import Face
+    from mppool.worker.principal import Principal
+
+log = Log("mppool")
+
+
+class Lender:
+    """Between leases and the pool of this process. It holds nothing itself."""
+
+    def __init__(self, face: Face, recipe: LoopRecipe) -> None:
+        self.face = face
+        self.name = face.name
+        self.homes = recipe.homes_of(face)
+        self._recipe = recipe
+
+    async def check_out(
+        self, seconds: float | None, identity: str | None, credential: Any
+    ) -> Entry:
+        """A resource, beyond the quickest way."""
+        face = self.face
+        if not face.ours[0]:  # forked by somebody who told nobody
+            notice_fork()
+        home = await self.homes.here()
+        started = monotonic()
+        if not face.is_sealed:
+            await in_thread(face.member.asker, face.member.seal)
+        home.look_at_shelf()
+        principal = await self._principal(identity, credential, seconds)
+        key = home.key_for(face.default_key if principal is None else principal.key)
+        if principal is not None:
+            principal.key = key
+            if principal.fetched is not None and seconds is not None:
+                seconds = max(0.0, seconds - (monotonic() - started))
+        where = opens_in.set(home)
+        try:
+            entry = await TaskCheckout(
+                home.desk, TaskHooks(face, home), key, seconds, principal
+            ).run()
+        finally:
+            opens_in.reset(where)
+        home.look_at_shelf()
+        return entry
+
+    async def _principal(
+        self, identity: str | None, credential: Any, seconds: float | None
+    ) -> Principal | None:
+        """For whom this is, which may take a token."""
+        face = self.face
+        if credential is None and (identity is not None or face.recipe.credential is None):
+            return face.identities.of(identity, credential, seconds)
+        return await in_thread(
+            face.member.chores, lambda: face.identities.of(identity, credential, seconds)
+        )
+
+    def is_clean(self, entry: Entry) -> bool:
+        """Whether a release is nothing but an append, because there is nothing to reset."""
+        face, options = self.face, self.face.options
+        return (
+            face.reset is not None
+            and options.max_uses is None
+            and options.keep
+            and not face.watched
+            and (held := entry.resource) is not None
+            and not self._recipe.asynchronous.needs_reset(held.resource)
+        )
+
+    async def give_back(self, entry: Entry, *, suspect: bool) -> None:
+        """In the loop that owns the resource; to the end, also where the caller is cancelled."""
+        face = self.face
+        if not take_from_lease(entry):
+            log.warning("pool %r: a lease was released after it had been killed", face.name)
+            return
+        home: Home = entry.resource.home
+        if not home.runs:
+            face.member.close_soon(entry, "discarded")
+            return
+        work = TaskHooks(face, home).give_back(entry, suspect=suspect)
+        if home.loop is running_loop():
+            await asyncio.shield(home.spawn(work))
+        else:
+            await asyncio.shield(
+                asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, home.loop))
+            )
