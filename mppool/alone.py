@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from mppool.base_manager import merged_alone, refuse_initializer
 from mppool.core.decisions import Draining
-from mppool.core.events import Drain
+from mppool.core.events import Drain, Reset, Resize
 from mppool.errors import ConfigurationError
 from mppool.options import checked_timeout
 
@@ -98,3 +98,6 @@ class Alone:
                 return answer.left
             generation = answer.generation
             threading.Event().wait(_DRAIN_POLL_S)
+
+    def _control_pool(self, event: Resize | Reset) -> None:
+        self._link.command(event)

@@ -15,6 +15,7 @@ from mppool.ids import Session, own_process
 from mppool.options import checked_name, checked_options
 from mppool.process.executor import let_others
 from mppool.recipe import SETTINGS, as_recipe
+from mppool.stats.health import ManagerHealth, asked
 from mppool.tokens.in_process import forget_all
 from mppool.worker.member import Member, process_name
 from mppool.worker.pool import Pool
@@ -127,6 +128,14 @@ class Manager:
             own = self._merge(self._unattached_snapshot(), self._member.report())
             stats["pools"].update({name: own["pools"][name] for name in unknown})
         return stats
+
+    def health(self) -> ManagerHealth:
+        """Whether the pools can serve: `status` "ok", "degraded" or "down", `reasons`, and `pools` by name.
+
+        For readiness probes: nothing is opened, no server is started. It takes 5 seconds at most, where the server
+        does not answer; that is "down". No server is "ok", for the next checkout that needs one starts it.
+        """
+        return asked(self.stats)
 
     def forget_tokens(self, identity: str | None = None) -> None:
         """No process uses the tokens of this identity any more; the next to need one asks the issuer.

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mppool.alone import Alone, link_alone
 from mppool.base_manager import Manager, refuse_initializer
 from mppool.core.decisions import Draining
-from mppool.core.events import Drain
+from mppool.core.events import Drain, Reset, Resize
 from mppool.core.tokens import ForgetTokens
 from mppool.errors import ConfigurationError, PoolError, ServerUnavailable
 from mppool.link.server_link import ServerLink
@@ -26,7 +26,7 @@ from mppool.rendezvous.alone import is_alone
 from mppool.rendezvous.locator import ServerLocator
 from mppool.wire.messages import Done, Failed, Leave
 from mppool.worker.member import Member
-from mppool.worker.pool import CLOSE_PATIENCE_S
+from mppool.worker.pool import CLOSE_PATIENCE_S, UNCHANGED, resize_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -253,12 +253,34 @@ class PoolManager(Manager, BaseManager):
                 self._raise_undrained(answer)
             threading.Event().wait(_DRAIN_POLL_S)
 
+    def resize(
+        self, pool: str, *, max_size: int | None = UNCHANGED, min_size: int = UNCHANGED
+    ) -> None:
+        """`Pool.resize` for a pool that this process need not have declared; starts no server.
+
+        Raises ConfigurationError for bounds that are not allowed, ServerUnavailable where no server runs, PoolError
+        for a pool that no process has declared.
+        """
+        self._control_pool(resize_of(pool, max_size, min_size))
+
+    def reset(self, pool: str) -> None:
+        """`Pool.reset` for a pool that this process need not have declared; starts no server.
+
+        Raises ServerUnavailable where no server runs, PoolError for a pool that no process has declared.
+        """
+        self._control_pool(Reset(pool))
+
+    def _control_pool(self, event: Resize | Reset) -> None:
+        answer = self._link.control(event, time.monotonic() + CONTROL_DEADLINE_S)
+        if not isinstance(answer, Done):
+            self._raise_undrained(answer)
+
     def _raise_undrained(self, answer: Any) -> NoReturn:
         if isinstance(answer, Failed):
             raise PoolError(f"manager {self.name!r}: {answer.text}")
         raise ServerUnavailable(
             f"manager {self.name!r}: no server runs in {self._meeting.paths().runtime_dir}, so nothing is "
-            "known of what could be drained"
+            "known of its pools"
         )
 
     def _command_tokens(self, event: ForgetTokens) -> None:

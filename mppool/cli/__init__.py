@@ -48,6 +48,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # again while the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAULT
+    except OSError as error:
+        where = f"{error.filename}: " if error.filename else ""
+        return _told(f"{where}{error.strerror or error}", FAULT)
     except KeyboardInterrupt:
         return INTERRUPTED
     return status

@@ -6,8 +6,25 @@ import argparse
 from typing import TYPE_CHECKING
 
 from mppool._version import __version__
-from mppool.cli import bench, commanding, demo, doctor, looking
-from mppool.cli.values import positive_number, positive_seconds, seconds
+from mppool.cli import (
+    bench,
+    cleaning,
+    commanding,
+    completion,
+    demo,
+    doctor,
+    looking,
+    metrics,
+    probing,
+    top,
+)
+from mppool.cli.values import (
+    host_and_port,
+    number,
+    positive_number,
+    positive_seconds,
+    seconds,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -21,32 +38,134 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="mppool",
         description="One pool for all the processes of an application: look at it, command it.",
+        epilog=_examples("mppool list", "mppool top shop", "mppool stats --help"),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"mppool {__version__}")
     _add_runtime_dir(parser, default=None)
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    parser.set_defaults(commands=commands.choices)
 
-    def command(name: str, run: Callable[[argparse.Namespace], int], help_text: str) -> _Command:
-        return _Command(commands, name, run, help_text)
+    def command(
+        name: str, run: Callable[[argparse.Namespace], int], help_text: str, *examples: str
+    ) -> _Command:
+        return _Command(commands, name, run, help_text, examples)
 
-    command("list", looking.list_managers, "managers, their servers and pools").plain()
-    command("stats", looking.stats, "figures of a manager").manager().json().plain()
-    command("top", looking.top, "the same, live, until Ctrl-C").manager().repeated().plain()
-    command("doctor", doctor.doctor, "whether mppool can work here, and what is wrong").plain()
-    command("drain", commanding.drain, "close what is idle, wait for leases").manager().drained()
-    command(
-        "forget-tokens", commanding.forget_tokens, "have all fetch new tokens"
-    ).manager().identity()
-    command("shutdown", commanding.shutdown, "end a manager's server cleanly").manager()
+    _add_looking(command)
+    _add_commanding(command)
     demo.add_options(
-        command("demo", demo.run, "gunicorn workers share connections while processes are killed")
+        command(
+            "demo", demo.run, "gunicorn workers share connections while processes are killed",
+            "mppool demo", "mppool demo --workers 8 --cap 3 --seconds 40",
+        )
         .plain()
         .parser
-    )
+    )  # fmt: skip
     bench.add_options(
-        command("bench", bench.bench, "compare with other pools; needs the sources").parser
-    )
+        command(
+            "bench", bench.bench, "compare with other pools; needs the sources",
+            "mppool bench warm --quick",
+        ).parser
+    )  # fmt: skip
     return parser.parse_args(arguments)
+
+
+def _add_looking(command: Callable[..., _Command]) -> None:
+    command(
+        "list",
+        looking.list_managers,
+        "managers that are in use, their servers and pools",
+        "mppool list",
+        "mppool list --all --runtime-dir /run/shop",
+    ).listed().plain()
+    command(
+        "stats",
+        looking.stats,
+        "figures of a manager",
+        "mppool stats shop",
+        "mppool stats shop --json | jq .pools.orders.in_use",
+    ).manager().json().plain()
+    command(
+        "top",
+        top.top,
+        "what its pools do, live; ? in it shows the keys",
+        "mppool top shop",
+        "mppool top shop --plain --count 1",
+    ).manager().repeated().plain()
+    command(
+        "leases",
+        looking.leases,
+        "who has what, the oldest first",
+        "mppool leases shop",
+        "mppool leases shop --pool orders --json",
+    ).manager().of_pool().json().plain()
+    command(
+        "health",
+        probing.health,
+        "whether the pools can serve, for probes",
+        "mppool health shop",
+        "mppool health shop --strict --json",
+    ).manager().probed()
+    command(
+        "metrics",
+        metrics.metrics,
+        "figures for Prometheus, printed or served",
+        "mppool metrics shop",
+        "mppool metrics shop --serve 127.0.0.1:9464",
+    ).manager().served()
+    command(
+        "doctor", doctor.doctor, "whether mppool can work here, and what is wrong", "mppool doctor",
+    ).plain()  # fmt: skip
+
+
+def _add_commanding(command: Callable[..., _Command]) -> None:
+    command(
+        "drain",
+        commanding.drain,
+        "close what is idle, wait for leases to come back",
+        "mppool drain shop orders --timeout 60",
+    ).manager().pool().waiting()
+    command(
+        "resize",
+        commanding.resize,
+        "other bounds, in all processes at once",
+        "mppool resize shop orders --max-size 20",
+        "mppool resize shop orders --max-size none",
+    ).manager().pool().bounds()
+    command(
+        "reset",
+        commanding.reset,
+        "replace everything that is open, when it is idle or released",
+        "mppool reset shop orders",
+    ).manager().pool()
+    command(
+        "forget-tokens",
+        commanding.forget_tokens,
+        "have all processes fetch new tokens",
+        "mppool forget-tokens shop",
+        "mppool forget-tokens shop --identity msi:system",
+    ).manager().identity()
+    command(
+        "shutdown",
+        commanding.shutdown,
+        "end a manager's server cleanly",
+        "mppool shutdown shop",
+    ).manager()
+    command(
+        "clean",
+        cleaning.clean,
+        "remove files of managers that nobody uses",
+        "mppool clean",
+        "mppool clean --runtime-dir /run/shop",
+    )
+    command(
+        "completion", completion.completion, "have the shell complete commands and names",
+        'eval "$(mppool completion bash)"', "mppool completion fish | source",
+    ).shell()  # fmt: skip
+
+
+def _examples(*lines: str) -> str:
+    return "examples:\n" + "\n".join(f"  {line}" for line in lines)
 
 
 class _Command:
@@ -58,8 +177,15 @@ class _Command:
         name: str,
         run: Callable[[argparse.Namespace], int],
         help_text: str,
+        examples: Sequence[str],
     ) -> None:
-        self.parser = commands.add_parser(name, help=help_text, description=help_text)
+        self.parser = commands.add_parser(
+            name,
+            help=help_text,
+            description=f"{help_text[0].upper()}{help_text[1:]}.",
+            epilog=_examples(*examples),
+            formatter_class=argparse.RawDescriptionHelpFormatter,
+        )
         self.parser.set_defaults(run=run)
         # Where it is not given after the command, what was given before it must stay.
         _add_runtime_dir(self.parser, default=argparse.SUPPRESS)
@@ -84,6 +210,21 @@ class _Command:
         self.parser.add_argument("--json", action="store_true", help="everything, as JSON")
         return self
 
+    def probed(self) -> _Command:
+        self.parser.add_argument(
+            "--strict", action="store_true", help="exit with 1 also where a pool is degraded"
+        )
+        return self.json()
+
+    def served(self) -> _Command:
+        self.parser.add_argument(
+            "--serve",
+            type=host_and_port,
+            metavar="HOST:PORT",
+            help="serve them over HTTP until Ctrl-C; port 0: any free one",
+        )
+        return self
+
     def repeated(self) -> _Command:
         self.parser.add_argument(
             "--interval",
@@ -97,8 +238,22 @@ class _Command:
         )
         return self
 
-    def drained(self) -> _Command:
+    def listed(self) -> _Command:
+        self.parser.add_argument(
+            "--all", action="store_true", help="also those that nobody uses at present"
+        )
+        self.parser.add_argument("--names", action="store_true", help="the names alone")
+        return self
+
+    def of_pool(self) -> _Command:
+        self.parser.add_argument("--pool", metavar="POOL", help="of this pool only")
+        return self
+
+    def pool(self) -> _Command:
         self.parser.add_argument("pool", metavar="POOL", help="name of the pool")
+        return self
+
+    def waiting(self) -> _Command:
         self.parser.add_argument(
             "--timeout",
             type=seconds,
@@ -106,6 +261,20 @@ class _Command:
             metavar="SECONDS",
             help="how long to wait for leases to come back (default: %(default)g)",
         )
+        return self
+
+    def bounds(self) -> _Command:
+        self.parser.add_argument(
+            "--max-size",
+            type=lambda text: text if text == "none" else positive_number(text),
+            metavar="N",
+            help="the cap over all processes; none: no cap",
+        )
+        self.parser.add_argument("--min-size", type=number, metavar="N", help="so many stay open")
+        return self
+
+    def shell(self) -> _Command:
+        self.parser.add_argument("shell", choices=completion.SHELLS, metavar="SHELL")
         return self
 
 

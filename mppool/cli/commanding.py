@@ -1,27 +1,34 @@
-"""`mppool drain` and `shutdown`: commands for pools that live in other processes."""
+"""`mppool drain`, `resize`, `reset`, `shutdown`: commands for pools that live in other processes."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from mppool.cli.failing import FAULT, NOT_FOUND, OK, CommandFailed
+from mppool.cli.failing import FAULT, NOT_FOUND, OK, USAGE, CommandFailed
 from mppool.cli.finding import running_manager, stats_of
 
 if TYPE_CHECKING:
     import argparse
 
+    from mppool.manager import PoolManager
 
-def drain(options: argparse.Namespace) -> int:
-    """`mppool drain NAME POOL`: status 1 if leases are still out after the timeout."""
+
+def _manager_with(options: argparse.Namespace) -> PoolManager:
+    """The manager, which has the pool. CommandFailed, which says what there is, otherwise."""
     manager = running_manager(options.name, options.runtime_dir)
     stats = stats_of(manager)
-    pools = sorted(stats["pools"]) if stats and isinstance(stats["pools"], dict) else []
+    pools = sorted(stats["pools"]) if stats else []
     if options.pool not in pools:
         known = f"there are: {', '.join(pools)}" if pools else "there are none at present"
         raise CommandFailed(
             f"manager {options.name!r} has no pool {options.pool!r}; {known}", NOT_FOUND
         )
-    left = manager.drain(options.pool, options.timeout)
+    return manager
+
+
+def drain(options: argparse.Namespace) -> int:
+    """`mppool drain NAME POOL`: status 1 if leases are still out after the timeout."""
+    left = _manager_with(options).drain(options.pool, options.timeout)
     if left:
         print(
             f"pool {options.pool}: {left} still out after {options.timeout:g} s; each is closed when its "
@@ -29,6 +36,32 @@ def drain(options: argparse.Namespace) -> int:
         )
         return FAULT
     print(f"pool {options.pool}: everything that was open is closed")
+    return OK
+
+
+def resize(options: argparse.Namespace) -> int:
+    """`mppool resize NAME POOL [--max-size N|none] [--min-size N]`."""
+    bounds: dict[str, Any] = {}
+    if options.max_size is not None:
+        bounds["max_size"] = None if options.max_size == "none" else options.max_size
+    if options.min_size is not None:
+        bounds["min_size"] = options.min_size
+    if not bounds:
+        raise CommandFailed("resize: give --max-size, --min-size or both", USAGE)
+    _manager_with(options).resize(options.pool, **bounds)
+    said = ", ".join(f"{name} is {'no cap' if n is None else n}" for name, n in bounds.items())
+    print(
+        f"pool {options.pool}: {said}, until a later declaration gives another value than the last one"
+    )
+    return OK
+
+
+def reset(options: argparse.Namespace) -> int:
+    """`mppool reset NAME POOL`."""
+    _manager_with(options).reset(options.pool)
+    print(
+        f"pool {options.pool}: everything that is open now is closed, when it is idle or released"
+    )
     return OK
 
 

@@ -14,15 +14,20 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 from mppool._version import __version__
 from mppool.cli import output
 from mppool.cli.failing import FAULT, OK
-from mppool.cli.finding import managers_in, runtime_directory, stats_of
+from mppool.cli.finding import (
+    living_members,
+    managers_in,
+    members_of,
+    runtime_directory,
+    stats_of,
+)
 from mppool.errors import ConfigurationError, PoolError
 from mppool.ids import own_process
 from mppool.rendezvous.alone import is_alone
 from mppool.rendezvous.launch import server_pid
-from mppool.rendezvous.liveness import SO_PEERPIDFD, check_watching, lives
+from mppool.rendezvous.liveness import SO_PEERPIDFD, check_watching
 from mppool.rendezvous.paths import check_trust, read_address
 from mppool.rendezvous.world import boot_id
-from mppool.server.members import process_of
 
 if TYPE_CHECKING:
     import argparse
@@ -199,7 +204,7 @@ def _manager(paths: ManagerPaths) -> Iterator[Finding]:
         )
     else:
         yield _no_server(paths, subject)
-    dead = [name for name in _members(paths) if not _lives(name)]
+    dead = set(members_of(paths)) - set(living_members(paths))
     if dead and pid is None:
         text = f"{len(dead)} files of dead processes; the next server removes them"
         yield Finding("note", subject, text)
@@ -258,23 +263,11 @@ def _no_server(paths: ManagerPaths, subject: str) -> Finding:
     address = read_address(paths)
     if address is None:
         return Finding("ok", subject, "no server, nobody uses it")
-    living = [name for name in _members(paths) if _lives(name)]
+    living = living_members(paths)
     text = f"server {address.server.pid} died without leaving; the next checkout starts another"
     if living:
         text += f", which goes on with what {len(living)} living processes hold"
     return Finding("note", subject, text)
-
-
-def _members(paths: ManagerPaths) -> list[str]:
-    try:
-        return os.listdir(paths.members)
-    except FileNotFoundError:
-        return []
-
-
-def _lives(member: str) -> bool:
-    process = process_of(member)
-    return process is not None and lives(process)
 
 
 def _is_locked(path: Path) -> bool:

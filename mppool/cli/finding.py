@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from mppool.cli.failing import NOT_FOUND, CommandFailed
 from mppool.errors import ConfigurationError
 from mppool.options import checked_name
 from mppool.rendezvous.launch import server_pid
+from mppool.rendezvous.liveness import lives
 from mppool.rendezvous.paths import ManagerPaths, check_trust, manager_paths
+from mppool.server.members import process_of
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -68,7 +70,29 @@ def running_manager(name: str, runtime_dir: str | None) -> PoolManager:
     return PoolManager(name, runtime_dir=runtime_dir)
 
 
-def stats_of(manager: PoolManager) -> dict[str, object] | None:
+def is_in_use(paths: ManagerPaths) -> bool:
+    """Whether it has a server, or a living process that has been attached to one."""
+    return server_pid(paths) is not None or bool(living_members(paths))
+
+
+def members_of(paths: ManagerPaths) -> list[str]:
+    """Names of the files of all processes that are, or were, attached."""
+    try:
+        return os.listdir(paths.members)
+    except FileNotFoundError:
+        return []
+
+
+def living_members(paths: ManagerPaths) -> list[str]:
+    """Of those, the ones whose process lives."""
+    return [
+        name
+        for name in members_of(paths)
+        if (process := process_of(name)) is not None and lives(process)
+    ]
+
+
+def stats_of(manager: PoolManager) -> dict[str, Any] | None:
     """The figures of a manager, or None if its server has just gone."""
     stats = manager.stats()
     return None if stats["server_pid"] is None else stats

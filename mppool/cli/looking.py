@@ -1,14 +1,13 @@
-"""`mppool list`, `stats` and `top`."""
+"""`mppool list`, `stats` and `leases`."""
 
 from __future__ import annotations
 
 import json
-import time
 from typing import TYPE_CHECKING, Any
 
 from mppool.cli import output
 from mppool.cli.failing import NOT_FOUND, OK, CommandFailed
-from mppool.cli.finding import managers_in, running_manager, runtime_directory, stats_of
+from mppool.cli.finding import is_in_use, managers_in, running_manager, runtime_directory, stats_of
 from mppool.cli.output import Table
 from mppool.errors import PoolError
 from mppool.rendezvous.launch import server_pid
@@ -24,16 +23,24 @@ _LIVE_COUNTERS = ("opened", "moved", "timeouts", "died_with_process")
 
 
 def list_managers(options: argparse.Namespace) -> int:
-    """`mppool list`."""
+    """`mppool list [--all]`: those that have a server, or whose processes hold something."""
     directory = runtime_directory(options.runtime_dir)
     found = managers_in(directory)
-    if not found:
-        print(f"no manager in {directory}")
+    shown = [paths for paths in found if options.all or is_in_use(paths)]
+    if options.names:
+        print("\n".join(paths.name for paths in shown))
+        return OK
+    hidden = len(found) - len(shown)
+    more = f"{hidden} without a server: mppool list --all; mppool clean" if hidden else ""
+    if not shown:
+        print(f"no manager is in use in {directory}" + (f" ({more})" if more else ""))
         return OK
     table = Table(str(directory), ("manager", "server", "uptime", "processes", "pools"))
-    for paths in found:
+    for paths in shown:
         table.add(paths.name, *_row_of_manager(paths, options.runtime_dir))
     output.show([table], rich=output.is_rich(options.plain))
+    if more:
+        print(more)
     return OK
 
 
@@ -55,34 +62,79 @@ def _row_of_manager(paths: ManagerPaths, runtime_dir: str | None) -> tuple[objec
 
 def stats(options: argparse.Namespace) -> int:
     """`mppool stats NAME`."""
-    manager = running_manager(options.name, options.runtime_dir)
-    found = stats_of(manager)
-    if found is None:
-        raise CommandFailed(f"manager {options.name!r}: its server has just gone", NOT_FOUND)
+    found = _figures(options)
     if options.json:
-        print(json.dumps(found, indent=2))
+        print(json.dumps(for_javascript(found), indent=2))
     else:
         output.show(tables_of(found, counters=True), rich=output.is_rich(options.plain))
     return OK
 
 
-def top(options: argparse.Namespace) -> int:
-    """`mppool top NAME`: until Ctrl-C, which is how it is meant to end."""
-    manager = running_manager(options.name, options.runtime_dir)
-    left = options.count
-    try:
-        with output.live(rich=output.is_rich(options.plain)) as show:
-            while True:
-                found = stats_of(manager)
-                gone = Table(f"manager {options.name}: no server at present", ())
-                show([gone] if found is None else tables_of(found, counters=False))
-                if left is not None:
-                    left -= 1
-                    if not left:
-                        return OK
-                time.sleep(options.interval)
-    except KeyboardInterrupt:
+def leases(options: argparse.Namespace) -> int:
+    """`mppool leases NAME [--pool POOL]`: the oldest first."""
+    found = _figures(options)
+    if options.pool is not None and options.pool not in found["pools"]:
+        known = ", ".join(sorted(found["pools"])) or "none"
+        raise CommandFailed(
+            f"manager {options.name!r} has no pool {options.pool!r}; there are: {known}", NOT_FOUND
+        )
+    held = held_in(found, options.pool)
+    if options.json:
+        print(json.dumps(for_javascript(held), indent=2))
         return OK
+    if not held:
+        print("nothing is lent")
+        return OK
+    columns = ("pool", "age", "pid", "process", "label", "identity", "resource", "id")
+    table = Table(f"manager {found['name']}: {len(held)} leases", columns)
+    for one in held:
+        table.add(
+            one["pool"], duration(one["age"]), one["pid"], one["process"] or "-", one["label"] or "-",
+            one["identity"] or "-", one["description"] or "-", one["id"],
+        )  # fmt: skip
+    output.show([table], rich=output.is_rich(options.plain))
+    return OK
+
+
+def held_in(stats: Mapping[str, Any], pool: str | None = None) -> list[dict[str, Any]]:
+    """Everything that is lent, the oldest first; `pool`: in this one only."""
+    labels = {one["pid"]: one["label"] for one in stats["processes"]}
+    held = [
+        {
+            "pool": name,
+            "age": one["held_for"],
+            "pid": one["pid"],
+            "process": labels.get(one["pid"], ""),
+            "label": one.get("label") or "",
+            "identity": one["identity_key"],
+            "description": one["description"],
+            "id": one["id"],
+        }
+        for name, of_pool in stats["pools"].items()
+        for one in of_pool["resources"]
+        if one["held_for"] is not None and pool in (None, name)
+    ]
+    return sorted(held, key=lambda one: -one["age"])
+
+
+def _figures(options: argparse.Namespace) -> dict[str, Any]:
+    found: dict[str, Any] | None = stats_of(running_manager(options.name, options.runtime_dir))
+    if found is None:
+        raise CommandFailed(f"manager {options.name!r}: its server has just gone", NOT_FOUND)
+    return found
+
+
+_LARGEST = 2**53 - 1
+"""Beyond it JavaScript, jq and others round whole numbers."""
+
+
+def for_javascript(value: Any) -> Any:
+    """The same with whole numbers that are too large for others as text."""
+    if isinstance(value, dict):
+        return {key: for_javascript(one) for key, one in value.items()}
+    if isinstance(value, list):
+        return [for_javascript(one) for one in value]
+    return str(value) if type(value) is int and abs(value) > _LARGEST else value
 
 
 def tables_of(found: Mapping[str, Any], *, counters: bool) -> list[Table]:
@@ -125,9 +177,15 @@ def _counters(pool: Mapping[str, Any]) -> Table:
             table.add(name.replace("_", " "), count)
     for kind, histogram in pool["histograms"].items():
         if sum(histogram["counts"]):
-            parts = [f"{share:.0%} {_quantile(histogram, share)}" for share in (0.5, 0.95, 0.99)]
-            table.add(f"{kind} time", ", ".join(parts))
+            table.add(f"{kind} time", quantiles(histogram))
     return table
+
+
+def quantiles(histogram: Mapping[str, Sequence[float]]) -> str:
+    """Which bounds half, 95 and 99 of 100 durations keep; empty where nothing was measured."""
+    if not sum(histogram["counts"]):
+        return ""
+    return ", ".join(f"{share:.0%} {_quantile(histogram, share)}" for share in (0.5, 0.95, 0.99))
 
 
 def _quantile(histogram: Mapping[str, Sequence[float]], share: float) -> str:

@@ -5,12 +5,11 @@ from __future__ import annotations
 import importlib.util
 import re
 import sys
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator, Sequence
+    from collections.abc import Sequence
 
 _NUMBER = re.compile(r"-|\d[\d.]*( \w+)?")
 
@@ -93,15 +92,3 @@ def as_rich(tables: Sequence[Table]) -> Any:
             one.add_row(*[Text(cell) for cell in row])
         drawn.append(one)
     return Group(*drawn)
-
-
-@contextmanager
-def live(*, rich: bool) -> Iterator[Callable[[Sequence[Table]], None]]:
-    """A function that shows tables in the place of those that it showed before; plain: below them."""
-    if not rich:
-        yield lambda tables: show(tables, rich=False)
-        return
-    from rich.live import Live
-
-    with Live(auto_refresh=False) as screen:
-        yield lambda tables: screen.update(as_rich(tables), refresh=True)

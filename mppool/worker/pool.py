@@ -13,6 +13,7 @@ from mppool.errors import CheckoutTimeout, PoolClosed
 from mppool.options import LONGEST_S, PoolOptions, checked_options, checked_timeout
 from mppool.process.fork import notice_fork
 from mppool.recipe import HOOKS, refuse_nameless
+from mppool.stats.health import Health, asked
 from mppool.worker.cold import ColdCheckout, check_out_at_once
 from mppool.worker.ending import close, retire
 from mppool.worker.lease import Lease
@@ -49,8 +50,25 @@ class _Unchanged:
 
 
 _DEFAULT: Any = _Default()
-_UNCHANGED: Any = _Unchanged()
+UNCHANGED: Any = _Unchanged()
 _ZERO = 0  # CPython has but one of it; elsewhere it is looked at like any other
+
+
+def resize_of(pool: str, max_size: int | None, min_size: int) -> Resize:
+    """The event for new bounds; UNCHANGED: not this one. Raises ConfigurationError."""
+    given = {
+        name: value
+        for name, value in (("max_size", max_size), ("min_size", min_size))
+        if value is not UNCHANGED
+    }
+    # What is not given is not compared with: another process may have changed it since.
+    checked = checked_options(pool, {"max_size": None, **given})
+    return Resize(
+        pool,
+        checked.max_size,
+        "max_size" in given,
+        checked.min_size if "min_size" in given else None,
+    )
 
 
 class Pool(Generic[T]):
@@ -273,25 +291,23 @@ class Pool(Generic[T]):
         stats: dict[str, Any] = self._all_stats()["pools"][self.name]
         return stats
 
-    def resize(self, *, max_size: int | None = _UNCHANGED, min_size: int = _UNCHANGED) -> None:
+    def health(self) -> Health:
+        """Whether the pool can serve: `status` "ok", "degraded" or "down", and `reasons`. Opens nothing."""
+        if self._face.closed:
+            return {"status": "down", "reasons": ["it is closed in this process"]}
+        whole = asked(self._all_stats)
+        return whole["pools"].get(self.name) or {
+            "status": whole["status"],
+            "reasons": whole["reasons"],
+        }
+
+    def resize(self, *, max_size: int | None = UNCHANGED, min_size: int = UNCHANGED) -> None:
         """New bounds, for all processes at once. Beyond a lowered cap, what is idle or released is closed.
 
         A bound that is not given stays as it is. Of a `min_size` above the cap only as many are kept open as
         the cap allows. Raises ConfigurationError for bounds that are not allowed.
         """
-        given = {
-            name: value
-            for name, value in (("max_size", max_size), ("min_size", min_size))
-            if value is not _UNCHANGED
-        }
-        # What is not given is not compared with: another process may have changed it since.
-        checked = checked_options(self.name, {"max_size": None, **given})
-        event = Resize(
-            self.name,
-            checked.max_size,
-            "max_size" in given,
-            checked.min_size if "min_size" in given else None,
-        )
+        event = resize_of(self.name, max_size, min_size)
         self._face.member.link.command(event)
 
     def reset(self) -> None:

@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from mppool import PoolManager
+from mppool.cli.looking import for_javascript
 from mppool.cli.output import Table, as_text
 from mppool.worker.pool import Pool
-from tests.helpers import is_alive, wait_until
+from tests.helpers import Fork, is_alive, wait_until
 
 
 class Thing:
@@ -57,9 +58,40 @@ def test_list_names_managers_that_run_and_such_as_do_not(
     assert done.returncode == 0
     assert re.search(rf"shop +{manager.server_pid} .* 1 +orders", done.stdout)
     manager.shutdown()
-    done = mppool("list")  # by $MPPOOL_RUNTIME_DIR
+    done = mppool("list", "--all")  # by $MPPOOL_RUNTIME_DIR
     assert done.returncode == 0
     assert re.search(r"shop +not running", done.stdout)
+
+
+def test_list_leaves_out_what_nobody_uses_and_clean_removes_its_files(
+    manager: PoolManager, runtime_dir: Path
+) -> None:
+    def use() -> None:
+        with manager.pool("orders", Thing).checkout(timeout=20):
+            pass
+
+    Fork(use).result()
+    manager.connect()
+    assert "nothing to remove" in mppool("clean").stdout
+    assert re.search(r"shop +\d+", mppool("list").stdout)
+    manager.shutdown()
+    manager.close()
+
+    def is_left_out() -> bool:  # this process has been attached, and its file goes in its own time
+        return "no manager is in use" in mppool("list").stdout
+
+    directory = runtime_dir / "shop"
+    for member in (directory / "members").iterdir():
+        member.unlink()  # as after the end of this process
+    wait_until(is_left_out, "a list without it")
+    assert mppool("list", "--names").stdout == "\n"
+    locks = {"start.lock", "alive.lock"}
+    living = directory / "living"
+    if living.exists():
+        living.unlink()  # this process lives, and holds a byte of it
+    assert "removed what was left of shop" in mppool("clean").stdout
+    assert {path.name for path in directory.iterdir() if path.is_file()} <= locks
+    assert "nothing to remove" in mppool("clean").stdout
 
 
 def test_the_runtime_directory_may_be_given_before_the_command_and_after_it(
@@ -124,6 +156,103 @@ def test_drain_closes_idle_resources_and_tells_what_is_out(orders: Pool[Thing]) 
     done = mppool("drain", "shop", "orders", "--timeout", "20")
     assert (done.returncode, done.stderr) == (0, "")
     wait_until(lambda: orders.stats()["size"] == 0, "an empty pool")
+
+
+def test_resize_and_reset_reach_pools_of_other_processes(orders: Pool[Thing]) -> None:
+    assert mppool("resize", "shop", "orders", "--max-size", "7", "--min-size", "2").returncode == 0
+    stats = orders.stats()
+    assert (stats["max_size"], stats["min_size"]) == (7, 2)
+    assert mppool("resize", "shop", "orders", "--max-size", "none").returncode == 0
+    assert orders.stats()["max_size"] is None
+    done = mppool("resize", "shop", "orders")
+    assert (done.returncode, "--max-size" in done.stderr) == (2, True)
+    done = mppool("resize", "shop", "orders", "--max-size", "1", "--min-size", "3")
+    assert (done.returncode, "min_size" in done.stderr) == (2, True)
+    before = orders.stats()["generation"]
+    assert mppool("reset", "shop", "orders").returncode == 0
+    assert orders.stats()["generation"] > before
+
+
+def test_leases_are_listed_with_their_holders(orders: Pool[Thing]) -> None:
+    assert mppool("leases", "shop").stdout == "nothing is lent\n"
+    with orders.checkout():
+        said = mppool("leases", "shop", "--pool", "orders").stdout
+        assert re.search(rf"orders +[\d.]+ m?s +{os.getpid()} ", said)
+        (lease,) = json.loads(mppool("leases", "shop", "--json").stdout)
+    assert (lease["pool"], lease["pid"], lease["description"]) == ("orders", os.getpid(), "Thing")
+    done = mppool("leases", "shop", "--pool", "order")
+    assert (done.returncode, "there are: orders" in done.stderr) == (3, True)
+
+
+def test_numbers_in_json_are_such_as_javascript_can_hold(orders: Pool[Thing]) -> None:
+    def numbers(value: object) -> Iterator[int]:
+        if isinstance(value, dict):
+            value = list(value.values())
+        if isinstance(value, list):
+            for one in value:
+                yield from numbers(one)
+        elif isinstance(value, int):
+            yield value
+
+    found = json.loads(mppool("stats", "shop", "--json").stdout)
+    assert max(map(abs, numbers(found))) < 2**53
+    assert int(found["epoch"]) == orders._face.member.link.stats()["epoch"]
+    assert for_javascript([2**53, -(2**53), 2**53 - 1]) == [str(2**53), str(-(2**53)), 2**53 - 1]
+
+
+COMMANDS = [
+    "list",
+    "stats",
+    "top",
+    "leases",
+    "health",
+    "metrics",
+    "doctor",
+    "drain",
+    "resize",
+    "reset",
+    "forget-tokens",
+    "shutdown",
+    "clean",
+    "completion",
+    "demo",
+    "bench",
+]
+
+
+def test_every_command_has_examples_in_its_help() -> None:
+    for command in COMMANDS:
+        done = mppool(command, "--help")
+        assert done.returncode == 0
+        assert (
+            f"examples:\n  {'eval' if command == 'completion' else 'mppool ' + command}"
+            in done.stdout.replace('eval "$(', "eval")
+        )
+    assert set(COMMANDS) <= set(
+        re.findall(r"^    ([a-z-]+) ", mppool("--help").stdout, re.MULTILINE)
+    )
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_is_a_script_for_the_shell(shell: str, orders: Pool[Thing]) -> None:
+    done = mppool("completion", shell)
+    assert done.returncode == 0
+    for command in COMMANDS:
+        assert command in done.stdout
+
+
+def test_bash_completes_commands_and_names(orders: Pool[Thing]) -> None:
+    command = f"""
+mppool() {{ {sys.executable} -m mppool "$@"; }}
+source <(mppool completion bash)
+complete_at() {{ COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _mppool; echo "${{COMPREPLY[@]}}"; }}
+complete_at mppool sh
+complete_at mppool stats sh
+complete_at mppool drain --ti
+"""
+    done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=50)
+    assert done.stderr == ""
+    assert done.stdout.splitlines() == ["shutdown", "shop", "--timeout"]
 
 
 def test_an_unknown_pool_is_named_beside_those_that_there_are(orders: Pool[Thing]) -> None:
@@ -220,13 +349,27 @@ def test_doctor_finds_a_server_that_does_not_answer(
 
 @pytest.mark.parametrize(
     "arguments",
-    [[], ["nonsense"], ["stats"], ["stats", "a/b"], ["top", "x", "--interval", "0"], ["demo", "--cap", "0"]],
+    [
+        [], ["nonsense"], ["stats"], ["stats", "a/b"], ["top", "x", "--interval", "0"], ["demo", "--cap", "0"],
+        ["metrics", "shop", "--serve", "9464"], ["completion", "csh"], ["resize", "shop", "orders", "--max-size", "x"],
+        ["health", "a/b"], ["leases"], ["drain", "shop", "orders", "--timeout", "nan"],
+    ],
 )  # fmt: skip
 def test_what_cannot_be_understood(runtime_dir: Path, arguments: list[str]) -> None:
     done = mppool(*arguments)
     assert done.returncode == 2
     assert done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    "command", [["list"], ["stats", "shop"], ["doctor"], ["clean"], ["health", "shop"]]
+)
+def test_a_runtime_directory_that_is_none_is_said(tmp_path: Path, command: list[str]) -> None:
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below", Path("/proc/1/none")):
+        done = mppool(*command, "--runtime-dir", place)
+        assert "Traceback" not in done.stderr + done.stdout
 
 
 def test_a_reader_that_has_seen_enough_is_no_error(orders: Pool[Thing]) -> None:

@@ -1,0 +1,300 @@
+"""The screen of `mppool top` as lines of text, for any width and height. Pure."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from rich.text import Text
+
+from mppool.cli.looking import duration, quantiles
+from mppool.cli.output import printable
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+    from mppool.cli.top.watch import Watch
+
+USED, IDLE, BAD, WARN, DIM, TITLE = "bold green", "green", "bold red", "yellow", "dim", "bold cyan"
+
+SORTS = ("name", "used", "waiting", "checkouts")
+
+KEYS = (
+    ("up, down", "choose a pool, or a process"),
+    ("enter", "look into it; esc: back"),
+    ("s", "sort by name, used, waiting, checkouts a second"),
+    ("p, space", "pause, go on"),
+    ("+, -", "look more often, less often"),
+    ("?", "this help"),
+    ("q", "leave"),
+)
+
+
+@dataclass
+class Choices:
+    """What the user has chosen. pool, pid: into what is looked; cursor: the line that is marked."""
+
+    name: str
+    interval: float
+    cursor: int = 0
+    pool: str | None = None
+    pid: int | None = None
+    sort: str = SORTS[0]
+    is_paused: bool = False
+    has_help: bool = False
+    rows: list[Any] = field(default_factory=list)
+
+
+def draw(watch: Watch, choices: Choices, width: int, height: int) -> Text:
+    """The whole screen; `choices.rows` is what the cursor moves over."""
+    body = height - 2
+    stats = watch.stats
+    if choices.has_help:
+        lines = _help()
+    elif stats is None:
+        lines = [Text("no server runs at present; the next checkout starts one", WARN)]
+    elif choices.pid is not None:
+        lines = _process(stats, choices, body)
+    elif choices.pool is not None and choices.pool in stats["pools"]:
+        lines = _pool(watch, stats["pools"][choices.pool], choices, width, body)
+    else:
+        lines = _overview(watch, choices, width, body)
+    lines = [_header(watch, choices), *lines[:body]]
+    lines += [Text()] * (height - 1 - len(lines))
+    lines.append(_footer(choices))
+    return Text("\n").join(_fit(line, width) for line in lines)
+
+
+def _fit(line: Text, width: int) -> Text:
+    line.truncate(width, overflow="ellipsis")
+    return line
+
+
+def _header(watch: Watch, choices: Choices) -> Text:
+    text = Text(f"mppool top: {choices.name}", TITLE)
+    if watch.stats is not None:
+        stats = watch.stats
+        text.append(
+            f"   server {stats['server_pid']}, up {duration(stats['uptime'])}   "
+            f"{len(stats['processes'])} processes   {len(stats['pools'])} pools",
+            "none",
+        )
+        left = [one["expires_in"] for one in stats["tokens"] if one["expires_in"] is not None]
+        if left:
+            text.append(f"   token: {duration(max(0.0, min(left)))} left", WARN)
+    if choices.is_paused:
+        text.append("   PAUSED", BAD)
+    return text
+
+
+def _footer(choices: Choices) -> Text:
+    text = f"? help  s sort: {choices.sort}  p pause  enter look into  esc back  q leave   {choices.interval:g} s"
+    return Text(text, "reverse")
+
+
+def _help() -> list[Text]:
+    lines = [Text("Keys", TITLE)]
+    lines += [Text(f"  {key:<10} {text}") for key, text in KEYS]
+    lines += [Text(), Text("What is shown", TITLE)]
+    legend = Text("  ")
+    legend.append("█", USED).append(" in use  ").append("▒", IDLE).append(" idle  ")
+    legend.append("·", DIM).append(" free below the cap (max_size)")
+    meanings = (
+        "waiting    checkouts that wait now; longest: of the waits that just ended",
+        "opened     new connections a second: each is a login",
+        "moved      closed in one process, to be opened in another; see sizing",
+        "breaker    open: opening fails, so checkouts that need a new one fail at once",
+    )
+    return [*lines, legend, *(Text(f"  {meaning}") for meaning in meanings)]
+
+
+def _overview(watch: Watch, choices: Choices, width: int, height: int) -> list[Text]:
+    assert watch.stats is not None
+    pools = sorted(watch.stats["pools"].values(), key=_key(watch, choices.sort))
+    choices.rows = [pool["name"] for pool in pools]
+    _hold_cursor(choices)
+    room = max(1, min(len(pools), (height - 4) // 4 if len(pools) > 3 else 3))
+    first = _first_shown(choices.cursor, room, len(pools))
+    lines: list[Text] = []
+    for number, pool in list(enumerate(pools))[first : first + room]:
+        lines += _pool_lines(watch, pool, width, is_marked=number == choices.cursor)
+    if len(pools) > room:
+        lines.append(Text(f"  ({len(pools)} pools; up and down show the others)", DIM))
+    if not pools:
+        lines.append(Text("no pool has been declared", DIM))
+    left = height - len(lines)
+    leases = _leases([(pool["name"], pool) for pool in pools], watch.stats)
+    shown = max(2, min(len(leases), (left - 4) // 2))
+    lines += [Text(), Text("Oldest leases", TITLE), *(leases[:shown] or [Text("  none", DIM)])]
+    lines += [Text(), Text("Events", TITLE), *_events(watch, height - len(lines) - 2)]
+    return lines
+
+
+def _key(watch: Watch, sort: str) -> Callable[[Mapping[str, Any]], tuple[Any, ...]]:
+    most: dict[str, Callable[[Mapping[str, Any]], Any]] = {
+        "used": lambda pool: -pool["in_use"],
+        "waiting": lambda pool: -pool["waiting"],
+        "checkouts": lambda pool: -watch.rate(pool["name"], "checkouts"),
+    }
+    first = most.get(sort)
+    return lambda pool: (first(pool) if first else 0, pool["name"])
+
+
+def _hold_cursor(choices: Choices) -> None:
+    choices.cursor = max(0, min(choices.cursor, len(choices.rows) - 1))
+
+
+def _first_shown(cursor: int, room: int, length: int) -> int:
+    return max(0, min(cursor - room // 2, length - room))
+
+
+def _pool_lines(
+    watch: Watch, pool: Mapping[str, Any], width: int, *, is_marked: bool
+) -> list[Text]:
+    cap = "no" if pool["max_size"] is None else pool["max_size"]
+    figures = Text()
+    figures.append(f"{pool['in_use']:>5} used", USED).append(f"{pool['idle']:>5} idle", IDLE)
+    figures.append(f"{cap:>5} cap")
+    figures.append(f"{pool['waiting']:>5} waiting", BAD if pool["waiting"] else DIM)
+    name = printable(pool["name"])
+    line = Text("> " if is_marked else "  ", TITLE)
+    line.append(f"{name[:13]:<13} ", "bold")
+    line.append_text(bar(pool, width - len(line) - len(figures))).append_text(figures)
+    rates = Text("    ")
+    for counter in ("checkouts", "opened", "moved", "open_failed", "timeouts"):
+        rate = watch.rate(pool["name"], counter)
+        is_bad = rate and counter in ("open_failed", "timeouts")
+        word = "failed" if counter == "open_failed" else counter
+        rates.append(f"{brief(rate)} {word}/s  ", BAD if is_bad else DIM)
+    longest = watch.longest_wait(pool["name"])
+    if longest is not None:
+        rates.append(f"longest wait {duration(longest)}  ", WARN)
+    if pool["closed"]:
+        rates.append("closed", BAD)
+    elif pool["breaker"] != "closed":
+        rates.append(f"breaker {pool['breaker']}", BAD)
+    return [line, rates]
+
+
+def bar(pool: Mapping[str, Any], width: int) -> Text:
+    """In use, idle and free, against the cap; without a cap against what there is."""
+    room = max(1, width - 1)
+    whole = max(1, pool["max_size"] or pool["size"], pool["size"])
+    used = round(room * pool["in_use"] / whole)
+    if pool["in_use"]:
+        used = max(1, used)
+    idle = min(room - used, round(room * (pool["size"] - pool["in_use"]) / whole))
+    text = Text("█" * used, USED)
+    return text.append("▒" * idle, IDLE).append("·" * (room - used - idle), DIM)
+
+
+def brief(rate: float) -> str:
+    """A rate for people, in four characters or so."""
+    if rate >= 10_000:
+        return f"{rate / 1000:.0f}k"
+    return f"{rate:.0f}" if rate >= 10 or rate == round(rate) else f"{rate:.1f}"
+
+
+def _leases(
+    pools: Sequence[tuple[str, Mapping[str, Any]]], stats: Mapping[str, Any], pid: int | None = None
+) -> list[Text]:
+    labels = {one["pid"]: one["label"] for one in stats["processes"]}
+    held = [
+        (one["held_for"], name, one)
+        for name, pool in pools
+        for one in pool["resources"]
+        if one["held_for"] is not None and pid in (None, one["pid"])
+    ]
+    held.sort(key=lambda row: -row[0])
+    lines = []
+    for age, name, one in held:
+        label = one.get("label") or labels.get(one["pid"]) or "-"
+        text = f"  {duration(age):>9}  {name[:13]:<13}  pid {one['pid']:<8} {label}"
+        if one["identity_key"]:
+            text += f"  {one['identity_key']}"
+        lines.append(Text(printable(text)))
+    return lines
+
+
+def _events(watch: Watch, room: int) -> list[Text]:
+    if not watch.events:
+        return [Text("  none since this began to look", DIM)]
+    return [
+        Text(
+            printable(f"  {time.strftime('%H:%M:%S', time.localtime(one.at))}  {one.text}"),
+            WARN if one.bad else "none",
+        )
+        for one in list(watch.events)[-max(1, room) :][::-1]
+    ]
+
+
+def _pool(
+    watch: Watch, pool: Mapping[str, Any], choices: Choices, width: int, height: int
+) -> list[Text]:
+    """One pool: by process, its times, and what was counted."""
+    assert watch.stats is not None
+    processes = sorted(pool["processes"], key=lambda one: (-one["slots"], one["pid"]))
+    choices.rows = [one["pid"] for one in processes]
+    _hold_cursor(choices)
+    lines = _pool_lines(watch, pool, width, is_marked=False)
+    title = (
+        f"  {'pid':>8} {'slots':>6} {'used':>5} {'idle':>5} {'waiting':>8} {'checkouts':>10}  label"
+    )
+    lines += [Text(), Text(title, TITLE)]
+    room = max(2, height - 13)
+    first = _first_shown(choices.cursor, room, len(processes))
+    for number, one in list(enumerate(processes))[first : first + room]:
+        marker = "> " if number == choices.cursor else "  "
+        text = (
+            f"{marker}{one['pid']:>8} {one['slots']:>6} {one['in_use']:>5} {one['idle']:>5} "
+            f"{one['waiting']:>8} {one['checkouts']:>10}  {one['label'] or '-'}"
+        )
+        if one["stale"]:
+            text += "  does not answer"
+        lines.append(Text(printable(text), WARN if one["stale"] else "none"))
+    lines += [Text(), Text("Times", TITLE)]
+    for kind, histogram in pool["histograms"].items():
+        lines.append(Text(f"  {kind:<5} {quantiles(histogram) or 'nothing measured'}"))
+    counted = [
+        f"{count} {name.replace('_', ' ')}" for name, count in pool["counters"].items() if count
+    ]
+    lines += [Text(), Text("Counted so far", TITLE), *_wrapped(counted, width)]
+    return lines
+
+
+def _wrapped(words: Sequence[str], width: int) -> list[Text]:
+    lines, line = [], "  "
+    for word in words:
+        if len(line) + len(word) + 2 > width and line.strip():
+            lines.append(Text(line))
+            line = "  "
+        line += f"{word}, "
+    return [*lines, Text(line.rstrip(", "))]
+
+
+def _process(stats: Mapping[str, Any], choices: Choices, height: int) -> list[Text]:
+    """One process: what it holds, in all pools."""
+    choices.rows = []
+    pid = choices.pid
+    title = f"Process {pid}"
+    for one in stats["processes"]:
+        if one["pid"] == pid:
+            title += f"  {one['label']}" + ("  does not answer" if one["stale"] else "")
+    lines = [Text(printable(title), TITLE)]
+    head = f"  {'pool':<13} {'id':>6} {'state':<8} {'uses':>8} {'age':>9} {'since':>9}  what"
+    lines.append(Text(head, TITLE))
+    for name, pool in stats["pools"].items():
+        for one in pool["resources"]:
+            if one["pid"] != pid:
+                continue
+            since = one["held_for"] if one["held_for"] is not None else one["idle_for"]
+            age, since = (
+                "-" if seconds is None else duration(seconds) for seconds in (one["age"], since)
+            )
+            text = (
+                f"  {name[:13]:<13} {one['id']:>6} {one['state']:<8} {one['uses']:>8} {age:>9} "
+                f"{since:>9}  {one['description']}"
+            )
+            lines.append(Text(printable(text), USED if one["state"] == "in_use" else "none"))
+    return lines if len(lines) > 2 else [*lines, Text("  it holds nothing", DIM)]
