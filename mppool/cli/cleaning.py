@@ -52,7 +52,8 @@ def _clean(paths: ManagerPaths) -> bool:
 
 
 def _left(paths: ManagerPaths) -> Iterator[Path]:
-    yield from (paths.journal, paths.address, paths.log, paths.log.with_name("log.1"))
+    names = ("journal", "address", "address.spare", "log", "log.1")
+    yield from (paths.directory / name for name in names)
     yield from (paths.members / name for name in members_of(paths))
     for name in os.listdir(paths.runtime_dir):
         if name.startswith(paths.socket_prefix):

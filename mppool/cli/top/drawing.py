@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
     from mppool.cli.top.watch import Watch
 
-USED, IDLE, BAD, WARN, DIM, TITLE = "bold green", "green", "bold red", "yellow", "dim", "bold cyan"
+USED, IDLE, BAD, WARN, DIM, TITLE = "bold green", "cyan", "bold red", "yellow", "dim", "bold cyan"
 
 SORTS = ("name", "used", "waiting", "checkouts")
 
@@ -102,7 +102,7 @@ def _help() -> list[Text]:
     legend.append("·", DIM).append(" free below the cap (max_size)")
     meanings = (
         "waiting    checkouts that wait now; longest: of the waits that just ended",
-        "opened     new connections a second: each is a login",
+        "opened     new connections a second, like all figures of that line: each is a login",
         "moved      closed in one process, to be opened in another; see sizing",
         "breaker    open: opening fails, so checkouts that need a new one fail at once",
     )
@@ -161,19 +161,19 @@ def _pool_lines(
     line = Text("> " if is_marked else "  ", TITLE)
     line.append(f"{name[:13]:<13} ", "bold")
     line.append_text(bar(pool, width - len(line) - len(figures))).append_text(figures)
-    rates = Text("    ")
-    for counter in ("checkouts", "opened", "moved", "open_failed", "timeouts"):
-        rate = watch.rate(pool["name"], counter)
-        is_bad = rate and counter in ("open_failed", "timeouts")
-        word = "failed" if counter == "open_failed" else counter
-        rates.append(f"{brief(rate)} {word}/s  ", BAD if is_bad else DIM)
+    rates = Text("    ")  # the alarming first: a narrow screen cuts the end
+    if pool["closed"]:
+        rates.append("closed  ", BAD)
+    elif pool["breaker"] != "closed":
+        rates.append(f"breaker {pool['breaker']}  ", BAD)
     longest = watch.longest_wait(pool["name"])
     if longest is not None:
         rates.append(f"longest wait {duration(longest)}  ", WARN)
-    if pool["closed"]:
-        rates.append("closed", BAD)
-    elif pool["breaker"] != "closed":
-        rates.append(f"breaker {pool['breaker']}", BAD)
+    for counter in ("checkouts", "opened", "moved", "open_failed", "timeouts"):
+        rate = watch.rate(pool["name"], counter)
+        is_bad = rate and counter in ("open_failed", "timeouts")
+        word = {"checkouts": "checkouts/s", "open_failed": "failed"}.get(counter, counter)
+        rates.append(f"{brief(rate)} {word}  ", BAD if is_bad else DIM)
     return [line, rates]
 
 
