@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from mppool.manager import PoolManager
     from mppool.options import PoolOptions
     from mppool.recipe import Opening, Recipe
+    from mppool.secret import Secret
     from mppool.worker.lease import Lease
     from mppool.worker.pool import Pool
 
@@ -50,6 +51,7 @@ __all__ = [
     "PoolOptions",
     "ProtocolError",
     "Recipe",
+    "Secret",
     "ServerUnavailable",
     "StaleLease",
     "TooManyWaiting",
@@ -86,6 +88,10 @@ def _home_of(name: str) -> Any:
         from mppool import recipe
 
         return recipe
+    if name == "Secret":
+        from mppool import secret
+
+        return secret
     if name == "PoolOptions":
         from mppool import options
 

@@ -86,7 +86,8 @@ class Manager:
 
     def _pool_of(self, face: Face, declared: tuple[Any, ...]) -> Pool[Any]:
         rebuild = (_rebuild_pool, (*declared, face.mark))
-        if not face.options.guard:
+        guard = face.options.guard
+        if not (face.recipe.guard if guard is None else guard):
             return Pool(face, self.stats, rebuild)
         from mppool.worker.guard import GuardedPool
 

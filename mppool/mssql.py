@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from types import ModuleType
 from typing import Any
 
@@ -24,15 +25,28 @@ from mppool.odbc.attributes import (
     lasting_name,
     text_of,
 )
+from mppool.odbc.login import Login, LoginSource, Pieces, Text
 from mppool.recipe import Opening
 
 logger = Log("mppool.mssql")
 
 
+class _Asked:
+    """What one opening logs in with."""
+
+    __slots__ = ("attributes", "digest", "login")
+
+    def __init__(self, login: Login, attributes: dict[int, Any]) -> None:
+        self.login = login
+        self.attributes = attributes
+        self.digest = login.digest
+
+
 class MssqlRecipe(DbApiRecipe):
     """Opens connections with `mssql_python.connect(connection_string)`.
 
-    connection_string: of mssql-python; it names no Driver.
+    connection_string: of mssql-python; it names no Driver. Or a callable that returns one.
+    secrets: values of further keywords, `{"PWD": mppool.Secret(fetch)}`: as in `mppool.odbc.OdbcRecipe`.
     credential: a token credential (azure-identity's, or any with `get_token`): connections are opened with its
         access tokens for Azure SQL, and are its identity's alone. A checkout may name another one, or one
         where this is None. Where a token is used, UID, PWD, Authentication and Trusted_Connection are taken
@@ -52,8 +66,9 @@ class MssqlRecipe(DbApiRecipe):
 
     def __init__(
         self,
-        connection_string: str,
+        connection_string: Text,
         *,
+        secrets: Mapping[str, Text] | None = None,
         credential: object = None,
         autocommit: bool = False,
         login_timeout: float | None = 15,
@@ -61,23 +76,13 @@ class MssqlRecipe(DbApiRecipe):
         check_query: str = "SELECT 1",
     ) -> None:
         module = load()
-        if not isinstance(connection_string, str):
-            raise ConfigurationError(
-                f"the connection string is a {type(connection_string).__name__}; give a str"
-            )
-        self._pieces = grammar.parse(connection_string)
-        if any(keyword.lower() in ("driver", "dsn", "filedsn") for keyword, _ in self._pieces):
-            raise ConfigurationError(
-                "the connection string names a Driver or DSN; mssql-python brings its own: leave it out, or "
-                "use mppool.odbc.OdbcRecipe"
-            )
+        self._login = LoginSource(connection_string, secrets, _check_names_no_driver)
         if login_timeout is not None and not login_timeout > 0:
             raise ConfigurationError(
                 f"login_timeout is {login_timeout!r}; allowed are seconds above 0, or None"
             )
         super().__init__(
             module.connect,
-            connection_string,
             check_query=check_query,
             autocommit=autocommit,
             module=module,
@@ -96,23 +101,29 @@ class MssqlRecipe(DbApiRecipe):
         self._login_timeout = login_timeout
 
     def __repr__(self) -> str:
-        return f"MssqlRecipe({grammar.shown(self._pieces)!r})"
+        return f"MssqlRecipe({self._login.shown()!r})"
 
-    def connect(self, opening: Opening) -> Any:
-        """Connect, with the token where there is one. Raises the driver's error without the token."""
-        module = load()
-        turn_pooling_off(module)
+    def ask(self, opening: Opening) -> _Asked:
+        """Ask all callables, `attrs_before` among them."""
         attributes, opening.expires_on = asked_for(self._attrs_before)
         if opening.token is not None:
             attributes[ACCESS_TOKEN] = opening.token.token_struct
-        string, secret = self._args[0], ""
+        return _Asked(self._login.ask(beside_a_token=ACCESS_TOKEN in attributes), attributes)
+
+    def connect(self, opening: Opening) -> Any:
+        """Connect, with the token where there is one. Raises the driver's error without secrets."""
+        module = load()
+        turn_pooling_off(module)
+        asked = opening.asked or self.ask(opening)
+        login, attributes, secret = asked.login, asked.attributes, ""
+        string = login.text
         if ACCESS_TOKEN in attributes:
             check_token_structure(attributes[ACCESS_TOKEN])
             # A copy that only this call knows: what others hold they may change while the driver reads it.
             attributes[ACCESS_TOKEN] = bytes(bytearray(attributes[ACCESS_TOKEN]))
             secret = text_of(attributes[ACCESS_TOKEN])
             string = grammar.joined(
-                [piece for piece in self._pieces if piece[0].lower() not in NOT_BESIDE_A_TOKEN]
+                [piece for piece in login.pieces if piece[0].lower() not in NOT_BESIDE_A_TOKEN]
             )
         allowed = [
             seconds for seconds in (self._login_timeout, opening.timeout) if seconds is not None
@@ -125,16 +136,11 @@ class MssqlRecipe(DbApiRecipe):
                 timeout=max(1, math.ceil(min(allowed))) if allowed else 0,
             )
         except module.Error as error:
-            if not secret or secret not in str(error):
-                raise
-            failure = type(error)(
-                error.driver_error, error.ddbc_error.replace(secret, grammar.HIDDEN)
-            )
+            said = [error.driver_error, login.scrubber.scrub(error.ddbc_error)]
+            if secret:
+                said[1] = said[1].replace(secret, grammar.HIDDEN)
+            failure = type(error)(*said)
         raise failure
-
-    def refuses_login(self, error: Exception) -> bool:
-        """Whether the driver's sentence says so: that of SQLSTATE 28000."""
-        return getattr(error, "driver_error", "") == "Invalid authorization specification"
 
     def reset(self, connection: Any) -> None:
         """Roll back, also what a statement has begun under autocommit; put back what `open` has left."""
@@ -150,13 +156,20 @@ class MssqlRecipe(DbApiRecipe):
 
     def describe(self, connection: Any) -> str:
         """Server and database, as the connection string names them."""
-        named = {keyword.lower(): value for keyword, value in reversed(self._pieces)}
-        return " ".join(named[keyword] for keyword in ("server", "database") if named.get(keyword))
+        return self._login.named(("server", "database"))
 
     def opens(self) -> list[str]:
         """attrs_before, and whose credential it is."""
         whose = [] if self.credential is None else [lasting_name(self.credential)]
-        return [*described(self._attrs_before), *whose]
+        return [*self._login.described(), *described(self._attrs_before), *whose]
+
+
+def _check_names_no_driver(pieces: Pieces) -> None:
+    if any(keyword.lower() in ("driver", "dsn", "filedsn") for keyword, _ in pieces):
+        raise ConfigurationError(
+            "the connection string names a Driver or DSN; mssql-python brings its own: leave it out, or "
+            "use mppool.odbc.OdbcRecipe"
+        )
 
 
 def load() -> ModuleType:

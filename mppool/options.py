@@ -55,7 +55,8 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         that takes longer than 30 s is not counted by it any more.
     track_leaks: remember the stack of every checkout, for warnings and leak reports (slow).
     guard: True: hand out a thin proxy, which is dead after the release, with its cursors; a resource on which
-        something was done that stays for the next one is closed. None: the default, which is not to.
+        something was done that stays for the next one is closed. None: what the recipe says (`Recipe.guard`), which is
+        False for all of mppool's.
     keep: False: nothing stays idle; what is released is closed, unless somebody waits for it.
     prefill: False: `min_size` resources are kept once they are open, but none is opened in advance.
     """

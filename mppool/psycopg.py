@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Callable
 from typing import Any
 
 from mppool.aio.recipe import AsyncRecipe
@@ -19,8 +20,10 @@ _SHORTEST_S = 2
 class PsycopgRecipe(DbApiRecipe):
     """Opens connections with `psycopg.connect(conninfo, **kwargs)`.
 
-    conninfo: a connection string or URL of libpq; "" for what the environment says.
-    kwargs: further arguments of `psycopg.connect`: `dbname=`, `row_factory=`, `options=`, ...
+    conninfo: a connection string or URL of libpq; "" for what the environment says. Or a callable that returns one,
+        which is asked when a connection is opened.
+    kwargs: further arguments of `psycopg.connect`: `dbname=`, `row_factory=`, `options=`, ... `user=` and `password=`
+        may be callables, such as a `mppool.Secret`: see `DbApiRecipe`.
     autocommit: mode of a fresh connection, and again after each lease.
     login_timeout: seconds (whole ones) that opening may take; less where the caller that waits for the
         connection has less left. None: as long as libpq likes.
@@ -32,27 +35,32 @@ class PsycopgRecipe(DbApiRecipe):
 
     def __init__(
         self,
-        conninfo: str = "",
+        conninfo: str | Callable[[], str] = "",
         *,
         autocommit: bool = False,
         login_timeout: float | None = 15,
         discard: bool = False,
         check_query: str = "SELECT 1",
+        label_sessions: bool = True,
         **kwargs: Any,
     ) -> None:
-        psycopg, named = _understood(conninfo, login_timeout, "PsycopgRecipe")
+        psycopg = _driver(login_timeout, "PsycopgRecipe")
+        if not isinstance(conninfo, str) and not callable(conninfo):
+            raise ConfigurationError(
+                f"conninfo is a {type(conninfo).__name__}; give a str, or a callable that returns one"
+            )
         super().__init__(
             psycopg.connect,
             *([conninfo] if conninfo else []),
             check_query=check_query,
             autocommit=autocommit,
             module=psycopg,
+            label_sessions=label_sessions,
             **kwargs,
         )
-        password = named.get("password")
-        if isinstance(password, str) and password not in self._secrets:
-            self._secrets.append(password)
-        self._named = {**named, **kwargs}
+        self._named: dict[str, Any] = {}
+        if isinstance(conninfo, str):
+            self._named = self._understood((conninfo,), kwargs)
         self._login_timeout = login_timeout
         self._discard = discard
 
@@ -61,10 +69,17 @@ class PsycopgRecipe(DbApiRecipe):
         allowed = [
             seconds for seconds in (self._login_timeout, opening.timeout) if seconds is not None
         ]
-        more = {}
-        if allowed and "connect_timeout" not in self._named:
-            more["connect_timeout"] = max(_SHORTEST_S, math.ceil(min(allowed)))
-        return self._connect(*self._args, autocommit=bool(self._autocommit), **more, **self._kwargs)
+        args, kwargs = self.arguments(opening)
+        self._named = named = self._understood(args, kwargs)
+        if allowed and "connect_timeout" not in named:
+            kwargs["connect_timeout"] = max(_SHORTEST_S, math.ceil(min(allowed)))
+        return self._connect(*args, autocommit=bool(self._autocommit), **kwargs)
+
+    def _understood(self, args: tuple[str, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        """What the arguments name; its password is hidden from now on. Raises ConfigurationError."""
+        named = _named_in(*args)
+        self._arguments.hide("password in conninfo", named.pop("password", None))
+        return {**named, **{name: one for name, one in kwargs.items() if name != "password"}}
 
     def reset(self, connection: Any) -> None:
         """Roll back, put the autocommit mode back, and where asked to, discard all that the session has."""
@@ -104,8 +119,10 @@ class AsyncPsycopgRecipe(AsyncRecipe[Any]):
         check_query: str = "SELECT 1",
         **kwargs: Any,
     ) -> None:
-        _, self._named = _understood(conninfo, login_timeout, "AsyncPsycopgRecipe")
-        self._named = {**self._named, **kwargs}
+        _driver(login_timeout, "AsyncPsycopgRecipe")
+        if not isinstance(conninfo, str):
+            raise ConfigurationError(f"conninfo is a {type(conninfo).__name__}; give a str")
+        self._named = {**_named_in(conninfo), **kwargs}
         self._conninfo = conninfo
         self._kwargs = kwargs
         self._autocommit = autocommit
@@ -197,33 +214,36 @@ class AsyncPsycopgRecipe(AsyncRecipe[Any]):
             raise ConnectionError(without(str(error), self._secrets)) from None
 
 
-def _understood(
-    conninfo: object, login_timeout: float | None, recipe: str
-) -> tuple[Any, dict[str, Any]]:
-    """psycopg, and what a connection string names. Raises ConfigurationError."""
+def _driver(login_timeout: float | None, recipe: str) -> Any:
+    """psycopg. Raises ConfigurationError where it is missing, and for a login_timeout that is none."""
     try:
         import psycopg
-        from psycopg.conninfo import conninfo_to_dict
     except ImportError as error:
         raise ConfigurationError(
             f"{recipe} needs psycopg ({error}): pip install 'mppool[psycopg]'"
         ) from error
-    if not isinstance(conninfo, str):
-        raise ConfigurationError(f"conninfo is a {type(conninfo).__name__}; give a str")
     if login_timeout is not None and not login_timeout > 0:
         raise ConfigurationError(
             f"login_timeout is {login_timeout!r}; allowed are seconds above 0, or None"
         )
+    return psycopg
+
+
+def _named_in(conninfo: str = "") -> dict[str, Any]:
+    """What a connection string names. Raises ConfigurationError, which never shows it."""
+    from psycopg import ProgrammingError
+    from psycopg.conninfo import conninfo_to_dict
+
     try:
         named: Any = conninfo_to_dict(conninfo)
-    except psycopg.ProgrammingError:
+    except ProgrammingError:
         named = None
     if named is None:  # outside of the handler, for libpq repeats pieces of the string
         raise ConfigurationError(
             "conninfo cannot be understood; give what libpq takes, such as 'host=db dbname=shop' or "
             "'postgresql://user@db/shop'"
         )
-    return psycopg, named
+    return dict(named)
 
 
 def _described(named: dict[str, Any]) -> str:

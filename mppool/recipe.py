@@ -12,7 +12,7 @@ from mppool.errors import ConfigurationError
 
 T = TypeVar("T")
 
-HOOKS = ("configure", "on_checkout", "reset", "check", "close", "stats", "describe")
+HOOKS = ("configure", "on_checkout", "reset", "check", "close", "stats", "describe", "cancel")
 
 SETTINGS = (*HOOKS, "open_in_caller")
 """Keyword arguments of `manager.pool` that go with a plain callable, and are no options of the pool."""
@@ -26,12 +26,16 @@ class Opening:
     token: a TokenInfo where the recipe names a `token_scope`, else None.
     expires_on: for the recipe to set where what it opens with ends at a time that it knows (seconds since
         1970): the resource is replaced 300 seconds earlier. Not needed for `token`.
+    label: what the database may show of the session: application (the manager's name), pool and pid; "" where no
+        pool asks.
+    login: for the recipe to set where it logs in with a secret that may change: a digest of it. Resources of this
+        process that were opened with another one end within a minute, each when it is idle or released.
     timeout: seconds that the waiting caller has left, where the recipe opens in the caller's thread
         (`open_in_caller`); else None. Nobody interrupts `open`; a recipe that can bound its own work (a login
         timeout) should.
     """
 
-    __slots__ = ("expires_on", "identity", "number", "timeout", "token")
+    __slots__ = ("asked", "expires_on", "identity", "label", "login", "number", "timeout", "token")
 
     def __init__(
         self,
@@ -45,6 +49,9 @@ class Opening:
         self.token = token
         self.timeout = timeout
         self.expires_on: float | None = None
+        self.label = ""
+        self.login = ""
+        self.asked: Any = None  # the recipe's own: what callables have said for this opening
 
     def __repr__(self) -> str:
         # The token is a secret: say only whether there is one.
@@ -75,6 +82,10 @@ class Recipe(Generic[T]):
 
     belongs_to_loop: bool = False
     """Whether its resources belong to event loops, and are lent by an AsyncPool."""
+
+    guard: bool = False
+    """What `guard=None`, the default of that option, means for a pool of this kind: True for recipes whose users hand
+    resources around, and can live with a proxy."""
 
     credential: Any = None
     """Whose token that is where a checkout names no credential; None: nobody's, `opening.token` is None."""
@@ -145,6 +156,14 @@ class Recipe(Generic[T]):
     def describe(self, resource: T) -> str:
         """A short text for people, without secrets."""
         return type(resource).__name__
+
+    def cancel(self, resource: T) -> bool | None:
+        """Have the call that runs on the resource, in another thread, end with an error. False: it cannot be done.
+
+        Called by `Lease.cancel`, and before an overdue lease's resource is closed. The resource is closed when its
+        lease ends: a database may be told late, and would end the next user's call.
+        """
+        return False
 
     def fingerprint(self) -> str:
         """What this recipe opens, as a text without secrets that is equal in all processes.
@@ -288,6 +307,13 @@ def takes_an_argument(opener: Callable[..., Any]) -> bool:
         parameter.kind in positional and parameter.default is inspect.Parameter.empty
         for parameter in parameters
     )
+
+
+def checked_flag(name: str, value: object) -> bool:
+    """True or False, or ConfigurationError."""
+    if not isinstance(value, bool):
+        raise ConfigurationError(f"{name} is {value!r:.40}; allowed are True and False")
+    return value
 
 
 def name_of(thing: Any) -> str:

@@ -113,7 +113,7 @@ class BlobServicePool(ClientPool["BlobServiceClient"]):
     def client_from_connection_string(self, connection_string: str) -> BlobServiceClient:
         """The client for a storage connection string with a key or a SAS in it.
 
-        Raises ConfigurationError, which never shows it, for what is none.
+        Raises ConfigurationError, which never shows it, for anything else.
         """
         credential, url = _parsed(connection_string)
         return self.client(credential, url)
@@ -177,7 +177,7 @@ def _made(
 
 @functools.lru_cache(maxsize=1024)
 def account_url(account: str) -> str:
-    """The URL of an account by name or URL. Raises ConfigurationError for what is neither."""
+    """The URL of an account by name or URL. Raises ConfigurationError for anything else."""
     if _ACCOUNT.fullmatch(account):
         return f"https://{account}.blob.core.windows.net"
     try:
@@ -185,7 +185,7 @@ def account_url(account: str) -> str:
         host, _ = parts.hostname, parts.port
     except ValueError:
         host = None
-    # What stands behind a question mark or before an @ is mostly a secret: not to be shown, nor kept in URLs.
+    # Behind a question mark and before an @ there is usually a secret: it is not shown, and not kept in URLs.
     if _holds_secrets(account):
         raise ConfigurationError(
             "the account's URL has more than scheme, host and path; give a SAS as credential "
@@ -242,7 +242,7 @@ def _parsed(connection_string: str) -> tuple[Any, str]:
     )
 
 
-# --- one pool for those who want no more ------------------------------------------------------------------
+# --- one pool for the whole process -----------------------------------------------------------------------
 
 
 class _Default:
@@ -254,7 +254,7 @@ class _Default:
         renew_in_children(self)
 
     def after_fork_in_child(self) -> None:
-        """Whoever was making it does not exist here."""
+        """The thread that was making it does not exist here."""
         self._making = threading.Lock()
 
     def get(self) -> BlobServicePool:
@@ -284,7 +284,7 @@ def prune_idle_blob_service_clients(*, idle_ttl_seconds: float | None = None) ->
 
 
 def reset_blob_service_pool() -> None:
-    """`BlobServicePool.reset` of that pool. The next use starts afresh, also with the runtime directory."""
+    """`BlobServicePool.reset` of that pool. The next use makes another one, in the runtime directory of then."""
     pool, _default.pool = _default.pool, None
     if pool is not None:
         pool.reset()

@@ -191,7 +191,7 @@ class Clients:
             return bool(entry.live.serves(asked.sas))
 
     def shorten(self, shortcut: Hashable, asked: Asked, entry: Entry) -> None:
-        """Have the next one who asks the same way find the entry at once."""
+        """Have the next caller that asks the same way find the entry at once."""
         reference = asked.reference() or (lambda: asked.kept)
         with self.lock:
             if self.entries.get(asked.key) is entry:
@@ -274,7 +274,7 @@ class Clients:
                     owner.keys.discard(key)
                     self._let_go(entry.serial, owner)
         if keys:
-            # Not one by one: a credential may have several. Who asks next takes the longer way, once.
+            # Not one by one: a credential may have several. The next caller takes the longer way, once.
             self.shortcuts = {}
 
     def _let_go(self, serial: int, owner: Owner) -> None:
@@ -354,7 +354,7 @@ class Clients:
     def retire_idle(self, idle_ttl: float, now: float) -> int:
         """Forget the clients that nobody has asked for in so many seconds; how many.
 
-        Who holds one goes on with it: its connections are closed when he lets go.
+        A caller that holds one goes on with it. Its connections are closed when nobody can use them any more.
         """
         with self.lock:
             idle = [key for key, entry in self.entries.items() if now - entry.used_at >= idle_ttl]

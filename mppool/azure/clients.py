@@ -103,7 +103,7 @@ class ClientPool(Generic[C]):
         """The client for this credential and target; made if there is none, by one thread.
 
         credential: a token credential, AzureNamedKeyCredential, AzureSasCredential, or a key or SAS as str.
-        Raises ConfigurationError for what is no credential, and what the factory raises.
+        Raises ConfigurationError for anything but a credential, and what the factory raises.
         """
         notice_fork()
         clients = self.clients
@@ -112,7 +112,7 @@ class ClientPool(Generic[C]):
             try:
                 known = clients.shortcuts.get(shortcut)
             except TypeError:
-                known = None  # a target that is no text: who looks closer says so
+                known = None  # a target that is not a text; the slow way says so
             if known is not None and (known[0]() is credential or type(credential) is str):
                 entry = known[1]
                 entry.used_at = monotonic()
@@ -177,7 +177,7 @@ class ClientPool(Generic[C]):
         """Let go of the clients that nobody has asked for in `idle_ttl` seconds; how many.
 
         idle_ttl: None: the pool's own. 0: all of them.
-        Who holds one may go on with it; its connections are closed when nobody can use them any more.
+        A caller that holds one may go on with it; its connections are closed when nobody can use them any more.
         """
         seconds = checked_ttl(idle_ttl)
         clients = self.clients

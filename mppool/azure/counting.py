@@ -8,7 +8,7 @@ from mppool.stats.names import BOUNDS, HISTOGRAMS, SERVER_COUNTERS, WORKER_COUNT
 
 
 def no_counters() -> dict[str, int]:
-    """Every counter of a pool, at nought."""
+    """Every counter of a pool, at zero."""
     return dict.fromkeys((*SERVER_COUNTERS, *WORKER_COUNTERS), 0)
 
 

@@ -34,7 +34,7 @@ class Asked:
     temporary: the application does not keep the credential: the client does, and is nobody else's.
     sas: the AzureSasCredential of the application, whose `update` reaches its clients.
 
-    Raises ConfigurationError for what is no credential.
+    Raises ConfigurationError for anything but a credential.
     """
 
     __slots__ = (

@@ -103,7 +103,7 @@ class _Lent:
                 credential
             )  # which takes what is in it: shared twice would wait for itself
         if is_interactive(credential):
-            # Who is signed in, and asking him, is the business of whoever knows the class itself.
+            # A SharedCredential knows this class itself: who is signed in, and how to ask.
             return self._share(credential)
         # One, whichever thread comes first: it makes the others wait while it fetches a token.
         return self._made.get("") or self._made.setdefault("", self._share(self._weak))

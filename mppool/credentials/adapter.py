@@ -26,7 +26,7 @@ class CredentialAdapter:
     """Says whose credential it is, and gets its tokens: those that all processes share, where that is known."""
 
     def check(self, credential: object) -> None:
-        """Raises ConfigurationError for what is no token credential."""
+        """Raises ConfigurationError for anything but a token credential."""
         check_credential(credential)
         if is_async(credential):
             raise ConfigurationError(

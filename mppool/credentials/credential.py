@@ -49,7 +49,7 @@ class StaticToken:
     token: the access token, without "Bearer".
     expires_on: seconds since 1970, or None where it is not known.
 
-    Raises ConfigurationError, which never shows it, for what is no token.
+    Raises ConfigurationError, which never shows it, for anything but a token.
     """
 
     __slots__ = ("__weakref__", "_expires_on", "_token")
@@ -102,7 +102,7 @@ class StaticToken:
 
 
 def check_credential(credential: object) -> None:
-    """Raises ConfigurationError for what is no token credential."""
+    """Raises ConfigurationError for anything but a token credential."""
     if isinstance(credential, type):
         raise ConfigurationError(
             f"the credential is the class {credential.__name__} itself; give an instance: "
@@ -130,7 +130,7 @@ def is_async(credential: object) -> bool:
 def get_token_info(credential: Any, scope: str) -> TokenInfo:
     """Ask the credential for a token, silently first where it may ask a person, and put it as drivers want it.
 
-    Raises what the credential raises, and ConfigurationError for what is no credential or no token.
+    Raises what the credential raises, and ConfigurationError where that is not a credential, or its answer not a token.
     """
     raw = ask(credential, (scope,))
     return TokenInfo(token_struct(raw.token), raw.expires_on, home_account_of(credential))
@@ -158,7 +158,7 @@ def ask(
     except Exception as error:
         if not may_prompt or not wants_sign_in(error) or not hasattr(credential, "authenticate"):
             raise
-    # Silently was not enough. Whoever called this asked for a token, so his process may ask the person.
+    # Silently was not enough. The caller asked for a token, so its process may ask the person.
     credential.authenticate(scopes=list(scopes), **options)
     return _ask_once(credential, scopes, options, may_prompt)
 

@@ -58,7 +58,7 @@ class CredentialLoops:
             return credential
         with self._placing:
             self._places = [place for place in self._places if not place.is_over()]
-            # Whoever came first has the original, even after its end: the connections in it are that loop's.
+            # The first loop has the original, even after its end: the connections in it are that loop's.
             inner = copy_of(credential) if self._is_taken else credential
             self._is_taken = True
             place = _Place(loop, inner, inner is not credential)

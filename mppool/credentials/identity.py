@@ -155,7 +155,7 @@ def is_interactive(credential: object) -> bool:
 
 
 def has_account(credential: object) -> bool:
-    """Whether the credential stands for whoever has signed in to it."""
+    """Whether the credential stands for the account that has signed in to it."""
     return is_interactive(credential) or azure_class_of(credential) == "UsernamePasswordCredential"
 
 
@@ -258,7 +258,7 @@ _FINDERS: dict[str, Callable[[Any], str | None]] = {
     "EnvironmentCredential": _of_environment,
 }
 
-# Taken by whoever warns: one atomic step, for many threads may come at once.
+# Taken by the thread that warns: one atomic step, because many threads may come at once.
 _unwarned = ["DefaultAzureCredential"]
 
 

@@ -44,7 +44,7 @@ _lock = threading.Lock()
 
 
 def _renew() -> None:
-    """In a forked child: whoever held the lock does not exist here, and its copies are inherited too."""
+    """In a forked child: the thread that held the lock does not exist here, and the copies are the parent's."""
     global _lock, _copies
     _lock = threading.Lock()
     _copies = {}
@@ -131,13 +131,13 @@ def copy_of(credential: Any) -> Any:
         )
         return credential
     if is_interactive(credential):
-        # Who has signed in shall not have to do it again: these are tokens, not connections.
+        # A person who has signed in need not do it again: these are tokens, not connections.
         made._cache, made._cae_cache = credential._cache, credential._cae_cache
     return made
 
 
 def _unopened(credential: Any) -> list[tuple[Any, Any]]:
-    """The transports in a credential, each with one like it that was never opened, nor closed."""
+    """The transports in a credential, each with one like it that was never opened or closed."""
     found: list[tuple[Any, Any]] = []
     seen: set[int] = set()
     left: list[Any] = [credential]

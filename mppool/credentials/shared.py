@@ -83,7 +83,7 @@ class Shared:
         try:
             ready = self._ready.get(request)
         except TypeError:
-            return None  # a scope that is no text, say: who looks closer says so
+            return None  # perhaps a scope that is not a text; the slow way says so
         if ready is None:
             return None
         held = ready[0]

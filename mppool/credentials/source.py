@@ -52,7 +52,7 @@ class Manager(Protocol):
 
 
 PROMPT_PATIENCE_S = 1800.0
-"""A person who signs in may take his time; nobody else is asked meanwhile."""
+"""A person who signs in may take their time; nobody else is asked meanwhile."""
 
 PROMPT_TIMEOUT_S = 300.0
 """So long the others wait for a person who signs in, where they name no timeout (azure-identity's default)."""
@@ -90,7 +90,7 @@ class _Common:
         renew_in_children(self)
 
     def after_fork_in_child(self) -> None:
-        """Whoever was asking does not exist here."""
+        """The thread that was asking does not exist here."""
         self.asking = threading.Lock()
         for books in self._alone.values():
             books.after_fork_in_child()
@@ -175,7 +175,7 @@ class CredentialTokens:
         asker: asks the credential, with the arguments of `credentials.ask`.
 
         Raises what the credential raises; ClientAuthenticationError where another process failed to fetch,
-        or within the timeout; ConfigurationError for bad arguments and for what is no token.
+        or within the timeout; ConfigurationError for bad arguments and for an answer that is not a token.
         """
         _check_text("claims", claims)
         if timeout is None:
@@ -192,7 +192,7 @@ class CredentialTokens:
                 raise_for_others(error)
             if not self._by_account or key.identity != _UNKNOWN or self.identity is None:
                 return held
-            claims = ""  # now it is known who has signed in: silently, under his key, and shared
+            claims = ""  # now it is known who has signed in: silently, under the account's key, and shared
         raise ConfigurationError(
             f"the account that is signed in to this {azure_class_of(self.credential)} changes again and "
             "again; use one credential for each account"

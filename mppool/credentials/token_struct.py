@@ -8,7 +8,7 @@ import time
 from mppool.errors import ConfigurationError
 
 MAX_TOKEN_BYTES = 64 * 1024
-"""Of a token in UTF-16-LE. Azure's are a few kilobytes; what is larger is no token."""
+"""Of a token in UTF-16-LE. Azure's are a few kilobytes; nothing larger is a token."""
 
 NEAR_EXPIRY_S = 300.0
 """A token is near its end so long before it: another one is asked for, and sessions are compared with it."""
@@ -54,14 +54,14 @@ def token_struct(token: str) -> bytes:
     """The structure that carries an access token to the driver: a little-endian uint32 byte count, then the
     token in UTF-16-LE (Microsoft ODBC driver, SQL_COPT_SS_ACCESS_TOKEN).
 
-    Raises ConfigurationError, which never shows the token, for what is no token: the driver believes the
-    length and reads beyond whatever is malformed.
+    Raises ConfigurationError, which never shows the token, for anything but a token: the driver believes the
+    length, and reads on where it is wrong.
     """
     return struct.pack("<I", len(encoded := checked_token(token))) + encoded
 
 
 def checked_token(token: object) -> bytes:
-    """The token in UTF-16-LE. Raises ConfigurationError, which never shows the token, for what is none."""
+    """The token in UTF-16-LE. Raises ConfigurationError, which never shows the token, for anything else."""
     if not isinstance(token, str):
         raise ConfigurationError(f"the access token is a {type(token).__name__}; it must be a str")
     if not token.strip():
@@ -91,5 +91,5 @@ def is_token_near_expiry(
     """
     if expires_on is None:
         return True
-    # Written so that what is not a number counts as near too.
+    # Written so that NaN counts as near too.
     return not expires_on - (time.time() if now is None else now) > threshold

@@ -10,26 +10,35 @@ from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from mppool.dbapi import autocommit as mode
-from mppool.dbapi.secrets import scrubbed, secrets_in, without
-from mppool.dbapi.sessions import is_closed, is_dead, module_of
+from mppool.dbapi.arguments import Arguments
+from mppool.dbapi.labels import LONGEST_APPLICATION, takes_application_name
+from mppool.dbapi.secrets import scrubbed, without
+from mppool.dbapi.sessions import is_closed, is_dead, module_of, refuses_login
 from mppool.dbapi.settings import Settings
 from mppool.dbapi.statements import leaves_behind
 from mppool.errors import ConfigurationError
 from mppool.logs import Log
-from mppool.recipe import Opening, Recipe
+from mppool.recipe import Opening, Recipe, checked_flag
+from mppool.secret import Asked, log_in
 
 logger = Log("mppool.dbapi")
 
-# Not a secret: it keeps the hash of the arguments from being the plain hash of the same text elsewhere.
+
+_CANCEL_S = 5.0
+"""So long the database may take to hear of a cancel, in seconds."""
 
 
 class DbApiRecipe(Recipe[Any]):
     """Opens connections with the `connect` function of any driver that follows PEP 249.
 
     connect: the driver's function, such as `psycopg.connect`, `pymysql.connect`, `sqlite3.connect`.
-    args, kwargs: what it is called with.
+    args, kwargs: what it is called with. A `mppool.Secret` among them, and a callable for a user, a password, a token
+        or a connection string, is asked when a connection is opened. Where a login is refused with what it has
+        said, it is asked once more before the attempt counts as failed. What it says is not part of the pool's key.
     check_query: what `check` executes.
     autocommit: mode of a fresh connection, and again after each lease; None: the one that `connect` gives.
+    label_sessions: PostgreSQL shows each session under application (the manager's name), pool and pid, as
+        `application_name` of pg_stat_activity, unless the arguments or $PGAPPNAME name one. False: it does not.
     module: the driver, where it cannot be told from `connect` (a function of the application's own).
 
     On release an open transaction is rolled back, and the autocommit mode, a query timeout and, where the driver
@@ -39,7 +48,7 @@ class DbApiRecipe(Recipe[Any]):
 
     Connections go from thread to thread, one at a time, so `check_same_thread` of sqlite3 is False unless
     it is given. Raises ConfigurationError for what can be seen at once to be unusable. Opening raises the
-    driver's error with secrets taken out. Secrets are not in `repr`; a pickled recipe holds them.
+    driver's error with secrets taken out. Secrets are not in `repr`; a pickled recipe holds those that were given as text.
     """
 
     def __init__(
@@ -49,6 +58,7 @@ class DbApiRecipe(Recipe[Any]):
         check_query: str = "SELECT 1",
         autocommit: bool | None = None,
         module: ModuleType | None = None,
+        label_sessions: bool = True,
         **kwargs: Any,
     ) -> None:
         if not callable(connect):
@@ -81,19 +91,19 @@ class DbApiRecipe(Recipe[Any]):
         if found.__name__ == "sqlite3":
             kwargs.setdefault("check_same_thread", False)
         self._connect = connect
-        self._args, self._kwargs = args, kwargs
         self._check_query = check_query
         self._autocommit = autocommit
         self._mode: Any = autocommit
         # By id, for not all drivers' connections can be referred to weakly. An entry ends with `close`, or with
         # the next connection at the address.
         self._left: dict[int, Settings] = {}
-        self._secrets = secrets_in(args, kwargs)
+        self._arguments = Arguments(args, kwargs)
+        self._labels = checked_flag("label_sessions", label_sessions)
         # By name: modules do not pickle.
         self._module_name = found.__name__
 
     def __repr__(self) -> str:
-        return f"{type(self).__name__}({self._module_name}, {', '.join(sorted(self._kwargs))})"
+        return f"{type(self).__name__}({self._module_name}, {', '.join(self._arguments.keywords)})"
 
     @property
     def module(self) -> ModuleType:
@@ -104,17 +114,30 @@ class DbApiRecipe(Recipe[Any]):
 
     def open(self, opening: Opening) -> Any:
         """Connect. Raises the driver's error without secrets."""
+        outcome: Any = log_in(
+            opening, lambda: self.ask(opening), partial(self._attempt, opening), self.refuses_login
+        )
+        opening.asked = None
+        if isinstance(outcome, Exception):
+            # Outside of the handler: in it the original, with all its text, would be this one's __context__.
+            raise scrubbed(outcome, self._arguments.secrets)
+        self._take_mode(outcome)
+        return outcome
+
+    def ask(self, opening: Opening) -> Asked:
+        """Ask all callables. `connect` finds the answers in `opening.asked`."""
+        return self._arguments.ask()
+
+    def _attempt(self, opening: Opening, asked: Any) -> Any:
+        opening.asked = asked
         try:
-            connection = self.connect(opening)
-        except Exception as error:
-            failure = scrubbed(error, self._secrets)
-            if failure is error:
-                raise
-        else:
-            self._take_mode(connection)
-            return connection
-        # Outside of the handler: in it the original, with all its text, would be this one's __context__.
-        raise failure
+            return self.connect(opening)
+        except Exception as error:  # noqa: BLE001  # raised by `open`, without secrets
+            return error
+
+    def refuses_login(self, error: Exception) -> bool:
+        """Whether the driver says so: see sessions.py."""
+        return refuses_login(error)
 
     def opened(self, connection: Any) -> None:
         """Note how the connection is, so that it is so again after each lease."""
@@ -138,7 +161,20 @@ class DbApiRecipe(Recipe[Any]):
 
     def connect(self, opening: Opening) -> Any:
         """Call the driver's function. For recipes that add to its arguments at each opening."""
-        return self._connect(*self._args, **self._kwargs)
+        args, kwargs = self.arguments(opening)
+        return self._connect(*args, **kwargs)
+
+    def arguments(self, opening: Opening) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """What the driver's function is called with for this opening: callables have been asked."""
+        asked = opening.asked or self._arguments.ask()
+        kwargs = dict(asked.kwargs)
+        if (
+            self._labels
+            and opening.label
+            and takes_application_name(self._module_name, asked.args, kwargs)
+        ):
+            kwargs["application_name"] = opening.label[-LONGEST_APPLICATION:]
+        return asked.args, kwargs
 
     def reset(self, connection: Any) -> None:
         """Roll back, and put back what `open` and `configure` have left, overridden or not.
@@ -189,17 +225,17 @@ class DbApiRecipe(Recipe[Any]):
             logger.info(
                 "%s does not answer: %s",
                 self.describe(connection),
-                without(str(error), self._secrets),
+                without(str(error), self._arguments.secrets),
             )
             return False
         return True
 
     def cancel(self, connection: Any) -> bool:
-        """Have the statement that runs in another thread end with an error; False where the driver cannot.
-
-        Its user sees the driver's own error; the connection stays usable.
-        """
-        for name in ("cancel_safe", "cancel", "interrupt"):  # psycopg; psycopg2, oracledb; sqlite3
+        """Have the statement that runs in another thread end with an error; False where the driver cannot."""
+        if callable(getattr(connection, "cancel_safe", None)):  # psycopg 3.2
+            connection.cancel_safe(timeout=_CANCEL_S)
+            return True
+        for name in ("cancel", "interrupt"):  # psycopg 3.1, psycopg2, oracledb; sqlite3
             call = getattr(connection, name, None)
             if callable(call):
                 call()
@@ -221,18 +257,16 @@ class DbApiRecipe(Recipe[Any]):
     def describe(self, connection: Any) -> str:
         """The driver, and what the arguments name: host, port, database."""
         wanted = ("host", "server", "port", "dbname", "database", "db")
-        named = [str(self._kwargs[name]) for name in wanted if self._kwargs.get(name)]
-        return " ".join((self._module_name, *named))
+        named = [self._arguments.named(name) for name in wanted]
+        return " ".join((self._module_name, *filter(None, named)))
 
     def fingerprint(self) -> str:
         """A keyed hash of the function and of its arguments."""
         digest = hashlib.blake2b(person=b"mppool.dbapi", digest_size=16)
-        named = [f"{name}={shown(self._kwargs[name])}" for name in sorted(self._kwargs)]
         for part in (
             self._module_name,
             shown(self._connect),
-            *map(shown, self._args),
-            *named,
+            *self._arguments.described(shown),
             *self.opens(),
         ):
             encoded = part.encode("utf-8", errors="surrogatepass")
@@ -250,7 +284,7 @@ class DbApiRecipe(Recipe[Any]):
 
     def _raise_if_dead(self, error: Exception, connection: Any) -> None:
         if is_dead(error, connection):
-            raise ConnectionError(without(str(error), self._secrets)) from None
+            raise ConnectionError(without(str(error), self._arguments.secrets)) from None
 
 
 def _named(value: object) -> str:

@@ -19,11 +19,16 @@ _SHORTEST = 3
 """Shorter ones would blot out half of every message."""
 
 
+def is_secret(name: str) -> bool:
+    """Whether the argument of this name must not be seen."""
+    return any(one in name.lower() for one in _NAMES)
+
+
 def secrets_in(arguments: Iterable[Any], keywords: Mapping[str, Any]) -> list[str]:
     """The secrets among the arguments, the longest first."""
     found: set[str] = set()
     for name, value in keywords.items():
-        if isinstance(value, str) and any(one in name.lower() for one in _NAMES):
+        if isinstance(value, str) and is_secret(name):
             found.add(value)
     for value in (*arguments, *keywords.values()):
         if isinstance(value, str):

@@ -43,12 +43,41 @@ _SENTENCES = (
 )
 
 
+# What drivers say of a refused login where they have no number for it.
+REFUSALS = (
+    "password authentication failed",  # libpq; psqlodbc gives it SQLSTATE 08001
+    "(18456)",
+    "Invalid authorization specification",  # mssql-python's sentence of 28000
+)
+
+
 def sqlstate_is_dead(state: str) -> bool:
     """Whether an SQLSTATE says that the session has ended.
 
     Class 08, what PostgreSQL says when it ends one, and what Microsoft's driver says where reconnecting failed.
     """
     return state.startswith(("08", "IMC0")) or state in ("57P01", "57P02", "57P03", "57P05")
+
+
+def refuses_login(error: BaseException) -> bool:
+    """Whether an error of `connect` says that the server did not accept user or password."""
+    state = getattr(error, "sqlstate", None) or getattr(error, "pgcode", None)
+    if state in ("28000", "28P01"):
+        return True
+    first = error.args[0] if error.args else None
+    if isinstance(first, tuple) and first:  # pymssql
+        first = first[0]
+    if isinstance(first, int):
+        return first in (1045, 1698, 18456)  # MySQL, MariaDB, SQL Server
+    if getattr(first, "full_code", None) == "ORA-01017":  # oracledb
+        return True
+    text = f"{getattr(error, 'driver_error', '')} {getattr(error, 'ddbc_error', '')} {error}"
+    return any(sentence in text for sentence in REFUSALS) or _used_a_password(error)
+
+
+def _used_a_password(error: BaseException) -> bool:
+    """Whether PostgreSQL ended a login after it had asked for the password: its text may be in any language."""
+    return bool(getattr(getattr(error, "pgconn", None), "used_password", False))
 
 
 def is_closed(connection: Any) -> bool:

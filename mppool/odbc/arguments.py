@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any
 
 from mppool.errors import ConfigurationError
-from mppool.odbc import connection_string as grammar
+from mppool.odbc import driver_manager
 from mppool.odbc.session import OnConnect
 from mppool.recipe import name_of
 
@@ -46,19 +47,25 @@ def validated_on_connect(what: Any) -> OnConnect:
     return tuple(statements)
 
 
-def validated(connection_string: str) -> list[tuple[str, str]]:
-    """The pieces of a connection string, or ConfigurationError."""
-    if not isinstance(connection_string, str):
-        raise ConfigurationError(
-            f"the connection string is a {type(connection_string).__name__}; give a str"
-        )
-    pieces = grammar.parse(connection_string)
+def check_names_a_driver(pieces: list[tuple[str, str]]) -> None:
+    """Raises ConfigurationError for a connection string that the driver manager could do nothing with."""
     if not any(keyword.lower() in ("driver", "dsn", "filedsn") for keyword, _ in pieces):
         raise ConfigurationError(
             "the connection string names neither Driver nor DSN nor FILEDSN; for example "
             "'Driver=SQLite3;Database=shop.db'"
         )
-    return pieces
+
+
+def is_of_sql_server(named: Mapping[str, str]) -> bool:
+    """Whether a connection string is for one of Microsoft's drivers for SQL Server.
+
+    named: its values by keyword, in lower case. Of a DSN the driver manager knows the driver.
+    """
+    driver = named.get("driver", "")
+    if not driver and "dsn" in named:
+        driver = driver_manager.load().dataSources().get(named["dsn"], "")
+    plain = driver.lower()
+    return "sql server" in plain or "msodbcsql" in plain
 
 
 def validated_login_timeout(seconds: float | None) -> float | None:

@@ -30,7 +30,7 @@ _LONGEST_TOKEN_BYTES = 64 * 1024
 
 
 def checked(attributes: object) -> dict[int, Any]:
-    """A copy of connection attributes. Raises ConfigurationError for what no driver must see."""
+    """A copy of connection attributes. Raises ConfigurationError for what a driver must not see."""
     if not isinstance(attributes, Mapping):
         raise ConfigurationError(
             f"attrs_before is, or returned, a {type(attributes).__name__}; give a mapping of "
@@ -51,7 +51,7 @@ def checked(attributes: object) -> dict[int, Any]:
 
 
 def check_token_structure(value: object) -> None:
-    """Raises ConfigurationError for what is no access token.
+    """Raises ConfigurationError for anything but an access token.
 
     A driver believes the length in the structure and reads on beyond its end; from a str it crashes.
     """

@@ -8,6 +8,7 @@ reference.
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 
 from mppool.errors import ConfigurationError
 
@@ -38,7 +39,7 @@ _SECRET_PIECE = re.compile(
 def parse(text: str) -> list[tuple[str, str]]:
     """Keywords and values, in their order, values without their braces.
 
-    Raises ConfigurationError for what is no connection string. It names the place and never the
+    Raises ConfigurationError for anything else. It names the place and never the
     text, since what stands in the wrong place is usually half of a password.
     """
     if "\0" in text:
@@ -90,6 +91,11 @@ def joined(pieces: list[tuple[str, str]]) -> str:
     return ";".join(f"{keyword}={_braced(value)}" for keyword, value in pieces)
 
 
+def with_more(text: str, pieces: list[tuple[str, str]]) -> str:
+    """A connection string that was parsed before, with these pieces behind it. For the driver alone."""
+    return f"{text.rstrip().rstrip(';')};{joined(pieces)}" if pieces else text
+
+
 def is_secret(keyword: str) -> bool:
     """Whether the value of this keyword must not be shown."""
     plain = keyword.lower().replace(" ", "").replace("_", "")
@@ -110,10 +116,14 @@ def _braced(value: str) -> str:
 
 
 class Scrubber:
-    """Takes the secrets of one connection string out of messages."""
+    """Takes the secrets of one connection string out of messages.
 
-    def __init__(self, pieces: list[tuple[str, str]]) -> None:
+    more: values that are secrets whatever their keywords are.
+    """
+
+    def __init__(self, pieces: list[tuple[str, str]], more: Iterable[str] = ()) -> None:
         secrets = {value for keyword, value in pieces if is_secret(keyword) and value}
+        secrets.update(more)
         forms = secrets | {value.replace("}", "}}") for value in secrets}
         # Longest first, so that no part of a secret is left beside a shorter one. A very short
         # secret is only taken out where it stands alone: else it would riddle the words around it,

@@ -1,7 +1,7 @@
 """pyodbc, imported on first use, with the driver manager's own pooling off.
 
 With `Pooling=Yes` in odbcinst.ini unixODBC keeps sessions that were closed and hands them to
-whoever connects with the same string: sessions that no cap counts, authenticated as whoever opened
+callers that connect with the same string: sessions that no cap counts, authenticated as those who opened
 them. It reads that setting when a process allocates its first ODBC environment, and nothing takes
 it back afterwards; `pyodbc.pooling = False` does not either. So before that moment the driver
 manager is shown a private copy of the file that says `Pooling=No`.

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+from mppool.dbapi.sessions import REFUSALS
+
 
 def sqlstate(error: BaseException) -> str:
     """The SQLSTATE of pyodbc's error; empty where it has none (an error of pyodbc itself)."""
@@ -24,3 +28,16 @@ def is_no_such_driver(error: BaseException) -> bool:
     state = sqlstate(error)
     # unixODBC gives a library that cannot be loaded the general state of warnings.
     return state in ("IM002", "IM003") or (state == "01000" and "open lib" in message_of(error))
+
+
+def refuses_login(error: BaseException) -> bool:
+    """Whether user or password was not accepted: by its SQLSTATE, or by its text where a driver has another state."""
+    return sqlstate(error) in ("28000", "28P01") or any(
+        one in message_of(error) for one in REFUSALS
+    )
+
+
+def scrubbed_with(scrub: Callable[[str], str], error: Exception) -> Exception:
+    """The same error without secrets: a new object, without the old one's history."""
+    arguments = [scrub(one) if isinstance(one, str) else one for one in error.args]
+    return type(error)(*arguments)

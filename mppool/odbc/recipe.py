@@ -5,18 +5,16 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from mppool.credentials.loading import adapter
 from mppool.dbapi.sessions import sqlstate_is_dead
 from mppool.errors import ConfigurationError
 from mppool.logs import Log
-from mppool.odbc import connection_string as grammar
 from mppool.odbc import driver_manager
 from mppool.odbc.arguments import (
+    check_names_a_driver,
     described_session,
-    validated,
     validated_login_timeout,
     validated_on_connect,
     validated_query_timeout,
@@ -24,21 +22,26 @@ from mppool.odbc.arguments import (
 from mppool.odbc.attributes import ACCESS_TOKEN as _ACCESS_TOKEN
 from mppool.odbc.attributes import (
     AZURE_SQL_SCOPE,
-    NOT_BESIDE_A_TOKEN,
     AttributeSource,
-    asked_for,
-    check_token_structure,
     checked,
     described,
     lasting_name,
-    mark_of,
-    text_of,
 )
-from mppool.odbc.errors import has_expired, is_no_such_driver, message_of, sqlstate
+from mppool.odbc.connector import Connector
+from mppool.odbc.errors import (
+    has_expired,
+    message_of,
+    refuses_login,
+    scrubbed_with,
+    sqlstate,
+)
+from mppool.odbc.login import LoginSource, Text
 from mppool.odbc.session import Backend, Left, OnConnect, run_on_connect
-from mppool.recipe import Opening, Recipe, overrides
+from mppool.recipe import Opening, Recipe, checked_flag, overrides
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     import pyodbc
 
 logger = Log("mppool.odbc")
@@ -55,7 +58,11 @@ _UNKNOWN_ATTRIBUTE = frozenset({"HYC00", "HY092", "IM001"})
 class OdbcRecipe(Recipe["pyodbc.Connection"]):
     """Opens connections with `pyodbc.connect`.
 
-    connection_string: any that the driver manager understands; a value that holds `;` in braces.
+    connection_string: any that the driver manager understands; a value that holds `;` in braces. Or a callable
+        that returns one, which is asked when a connection is opened.
+    secrets: values of further keywords, `{"PWD": mppool.Secret(fetch)}`: texts, or callables that are asked when a
+        connection is opened. Where a login is refused with what callables have returned, they are asked once
+        more before the attempt counts as failed. What they return is not part of the pool's key.
     credential: a token credential (azure-identity's, or any with `get_token`): connections are opened
         with its access tokens for Azure SQL, and are its identity's alone. A checkout may name
         another one, or one where this is None. Where a token is used, UID, PWD, Authentication and
@@ -78,6 +85,9 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         knows nothing. True: what ends it is sent with each release under autocommit (SQL Server, SQLite,
         MySQL; PostgreSQL's driver does it by itself). False: nobody begins any.
 
+    label_sessions: SQL Server shows each session under application (the manager's name), pool and pid, as
+        `program_name` of sys.dm_exec_sessions, unless the connection string names an APP. False: it does not.
+
     On release an open transaction is rolled back, and what can be seen is put back as `open` and
     `configure` have left it, overridden or not: autocommit, query timeout, output converters,
     `maxwrite` and the like; encodings where neither is overridden. A session reset does not
@@ -90,16 +100,17 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
 
     Raises ConfigurationError for what can be seen at once to be unusable. Opening raises pyodbc's
     error (its first argument is the SQLSTATE) with secrets taken out, and ConfigurationError where
-    pyodbc, libodbc, the driver or the data source is missing. Secrets are neither in its messages
-    nor in `repr`; a pickled recipe holds them.
+    pyodbc, libodbc, the driver or the data source is missing. Secrets are not in its messages
+    and not in `repr`. A pickled recipe holds those that were given as text.
     """
 
     token_scope = AZURE_SQL_SCOPE
 
     def __init__(
         self,
-        connection_string: str,
+        connection_string: Text,
         *,
+        secrets: Mapping[str, Text] | None = None,
         credential: object = None,
         autocommit: bool = False,
         login_timeout: float | None = 15,
@@ -109,17 +120,13 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         query_timeout: int = 0,
         on_connect: OnConnect = None,
         ends_transactions: bool = True,
+        label_sessions: bool = True,
     ) -> None:
-        self._connection_string = connection_string
-        self._pieces = validated(connection_string)
-        self._scrubber = grammar.Scrubber(self._pieces)
+        self._login = LoginSource(connection_string, secrets, check_names_a_driver)
         if credential is not None:
             adapter().check(credential)
         self.credential = credential
-        if not isinstance(autocommit, bool):
-            raise ConfigurationError(f"autocommit is {autocommit!r}; allowed are True and False")
-        self._autocommit = autocommit
-        self._login_timeout = validated_login_timeout(login_timeout)
+        self._autocommit = checked_flag("autocommit", autocommit)
         if attrs_before is not None and not callable(attrs_before):
             attrs_before = checked(attrs_before)
             if credential is not None and _ACCESS_TOKEN in attrs_before:
@@ -128,6 +135,13 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
                     "one; give one of them"
                 )
         self._attrs_before = attrs_before
+        self._connector = Connector(
+            self._login,
+            attrs_before,
+            autocommit,
+            validated_login_timeout(login_timeout),
+            checked_flag("label_sessions", label_sessions),
+        )
         if session_reset != "auto" and not isinstance(session_reset, bool):
             raise ConfigurationError(
                 f"session_reset is {session_reset!r}; allowed are 'auto', True and False"
@@ -141,11 +155,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         self._check_query = check_query
         self._query_timeout = validated_query_timeout(query_timeout)
         self._on_connect = validated_on_connect(on_connect)
-        if not isinstance(ends_transactions, bool):
-            raise ConfigurationError(
-                f"ends_transactions is {ends_transactions!r}; allowed are True and False"
-            )
-        self._ends_transactions = ends_transactions
+        self._ends_transactions = checked_flag("ends_transactions", ends_transactions)
         self._renew()
 
     def _renew(self) -> None:
@@ -167,7 +177,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         self._renew()
 
     def __repr__(self) -> str:
-        return f"OdbcRecipe({grammar.shown(self._pieces)!r}, autocommit={self._autocommit})"
+        return f"OdbcRecipe({self._login.shown()!r}, autocommit={self._autocommit})"
 
     def open(self, opening: Opening) -> pyodbc.Connection:
         """Connect. Raises pyodbc's error, scrubbed, or ConfigurationError."""
@@ -179,24 +189,15 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         return outcome
 
     def _connect(self, opening: Opening) -> pyodbc.Connection | Exception:
-        module = driver_manager.load()
-        attributes, opening.expires_on = asked_for(self._attrs_before)
-        string = self._with_token(attributes, opening)
-        try:
-            connection: pyodbc.Connection = module.connect(
-                string,
-                autocommit=self._autocommit,
-                timeout=self._seconds_to_log_in(opening),
-                attrs_before=attributes or None,
-            )
-        except module.Error as error:
-            return self._explained(_without_token(error, attributes), module)
+        connection = self._connector.connect(opening)
+        if isinstance(connection, Exception):
+            return connection
         try:
             if self._query_timeout:
                 connection.timeout = self._query_timeout
             calls = self._connecting[id(connection)] = []
             run_on_connect(self._on_connect, connection, calls)
-        except module.Error as error:
+        except driver_manager.load().Error as error:
             connection.close()
             return self._scrubbed(error)
         except BaseException:
@@ -230,8 +231,8 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         )
 
     def refuses_login(self, error: Exception) -> bool:
-        """Whether the SQLSTATE says so: 28000, invalid authorization."""
-        return sqlstate(error) == "28000"
+        """Whether the SQLSTATE says so: 28000, invalid authorization; or SQL Server's error 18456."""
+        return refuses_login(error)
 
     def reset(self, connection: pyodbc.Connection) -> None:
         """Roll back, and put back what `open` and `configure` have left.
@@ -327,9 +328,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
     def describe(self, connection: pyodbc.Connection) -> str:
         """Driver or data source, server and database, as the connection string names them."""
         # The connection is not asked: it may be in the middle of a statement, in another thread.
-        wanted = ("driver", "dsn", "filedsn", "server", "port", "database")
-        named = {keyword.lower(): value for keyword, value in reversed(self._pieces)}
-        return " ".join(named[keyword] for keyword in wanted if named.get(keyword))
+        return self._login.named(("driver", "dsn", "filedsn", "server", "port", "database"))
 
     def fingerprint(self) -> str:
         """A hash of the connection string, of attrs_before and of the credential's identity.
@@ -339,60 +338,13 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
         digest = hashlib.blake2b(person=b"mppool.odbc", digest_size=16)
         whose = [] if self.credential is None else [lasting_name(self.credential)]
         session = described_session(self._query_timeout, self._on_connect)
-        for part in (self._connection_string, *described(self._attrs_before), *whose, *session):
+        for part in (*self._login.described(), *described(self._attrs_before), *whose, *session):
             encoded = part.encode("utf-8", errors="surrogatepass")
             digest.update(struct.pack("<Q", len(encoded)) + encoded)
         return f"odbc:{digest.hexdigest()}"
 
-    # --- opening ----------------------------------------------------------------------------------
-
-    def _seconds_to_log_in(self, opening: Opening) -> int:
-        # For pyodbc 0 means: do not set any.
-        allowed = [
-            seconds for seconds in (self._login_timeout, opening.timeout) if seconds is not None
-        ]
-        return max(1, math.ceil(min(allowed))) if allowed else 0
-
-    def _with_token(self, attributes: dict[int, Any], opening: Opening) -> str:
-        """Put the token where the driver looks for it; the connection string that goes with it."""
-        if opening.token is not None:
-            attributes[_ACCESS_TOKEN] = opening.token.token_struct
-        if _ACCESS_TOKEN not in attributes:
-            return self._connection_string
-        structure = attributes[_ACCESS_TOKEN]
-        check_token_structure(structure)
-        # A copy that only this call knows: what others hold they may change while the driver reads it.
-        attributes[_ACCESS_TOKEN] = structure = bytes(bytearray(structure))
-        pieces = [piece for piece in self._pieces if piece[0].lower() not in NOT_BESIDE_A_TOKEN]
-        if any(keyword.lower() in ("dsn", "filedsn") for keyword, _ in pieces):
-            # What the data source says of them counts where the string says nothing.
-            pieces.extend(_NEITHER)
-        if driver_manager.keeps_closed_sessions():
-            # It takes all sessions of one connection string for the same (hazard of its own pooling).
-            pieces = [piece for piece in pieces if piece[0].lower() != "app"]
-            pieces.append(("APP", mark_of(structure)))
-        return grammar.joined(pieces)
-
-    def _explained(self, error: Exception, module: ModuleType) -> Exception:
-        """What to raise instead of the driver's error: without secrets, perhaps with a hint."""
-        scrubbed = self._scrubbed(error)
-        if is_no_such_driver(error):
-            installed = ", ".join(sorted(module.drivers())) or "none"
-            return type(error)(
-                *scrubbed.args[:-1],
-                f"{message_of(scrubbed)}: the driver manager cannot load what "
-                f"{grammar.shown(self._pieces)!r} names. Installed drivers (sections of odbcinst.ini): "
-                f"{installed}",
-            )
-        return scrubbed
-
     def _scrubbed(self, error: Exception) -> Exception:
-        """The same error without secrets: a new object, without the old one's history."""
-        arguments = [
-            self._scrubber.scrub(argument) if isinstance(argument, str) else argument
-            for argument in error.args
-        ]
-        return type(error)(*arguments)
+        return scrubbed_with(self._login.scrub, error)
 
     def _put_back_what_was_asked_for(self, connection: pyodbc.Connection) -> None:
         """For a connection that no pool has opened."""
@@ -436,17 +388,3 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
                 f"session_reset is True, but the driver of {self.describe(connection)} cannot reset "
                 "a session; allowed for it are 'auto' and False"
             )
-
-
-def _without_token(error: Exception, attributes: dict[int, Any]) -> Exception:
-    """The driver's error, should it repeat the token."""
-    structure = attributes.get(_ACCESS_TOKEN)
-    if structure is None:
-        return error
-    token = text_of(structure)
-    return type(error)(
-        *(
-            argument.replace(token, grammar.HIDDEN) if isinstance(argument, str) else argument
-            for argument in error.args
-        )
-    )

@@ -71,7 +71,7 @@ class Backend:
 class Left:
     """A connection as it was when it had been opened.
 
-    encodings: the calls that have set them, where they are known; None: somebody has set them who is not asked.
+    encodings: the calls that have set them, where they are known; None: a hook has set them that cannot be asked.
     """
 
     __slots__ = ("attributes", "converters", "encodings")

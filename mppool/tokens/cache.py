@@ -1,4 +1,4 @@
-"""A process's copies of shared tokens, and how it comes by new ones.
+"""A process's copies of shared tokens, and how it gets new ones.
 
 A copy that is fresh costs a dict look-up and two comparisons, and asks nobody. Otherwise the server is
 asked: it gives the token that somebody else has fetched, or appoints the asker to fetch one.
@@ -49,7 +49,7 @@ ASK_AGAIN_S = 1.0
 DEFAULT_TIMEOUT_S = 60.0
 
 SERVER_PATIENCE_S = 10.0
-"""A server that does not answer for so long is done without."""
+"""After so long without an answer this process goes on without the server."""
 
 MANY_COPIES = 256
 """Beyond so many copies, those that have expired are thrown out whenever there are twice as many."""
@@ -210,7 +210,7 @@ class TokenCache:
                 self._drop_copy(key, copy)
 
     def _drop_copy(self, key: TokenKey, copy: CachedToken) -> None:
-        copy.ask_at = -math.inf  # whoever has this object at hand shall look here again
+        copy.ask_at = -math.inf  # a caller that has this object at hand looks here again
         self._held.pop(key, None)
 
     def _is_forgotten(self, key: TokenKey, number: int) -> bool:
@@ -234,7 +234,7 @@ class TokenCache:
             waiter.give(retry)
 
     def session_lost(self, retry: Any) -> None:
-        """Whoever waits asks again."""
+        """Every waiting thread asks again."""
         for waiter in list(self._waiters.values()):
             waiter.give(retry)
 
@@ -258,7 +258,7 @@ class TokenCache:
         deadline: float | None,
         patience: float,
     ) -> Any:
-        """The server's decision; None: ask again; an exception: there is no server to be had."""
+        """The server's decision; None: ask again; an exception: no server can be had."""
         ticket = self._home.next_ticket()
         waiter = LocalWaiter(ticket, "")
         self._waiters[ticket] = waiter
@@ -330,9 +330,11 @@ class TokenCache:
         before = self._held.get(key)
         if before is not None:
             if before.number > held.number and before.is_usable():
-                held.ask_at = -math.inf  # whoever fetched it may use it, and asks the next time
+                held.ask_at = (
+                    -math.inf
+                )  # the thread that fetched it may use it, and asks the next time
                 return
-            before.ask_at = -math.inf  # whoever has this object at hand shall look here again
+            before.ask_at = -math.inf  # a caller that has this object at hand looks here again
         elif len(self._held) >= self._many:
             self._throw_out_expired()
         self._held[key] = held
@@ -352,7 +354,7 @@ class TokenCache:
         deadline: float | None,
         error: BaseException,
     ) -> CachedToken:
-        """There is no server to be had: a token is worth more than sharing it between processes."""
+        """No server can be had. A token is worth more than sharing it between processes."""
         log.warning("a token of %s is fetched for this process alone: %s", key.identity, error)
         left = None if deadline is None else max(0.0, deadline - monotonic())
         held = self._cache_alone().get(key, source, claims=claims, unlike=unlike, timeout=left)

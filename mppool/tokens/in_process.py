@@ -57,8 +57,8 @@ class LocalTokenBooks:
 
     _lock: guards `_books` and `_around`; nothing else happens while it is held.
 
-    There is no thread that looks at the clock: whoever waits minds his own timeout, and whoever comes next
-    takes over from one who hangs.
+    No thread looks at the clock: a waiting thread minds its own timeout, and the next one that asks takes over from a
+    thread that hangs.
     """
 
     def __init__(self) -> None:

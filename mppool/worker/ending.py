@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING
 
 from mppool.core.events import Closed, CloseReason
 from mppool.logs import Log, logged_afterwards
+from mppool.recipe import overrides
 from mppool.worker.entry import AT_ONCE, LONG_CLOSE_S, Entry
 from mppool.worker.inside import inside
 from mppool.worker.shelf import forget_shelf, take_idle
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mppool.worker.face import Face
 
 log = Log("mppool")
@@ -47,6 +50,8 @@ def finish_close(entry: Entry, reason: CloseReason) -> None:
     """Run the hook, and tell the books when it has returned."""
     face = entry.face
     face.member.housekeeper.expects(entry.closing_at + close_limit(entry))
+    if reason == "killed" and overrides(face.recipe, "cancel"):
+        _run_cancel(entry)  # its user is in the middle of something, perhaps
     inside.hooks += 1
     try:
         face.recipe.close(entry.resource)
@@ -136,6 +141,32 @@ def take_from_lease(entry: Entry) -> bool:
     with entry.holdings.lock:
         entry.lent_at = 0.0
         return not entry.killed
+
+
+def cancel(entry: Entry, is_lent: Callable[[], bool]) -> bool:
+    """Have what runs on a lent resource end with an error; False where the recipe cannot.
+
+    is_lent: whether its lease still has it. Closed is closed: whoever releases it from now on closes it, so that
+        nobody else's call is ended.
+    """
+    if not overrides(entry.face.recipe, "cancel"):
+        return False
+    with entry.holdings.lock:
+        entry.retire_at, entry.retire_reason = AT_ONCE, "retired"
+    return is_lent() and _run_cancel(entry)
+
+
+def _run_cancel(entry: Entry) -> bool:
+    face = entry.face
+    inside.hooks += 1
+    try:
+        return face.recipe.cancel(entry.resource) is not False
+    except Exception:
+        face.count("hook_errors")
+        log.warning("pool %r: the cancel hook raised", face.name, exc_info=True)
+        return False
+    finally:
+        inside.hooks -= 1
 
 
 def kill(entry: Entry, lent_at: float) -> bool:

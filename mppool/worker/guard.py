@@ -316,3 +316,8 @@ class GuardedPool(Pool[T]):
         lease = super().checkout(timeout, *args, **more)
         guarded: GuardedLease[T] = GuardedLease(lease._held.pop(), lease._face)
         return guarded
+
+    def lease_of(self, resource: T) -> Lease[T]:
+        """See Pool.lease_of; the proxy of a resource is known, and that of a cursor."""
+        known: Any = resource
+        return super().lease_of(_parts(known)[1].resource if type(known) is Guard else known)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from mppool.errors import ForkedLease, LeaseReleased, PoolError, StaleLease
 from mppool.logs import Log
 from mppool.stats.names import BRIEF_S
+from mppool.worker.ending import cancel
 from mppool.worker.shelf import look_after_shelving
 
 if TYPE_CHECKING:
@@ -139,6 +140,20 @@ class Lease(Generic[T]):
         self.resource  # noqa: B018  # raises where it is not ours any more
         entry = self._held[0]
         entry.face.backend_failed(entry, renewed=renewed)
+
+    def cancel(self) -> bool:
+        """Have the call that runs on the resource end with an error, from any thread; its user sees the driver's.
+
+        True: it was told. False: the recipe has no `cancel`, or its driver cannot. The lease goes on until it is
+        released; its resource is closed then, because the database may be told late.
+        Raises what `resource` raises.
+        """
+        self.resource  # noqa: B018  # raises where it is not ours any more
+        try:
+            entry = self._held[0]
+        except IndexError:
+            self._raise_released()  # just now, in another thread
+        return cancel(entry, lambda: bool(self._held) and not entry.killed)
 
     def _take_out(self) -> Entry | None:
         """The entry, for the first who asks. None: it is our parent's, or was given back already."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import traceback
 from time import monotonic, time
@@ -39,6 +40,10 @@ LIFETIME_JITTER = 0.1
 """The part of `max_lifetime` by which a resource may die earlier."""
 
 
+LOGIN_CHANGE_S = 60.0
+"""Within so many seconds after a secret has changed, what was opened with the old one ends."""
+
+
 class Failure:
     """Answer to the waiter for whom a resource was being opened: what its hook raised."""
 
@@ -62,6 +67,7 @@ def open_resource(
     try:
         token = None if bearer is None else bearer.token(left)
         opening = Opening(grant.opened_before, identity_of(entry.key), token, left or None)
+        opening.label = f"{member.name}/{face.name}/{os.getpid()}"
         _run_hooks(face, entry, opening)
     except Exception as error:
         if bearer is not None and token is not None and face.recipe.refuses_login(error):
@@ -86,6 +92,8 @@ def open_resource(
     if bearer is not None and token is not None:
         bearer.note(entry, token)
     _enter_as_open(entry, started + seconds, seconds, opening)
+    if opening.login and token is None:
+        member.housekeeper.expects(_let_older_logins_end(entry, started, opening.login))
     member.flush()
     member.housekeeper.expects(due_when_idle(face, entry))
 
@@ -129,6 +137,30 @@ def _enter_as_open(entry: Entry, now: float, seconds: float, opening: Opening) -
         face.line.demand_for(entry.key).opened(entry.number, now)
         face.line.opening_time.measured(seconds)
         entry.opened = []
+
+
+def _let_older_logins_end(entry: Entry, began: float, login: str) -> float:
+    """A secret has changed: what was opened with another one ends soon, each at its own instant.
+
+    began: when this opening began; what was open by then is older. login: its digest, which stands where that of a
+        token does for those who open with tokens. Returns when the first is due.
+    """
+    due = NEVER
+    with entry.holdings.lock:
+        entry.token = login
+        for other in entry.holdings.table.values():
+            is_older = other.state == "open" and other.opened_at <= began
+            if (
+                is_older
+                and other.token != login
+                and (other.face, other.key) == (entry.face, entry.key)
+            ):
+                other.token = login  # once
+                ends = monotonic() + LOGIN_CHANGE_S * random.random()
+                if ends < other.retire_at:
+                    other.retire_at, other.retire_reason = ends, "retired"
+                due = min(due, other.retire_at)
+    return due
 
 
 def _ends_by(entry: Entry, expires_on: float) -> None:

@@ -17,6 +17,7 @@ from mppool.stats.health import Health, asked
 from mppool.worker.cold import ColdCheckout, check_out_at_once
 from mppool.worker.ending import close, retire
 from mppool.worker.lease import Lease
+from mppool.worker.lookup import lease_of
 from mppool.worker.principal import Principal
 from mppool.worker.shelf import take_idle
 
@@ -92,6 +93,15 @@ class Pool(Generic[T]):
     def options(self) -> PoolOptions:
         """The options as they were declared in this process."""
         return self._face.options
+
+    def lease_of(self, resource: T) -> Lease[T]:
+        """The lease whose resource this is, in this process: to release, discard or cancel it where only that is at hand.
+
+        It looks through all objects of the process, which takes milliseconds, or tens of them: for errors, not for each
+        request.
+        Raises LeaseReleased where the resource is not lent, or is another pool's.
+        """
+        return lease_of(self._face, resource)
 
     def checkout(
         self,

@@ -1,4 +1,4 @@
-"""Whoever checks out, and where a token for a new resource comes from: see principals.py for the way there."""
+"""For whom one checkout is, and where a token for a new resource comes from: see principals.py for the way there."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ log = Log("mppool")
 
 
 class Principal:
-    """Whoever checks out: the key of his resources, and where a token for a new one comes from.
+    """For whom a checkout is: the key of its resources, and where a token for a new one comes from.
 
     identity: None where no token and no identity is involved. given: whether the checkout named it.
     credential: None where the recipe authenticates by itself.
@@ -138,7 +138,7 @@ def fetch(
         return adapter().fetch(face.member, credential, scope, identity, timeout, unlike)
     except (ConfigurationError, OpenFailed):
         raise
-    except Exception as error:  # noqa: BLE001  # told to the caller; logged by whoever goes on without
+    except Exception as error:  # noqa: BLE001  # told to the caller; logged where the caller goes on without
         text, complete = adapter().told(error)
         forget_locals(error)
         failed = OpenFailed(

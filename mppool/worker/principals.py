@@ -1,4 +1,4 @@
-"""For whom a checkout is: which resources it may get, and how a token for a new one is come by.
+"""For whom a checkout is: which resources it may get, and how it gets a token for a new one.
 
     checkout(identity=..., credential=...)
         |  identity= names the key; else the checkout's credential does, else the recipe's
@@ -65,8 +65,8 @@ def _never() -> None:
 class Principals:
     """The credentials of one pool in one process.
 
-    known: by weak references; a look-up takes no lock. Whoever looks sees to it that what he has found is
-        of this very credential: others may compare equal to it.
+    known: by weak references; a look-up takes no lock. Every look-up checks that it has found this very
+        credential: others may compare equal to it.
     """
 
     def __init__(self, face: Face) -> None:
@@ -119,7 +119,7 @@ class Principals:
             return own is credential
         return own is credential or adapter().is_same(own, credential)
 
-    # --- who asks ----------------------------------------------------------------------------------------
+    # --- checkouts ---------------------------------------------------------------------------------------
 
     def own(self, timeout: float | None) -> Principal | None:
         """Of a checkout that names nobody; None: no credential is involved."""

@@ -42,7 +42,6 @@ BY_STRING: tuple[str, ...] = ()
 
 LONG_FILES: tuple[str, ...] = (
     "core/pool.py",
-    "odbc/recipe.py",
     "worker/member.py",
 )
 """Files of more than 450 lines."""

@@ -17,6 +17,9 @@ from mppool.odbc import driver_manager
 
 DRIVER = "PostgreSQL Unicode"
 
+WITH_PASSWORD = "with_password"
+"""A group role: its members must say their password, all others are let in as they are."""
+
 
 def what_is_missing() -> str | None:
     """Why no PostgreSQL can be used here, or None."""
@@ -60,6 +63,17 @@ class Postgresql:
         self.query(f"create database {name}")
         return Database(self, name)
 
+    def create_role(self, password: str) -> str:
+        """A new user who must say this password. Its name is that of no other process's."""
+        if not self.query("select 1 from pg_roles where rolname = ?", WITH_PASSWORD):
+            self.query(
+                f"do $$ begin create role {WITH_PASSWORD}; exception when others then null; end $$"
+            )
+        name = f"user_{os.getpid()}_{os.urandom(4).hex()}"
+        quoted = password.replace("'", "''")
+        self.query(f"create role {name} login password '{quoted}' in role {WITH_PASSWORD}")
+        return name
+
     def disconnect(self) -> None:
         """End the administrator's session."""
         if self._admin is not None:
@@ -79,6 +93,10 @@ class PostgresqlServer(Postgresql):
         self._run(
             "initdb", "-D", self._data, "-U", "postgres", "-A", "trust", "-E", "UTF8", "--no-sync"
         )
+        # Roles that are members of this one must say their password.
+        access = self._data / "pg_hba.conf"
+        line = f"host all +{WITH_PASSWORD} 127.0.0.1/32 scram-sha-256\n"
+        access.write_text(line + access.read_text())
 
     def start(self, port: int | None = None) -> None:
         """Start on a free port, or on that one, and wait until it answers."""
@@ -159,6 +177,11 @@ class Database:
         self.name = name
         self.port = server.port
         self.connection_string = server.connection_string(name)
+
+    @property
+    def server(self) -> Postgresql:
+        """The server that it is in."""
+        return self._server
 
     def session_pids(self) -> set[int]:
         """The backends that serve a session in this database, as PostgreSQL counts them."""

@@ -28,9 +28,7 @@ class DjangoRecipe(DbApiRecipe):
             check_query=_CHECK_QUERIES.get(template.vendor, "SELECT 1"),
         )
         self._template = template
-        password = template.settings_dict.get("PASSWORD")
-        if password:
-            self._secrets.append(str(password))
+        self._arguments.hide("password", template.settings_dict.get("PASSWORD"))
 
     @property
     def module(self) -> ModuleType:
