@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from time import monotonic, sleep
 
 from mppool.logs import Log, afterwards
+from mppool.process.fork import thread_ends
 from mppool.process.locks import release_own
 
 log = Log("mppool")
@@ -166,6 +167,7 @@ class BackgroundExecutor:
             finally:
                 self._begun.pop(ident, None)
             del chore  # it may be the last to refer to a resource
+        thread_ends()
 
     def _do(self, chore: Callable[[], None]) -> None:
         try:

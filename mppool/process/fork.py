@@ -24,9 +24,11 @@ import os
 import sys
 import weakref
 from _ctypes import Py_INCREF
-from _thread import RLock
+from _thread import RLock, get_native_id
+from collections import deque
 from collections.abc import Callable
 from functools import partial
+from time import monotonic, sleep
 from typing import Any, Protocol
 
 from mppool.process.locks import release_own
@@ -88,6 +90,11 @@ _renewing: dict[int, Any] = {}
 _preparing = RLock()
 _LONGEST_PREPARATION_S = 5.0
 """Whatever hangs in an import must not hang every fork."""
+# The kernel's numbers of threads that have said that they end. Guarded by `_preparing`.
+_ending: deque[int] = deque()
+_LONGEST_END_S = 0.5
+"""Whatever hangs at the end of a thread must not hang every fork."""
+_END_POLL_S = 0.0002
 
 
 def own_mark() -> Mark:
@@ -125,6 +132,39 @@ def prepare(*steps: Callable[[], object]) -> None:
     with _preparing:
         for step in steps:
             step()
+
+
+def thread_ends() -> None:
+    """The last thing that a thread does which has called a driver. No child is forked before it is gone.
+
+    When the interpreter has finished with a thread, libraries tidy up after it. OpenSSL does that under a lock. A
+    child that is forked in this instant finds the lock taken by a thread that it does not have, and its first login
+    never ends.
+    """
+    number = get_native_id()
+    if number == os.getpid():
+        return  # the main thread, whose greenlet this is: it does not end
+    with _preparing:
+        for _ in range(min(2, len(_ending))):  # one more than is added, so that they do not pile up
+            earlier = _ending.popleft()
+            if _is_thread(earlier):
+                _ending.append(earlier)
+        _ending.append(number)
+
+
+def _is_thread(number: int) -> bool:
+    """Whether the kernel still has this thread of this process; False also where /proc is not to be seen."""
+    return os.access(f"/proc/self/task/{number}", os.F_OK)
+
+
+def _wait_for_ends() -> None:
+    """Threads that have begun to end have ended. Caller holds `_preparing`, so that no other begins."""
+    until = monotonic() + _LONGEST_END_S
+    while _ending:
+        if not _is_thread(_ending[0]) or monotonic() >= until:
+            _ending.popleft()
+        else:
+            sleep(_END_POLL_S)
 
 
 def make_immortal(thing: Any) -> None:
@@ -178,6 +218,7 @@ def _renew_all() -> list[Exception]:
     if not _next_mark[0]:
         _forget_half_imported()
         _preparing._at_fork_reinit()  # type: ignore[attr-defined]
+        _ending.clear()
         _renewed = weakref.WeakSet()
         _failed.clear()
         _functions_done = 0
@@ -244,6 +285,7 @@ def _after_fork_in_child() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
+    os.register_at_fork(before=_wait_for_ends)  # what is registered later is called earlier
     os.register_at_fork(
         # Methods of C: no interrupt can leave the lock held.
         before=partial(_preparing.acquire, timeout=_LONGEST_PREPARATION_S),

@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any
 
 from mppool.errors import CheckoutTimeout
 from mppool.logs import Log
+from mppool.process.fork import thread_ends
 from mppool.worker.ending import close, close_given_up, give_up
 from mppool.worker.entry import NEVER
 from mppool.worker.inside import inside
@@ -271,6 +272,7 @@ class Checkers:
                     self._idle.remove(queue)
                 except ValueError:
                     continue  # somebody has just taken it, and has a check for it
+                thread_ends()
                 return
             try:
                 check()

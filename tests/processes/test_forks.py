@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
 import multiprocessing
 import os
@@ -399,6 +400,34 @@ def test_a_signal_handler_that_forks_in_the_middle_of_anything_harms_nobody(
     assert [os.waitpid(pid, 0)[1] for pid in children] == [0] * len(children)
     assert len(children) == 12
     assert witness.figures()["peak"] <= 2
+
+
+def test_no_child_is_forked_while_a_thread_that_has_opened_is_ending(
+    manager: PoolManager, witness: Witness, fork: Forks, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What libraries do at the end of a thread they do under locks, which a child would find locked for ever."""
+    monkeypatch.setattr("mppool.process.fork._LONGEST_END_S", 20.0)
+    libc = ctypes.CDLL(None)
+    key = ctypes.c_uint()
+    # As OpenSSL does; this one sleeps.
+    assert libc.pthread_key_create(ctypes.byref(key), libc.usleep) == 0
+    threads: list[int] = []
+
+    def opener() -> Session:
+        libc.pthread_setspecific(key, ctypes.c_void_p(500_000))
+        threads.append(threading.get_native_id())
+        return Session(witness.path)
+
+    pool = manager.pool("p", opener, max_size=1)
+    with pool.checkout(timeout=10) as session:
+        wait_until(
+            lambda: not any(thread.name.endswith("-open") for thread in threading.enumerate()),
+            "the thread to have ended, for the interpreter",
+        )
+        child = fork(lambda: Path(f"/proc/{os.getppid()}/task/{threads[0]}").exists())
+        assert not Path(f"/proc/self/task/{threads[0]}").exists()
+        assert not child.result()
+        session.ask("unharmed")
 
 
 def test_a_fork_in_the_middle_of_an_import_leaves_no_half_module(

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from time import monotonic
 
 from mppool.compat.proxypatternpool.register import Register
+from mppool.process.fork import thread_ends
 
 log = logging.getLogger("ppp")
 
@@ -46,6 +47,7 @@ class Housekeeper:
         log.info("housekeeping every %g s", self._delay)
         while not self._over.wait(self._delay):
             self._round()
+        thread_ends()
 
     def _round(self) -> None:
         register = self._register
