@@ -14,7 +14,7 @@ from mppool.core.events import Drain, WantReady
 from mppool.errors import CheckoutTimeout, ConfigurationError, PoolClosed
 from mppool.options import LONGEST_S, PoolOptions, checked_timeout
 from mppool.worker.ending import retire
-from mppool.worker.pool import _DEFAULT, _UNCHANGED, CLOSE_PATIENCE_S, Pool
+from mppool.worker.pool import _DEFAULT, CLOSE_PATIENCE_S, UNCHANGED, Pool
 from mppool.worker.tasks import in_thread
 
 if TYPE_CHECKING:
@@ -89,9 +89,7 @@ class AsyncPool(Generic[T]):
         """See Pool.stats."""
         return await in_thread(self._face.member.chores, self._blocking.stats)
 
-    async def resize(
-        self, *, max_size: int | None = _UNCHANGED, min_size: int = _UNCHANGED
-    ) -> None:
+    async def resize(self, *, max_size: int | None = UNCHANGED, min_size: int = UNCHANGED) -> None:
         """See Pool.resize."""
         await in_thread(
             self._face.member.chores,
