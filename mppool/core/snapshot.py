@@ -9,11 +9,11 @@ from mppool.core.slot import SlotState
 if TYPE_CHECKING:
     from mppool.core.pool import PoolBooks
 
-SLOT_FIELDS = ("number", "key", "state", "pid")
+SLOT_FIELDS = ("number", "key", "state", "process")
 
 
 def of_pool(books: PoolBooks) -> dict[str, Any]:
-    """JSON-compatible; `statistics` of the server adds what the processes know."""
+    """JSON-compatible but for the processes of slots; `stats.merge` adds what the processes know."""
     return {
         "name": books.name,
         "placement": books.options.placement,
@@ -30,6 +30,6 @@ def of_pool(books: PoolBooks) -> dict[str, Any]:
         "born": books.born,
         # Rows of SLOT_FIELDS, for there may be many thousands of them.
         "slots": [
-            (slot.number, slot.key, slot.state._value_, slot.process.pid) for slot in books.slots
+            (slot.number, slot.key, slot.state._value_, slot.process) for slot in books.slots
         ],
     }

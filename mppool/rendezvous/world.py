@@ -53,38 +53,69 @@ def pid_namespace_inode() -> int:
 
 
 class SignOfLife:
-    """This process's lock in `living`, for as long as this object lives; a forked child has none.
+    """The lock of this process in `living`; a forked child has none.
 
-    The lock is of the process: it ends also where the process closes the file that it opened elsewhere.
+    The lock belongs to the process: it ends as soon as anything in the process closes any descriptor of that file.
+    So a process has one such descriptor, which all of its members use, and which is never closed (decision 42).
     """
 
     def __init__(self, paths: ManagerPaths) -> None:
         """OSError where that cannot be had."""
-        self.descriptor = os.open(
-            paths.living, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
-        )
         self._path = paths.living
+        descriptor = _own_descriptor(self._path)
+        if descriptor is None:
+            flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
+            descriptor = os.open(self._path, flags, 0o600)
+        self._descriptor = descriptor
         place = pid_namespace_inode() << _PID_BITS | os.getpid()
-        fcntl.lockf(self.descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
+        fcntl.lockf(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, place)
 
     def is_seen(self) -> bool:
-        """Whether the path still leads to the file that is locked."""
+        """Whether the path still leads to the file that is locked.
+
+        A program may have closed descriptors that it did not know, and the number may be another file's by now.
+        """
         try:
-            there, mine = os.stat(self._path), os.fstat(self.descriptor)
+            return self._descriptor in _leading_to(self._path, [self._descriptor])
         except OSError:
             return False
-        return (there.st_dev, there.st_ino) == (mine.st_dev, mine.st_ino)
 
-    def __del__(self) -> None:
-        descriptor, self.descriptor = getattr(self, "descriptor", -1), -1
-        if descriptor >= 0:
-            os.close(descriptor)
+
+def _own_descriptor(path: Path) -> int | None:
+    """A descriptor of this process for that file, whichever copy of this library opened it."""
+    try:
+        descriptors = [int(name) for name in os.listdir("/proc/self/fd")]
+        found = _leading_to(path, descriptors)
+    except FileNotFoundError:
+        return None
+    return found[0] if found else None
+
+
+def _leading_to(path: Path, descriptors: list[int]) -> list[int]:
+    """Those of the descriptors that are open for the file at this path. FileNotFoundError where there is none."""
+    there = os.stat(path, follow_symlinks=False)
+    found = []
+    for descriptor in descriptors:
+        try:
+            mine = os.fstat(descriptor)
+        except OSError:  # it was closed meanwhile
+            continue
+        if (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino):
+            found.append(descriptor)
+    return found
 
 
 def check_no_other_world(paths: ManagerPaths) -> None:
     """Raises ConfigurationError where a process of another pid namespace lives that has attached here."""
+    own_descriptor = _own_descriptor(
+        paths.living
+    )  # of a process that serves, and has pools of its own
     try:
-        descriptor = os.open(paths.living, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+        descriptor = (
+            os.open(paths.living, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW)
+            if own_descriptor is None
+            else own_descriptor
+        )
     except FileNotFoundError:
         return
     own = pid_namespace_inode()
@@ -92,7 +123,8 @@ def check_no_other_world(paths: ManagerPaths) -> None:
         below = _is_locked(descriptor, 0, own << _PID_BITS)
         above = _is_locked(descriptor, own + 1 << _PID_BITS, 0)
     finally:
-        os.close(descriptor)
+        if own_descriptor is None:
+            os.close(descriptor)
     if below or above:
         raise ConfigurationError(
             f"processes of another pid namespace (container) use manager {paths.name!r} in {paths.runtime_dir}, and "

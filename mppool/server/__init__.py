@@ -19,17 +19,21 @@ Actors, and the files that speak for them:
 - loop.py         the only thread: reads, writes, keeps deadlines
 - removals.py     inotify: files that are removed are put back at once
 - poller.py       epoll: what is ready, and who is concerned
-- door.py         accepts; who has not introduced himself is a stranger
+- acceptor.py     accepts; a peer that has not introduced itself is unidentified
 - connection.py   frames of one peer, half read and half sent
 - handshake.py    who may come in
-- reception.py    who may talk, under which session, and who is attached
-- residents.py    the living processes that the server knows
-- dispatch.py     routes messages to the books and decisions to their processes
-- debts.py        what could not be written down yet, and who has not been heard yet
+- sessions.py     who may talk, and under which session
+- processes.py    the living processes that the server knows, and how each is told something
+- absentees.py    members that have left although their process lives
+- service.py      puts the parts that serve the books together
+- dispatch.py     routes messages to the books
+- delivery.py     carries out what the books decide: journal first, then processes
+- departures.py   what becomes of processes that end, or that only the journal tells of
+- journal_writer.py  what could not be written down yet, and which processes have not been heard yet
 - journal.py      what the next server must know, in place on disk
 - members.py      one small file per attached process, for the day the journal is torn
 - libc.py         what Python does not offer
-- collecting.py   asks processes for their reports, for whoever wants statistics
+- collecting.py   asks processes for their reports, when somebody wants statistics
 - logfile.py      its log, of bounded size; put back when it vanishes
 
 How the server ends:

@@ -8,11 +8,10 @@ proves it is that the member's own descriptor is not open any more: see `ids.wit
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 
 from mppool.ids import ProcessId
 from mppool.rendezvous import liveness
-from mppool.server.residents import Resident
 
 DOUBT_S = 0.3
 """How long a member may be without its descriptor before it counts as gone, twice: a program that closes all
@@ -33,18 +32,17 @@ class Absentees:
             self._due[process] = now + DOUBT_S
             self._missed[process] = 0
 
-    def look_at_all(self, residents: Iterable[Resident], now: float) -> None:
-        """Every few seconds: also those of whom only the journal tells, and whoever left later."""
-        for resident in residents:
-            if resident.errand is None and resident.process not in self._due:
-                self.lost_channel(resident.process, now)
+    def look_at_all(self, without_channel: Iterable[ProcessId], now: float) -> None:
+        """Every few seconds: also those of whom only the journal tells, and those that left later."""
+        for process in without_channel:
+            if process not in self._due:
+                self.lost_channel(process, now)
 
-    def gone(self, residents: dict[ProcessId, Resident], now: float) -> list[ProcessId]:
-        """Who was found gone just now."""
+    def gone(self, without_channel: Collection[ProcessId], now: float) -> list[ProcessId]:
+        """Those that were found gone just now."""
         gone = []
         for process in [process for process, due in self._due.items() if due <= now]:
-            resident = residents.get(process)
-            if resident is None or resident.errand is not None or liveness.is_witnessed(process):
+            if process not in without_channel or liveness.is_witnessed(process):
                 self._forget(process)
                 continue
             self._missed[process] += 1
@@ -55,7 +53,7 @@ class Absentees:
         return gone
 
     def deadline(self) -> float:
-        """When to look next; infinity if nobody is in doubt."""
+        """When to look next; infinity if none is in doubt."""
         return min(self._due.values(), default=math.inf)
 
     def _forget(self, process: ProcessId) -> None:

@@ -14,9 +14,10 @@ from mppool.core.books import Books
 from mppool.errors import ProtocolError
 from mppool.ids import ProcessId, is_stopped, own_process
 from mppool.server.connection import Connection
-from mppool.server.residents import Resident
+from mppool.server.processes import ProcessRegistry
 from mppool.stats.carried import Carried, encoded_view
-from mppool.stats.merge import Totals, head, pool_parts
+from mppool.stats.merge import ProcessFigures, Totals, head, pool_parts
+from mppool.stats.report import PoolReport, ResourceReport
 from mppool.wire.messages import Failed, Report, Stats, WantReport
 
 STEP_S = 0.001
@@ -47,13 +48,49 @@ class _Wanted:
         self.busy_until = now + BUSY_PATIENCE_S
 
 
-class Collector:
-    """Requests for statistics that wait for reports, oldest first; it belongs to the loop's thread."""
+class _Said:
+    """What a process said last.
 
-    def __init__(self, manager: str, books: Books, residents: Mapping[ProcessId, Resident]) -> None:
+    reports: of each pool. is_stale: it did not answer in time since.
+    parts: of the report that is coming in, the resources so far, by pool; parts_of: of which request.
+    """
+
+    __slots__ = ("is_stale", "parts", "parts_of", "reports")
+
+    def __init__(self) -> None:
+        self.reports: dict[str, PoolReport] = {}
+        self.is_stale = True
+        self.parts: dict[str, list[ResourceReport]] = {}
+        self.parts_of = -1
+
+    def take_in(self, report: Report) -> bool:
+        """Take in a report, or a part of one; True if it is whole now."""
+        if report.request != self.parts_of:
+            self.parts, self.parts_of = {}, report.request
+        if report.more:
+            for one in report.pools:
+                self.parts.setdefault(one.pool, []).extend(one.resources)
+            return False
+        for one in report.pools:
+            one.resources = self.parts.pop(one.pool, []) + one.resources
+        self.parts = {}
+        self.reports = {one.pool: one for one in report.pools}
+        self.is_stale = False
+        return True
+
+
+class Collector:
+    """Who wants statistics, and what the processes said. It belongs to the loop's thread.
+
+    _said: by process, of those that live. _totals: of those that are dead. _carried: of earlier servers.
+    _wanted: requests that wait for reports, oldest first. _answers: those that are being put together.
+    """
+
+    def __init__(self, manager: str, books: Books, processes: ProcessRegistry) -> None:
         self._manager = manager
         self._books = books
-        self._residents = residents
+        self._processes = processes
+        self._said: dict[ProcessId, _Said] = {}
         self._totals = Totals()
         self._carried = Carried(books.epoch)
         self._began: dict[str, float] = {}
@@ -69,17 +106,16 @@ class Collector:
             self._books.counted_earlier(self._carried.books)
 
     def wanted(self, connection: Connection, now: float) -> None:
-        """Somebody wants statistics: ask all who can answer."""
+        """Somebody wants statistics: ask all processes that can answer."""
         self._requests += 1
         missing = set()
-        for process, resident in self._residents.items():
-            errand = resident.errand
-            # Whoever has not even read what it was sent before is stopped; asking would only pile up.
-            if errand is not None and errand.broken is None and not errand.unsent:
-                errand.send(WantReport(self._requests))
-                missing.add(process)
+        for known in self._processes:
+            # One that has not even read what it was sent before is stopped; asking would only pile up.
+            if known.is_ready():
+                self._processes.tell(known.process, WantReport(self._requests))
+                missing.add(known.process)
             else:
-                resident.stale = True
+                self._said_by(known.process).is_stale = True
         wanted = _Wanted(connection, self._requests, missing, now)
         if missing:
             self._wanted.append(wanted)
@@ -88,25 +124,16 @@ class Collector:
 
     def reported(self, connection: Connection, report: Report, now: float) -> None:
         """A process's figures have come."""
-        resident = self._residents.get(connection.process) if connection.process else None
-        if resident is None or resident.errand is not connection:
-            raise ProtocolError("a Report on a connection that is no errand channel")
-        if report.request != resident.parts_of:
-            resident.parts, resident.parts_of = {}, report.request
-        if report.more:
-            for one in report.pools:
-                resident.parts.setdefault(one.pool, []).extend(one.resources)
+        process = connection.process
+        if process is None or not self._processes.is_errand(connection):
+            raise ProtocolError("a Report on a connection that is not an errand channel")
+        if not self._said_by(process).take_in(report):
             return
-        for one in report.pools:
-            one.resources = resident.parts.pop(one.pool, []) + one.resources
-        resident.parts = {}
-        resident.reports = {one.pool: one for one in report.pools}
-        if resident.process.birth <= self._own.birth:
-            self._carried.heard(resident.process)
-        resident.stale = False
+        if process.birth <= self._own.birth:
+            self._carried.heard(process)
         for wanted in self._wanted:
             if wanted.request <= report.request:
-                wanted.missing.discard(resident.process)
+                wanted.missing.discard(process)
         self._answer_complete(now)
 
     def ended(self, connection: Connection) -> None:
@@ -114,11 +141,13 @@ class Collector:
         self._wanted = [one for one in self._wanted if one.connection is not connection]
         self._answers = deque(one for one in self._answers if one[0] is not connection)
 
-    def died(self, resident: Resident, now: float) -> None:
+    def died(self, process: ProcessId, now: float) -> None:
         """A process is dead: its figures stay in the totals."""
-        self._totals.bury(resident.reports.values())
+        said = self._said.pop(process, None)
+        if said is not None:
+            self._totals.bury(said.reports.values())
         for wanted in self._wanted:
-            wanted.missing.discard(resident.process)
+            wanted.missing.discard(process)
         self._answer_complete(now)
 
     def tick(self, now: float) -> None:
@@ -138,8 +167,7 @@ class Collector:
     def _wait_no_longer(self, wanted: _Wanted, processes: set[ProcessId]) -> None:
         wanted.missing -= processes
         for process in processes:
-            if process in self._residents:
-                self._residents[process].stale = True
+            self._said_by(process).is_stale = True
 
     def deadline(self) -> float:
         """When `tick` is wanted next; infinity if nobody waits."""
@@ -180,7 +208,7 @@ class Collector:
         snapshot["tokens"] = self._books.tokens.snapshot(now)
         snapshot["token_costs"] = self._books.tokens.costs_snapshot()
         self._note_beginnings(snapshot, now)
-        figures = [resident.figures() for resident in self._residents.values()]
+        figures = self._figures()
         totals = self._carried.add_to(self._totals)
         counters = {pool: entry["counters"] for pool, entry in snapshot["pools"].items()}
         seen = encoded_view(
@@ -205,6 +233,19 @@ class Collector:
                     stats["pools"][pool]["resources"] = part
                 yield None
         yield Stats(stats, seen, resources)
+
+    def _said_by(self, process: ProcessId) -> _Said:
+        said = self._said.get(process)
+        if said is None:
+            said = self._said[process] = _Said()
+        return said
+
+    def _figures(self) -> list[ProcessFigures]:
+        figures = []
+        for known in self._processes:
+            said = self._said_by(known.process)
+            figures.append(ProcessFigures(known.process, known.label, said.reports, said.is_stale))
+        return figures
 
     def _note_beginnings(self, snapshot: Mapping[str, Any], now: float) -> None:
         for pool, entry in snapshot["pools"].items():

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import logging
+import os
 import socket
+from collections.abc import Callable
 
 import msgspec
 
@@ -23,16 +25,16 @@ class Connection:
 
     role, process, session: None or 0 until the peer has introduced itself.
     ticket: of the last checkout that was made here; what an interrupted call leaves behind.
-    is_done: nothing more may be read from it, because it is broken, or because a last word was sent (whoever
-        does not read may miss it). Nothing is dropped where that is found, which may be deep in serving
-        somebody else, but by the loop, which finds it in `attention`.
+    is_done: nothing more may be read from it, because it is broken, or because a last word was sent (a peer
+        that does not read may miss it). It is not dropped where that is found, which may be deep in serving
+        another one, but by the loop: `wants_attention` tells it.
     broken: why it must be dropped, or None.
     registered: the events that the loop waits for.
     """
 
     __slots__ = (
+        "_wants_attention",
         "accepted_at",
-        "attention",
         "broken",
         "is_done",
         "peer_pid",
@@ -48,12 +50,15 @@ class Connection:
     )
 
     def __init__(
-        self, connection: socket.socket, accepted_at: float, attention: list[Connection]
+        self,
+        connection: socket.socket,
+        accepted_at: float,
+        wants_attention: Callable[[Connection], None],
     ) -> None:
         connection.setblocking(False)
         self.socket = connection
         self.accepted_at = accepted_at
-        self.attention = attention
+        self._wants_attention = wants_attention
         self.reader = server_side_reader()
         self.unsent = bytearray()
         self.role: Role | None = None
@@ -74,17 +79,23 @@ class Connection:
         self.role, self.process, self.session = role, process, session
         self.reader.limit = MAX_FRAME_BYTES
 
+    def close_pidfd(self) -> None:
+        """The process behind it is watched already, or not any more."""
+        if self.pidfd is not None:
+            os.close(self.pidfd)
+            self.pidfd = None
+
     def break_off(self, reason: str) -> None:
         """It must be dropped, unsent or not."""
         if self.broken is None:
             self.broken = reason
             self.is_done = True
-            self.attention.append(self)
+            self._wants_attention(self)
 
     def part(self) -> None:
         """The last word was sent: close it."""
         self.is_done = True
-        self.attention.append(self)
+        self._wants_attention(self)
 
     def send(self, message: msgspec.Struct) -> None:
         """Send now what can be sent, keep the rest. Failures show in `broken`."""
@@ -105,7 +116,7 @@ class Connection:
             return
         if sent < len(frame):
             self.unsent += memoryview(frame)[sent:]
-            self.attention.append(self)
+            self._wants_attention(self)
 
     def flush(self) -> None:
         """Send more of what is unsent."""
@@ -118,7 +129,7 @@ class Connection:
             return
         del self.unsent[:sent]
         if not self.unsent:
-            self.attention.append(self)
+            self._wants_attention(self)
 
     def receive(self) -> list[ToServer]:
         """The messages that have arrived; the end shows in `broken`. ProtocolError for garbage."""

@@ -9,49 +9,45 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
-import random
 import socket
 from collections.abc import Callable
 from time import monotonic
 
-from mppool.core.books import Books
 from mppool.errors import ProtocolError
 from mppool.ids import ProcessId
 from mppool.rendezvous import liveness
 from mppool.rendezvous.claim import Rendezvous
 from mppool.rendezvous.paths import ManagerPaths
 from mppool.rendezvous.world import boot_id, check_no_other_world, pid_namespace_inode
+from mppool.server.acceptor import Acceptor
 from mppool.server.connection import Connection
-from mppool.server.dispatch import Dispatcher
-from mppool.server.door import Door
 from mppool.server.journal import Journal
 from mppool.server.members import Members
 from mppool.server.poller import READ, WRITE, Poller
 from mppool.server.removals import Removals
+from mppool.server.service import Service
 from mppool.wire.messages import Rejected, ToServer
 
 log = logging.getLogger(__name__)
 
-HANDSHAKE_S = 2.0
-"""Whoever has not introduced himself by then is dropped."""
 LOOK_AROUND_S = 2.0
 """How often the server looks whether its files are still there, where nothing tells it that they are not."""
 FIRST_CLIENT_S = 2.0
-"""Whoever started the server gets at least so long to connect, whatever linger says."""
+"""The process that started the server gets at least so long to connect, whatever linger says."""
 FAREWELL_S = 0.5
 """After Goodbye, how long processes may say what they close."""
 BUSY_TURNS = 8
-"""While there is somebody to serve, deadlines are looked at only every so many turns: looking takes as long as
+"""While there is a peer to serve, deadlines are looked at only every so many turns: looking takes as long as
 deciding, and a turn takes far less than a millisecond."""
 LEAST_LINGER_S = 0.05
-"""Where nobody asks for any linger: how often is looked whether everybody has gone."""
+"""Where no process asks for any linger: how often the server looks whether all have gone."""
 
 
 class Server:
     """The server of one manager: `serve_forever` returns after an orderly leave.
 
     The mutable state is: the connections, those among them that need attention, and the few deadlines
-    below; the `Door` owns the strangers. `leave` may be called from any thread and from signal handlers;
+    below; the `Acceptor` knows which are unidentified. `leave` may be called from any thread and from signal handlers;
     everything else belongs to the thread that serves.
     """
 
@@ -73,10 +69,13 @@ class Server:
             self._open_things.callback(thing.close)
         self._connections: set[Connection] = set()
         self._attention: list[Connection] = []  # broken, parting, or with something to send
-        self._door = Door(
-            self._rendezvous, self._poller, self._connections, self._attention, self._guarded
+        self._acceptor = Acceptor(
+            self._rendezvous,
+            self._poller,
+            entered=self._connections.add,
+            wants_attention=self._attention.append,
         )
-        self._welcome = 0  # connections of those who have introduced themselves
+        self._welcome = 0  # connections that have introduced themselves
         self._had_clients = False
         self._idle_since: float | None = None
         self._look_at = 0.0
@@ -115,7 +114,7 @@ class Server:
             check_no_other_world(self.paths)
             self._open_books()
             self._rendezvous.listen(self._journal.epoch)
-            self._door.open()
+            self._acceptor.open()
             self._poller.register(self._wake_reading.fileno(), self._woken)
             self._rendezvous.publish()
             self._watch_files()
@@ -134,17 +133,16 @@ class Server:
         self._journal = Journal(self.paths.journal, last_epoch=self._rendezvous.last_epoch())
         self._open_things.callback(self._journal.close)
         self._members = Members(self.paths.members, f"{boot_id()} {pid_namespace_inode()}")
-        self._dispatcher = Dispatcher(
+        self._service = Service(
             self.paths.name,
-            Books(self._journal.epoch, jitter=random.random),
             self._journal,
             self._members,
             watch=self._watch,
             unwatch=self._unwatch,
             leave=self.leave,
         )
-        self._open_things.callback(self._dispatcher.close)
-        self._dispatcher.restore(monotonic())
+        self._open_things.callback(self._service.processes.close)
+        self._service.restore(monotonic())
 
     def _watch_files(self) -> None:
         self._removals = Removals()
@@ -222,11 +220,10 @@ class Server:
             self._due = None
 
     def _do_what_is_due(self, now: float) -> None:
-        """Whatever is due: of the books, of silent strangers, of our own files, of idleness."""
-        self._guarded(self._dispatcher.tick, now)
+        """Whatever is due: of the books, of silent peers, of our own files, of idleness."""
+        self._guarded(self._service.tick, now)
         self._drop_silent(now)
-        if self._door.accept_at is not None and now >= self._door.accept_at:
-            self._door.open_again()
+        self._acceptor.resume(now)
         if now >= self._look_at:
             self._look_at = now + LOOK_AROUND_S
             self._guarded(self._look_around)
@@ -248,13 +245,7 @@ class Server:
                 self._guarded(concerned)
 
     def _next_deadline(self, now: float) -> float:
-        due = self._dispatcher.next_deadline(now)
-        if due > self._look_at:
-            due = self._look_at
-        if self._door.strangers:
-            due = min(due, next(iter(self._door.strangers)).accepted_at + HANDSHAKE_S)
-        if self._door.accept_at is not None:
-            due = min(due, self._door.accept_at)
+        due = min(self._service.deadline(now), self._look_at, self._acceptor.deadline())
         if self._farewell_until is not None:
             due = min(due, self._farewell_until)
         if self._idle_since is not None:
@@ -281,7 +272,7 @@ class Server:
                     if connection.role is None:
                         self._due = None
                         self._introduced(connection, message)
-                    elif not self._dispatcher.said(connection, message, now):
+                    elif not self._service.dispatcher.said(connection, message, now):
                         self._due = None
                     if connection.is_done:
                         break
@@ -296,10 +287,10 @@ class Server:
             connection.break_off("serving it failed")
 
     def _introduced(self, connection: Connection, message: ToServer) -> None:
-        """It has introduced itself: if that was to the point, it is no stranger any more."""
-        self._dispatcher.reception.introduced(connection, message)
+        """It has said its first word: if that was to the point, the server knows it from now on."""
+        self._service.sessions.introduced(connection, message)
         if connection.role is not None:
-            del self._door.strangers[connection]
+            self._acceptor.identified(connection)
             self._welcome += 1
             self._had_clients = True
             self._idle_since = None
@@ -330,25 +321,21 @@ class Server:
         self._connections.discard(connection)
         self._poller.unregister(connection.socket.fileno())
         connection.socket.close()
-        if connection in self._door.strangers:
-            del self._door.strangers[connection]
-        else:
+        if not self._acceptor.ended(connection):
             self._welcome -= 1
-        self._guarded(self._dispatcher.ended, connection, now)
+        self._guarded(self._service.departures.ended, connection, now)
         if not self._welcome:
             self._idle_since = now
 
     def _drop_silent(self, now: float) -> None:
-        for stranger in list(self._door.strangers):
-            if stranger.accepted_at + HANDSHAKE_S > now:
-                return
-            log.info("%s is dropped: it did not introduce itself", stranger)
-            self._drop(stranger, now)
+        for connection in self._acceptor.overdue(now):
+            log.info("%s is dropped: it did not introduce itself", connection)
+            self._drop(connection, now)
 
     # --- deaths and wake-ups ----------------------------------------------------------------------------------------
 
     def _watch(self, process: ProcessId, pidfd: int) -> None:
-        self._poller.register(pidfd, lambda: self._dispatcher.died(process, monotonic()))
+        self._poller.register(pidfd, lambda: self._service.departures.died(process, monotonic()))
 
     def _unwatch(self, pidfd: int) -> None:
         self._poller.unregister(pidfd)
@@ -357,26 +344,26 @@ class Server:
         try:
             self._wake_reading.recv(4096)
         except (BlockingIOError, InterruptedError):
-            pass  # somebody was faster
+            pass  # there was nothing left to read
 
     # --- leaving ------------------------------------------------------------------------------------------------------
 
     def _patience(self) -> float:
-        """How long nobody must have needed the server before it leaves."""
+        """How long no process must have needed the server before it leaves."""
         least = LEAST_LINGER_S if self._had_clients else FIRST_CLIENT_S
-        return max(self._linger, self._dispatcher.reception.longest_linger, least)
+        return max(self._linger, self._service.sessions.longest_linger, least)
 
     def _linger_out(self, now: float) -> None:
-        """Leave if nobody is connected, nobody is coming, and no living process holds anything."""
+        """Leave if no process is connected, none is coming, and none that lives holds anything."""
         if self._idle_since is None or now < self._idle_since + self._patience():
             return
-        if self._door.strangers or self._welcome or self._dispatcher.books.slots_held():
+        if self._acceptor or self._welcome or self._service.books.slots_held():
             self._idle_since = now
             return
-        # Whoever connects from here on finds no address; whoever has connected already is in the backlog.
+        # A process that connects from here on finds no address; one that has connected is in the backlog.
         self._rendezvous.withdraw()
-        self._door.accept()
-        if self._door.strangers:
+        self._acceptor.accept()
+        if self._acceptor:
             self._idle_since = now
             self._guarded(self._look_around)  # puts the address back
             return
@@ -391,13 +378,13 @@ class Server:
             self.leave()
             return
         if before is not None and before is not self._rendezvous.listener:
-            self._door.change_listener(before)
+            self._acceptor.change_listener(before)
         if self._keep_log is not None:
             self._keep_log()
         if not self._journal.is_in_place():
             log.info("the journal vanished and is put back")
             self._journal.put_back()
-        self._dispatcher.look_around(monotonic())
+        self._service.look_around(monotonic())
         self._removals.watch(self.paths)
 
     def _say_goodbye(self) -> None:
@@ -406,26 +393,26 @@ class Server:
         self._farewell_until = monotonic() + FAREWELL_S
         self._look_at = math.inf  # what is removed from now on is removed by us, or not wanted back
         self._rendezvous.withdraw()
-        self._dispatcher.say_goodbye()
-        self._door.accept()  # those in the backlog are told, too
+        self._service.say_goodbye()
+        self._acceptor.accept()  # peers in the backlog are told, too
 
     def _has_left(self) -> bool:
-        """Whether everything is said: nobody is left who could still give something back."""
+        """Whether everything is said: no process is left that could still give something back."""
         if self._farewell_until is None:
             return False
         if monotonic() >= self._farewell_until:
             return True
-        if self._door.strangers or any(connection.unsent for connection in self._connections):
+        if self._acceptor or any(connection.unsent for connection in self._connections):
             return False
         attached = any(connection.role == "errand" for connection in self._connections)
-        return not attached or not self._dispatcher.books.slots_held()
+        return not attached or not self._service.books.slots_held()
 
     def _close(self, *, keep_journal: bool) -> None:
         """Close everything. The journal stays in any case while living processes hold slots."""
-        held = self._dispatcher.books.slots_held()
+        held = self._service.books.slots_held()
         files_are_ours = not keep_journal and not self._superseded
         if files_are_ours and held:
-            self._dispatcher.forget_who_holds_nothing()
+            self._service.departures.forget_who_holds_nothing()
         elif files_are_ours:
             self._journal.clear()
             self._members.clear()

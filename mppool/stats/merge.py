@@ -135,8 +135,8 @@ def pool_parts(
     """
     name = entry["name"]
     reporting = [(one, one.pools[name]) for one in figures if name in one.pools]
-    slots: list[tuple[int, str, str, int]] = entry["slots"]
-    slots_of: Counter[int] = Counter()
+    slots: list[tuple[int, str, str, ProcessId]] = entry["slots"]
+    slots_of: Counter[ProcessId] = Counter()
     settled = 0
     for some in _sliced(slots, AT_ONCE * 4):
         slots_of.update([row[3] for row in some])
@@ -210,7 +210,7 @@ def _gauges(
 
 
 def _pool_process(
-    one: ProcessFigures, report: PoolReport, slots_of: Mapping[int, int]
+    one: ProcessFigures, report: PoolReport, slots_of: Mapping[ProcessId, int]
 ) -> dict[str, Any]:
     return {
         "pid": one.process.pid,
@@ -219,7 +219,7 @@ def _pool_process(
         "idle": report.idle,
         "waiting": report.waiting,
         "checkouts": report.counters.get("checkouts", 0),
-        "slots": slots_of.get(one.process.pid, 0),
+        "slots": slots_of.get(one.process, 0),
         "stale": one.stale,
     }
 
@@ -227,25 +227,31 @@ def _pool_process(
 def _silent_processes(
     figures: list[ProcessFigures],
     reporting: list[tuple[ProcessFigures, PoolReport]],
-    slots_of: Mapping[int, int],
+    slots_of: Mapping[ProcessId, int],
 ) -> list[dict[str, Any]]:
     """Those that have slots and never said what of them is in use: stopped ones, for example."""
-    labels = {one.process.pid: one.label for one in figures}
-    said = {one.process.pid for one, _ in reporting}
+    labels = {one.process: one.label for one in figures}
+    said = {one.process for one, _ in reporting}
     unknown = {"in_use": 0, "idle": 0, "waiting": 0, "checkouts": 0}
     return [
-        {"pid": pid, "label": labels.get(pid, ""), **unknown, "slots": slots, "stale": True}
-        for pid, slots in slots_of.items()
-        if pid not in said
+        {
+            "pid": process.pid,
+            "label": labels.get(process, ""),
+            **unknown,
+            "slots": slots,
+            "stale": True,
+        }
+        for process, slots in slots_of.items()
+        if process not in said
     ]
 
 
-def _resource(row: tuple[int, str, str, int], known: ResourceReport | None) -> dict[str, Any]:
+def _resource(row: tuple[int, str, str, ProcessId], known: ResourceReport | None) -> dict[str, Any]:
     """A slot in the books, with what its process knows of the resource."""
-    number, key, state, pid = row
+    number, key, state, process = row
     own = {
         "id": number,
-        "pid": pid,
+        "pid": process.pid,
         "state": known.state if known else state,
         "identity_key": _identity_of(key),
         "uses": known.uses if known else 0,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -15,7 +16,8 @@ from mppool.ids import GrantNumber, ProcessId, Session, Ticket
 from mppool.options import PoolOptions
 from mppool.server import collecting
 from mppool.server.collecting import Collector
-from mppool.server.residents import Resident
+from mppool.server.members import Members
+from mppool.server.processes import ProcessRegistry
 from mppool.stats.report import PoolReport, ResourceReport
 from mppool.wire.messages import Report, Stats, WantReport
 
@@ -28,6 +30,8 @@ class Connection:
     process = P
     broken = None
     unsent = b""
+    session = Session(1)
+    pidfd: int | None = 0
 
     def __init__(self) -> None:
         self.sent: list[Any] = []
@@ -36,7 +40,7 @@ class Connection:
         self.sent.append(message)
 
 
-def scene(count: int) -> tuple[Collector, Connection, list[GrantNumber]]:
+def scene(directory: Path, count: int) -> tuple[Collector, Connection, list[GrantNumber]]:
     books = Books(1)
     declaration = Declaration("p", PoolOptions(max_size=None), 0.0, "k")
     books.apply(P, Session(1), Attach("", [declaration], []), 0.0)
@@ -48,9 +52,14 @@ def scene(count: int) -> tuple[Collector, Connection, list[GrantNumber]]:
             if isinstance(decision, Grant):
                 numbers.append(decision.number)
                 books.apply(P, Session(1), Opened(decision.number, 0.1), 0.0)
-    resident, errand = Resident(P, 0), Connection()
-    resident.errand = errand  # type: ignore[assignment]
-    return Collector("m", books, {P: resident}), errand, numbers
+    processes = ProcessRegistry(
+        Members(directory, "this world"),
+        watch=lambda process, pidfd: None,
+        unwatch=lambda pidfd: None,
+    )
+    errand = Connection()
+    processes.attach(errand, "")  # type: ignore[arg-type]
+    return Collector("m", books, processes), errand, numbers
 
 
 def say(collector: Collector, errand: Any, numbers: list[GrantNumber], size: int) -> None:
@@ -66,10 +75,10 @@ def say(collector: Collector, errand: Any, numbers: list[GrantNumber], size: int
 
 
 def test_between_the_steps_of_a_long_answer_others_are_served(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(collecting, "STEP_S", 0.0)
-    collector, errand, numbers = scene(1500)
+    collector, errand, numbers = scene(tmp_path, 1500)
     wanting = Connection()
     collector.wanted(wanting, 0.0)  # type: ignore[arg-type]
     say(collector, errand, numbers, 200)
@@ -90,8 +99,8 @@ def test_between_the_steps_of_a_long_answer_others_are_served(
     assert all(entry["state"] == "in_use" for part in parts for entry in part)
 
 
-def test_a_short_answer_comes_whole_and_at_once() -> None:
-    collector, errand, numbers = scene(3)
+def test_a_short_answer_comes_whole_and_at_once(tmp_path: Path) -> None:
+    collector, errand, numbers = scene(tmp_path, 3)
     wanting = Connection()
     collector.wanted(wanting, 0.0)  # type: ignore[arg-type]
     say(collector, errand, numbers, 200)
@@ -100,9 +109,9 @@ def test_a_short_answer_comes_whole_and_at_once() -> None:
     assert not answer.resources
 
 
-def test_who_has_gone_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_has_gone_is_not_answered(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr(collecting, "STEP_S", 0.0)
-    collector, errand, numbers = scene(1500)
+    collector, errand, numbers = scene(tmp_path, 1500)
     wanting = Connection()
     collector.wanted(wanting, 0.0)  # type: ignore[arg-type]
     say(collector, errand, numbers, 200)
@@ -113,9 +122,9 @@ def test_who_has_gone_is_not_answered(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_report_that_breaks_off_leaves_nothing_to_the_next(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    collector, errand, numbers = scene(3)
+    collector, errand, numbers = scene(tmp_path, 3)
     wanting = Connection()
     collector.wanted(wanting, 0.0)  # type: ignore[arg-type]
     lost = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -288,3 +289,41 @@ def show_and_wait(paths: ManagerPaths, writing: int) -> None:
         os.write(writing, b"%d\n" % grandchild)
         os.close(writing)
     signal.pause()
+
+
+def test_the_sign_of_life_stays_while_other_members_of_the_process_come_and_go(
+    paths: ManagerPaths,
+) -> None:
+    """A lock of the process ends with the first descriptor of the file that is closed in it."""
+    paths.prepare()
+    ends = os.pipe(), os.pipe()
+    child = Fork(show_several, paths, ends[0][1], ends[1][0])
+    with os.fdopen(ends[0][0]) as pipe:
+        assert pipe.readline() == "shown\n"
+    elsewhere_here = f"""
+from mppool.rendezvous import world
+from mppool.rendezvous.paths import ManagerPaths
+from pathlib import Path
+other = world.pid_namespace_inode() + 1
+world.pid_namespace_inode = lambda: other
+try:
+    world.check_no_other_world(ManagerPaths(Path({os.fspath(paths.runtime_dir)!r}), {paths.name!r}))
+except Exception as error:
+    print(type(error).__name__)
+"""
+    assert run_python(elsewhere_here).stdout == "ConfigurationError\n"
+    os.write(ends[1][1], b"end")
+    assert child.result()
+    assert run_python(elsewhere_here).stdout == ""
+
+
+def show_several(paths: ManagerPaths, shown: int, end: int) -> bool:
+    first = world.SignOfLife(paths)
+    second = world.SignOfLife(paths)  # of another member of this process
+    del second
+    gc.collect()
+    world.check_no_other_world(paths)  # this process serves, too
+    os.write(shown, b"shown\n")
+    os.close(shown)
+    os.read(end, 3)
+    return first.is_seen()

@@ -33,8 +33,8 @@ from mppool.ids import GrantNumber, ProcessId, Session, Ticket, own_process
 from mppool.options import PoolOptions
 from mppool.rendezvous import launch
 from mppool.rendezvous.paths import ManagerPaths
+from mppool.server import acceptor, loop
 from mppool.server import journal as journal_module
-from mppool.server import loop
 from mppool.server.connection import Connection
 from mppool.server.journal import HEADER_BYTES
 from mppool.server.loop import Server
@@ -350,7 +350,7 @@ def test_two_hundred_silent_connections_hold_up_nobody(paths: ManagerPaths) -> N
                 assert isinstance(member.checkout(), Grant)
             assert time.monotonic() - begin < 1.0
             assert all(client.is_closed() for client in silent)
-            assert time.monotonic() - begin < loop.HANDSHAKE_S + 3.0
+            assert time.monotonic() - begin < acceptor.HANDSHAKE_S + 3.0
         wait_until(lambda: not server._connections, "the end of all connections")
 
 
@@ -470,7 +470,7 @@ def fail_epoll_once(monkeypatch: pytest.MonkeyPatch, what: str, kind: type | Non
 def test_a_connection_that_cannot_be_heard_is_refused_and_the_others_are_served(
     paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(loop, "HANDSHAKE_S", 0.1)
+    monkeypatch.setattr(acceptor, "HANDSHAKE_S", 0.1)
     Background(paths)
     failed = fail_epoll_once(monkeypatch, "register", Connection)
     refused = Client(paths)
@@ -525,7 +525,7 @@ def test_a_failure_of_ours_ends_one_connection(
             raise RuntimeError("a bug")
 
         with monkeypatch.context() as patch:
-            patch.setattr(server._dispatcher.collector, "wanted", bug)
+            patch.setattr(server._service.collector, "wanted", bug)
             client = Client(paths)
             client.hello("control")
             client.send(WantStats())

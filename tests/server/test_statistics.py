@@ -121,6 +121,23 @@ def test_a_process_that_has_slots_and_has_said_nothing_of_the_pool_is_shown_as_s
     assert set(processes[0]) == set(shown)
 
 
+def test_two_members_of_one_process_show_their_own_slots() -> None:
+    """A subinterpreter, or a second copy of the library: each row showed the slots of both."""
+    made = Books(7)
+    members = [ProcessId(1, 10, 3), ProcessId(1, 10, 5)]
+    for number, member in enumerate(members, 1):
+        attach = Attach("", [Declaration("pool", PoolOptions(max_size=3), 0.0)], [])
+        made.apply(member, Session(number), attach, 100.0)
+        for ticket in range(number):
+            checkout = Checkout("pool", KEY, Ticket(ticket + 1), 1.0)
+            made.apply(member, Session(number), checkout, 100.0)
+    figures = [ProcessFigures(member, "", {"pool": report()}, False) for member in members]
+    for known in (figures, figures[:1], []):
+        stats = merged(made.snapshot(), known, Totals(), name="", server_pid=4, uptime=0.0)
+        shown = stats["pools"]["pool"]["processes"]
+        assert [(one["pid"], one["slots"]) for one in shown] == [(1, 1), (1, 2)]
+
+
 def test_a_resource_shows_what_the_books_know_and_what_its_hook_gave() -> None:
     _, number = books()
     given = resource(number, server="db1", state="nonsense")

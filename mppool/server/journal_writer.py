@@ -1,7 +1,4 @@
-"""What the journal still owes: decisions that could not be written down, and processes not heard yet.
-
-While there are any of either, a torn journal stays torn.
-"""
+"""Writes what the books decide to the journal: later, where that is impossible now."""
 
 from __future__ import annotations
 
@@ -15,17 +12,22 @@ from mppool.server.journal import Journal
 log = logging.getLogger(__name__)
 
 
-class Debts:
-    """Writes to the journal, and remembers what it owes. It belongs to the loop's thread.
+class JournalWriter:
+    """It belongs to the loop's thread.
 
-    awaited: after a torn journal, living processes that have not said yet what they hold.
+    _awaited: after a torn journal, living processes that have not said yet what they hold.
+    _owed: what could not be written down although it is so; it is tried again at every look around.
+    While there is any of either, a torn journal stays torn.
     """
 
     def __init__(self, journal: Journal) -> None:
-        self.awaited: set[ProcessId] = set()
+        self._awaited: set[ProcessId] = set()
         self._journal = journal
-        # What could not be written down although it is so; tried again at every look around.
         self._owed: dict[GrantNumber | str, Record | RecordPool] = {}
+
+    def awaits(self, processes: set[ProcessId]) -> None:
+        """The journal is torn, and these live: until each was heard, it stays torn."""
+        self._awaited = set(processes)
 
     def write_down(self, decision: object, adopted: Iterable[GrantNumber] = ()) -> str | None:
         """Carry out a decision for the journal. The reason, if a grant could not be written down.
@@ -61,13 +63,13 @@ class Debts:
 
     def heard(self, process: ProcessId) -> None:
         """What a process holds is known now."""
-        if process in self.awaited:
-            self.awaited.discard(process)
+        if process in self._awaited:
+            self._awaited.discard(process)
             self.settle_journal()
 
     def settle_journal(self) -> None:
-        """Declare the journal whole, once everybody has been heard and nothing is owed."""
-        if not self._journal.torn or self.awaited or self._owed:
+        """Declare the journal whole, once all processes have been heard and nothing is owed."""
+        if not self._journal.torn or self._awaited or self._owed:
             return
         try:
             self._journal.settled()
