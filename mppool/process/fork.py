@@ -15,10 +15,19 @@ Two lines of defence, which run the same renewal:
 
 The renewal may be left by an exception between any two instructions. So every part of it can be done again,
 one part's failure skips no other, and the new mark is announced last.
+
+The order in which parts are renewed, and within each step that in which they were registered:
+
+1. what modules keep (`call_in_children`): locks, and tables of the whole process;
+2. members (`Turn.MEMBER`): inventory, link, background thread, then their pools;
+3. what uses members (`Turn.USER`): credentials, pools of clients.
+
+This is the only file that calls `os.register_at_fork`.
 """
 
 from __future__ import annotations
 
+import itertools
 import mmap
 import os
 import sys
@@ -27,6 +36,7 @@ from _ctypes import Py_INCREF
 from _thread import RLock, get_native_id
 from collections import deque
 from collections.abc import Callable
+from enum import IntEnum
 from functools import partial
 from time import monotonic, sleep
 from typing import Any, Protocol
@@ -44,6 +54,13 @@ class Forkable(Protocol):
 
         It may be left by an exception at any instruction, and is called again then.
         """
+
+
+class Turn(IntEnum):
+    """When a Forkable is renewed: what lies below first."""
+
+    MEMBER = 1
+    USER = 2
 
 
 class Mark(Protocol):
@@ -73,8 +90,13 @@ def new_mark() -> Mark:
     return page
 
 
-_forkables: weakref.WeakSet[Forkable] = weakref.WeakSet()
+# By a number that counts up, so that they are found in the order in which they were registered. Each leaves by itself.
+_forkables: dict[int, tuple[Turn, weakref.ref[Forkable]]] = {}
+_numbers = itertools.count()
 _functions: list[Callable[[], None]] = []
+# Called around a fork in the process that forks.
+_before: list[Callable[[], None]] = []
+_after_in_parent: list[Callable[[], None]] = []
 _functions_done = 0
 
 _mark: Mark = new_mark()
@@ -112,10 +134,17 @@ def notice_fork() -> None:
         _renew()
 
 
-def renew_in_children(forkable: Forkable) -> None:
+def renew_in_children(forkable: Forkable, turn: Turn = Turn.USER) -> None:
     """From now on `forkable.after_fork_in_child()` is called in every forked child, while it lives."""
     notice_fork()
-    _forkables.add(forkable)
+    number = next(_numbers)
+    _forkables[number] = turn, weakref.ref(forkable, lambda _: _forkables.pop(number, None))
+
+
+def call_around_forks(before: Callable[[], None], after_in_parent: Callable[[], None]) -> None:
+    """From now on these are called in the process that forks: only where the fork runs hooks (os.fork)."""
+    _before.append(before)
+    _after_in_parent.append(after_in_parent)
 
 
 def call_in_children(function: Callable[[], None]) -> None:
@@ -227,7 +256,7 @@ def _renew_all() -> list[Exception]:
     for function in _functions[_functions_done:]:
         _do(function, errors)
         _functions_done += 1
-    for forkable in list(_forkables):
+    for forkable in _in_order():
         if forkable in _renewed:
             continue
         if _do(forkable.after_fork_in_child, errors):
@@ -241,6 +270,11 @@ def _renew_all() -> list[Exception]:
         if pid != os.getpid():
             _renewing.pop(pid, None)
     return errors
+
+
+def _in_order() -> list[Forkable]:
+    registered = sorted(_forkables.items(), key=lambda item: (item[1][0], item[0]))
+    return [forkable for _, (_, found) in registered if (forkable := found()) is not None]
 
 
 def _do(function: Callable[[], None], errors: list[Exception]) -> bool:
@@ -284,6 +318,11 @@ def _after_fork_in_child() -> None:
         raise
 
 
+def _call(functions: list[Callable[[], None]]) -> None:
+    for function in functions:
+        function()
+
+
 if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
     os.register_at_fork(before=_wait_for_ends)  # what is registered later is called earlier
     os.register_at_fork(
@@ -291,4 +330,8 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
         before=partial(_preparing.acquire, timeout=_LONGEST_PREPARATION_S),
         after_in_parent=_preparing.release,
         after_in_child=_after_fork_in_child,
+    )
+    # What is registered last is called first before a fork: nothing of this happens while the lock is held.
+    os.register_at_fork(
+        before=partial(_call, _before), after_in_parent=partial(_call, _after_in_parent)
     )

@@ -31,7 +31,7 @@ from mppool.link.connection import SessionLost
 from mppool.link.troubles import pool_error
 from mppool.logs import Log
 from mppool.process.executor import BackgroundExecutor
-from mppool.process.fork import make_immortal, notice_fork, renew_in_children
+from mppool.process.fork import Turn, make_immortal, notice_fork, renew_in_children
 from mppool.process.locks import release_own
 from mppool.recipe import Recipe
 from mppool.tokens.cache import TokenCache
@@ -138,7 +138,7 @@ class Member:
         self._tickets = itertools.count(1)
         self._secret: bytes | None = None
         self.link = make_link(self)
-        renew_in_children(self)
+        renew_in_children(self, Turn.MEMBER)
         _members.add(self)
 
     def reporter(self, send: Callable[[Report], None]) -> Reporter:

@@ -109,6 +109,16 @@ def _strings(node: ast.AST) -> Iterator[str]:
             yield from _strings(inner)
 
 
+def callers(function: str) -> set[str]:
+    """Modules that call a function of this name."""
+    return {
+        name
+        for name, tree in modules().items()
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Call) and _called(node) == function
+    }
+
+
 def lines() -> dict[str, int]:
     """How many lines each file has."""
     return {

@@ -49,6 +49,11 @@ def test_the_table_of_resources_is_changed_by_its_owner_alone() -> None:
     assert found == allowed.WRITERS_OF_THE_TABLE
 
 
+def test_one_file_registers_what_happens_at_a_fork() -> None:
+    """There what is renewed first is stated; elsewhere it would depend on the order of imports."""
+    assert source.callers("register_at_fork") == {"mppool.process.fork"}
+
+
 # --- the counting itself ----------------------------------------------------------------------------------
 
 

@@ -8,11 +8,10 @@ before the fork, and in the child for ever.
 
 from __future__ import annotations
 
-import os
 import weakref
 from typing import Any, Protocol
 
-from mppool.process.fork import call_in_children, make_immortal
+from mppool.process.fork import call_around_forks, call_in_children, make_immortal
 
 
 class Holder(Protocol):
@@ -49,6 +48,5 @@ def _after_in_child() -> None:
         holder.renew()
 
 
-if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
-    os.register_at_fork(before=_before, after_in_parent=_after_in_parent)
+call_around_forks(_before, _after_in_parent)
 call_in_children(_after_in_child)
