@@ -5,16 +5,19 @@ from __future__ import annotations
 import asyncio
 import gc
 import os
+import threading
 import time
 import weakref
 from typing import Any
 
 import pytest
+from azure.identity.aio import ManagedIdentityCredential
 
 from mppool import ConfigurationError, PoolManager, StaleLease
 from mppool.azure import BlobServicePool, ClientPool
 from tests.azure import azurite as emulator
 from tests.azure.azurite import KEY, AsyncCredential, Azurite, Credential
+from tests.azure.endpoints import Endpoint
 from tests.helpers import Fork
 
 # The first run on a machine installs Azurite.
@@ -75,6 +78,35 @@ def test_each_loop_has_its_own(pool: BlobServicePool, azurite: Azurite) -> None:
             await other.get_service_properties()
 
     asyncio.run(second(asyncio.run(first())))
+
+
+def test_azures_own_asynchronous_credential_serves_clients_in_loop_after_loop(
+    msi: Endpoint, pool: BlobServicePool, azurite: Azurite, manager: PoolManager
+) -> None:
+    """It belongs to the loop that used it first; the clients of every other one use a copy."""
+    msi.behaviour = lambda asked: asked.token(access_token=emulator.token())
+    credential = ManagedIdentityCredential(retry_total=0)
+    done: list[bool] = []
+
+    async def use() -> None:
+        container = await new_container(pool.aclient(credential, azurite.url))
+        done.append(await round_trip(container, "a"))
+
+    async def use_and_close() -> None:
+        await use()
+        await credential.close()  # the application's business; copies are closed with their loops
+
+    for number in (1, 2, 3):
+        asyncio.run(use_and_close() if number == 1 else use())
+        assert msi.count == number
+        manager.forget_tokens()  # so that the next loop needs the credential itself
+    threads = [threading.Thread(target=asyncio.run, args=(use(),)) for _ in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert done == [True] * 5
+    assert azurite.connections_of() == 0
 
 
 def test_without_a_loop(pool: BlobServicePool) -> None:
