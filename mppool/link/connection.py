@@ -30,12 +30,19 @@ _AT_ONCE_MS = 10
 ASK_GRACE_S = 0.25
 """How long the books may take to answer although the timeout is shorter."""
 
+ASK_PATIENCE_S = 0.5
+"""So long a thread that could be served by its neighbours waits for the books to answer."""
+
 SESSION_PAUSE_S = 0.01
 """Between a session that was lost and the next try: the server may be saying farewell."""
 
 
 class SessionLost(Exception):
     """The server is gone, or does not know this session any more: attach again and ask again."""
+
+
+class ServerStopped(TimeoutError):
+    """The server cannot answer (SIGSTOP, a debugger)."""
 
 
 class OlderServer(Exception):
@@ -120,17 +127,17 @@ class Connection:
         Raises TimeoutError at the deadline (None: waits for ever), SessionLost if the server is gone. After
         any exception the connection is closed.
 
-        is_stopped: asked where no answer comes at once. A server that is stopped is not waited for. Only where
-            there is a `poll`.
+        is_stopped: asked where no answer comes at once (with gevent, whose sockets wait by themselves, in any case).
+            A server that is stopped is not waited for.
         """
         poll = self.poll
         try:
             self.send(message, deadline)
             if is_stopped is None:
                 self._wait(poll, deadline)
-            elif not poll.poll(_AT_ONCE_MS):  # type: ignore[union-attr]
+            elif poll is None or not poll.poll(_AT_ONCE_MS):
                 if is_stopped():
-                    raise TimeoutError("the server is stopped")
+                    raise ServerStopped("the server is stopped")
                 self._wait(poll, deadline)
             while True:
                 try:
@@ -186,13 +193,18 @@ class Connection:
                 return
 
 
-def introduce(connection: Connection, hello: Hello, deadline: float | None) -> Welcome:
-    """The handshake.
+def introduce(
+    connection: Connection,
+    hello: Hello,
+    deadline: float | None,
+    is_stopped: Callable[[], bool] | None = None,
+) -> Welcome:
+    """The handshake. is_stopped: see Connection.exchange.
 
     Raises SessionLost if the server is leaving, OlderServer if it is of an older release that does not
     speak our protocol, ProtocolError if it refuses otherwise.
     """
-    answer = connection.exchange(hello, deadline)
+    answer = connection.exchange(hello, deadline, is_stopped)
     if isinstance(answer, Welcome):
         return answer
     connection.close()

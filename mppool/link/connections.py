@@ -17,6 +17,8 @@ from mppool.wire.framing import process_side_reader
 from mppool.wire.messages import PROTOCOL, Hello, Message, Role
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mppool.rendezvous.locator import ServerLocator
 
 
@@ -57,23 +59,33 @@ class Connections:
         self._all.add(connection)
         return connection
 
-    def take(self, session: Session, deadline: float | None) -> Connection:
-        """A call connection of this session. The caller owns it, and appends it to `idle` afterwards."""
+    def take(
+        self,
+        session: Session,
+        deadline: float | None,
+        is_stopped: Callable[[], bool] | None = None,
+    ) -> Connection:
+        """A call connection of this session. The caller owns it, and appends it to `idle` afterwards.
+
+        is_stopped: see Connection.exchange.
+        """
         while True:
             try:
                 connection = self.idle.pop()
             except IndexError:
-                return self._new(session, deadline)
+                return self._new(session, deadline, is_stopped)
             if connection.session == session:
                 return connection
             connection.close()
 
-    def _new(self, session: Session, deadline: float | None) -> Connection:
+    def _new(
+        self, session: Session, deadline: float | None, is_stopped: Callable[[], bool] | None
+    ) -> Connection:
         sock = self._locator.look(deadline)
         if sock is None:
             raise SessionLost("the server has just gone")
         connection = self.wrap(sock, session)
-        introduce(connection, self.hello("call", session), deadline)
+        introduce(connection, self.hello("call", session), deadline, is_stopped)
         return connection
 
     def close_idle(self) -> None:

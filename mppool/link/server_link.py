@@ -13,7 +13,14 @@ from mppool.core.events import Abandoned, Checkout, Event
 from mppool.core.tokens import WantToken
 from mppool.errors import PoolError, ServerUnavailable
 from mppool.ids import ProcessId, Ticket, is_stopped
-from mppool.link.connection import ASK_GRACE_S, SESSION_PAUSE_S, Connection, SessionLost
+from mppool.link.connection import (
+    ASK_GRACE_S,
+    ASK_PATIENCE_S,
+    SESSION_PAUSE_S,
+    Connection,
+    ServerStopped,
+    SessionLost,
+)
 from mppool.link.errands import Errands
 from mppool.link.session import CONTROL_DEADLINE_S, ServerSession
 from mppool.link.troubles import pool_errors_only
@@ -80,7 +87,13 @@ class ServerLink:
     def call(self, event: Event, deadline: float | None) -> Any:
         """See Link. Raises SessionLost, TimeoutError, ServerUnavailable."""
         inventory = self._inventory
+        # Who has little time is not to spend it on a server that is stopped.
+        is_short = type(event) is Checkout and (
+            event.timeout is not None and event.timeout < ASK_PATIENCE_S
+        )
         if inventory.session is None:
+            if is_short and self.is_stopped():
+                raise ServerStopped("the server is stopped")
             self.ensure_session(deadline)
             inventory = self._inventory  # in a child that has just been noticed it is another one
             if deadline is not None:
@@ -93,13 +106,14 @@ class ServerLink:
         session = inventory.session
         if session is None:
             raise SessionLost("the server has just gone")
-        connection = self._connections.take(session, deadline)
+        is_stopped = self.is_stopped if is_short else None
+        connection = self._connections.take(session, deadline, is_stopped)
         if self._connections.orphans:
             self.retry_orphans()
         ticket = connection.ticket
         if isinstance(event, (Checkout, WantToken)):
             ticket = event.ticket
-        answer = connection.exchange(event, deadline)
+        answer = connection.exchange(event, deadline, is_stopped)
         return self._answered(connection, ticket, answer)
 
     def ask_at_once(self, event: Checkout) -> Any:

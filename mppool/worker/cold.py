@@ -18,7 +18,7 @@ from mppool.errors import (
 from mppool.errors import (
     OpenFailed as OpenFailedError,
 )
-from mppool.link.connection import ASK_GRACE_S, SESSION_PAUSE_S, SessionLost
+from mppool.link.connection import ASK_GRACE_S, ASK_PATIENCE_S, SESSION_PAUSE_S, SessionLost
 from mppool.logs import Log
 from mppool.worker.entry import Entry
 from mppool.worker.face import Face
@@ -36,6 +36,12 @@ if TYPE_CHECKING:
 
 log = Log("mppool")
 
+
+LONGEST_ASK_S = 5.0
+"""A thread that can be served by nobody but the books waits so long for their answer, and asks again."""
+
+START_PATIENCE_S = 1.0
+"""How much longer an answer may take where a server has to be found, or started, first."""
 
 REFUSAL_GRACE_S = 0.005
 """How much longer than its timeout a checkout waits to be told why there was nothing."""
@@ -97,6 +103,8 @@ class ColdCheckout:
         if bearer is not None:
             bearer.deadline = self._deadline
         self._last_error: OpenFailedError | None = None
+        # What came of asking, where the books have not answered in time; "" while they do.
+        self._unanswered = ""
         self._waiter: LocalWaiter | None = None
         self._holdings = face.holdings
 
@@ -198,11 +206,13 @@ class ColdCheckout:
         """Entry, Grant, Refuse, Retry or Failure: whatever comes first."""
         face, left_s = self._face, self._left()
         while True:
-            # Enqueued first, looked again: no release is missed.
+            # Enqueued first, looked again, and after each call: no release is missed.
             if (entry := take(face, self._key)) is not None:
                 return entry
-            if face.line.must_ask(waiter, left_s) and (answer := self._ask(waiter)) is not None:
-                return answer
+            if self._can_ask() and face.line.must_ask(waiter, left_s):
+                answer = self._ask(waiter) or take(face, self._key)
+                if answer is not None:
+                    return answer
             until = self._wait_until(waiter)
             look_at = face.line.look_at(waiter, left_s)
             at = look_at if until is None else min(until, look_at)
@@ -212,7 +222,7 @@ class ColdCheckout:
             if answer is not None:
                 return answer
             if until is not None and monotonic() >= until:
-                return Refuse(waiter.ticket, "timeout", face.line.why_nothing(self._key))
+                return Refuse(waiter.ticket, "timeout", self._why_nothing())
             starving = face.line.starving_ticket(waiter)
             if starving is not None:
                 self._member.tell(Starves(starving))
@@ -225,20 +235,21 @@ class ColdCheckout:
         return self._deadline + (REFUSAL_GRACE_S if waiter.asked else 0.0)
 
     def _ask(self, waiter: LocalWaiter) -> Any:
-        """Ask the books. None: what they grant comes later, or is being opened."""
-        if self._is_short() and self._member.link.is_stopped():
-            self._face.line.ticket_ended(waiter.ticket, None, self._key)
-            answer = waiter.wait(self._deadline)
-            if answer is None and self._left() != 0:
-                return Retry  # something was put back
-            return answer or self._stopped(waiter.ticket)
-        answer = self._call(waiter.ticket)
+        """Ask the books. None: what they grant comes later, or is being opened; or they do not answer now."""
+        waiter.calling = True
+        try:
+            answer = self._call_patiently(waiter.ticket)
+        finally:
+            waiter.calling = False
+        if answer is None:
+            self._give_up(waiter)
+            return None
         if isinstance(answer, Queued):
             self._member.audit.want_again()
             return None
         if isinstance(answer, Grant):
             return self._take_up(answer, waiter)
-        self._face.line.ticket_ended(waiter.ticket, None, self._key)
+        self._face.line.ticket_ended(waiter.ticket, None)
         if answer is not Retry:
             return answer
         # A pause, for the server may be saying farewell; a neighbour's release ends it.
@@ -256,28 +267,57 @@ class ColdCheckout:
 
     def _call(self, ticket: Ticket) -> Any:
         """What the books answer, at once: Grant, Queued or Refuse; Retry if the session was lost."""
-        if self._timeout == 0 and self._member.link.is_stopped():
-            return self._stopped(ticket)
-        event = Checkout(self._face.name, self._key, ticket, self._left())
         try:
-            return self._member.call(event, self._ask_until)
-        except SessionLost as error:
-            return not_answered(self._member, ticket, error) if self._left() == 0 else Retry
+            return self._answer_to(ticket, self._ask_until)
         except TimeoutError as error:
             why = TimeoutError(f"{error}; {self._face.line.why_nothing(self._key)}")
             return not_answered(self._member, ticket, why)
 
+    def _call_patiently(self, ticket: Ticket) -> Any:
+        """The same; None: the books have not answered in time, and there may be something on the shelf by now.
+
+        A server that is stopped would have all threads wait for it, and neighbours release in vain.
+        """
+        began, holdings, line = monotonic(), self._holdings, self._face.line
+        patience = ASK_PATIENCE_S if line.can_go_on(self._key) else LONGEST_ASK_S
+        if holdings.session is None:
+            patience += START_PATIENCE_S
+        until = began + patience
+        if self._ask_until is not None:
+            until = min(until, self._ask_until)
+        silence = self._member.silence
+        try:
+            answer = self._answer_to(ticket, until)
+        except TimeoutError as error:
+            self._unanswered = str(error)
+            silence.begins(began, monotonic(), stopped=self._member.link.is_stopped())
+            return None
+        self._unanswered = ""
+        if silence.until > 0:
+            silence.ends()
+        return answer
+
+    def _answer_to(self, ticket: Ticket, until: float | None) -> Any:
+        """What the books answer to a checkout. Raises TimeoutError."""
+        event = Checkout(self._face.name, self._key, ticket, self._left())
+        try:
+            return self._member.call(event, until)
+        except SessionLost as error:
+            return not_answered(self._member, ticket, error) if self._left() == 0 else Retry
+
+    def _can_ask(self) -> bool:
+        """Whether there is time to ask once more, where the books have not answered before."""
+        left = self._left()
+        return not self._unanswered or left is None or left >= ASK_PATIENCE_S
+
+    def _why_nothing(self) -> str:
+        text = self._face.line.why_nothing(self._key)
+        return f"{self._unanswered}; {text}" if self._unanswered else text
+
     def _give_up(self, waiter: LocalWaiter) -> None:
         """Whether the books have our ticket in their queue is not known."""
-        self._face.line.ticket_ended(waiter.ticket, None, self._key)
+        self._face.line.ticket_ended(waiter.ticket, None)
         self._member.tell(Abandoned(waiter.ticket))
-
-    def _stopped(self, ticket: Ticket) -> Refuse:
-        return Refuse(ticket, "timeout", "the server is stopped")
-
-    def _is_short(self) -> bool:
-        """Whether the timeout is shorter than the time that the books may take to answer."""
-        return self._timeout is not None and self._timeout < ASK_GRACE_S
 
     def _left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - monotonic())

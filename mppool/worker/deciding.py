@@ -58,7 +58,7 @@ def _on_grant(member: Member, grant: Grant, session: Session) -> None:
             # It was lost on the way; a thread that waits for it must not wait for ever.
             member.retry(grant.ticket)
             return
-        face.line.ticket_ended(grant.ticket, None, grant.key)
+        face.line.ticket_ended(grant.ticket, None)
         if not face.line.give_to(grant.key, grant.ticket, entry):
             shelve(entry)
     elif member.register(grant, session):

@@ -40,6 +40,10 @@ LATE_OPENINGS = 3.0
 SHORTEST_STARVATION_S = 1.0
 STARVATION_OPENINGS = 2.0
 STARVATION_USES = 3.0
+
+SHORTEST_SILENCE_S, LONGEST_SILENCE_S = 1.0, 8.0
+"""For so long nobody asks books that have not answered in time, where it can go on without them."""
+
 """A key starves where threads wait for it and nothing was given back for so long: see `starves_after_s`."""
 
 
@@ -213,6 +217,11 @@ class Demand:
         """When the next opening is not counted on any longer; infinity if none is now."""
         return min((until for until in self.opening.values() if until > now), default=math.inf)
 
+    @property
+    def can_go_on(self) -> bool:
+        """Whether threads may be served without the books: something is open, or on its way."""
+        return bool(self.open or self.opening)
+
     # --- starving ----------------------------------------------------------------------------------------
 
     def starves_at(self, since: float, opening_s: float, use_s: float) -> float:
@@ -253,6 +262,39 @@ class Demand:
             del self.tickets[ticket]
         self._spare_since = math.inf
         return spare
+
+
+class Silence:
+    """Whether the books have lately not answered in time. Nobody asks for a while then, where it can go on without.
+
+    One for all threads, and used without a lock: what two threads write at one time differs by little.
+
+    until: nobody asks before. While the server is stopped each silence is a short one, so that it is soon seen to go
+    on; one that is only slow is given more time at each failure, for every question makes it slower.
+    """
+
+    __slots__ = ("_pause_s", "_since", "until")
+
+    def __init__(self) -> None:
+        self.until = -math.inf
+        self._since = -math.inf
+        self._pause_s = 0.0
+
+    def begins(self, asked_at: float, now: float, *, stopped: bool) -> None:
+        """What was asked at that instant was not answered. stopped: the server cannot answer."""
+        if asked_at <= self._since:
+            return  # asked before another thread had found that out
+        self._since = now
+        self._pause_s = (
+            SHORTEST_SILENCE_S
+            if stopped or not self._pause_s
+            else min(2 * self._pause_s, LONGEST_SILENCE_S)
+        )
+        self.until = now + self._pause_s
+
+    def ends(self) -> None:
+        """The books have answered, or there are others."""
+        self.until, self._pause_s = -math.inf, 0.0
 
 
 class Recent:

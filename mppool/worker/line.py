@@ -25,7 +25,10 @@ class Line:
     The queues change under the holdings' lock only. A thread that gives goes through a copy without it, for a waiter
     decides by itself whether it still takes what it is given. The demands are guarded by the same lock.
 
-    waiters: the queues that are not empty. demands: what is waited for, asked for and held.
+    waiters: the queues that are not empty. demands: what is waited for, asked for and held. There may be one for each
+        of thousands of identities, so nothing that is done often goes through all of them.
+    _asked: of each ticket that the books have, or are about to have, the key.
+    _spare: keys that may have tickets for which no thread waits.
     asks_at_once: where the books must know of every thread that waits, none hopes.
     """
 
@@ -35,6 +38,8 @@ class Line:
         self.asks_at_once = face.options.max_waiting is not None
         self.waiters: dict[str, deque[LocalWaiter]] = {}
         self.demands: dict[str, Demand] = {}
+        self._asked: dict[Ticket, str] = {}
+        self._spare: set[str] = set()
         self.opening_time = Recent()
         self.use_time = Recent()
 
@@ -55,6 +60,16 @@ class Line:
             demand = self.demands[key] = Demand()
         return demand
 
+    def forget(self, key: str) -> None:
+        """Nothing of a key is wanted or held any more. Caller holds the holdings' lock."""
+        self.demands.pop(key, None)
+        self._spare.discard(key)
+
+    def can_go_on(self, key: str) -> bool:
+        """Whether threads may be served without the books; a hint, taken without the lock."""
+        demand = self.demands.get(key)
+        return demand is not None and demand.can_go_on
+
     def opens_for(self, key: str) -> bool:
         """Whether something of this key is being opened here; a hint, taken without the lock."""
         demand = self.demands.get(key)
@@ -66,6 +81,7 @@ class Line:
             demand = self.demand_for(waiter.key)
             self.waiters[waiter.key] = demand.waiting
             demand.begins_to_wait(waiter, waiter.since)
+            self._note_spare(waiter.key, demand)
             self._face.attention = True
 
     def dequeue(self, waiter: LocalWaiter, *, served: bool) -> None:
@@ -73,7 +89,7 @@ class Line:
         with self._holdings.lock:
             demand = self.demand_for(waiter.key)
             demand.stops_waiting(waiter, monotonic(), served=served)
-            due = demand.spare_due_at()
+            due = self._note_spare(waiter.key, demand)
             if not demand.waiting:
                 self.waiters.pop(waiter.key, None)
                 forget_shelf(self._face, waiter.key)
@@ -95,22 +111,29 @@ class Line:
         if waiter.insists:  # it has been granted what it waits for
             return False
         with self._holdings.lock:
-            demand = self.demand_for(waiter.key)
-            if self._is_asked_for(demand, waiter):
+            demand, now = self.demand_for(waiter.key), monotonic()
+            if not self._may_ask(demand, waiter, now):
                 return False
-            # If it fails, its thread is to hear why, and not to ask before that.
-            if waiter.opening is not None and not demand.is_late(waiter.opening, monotonic()):
+            if demand.can_go_on and now < self._face.member.silence.until:
                 return False
             if waiter.asked or not (waiter.opens_here or self.asks_at_once):
                 hope = 0.0 if self._face.contended else hope_s(self.opening_time.seconds, left_s)
                 idle = len(self._face.shelves.get(waiter.key, ()))
-                if not demand.must_ask(hope, idle, monotonic()):
+                if not demand.must_ask(hope, idle, now):
                     return False
             if waiter.asked:  # its ticket was used up, by a neighbour or by a failure
                 waiter.ticket = self._face.member.next_ticket()
             waiter.asked = True
             demand.asks(waiter.ticket)
+            self._asked[waiter.ticket] = waiter.key
             return True
+
+    def _may_ask(self, demand: Demand, waiter: LocalWaiter, now: float) -> bool:
+        """Whether a thread could ask, if more is wanted. Caller holds the holdings' lock."""
+        if waiter.insists or not waiter.is_open or self._is_asked_for(demand, waiter):
+            return False
+        # If its opening fails, it is to hear why, and not to ask before that.
+        return waiter.opening is None or demand.is_late(waiter.opening, now)
 
     def look_at(self, waiter: LocalWaiter, left_s: float | None) -> float:
         """When a waiting thread has to look around again, unless it is poked; infinity: no need."""
@@ -121,9 +144,12 @@ class Line:
             waiter.looks_at = demand.starves_at(
                 waiter.since, self.opening_time.seconds, self.use_time.seconds
             )
-            if not (waiter.insists or self._is_asked_for(demand, waiter)):
+            if not self._is_asked_for(demand, waiter):
                 hope = hope_s(self.opening_time.seconds, left_s)
-                waiter.looks_at = min(waiter.looks_at, demand.look_at(hope, monotonic()))
+                asks_at = demand.look_at(hope, monotonic())
+                if demand.can_go_on:
+                    asks_at = max(asks_at, self._face.member.silence.until)
+                waiter.looks_at = min(waiter.looks_at, asks_at)
             return waiter.looks_at
 
     def _is_asked_for(self, demand: Demand, waiter: LocalWaiter) -> bool:
@@ -138,6 +164,7 @@ class Line:
         with self._holdings.lock:
             demand = self.demand_for(grant.key)
             demand.opens_for_itself(grant.number, monotonic())
+            self._note_spare(grant.key, demand)
 
     def expects_opening(self, key: str) -> None:
         """Something is being opened for those who wait: one of them looks again should it take too long."""
@@ -145,8 +172,8 @@ class Line:
             self._have_one_look(self.demand_for(key))
 
     def _have_one_look(self, demand: Demand) -> None:
-        """The thread that waits first looks around when an opening takes too long. Caller holds the lock."""
-        first = next((waiter for waiter in demand.waiting if waiter.is_open), None)
+        """The first thread that could ask looks around when an opening takes too long. Caller holds the lock."""
+        first = next((one for one in demand.waiting if one.is_ready and not one.insists), None)
         if first is not None and first.looks_at > demand.late_at(monotonic()):
             first.poke()
 
@@ -160,36 +187,45 @@ class Line:
                 return None
             return demand.says_starving(now)
 
-    def ticket_ended(self, ticket: Ticket, answer: Any, key: str | None = None) -> bool:
+    def ticket_ended(self, ticket: Ticket, answer: Any) -> bool:
         """The books have taken a ticket out of their queue; False if this pool does not know it.
 
-        answer: for the thread that waits with it, if there is one. key: of the ticket, where it is known.
+        answer: for the thread that waits with it, if there is one; None: somebody else sees to that thread.
         """
         with self._holdings.lock:
-            demands = self.demands if key is None else {key: self.demand_for(key)}
-            found = next((key for key, one in demands.items() if ticket in one.tickets), None)
-            if found is None:
-                return False
-            self.demands[found].answered(ticket)
-            waiters = list(self.waiters.get(found, ()))
+            key = self.answered(ticket)
+            waiters = list(self.waiters.get(key, ())) if key is not None else []
+        if key is None:
+            return False
         if answer is not None:
             for waiter in waiters:
                 if waiter.ticket == ticket and waiter.give(answer):
                     return True
-            self.poke(found)
+            self.poke(key)
         return True
+
+    def answered(self, ticket: Ticket) -> str | None:
+        """Forget a ticket; its key, if it was known. Caller holds the holdings' lock."""
+        key = self._asked.pop(ticket, None)
+        if key is not None:
+            self.demand_for(key).answered(ticket)
+        return key
 
     def forget_tickets(self) -> None:
         """The session is over, and with it all tickets."""
         with self._holdings.lock:
-            for demand in self.demands.values():
-                demand.tickets.clear()
+            for ticket in list(self._asked):
+                self.answered(ticket)
 
     def waiter_for(self, key: str, ticket: Ticket) -> LocalWaiter | None:
         """The thread that waits with this ticket, else the oldest for this key, else None."""
         waiting = [waiter for waiter in list(self.waiters.get(key, ())) if waiter.is_open]
-        with_ticket = (waiter for waiter in waiting if waiter.ticket == ticket)
-        return next(with_ticket, waiting[0] if waiting else None)
+        for waiter in waiting:
+            if waiter.ticket == ticket:
+                return waiter
+        # A thread that is in a call may be long in coming: nothing is opened in its own hands.
+        usable = [waiter for waiter in waiting if waiter.is_ready or not waiter.opens_here]
+        return next((waiter for waiter in usable if waiter.is_ready), usable[0] if usable else None)
 
     def begins_opening(self, grant: Grant, waiter: LocalWaiter) -> bool:
         """Whether the open hook is to be called for a grant; not where nobody needs it any more."""
@@ -218,10 +254,15 @@ class Line:
         return text
 
     def poke(self, key: str) -> None:
-        """Less is on its way for a key than before: have a thread that waits look around."""
-        queue = self.waiters.get(key)
-        if queue:
-            wake_oldest(queue)
+        """Less is on its way for a key than before: have a thread that could ask for more look around."""
+        if not self.waiters.get(key):
+            return
+        with self._holdings.lock:
+            demand, now = self.demand_for(key), monotonic()
+            for waiter in demand.waiting:
+                if waiter.is_ready and self._may_ask(demand, waiter, now):
+                    waiter.poke()
+                    return
 
     def _give_up_spare_later(self, due: float) -> None:
         if self.asks_at_once:
@@ -234,17 +275,29 @@ class Line:
         again = math.inf
         given_up: list[Ticket] = []
         with self._holdings.lock:
-            for key, demand in list(self.demands.items()):
+            for key in list(self._spare):
+                demand = self.demand_for(key)
                 due = demand.spare_due_at()
                 if due <= now:
-                    given_up += demand.give_up_spare(now if now < math.inf else monotonic())
+                    spare = demand.give_up_spare(now if now < math.inf else monotonic())
+                    for ticket in spare:
+                        self._asked.pop(ticket, None)
+                    given_up += spare
                     forget_shelf(self._face, key)
-                else:
-                    again = min(again, due)
+                again = min(again, self._note_spare(key, demand))
             self._holdings.outbox.extend(Abandoned(ticket) for ticket in given_up)
         if given_up:
             self._face.member.flush()
         return again
+
+    def _note_spare(self, key: str, demand: Demand) -> float:
+        """When tickets of a key are to be given up; infinity: not as things are. Caller holds the holdings' lock."""
+        due = demand.spare_due_at()
+        if due < math.inf:
+            self._spare.add(key)
+        else:
+            self._spare.discard(key)
+        return due
 
     def _look_whether_attention(self) -> None:
         """Caller holds the holdings' lock."""

@@ -38,6 +38,7 @@ from mppool.tokens.cache import TokenCache
 from mppool.tokens.in_process import LocalTokenBooks
 from mppool.worker.audit import Audit, forget_frames
 from mppool.worker.deciding import carry_out
+from mppool.worker.demand import Silence
 from mppool.worker.ending import (
     begin_close,
     close,
@@ -133,6 +134,7 @@ class Member:
         self.audit = Audit(self)
         self.leaving = False
         self.farewells: deque[Entry] = deque()
+        self.silence = Silence()
         self.tokens = TokenCache(self, LocalTokenBooks)
         self.report = PatientReport(self)
         self._tickets = itertools.count(1)
@@ -169,6 +171,7 @@ class Member:
         self.leaving = False
         self.farewells = deque()
         self.report = PatientReport(self)
+        self.silence = Silence()
         self.tokens.forget_waiters()
         self.link.after_fork_in_child()
         for face in self.faces.values():
@@ -272,6 +275,7 @@ class Member:
             if isinstance(event, _NOT_IN_INVENTORIES):
                 outbox.append(event)
         self.holdings.voided.clear()
+        self.silence.ends()
         _arrange_farewell()
         for face in self.faces.values():
             forget_retired(face)
@@ -294,8 +298,8 @@ class Member:
             face.line.opening_time.told(grant)
             # Not before it is in the table: as long as it is, the shelf is not forgotten.
             entry.shelf = face.shelf_of(grant.key)
+            face.line.answered(grant.ticket)
             demand = face.line.demand_for(grant.key)
-            demand.answered(grant.ticket)
             demand.granted(grant.number, face.line.opening_time.seconds, monotonic())
         return True
 

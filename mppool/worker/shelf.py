@@ -36,7 +36,7 @@ def forget_shelf(face: Face, key: str) -> None:
     """
     demand = face.line.demands.get(key)
     if key != face.default_key and (demand is None or demand.is_void):
-        face.line.demands.pop(key, None)
+        face.line.forget(key)
         face.shelves.pop(key, None)
         face.identities.forget_name(key)
 
@@ -158,7 +158,7 @@ def _attend(entry: Entry) -> None:
         wake_oldest(queue)
         return
     shelf = entry.shelf
-    while any(waiter.is_open for waiter in list(queue)):
+    while any(waiter.is_ready for waiter in list(queue)):
         try:
             given = shelf.popleft()
         except IndexError:

@@ -26,6 +26,8 @@ class LocalWaiter:
     insists: it does not wait for anybody else, but only for what is opened for it (a timeout of 0).
     opens_here: it is given the grant, and opens the resource in its own thread.
     opening: the grant that is being opened on its behalf.
+    calling: its thread is in a call to the books, which may last. Nobody hands it a resource then; it looks at the
+        shelf by itself after each call.
     looks_at: when it looks around again by itself; infinity: it does not.
     context: the context variables of its thread, for the open hook.
     """
@@ -35,6 +37,7 @@ class LocalWaiter:
         "_settled",
         "asked",
         "bearer",
+        "calling",
         "context",
         "insists",
         "key",
@@ -62,6 +65,7 @@ class LocalWaiter:
         self.context = copy_context()
         self.since = monotonic()
         self.asked = False
+        self.calling = False
         self.looks_at = math.inf
         self.opening: GrantNumber | None = None
         self._settled: dict[str, list[Any]] = {}
@@ -72,6 +76,11 @@ class LocalWaiter:
     def is_open(self) -> bool:
         """Whether it still waits for an answer."""
         return not self._settled
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether its thread would take what it is given at once."""
+        return not (self._settled or self.calling)
 
     def give(self, answer: Any) -> bool:
         """Answer the waiter. False: it waits no longer, and the giver keeps what it has."""
@@ -118,15 +127,15 @@ class Retry:
 
 
 def give_to_oldest(queue: deque[LocalWaiter], answer: Any) -> bool:
-    """Give to the first who still waits; False if nobody does."""
+    """Give to the first that is ready to take it; False if none is."""
     # Waiters leave the queue by themselves: one that was taken out before it is given anything could be
     # forgotten, if this thread is interrupted between the two.
-    return any(waiter.give(answer) for waiter in list(queue))
+    return any(waiter.is_ready and waiter.give(answer) for waiter in list(queue))
 
 
 def wake_oldest(queue: deque[LocalWaiter]) -> None:
-    """Have the first who still waits look around: there is something to take."""
+    """Have the first that is ready look around: there is something to take."""
     for waiter in list(queue):
-        if waiter.is_open:
+        if waiter.is_ready:
             waiter.poke()
             return

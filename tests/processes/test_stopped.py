@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import signal
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
@@ -244,3 +246,62 @@ def test_whoever_wants_something_of_a_stopped_server_is_told_that_it_does_not_an
     finally:
         os.kill(pid, signal.SIGCONT)
     assert pool.stats()["size"] <= 1
+
+
+def test_with_a_stopped_server_threads_go_on_with_what_they_have(manager: PoolManager) -> None:
+    """A thread in its call to the server used to be given what others released, and kept it until its timeout."""
+    pool = manager.pool("p", list, max_size=2)
+    uses, over = dict.fromkeys(range(6), 0), threading.Event()
+
+    def use(number: int) -> None:
+        while not over.is_set():
+            with pool.checkout(timeout=60):
+                time.sleep(0.002)
+            uses[number] += 1
+
+    with ThreadPoolExecutor(6) as threads:
+        workers = [threads.submit(use, number) for number in uses]
+        wait_until(lambda: min(uses.values()) > 0, "all have used one")
+        server = manager.server_pid
+        assert server is not None
+        os.kill(server, signal.SIGSTOP)
+        try:
+            wait_until(lambda: _state(server) == "T", "it has stopped")
+            for _ in range(2):  # twice, for the first ones may have been under way
+                before = dict(uses)
+                wait_until(
+                    lambda before=before: all(uses[one] > before[one] + 1 for one in uses),  # type: ignore[misc]
+                    "every thread goes on",
+                )
+            assert _state(server) == "T"
+        finally:
+            over.set()
+            os.kill(server, signal.SIGCONT)
+        for worker in workers:
+            worker.result()
+    assert pool.stats()["size"] <= 2
+
+
+def test_what_a_neighbour_releases_serves_a_thread_that_the_stopped_server_does_not_answer(
+    manager: PoolManager,
+) -> None:
+    """Whether it asked before the server stopped or after."""
+    pool = manager.pool("p", list, max_size=1)
+    lease = pool.checkout(timeout=10)
+    server = manager.server_pid
+    assert server is not None
+    os.kill(server, signal.SIGSTOP)
+    try:
+        wait_until(lambda: _state(server) == "T", "it has stopped")
+        with ThreadPoolExecutor(1) as threads:
+            waiting = threads.submit(pool.checkout, 60)
+            silence = pool._face.member.silence
+            wait_until(lambda: silence.until > time.monotonic(), "it has asked in vain")
+            lease.release()
+            waiting.result(timeout=30).release()
+        assert _state(server) == "T"
+    finally:
+        os.kill(server, signal.SIGCONT)
+    with pool.checkout(timeout=10):
+        pass
+    assert pool.stats()["size"] == 1
