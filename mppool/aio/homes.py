@@ -24,14 +24,14 @@ from mppool.core.events import Declare
 from mppool.errors import ConfigurationError
 from mppool.logs import Log
 from mppool.process.fork import make_immortal, renew_in_children
-from mppool.worker.ending import kill, retire
-from mppool.worker.entry import NEVER
+from mppool.worker.ending import retire
+from mppool.worker.inventory import NEVER
 from mppool.worker.shelf import popper_of
 from mppool.worker.tasks import Desk, running_loop
 
 if TYPE_CHECKING:
-    from mppool.worker.entry import Entry
     from mppool.worker.face import Face
+    from mppool.worker.inventory import Entry
 
 log = Log("mppool")
 
@@ -126,7 +126,7 @@ class Home:
         self.desk.look_after_deserted()
         for entry in self.entries():
             lent_at = entry.lent_at
-            if lent_at > entry.released_at and kill(entry, lent_at):
+            if lent_at > entry.released_at and entry.inventory.kill(entry, lent_at):
                 self.face.member.close_soon(entry, "discarded")
         retire(self.face, self.entries())
 
@@ -206,7 +206,7 @@ class Homes:
     def _declare(self) -> None:
         """Tell the books whether `min_size` can be opened here; before the first attachment that says it all."""
         member = self._face.member
-        if member.holdings.session is not None and not self._face.closed:
+        if member.inventory.session is not None and not self._face.closed:
             member.tell(Declare(self._face.declaration()))
 
     # --- see Keeper ---------------------------------------------------------------------------------------

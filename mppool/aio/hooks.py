@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from mppool.aio.homes import Home
     from mppool.core.events import CloseReason
-    from mppool.worker.entry import Entry
     from mppool.worker.face import Face
+    from mppool.worker.inventory import Entry
     from mppool.worker.principal import Principal
 
 log = Log("mppool")
@@ -86,7 +86,7 @@ class TaskHooks:
         try:
             await self._run("on_checkout", self._recipe.on_checkout, entry)
         except GeneratorExit:  # perhaps by the garbage collector, in which no lock may be taken
-            entry.holdings.leaked.append(entry)
+            entry.inventory.leaked.append(entry)
             face.member.wake()
             raise
         except BaseException:  # cancelled: the caller gets no lease

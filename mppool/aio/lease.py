@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mppool.aio.lender import Lender
-    from mppool.worker.entry import Entry
+    from mppool.worker.inventory import Entry
 
 T = TypeVar("T")
 
@@ -52,7 +52,7 @@ class AsyncLease(Generic[T]):
             raise LeaseReleased(
                 f"pool {self._lender.name!r}: nothing is lent here now; check out (again) to go on"
             ) from None
-        if entry.killed or entry.holdings.forked:
+        if entry.killed or entry.inventory.forked:
             self._raise_unusable(entry)
         return entry.resource.resource  # type: ignore[no-any-return]
 
@@ -75,7 +75,7 @@ class AsyncLease(Generic[T]):
         except IndexError:
             self._refuse_second()
             return
-        if entry.holdings.forked:
+        if entry.inventory.forked:
             self._held.append(entry)  # it is our parent's, and `resource` shall say so
             return
         face, now = entry.face, monotonic()
@@ -134,7 +134,7 @@ class AsyncLease(Generic[T]):
         except (AttributeError, IndexError):
             return
         if not entry.killed:
-            entry.holdings.leaked.append(entry)
+            entry.inventory.leaked.append(entry)
             entry.face.member.wake()
 
     def __enter__(self) -> NoReturn:
@@ -154,7 +154,7 @@ class AsyncLease(Generic[T]):
         return f"<{type(self).__name__} of pool {self._lender.name!r}, {state}>"
 
     def _raise_unusable(self, entry: Entry) -> NoReturn:
-        if entry.holdings.inherited:
+        if entry.inventory.inherited:
             raise ForkedLease(
                 f"pool {self._lender.name!r}: this lease was taken by the parent of this process, and its resource "
                 "belongs to the parent; check out in this process instead"
@@ -166,7 +166,7 @@ class AsyncLease(Generic[T]):
 
     def _refuse_second(self) -> None:
         face = self._lender.face
-        if face.holdings.inherited:
+        if face.inventory.inherited:
             return
         face.count("double_releases")
         log.warning(

@@ -10,14 +10,13 @@ from mppool.aio.bridge import LoopRecipe, opens_in
 from mppool.aio.hooks import TaskHooks
 from mppool.logs import Log
 from mppool.process.fork import notice_fork
-from mppool.worker.ending import take_from_lease
 from mppool.worker.task_checkout import TaskCheckout
 from mppool.worker.tasks import in_thread, running_loop
 
 if TYPE_CHECKING:
     from mppool.aio.homes import Home
-    from mppool.worker.entry import Entry
     from mppool.worker.face import Face
+    from mppool.worker.inventory import Entry
     from mppool.worker.principal import Principal
 
 log = Log("mppool")
@@ -86,7 +85,7 @@ class Lender:
     async def give_back(self, entry: Entry, *, suspect: bool) -> None:
         """In the loop that owns the resource; to the end, also where the caller is cancelled."""
         face = self.face
-        if not take_from_lease(entry):
+        if not entry.inventory.end_lease(entry):
             log.warning("pool %r: a lease was released after it had been killed", face.name)
             return
         home: Home = entry.resource.home

@@ -20,7 +20,7 @@ from mppool.credentials.extra import needed_for
 from mppool.credentials.loops import LOOP_OVER, LoopEnd
 from mppool.errors import PoolError, StaleLease
 from mppool.process.fork import notice_fork, own_mark
-from mppool.worker.entry import NEVER
+from mppool.worker.inventory import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable

@@ -161,7 +161,7 @@ class LocalLink:
 
     def _begin(self, books: Books) -> None:
         """A session with these books, which starts with an inventory. Caller holds `_lock`."""
-        inventory = self._process.holdings
+        inventory = self._process.inventory
         self._process.seal()
         with inventory.lock:
             attach = self._process.attachment()
@@ -192,7 +192,7 @@ class LocalLink:
 
     def flush(self, deadline: float | None = None) -> None:
         """See Link."""
-        outbox = self._process.holdings.outbox
+        outbox = self._process.inventory.outbox
         while outbox:
             with self._lock:
                 books = self._ready_books()
@@ -355,7 +355,7 @@ class LocalLink:
         """End the thread, if nothing is held. The next use starts afresh."""
         notice_fork()
         with self._lock:
-            if self._process.holdings.table:
+            if self._process.inventory.table:
                 return
             self.wake()
             self._books = self._thread = self._wake_up = None

@@ -62,7 +62,7 @@ class Process(Protocol):
         """Of the manager."""
 
     @property
-    def holdings(self) -> Inventory:
+    def inventory(self) -> Inventory:
         """What is held. A forked child has another one."""
 
     def next_ticket(self) -> Ticket:

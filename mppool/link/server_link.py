@@ -60,7 +60,7 @@ class ServerLink:
         self._start()
 
     def _start(self) -> None:
-        self._inventory = self._process.holdings
+        self._inventory = self._process.inventory
         self._connections = self.session.connections
         self.errands = Errands(self._process, self.session, self.thread)
         self.thread.does(self.errands)

@@ -66,7 +66,7 @@ class ServerSession:
         self._thread = thread
         self.witness = Witness()
         self.connections = Connections(self._locator, self.witness)
-        self.outgoing = Outgoing(self._process.holdings, thread.wake)
+        self.outgoing = Outgoing(self._process.inventory, thread.wake)
         self.farewell = False
         self.unheard = False
 
@@ -87,7 +87,7 @@ class ServerSession:
         Raises TimeoutError at the deadline, ServerUnavailable if none can be started. Call notice_fork before.
         """
         self.connections.prepare()
-        if self._process.holdings.session is not None:
+        if self._process.inventory.session is not None:
             return True
         wait = -1.0 if deadline is None else max(0.0, deadline - monotonic())
         if deadline is not None and self.outgoing.channel is None and not self._was_attached:
@@ -96,7 +96,7 @@ class ServerSession:
         if not attaching.acquire(timeout=wait):
             raise TimeoutError("another thread is still looking for the server")
         try:
-            return self._process.holdings.session is not None or self._attach(deadline, start)
+            return self._process.inventory.session is not None or self._attach(deadline, start)
         except BaseException:
             self.revive()  # it may have been interrupted with the session just made
             raise
@@ -175,7 +175,7 @@ class ServerSession:
         welcome = introduce(connection, hello, patience)
         self._locator.show_life()
         self._process.seal()
-        with self._process.holdings.lock:
+        with self._process.inventory.lock:
             attach = self._process.attachment()
         channel = ErrandChannel(connection)
         channel.session, channel.server = welcome.session, welcome.server
@@ -225,7 +225,7 @@ class ServerSession:
         """
         if not self.outgoing.end(channel):
             return
-        inventory = self._process.holdings
+        inventory = self._process.inventory
         lost = channel.unsent or channel.lost_words
         said_all = not (lost or inventory.outbox or inventory.table)
         self.unheard = not (detached or (self.farewell and heard and said_all))
@@ -253,5 +253,5 @@ class ServerSession:
 
     def revive(self) -> None:
         """A session has a thread that hears what the server says."""
-        if self._process.holdings.session is not None:
+        if self._process.inventory.session is not None:
             self._thread.ensure_running()

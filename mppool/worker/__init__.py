@@ -19,7 +19,6 @@ A pool in this process
   face.py          what this process has of one pool, and what a checkout and a release do with a resource
   shelf.py         where idle resources lie: how they are taken, put back, and brought back to the books
   ending.py        the end of a resource: closing it, killing its lease, retiring what is too old
-  entry.py         one resource, and what is known of it
   waiter.py        a thread that waits, and the one answer that it gets
   line.py          the threads that wait for resources of this pool
   demand.py        when waiting threads ask the books, and when they hope for each other; pure
@@ -34,7 +33,7 @@ For whom a checkout is
 A manager in this process
   member.py        what all threads share of one manager: tells the books what happens
   deciding.py      does what the books decide
-  holdings.py      everything that a forked child must not touch: table of resources, session, outbox
+  inventory.py     what this process holds, and the only writer of it; all that a forked child must not touch
   report.py        the figures of this process, for the statistics
 
 In the background, and in emergencies

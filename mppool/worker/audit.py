@@ -2,7 +2,7 @@
 
 A KeyboardInterrupt, a worker's SystemExit or a gevent Timeout can be raised between any two instructions:
 also after a resource was popped from its shelf, and before any variable or lease refers to it. No
-`finally` can give back what was never stored. But the table of the holdings refers to every resource
+`finally` can give back what was never stored. But the table of the inventory refers to every resource
 from before its opening until after its closing (rule 5). So a resource to which nothing but the table
 refers is in nobody's hands and on no shelf: it is lost, and it is closed. Reference counts tell exactly
 that, for a frame's value stack holds references too: what is in the hands of a thread, between whatever
@@ -19,15 +19,12 @@ import sys
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from mppool.core.events import Declined, OpenFailed
 from mppool.logs import Log, logged_afterwards
-from mppool.worker.shelf import forget_shelf
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from mppool.worker.entry import Entry
-    from mppool.worker.holdings import Holdings
+    from mppool.worker.inventory import Entry, Inventory
     from mppool.worker.member import Member
 
 log = Log("mppool")
@@ -94,7 +91,7 @@ class Audit:
         if not self._pause or not COUNTS_ARE_EXACT:
             return
         if now >= self._at:
-            close_lost(self._member, self._member.holdings)
+            close_lost(self._member, self._member.inventory)
             self._at, self._pause = now + self._pause, self._pause * 2
             if self._pause > LONGEST_PAUSE_S:
                 self._pause = 0.0
@@ -102,16 +99,15 @@ class Audit:
         self._member.housekeeper.expects(self._at)
 
 
-def close_lost(member: Member, holdings: Holdings) -> int:
+def close_lost(member: Member, inventory: Inventory) -> int:
     """Close, or decline, what nobody holds; how many there were."""
     lost = 0
-    for number in list(holdings.table):
-        with holdings.lock:
-            if number not in holdings.table or not _is_lost(holdings, number):
+    for number in list(inventory.table):
+        with inventory.lock:
+            if number not in inventory.table or not _is_lost(inventory, number):
                 continue
-            entry = holdings.table[number]
-            if entry.state == "closing":
-                entry.state = "open"  # its close was interrupted; close it again
+            entry = inventory.table[number]
+            inventory.reopen_lost(entry)
         lost += 1
         entry.face.count("recovered")
         log.warning(
@@ -125,11 +121,11 @@ def close_lost(member: Member, holdings: Holdings) -> int:
     return lost
 
 
-def _is_lost(holdings: Holdings, number: Any) -> bool:
-    """Caller holds the holdings' lock."""
-    if _references(holdings.table, number) != _ENTRY_ALONE:
+def _is_lost(inventory: Inventory, number: Any) -> bool:
+    """Caller holds the inventory's lock."""
+    if _references(inventory.table, number) != _ENTRY_ALONE:
         return False
-    entry = holdings.table[number]
+    entry = inventory.table[number]
     # A grant that was not used yet is in its owner's hands, and the entry only in the table.
     return entry.grant is None or _grant_references(entry) == _GRANT_ALONE
 
@@ -137,8 +133,8 @@ def _is_lost(holdings: Holdings, number: Any) -> bool:
 @logged_afterwards
 def give_up_opening(entry: Entry, error: str | None = None, *, counted: bool = False) -> None:
     """An opening that is not completed: close what was opened, and give the grant back."""
-    holdings, face = entry.holdings, entry.face
-    if holdings.inherited:
+    inventory, face = entry.inventory, entry.face
+    if inventory.inherited:
         return
     if entry.opened:
         resource = entry.opened.pop()
@@ -152,21 +148,14 @@ def give_up_opening(entry: Entry, error: str | None = None, *, counted: bool = F
                 exc_info=True,
             )
         finally:
-            if not holdings.inherited:
+            if not inventory.inherited:
                 _tell_given_up(entry, error, counted)
         return
     _tell_given_up(entry, error, counted)
 
 
 def _tell_given_up(entry: Entry, error: str | None, counted: bool) -> None:
-    holdings, number = entry.holdings, entry.number
-    event = Declined(number) if error is None else OpenFailed(number, error, counted)
-    with holdings.lock:
-        # Told first: an interrupt between the two leaves it in the table, where the audit finds it.
-        holdings.outbox.append(event)
-        holdings.table.pop(number, None)
-        entry.face.line.demand_for(entry.key).ended(number)
-        forget_shelf(entry.face, entry.key)
+    entry.inventory.opening_ended(entry.number, error, counted=counted)
     entry.face.member.flush()
     entry.face.line.poke(entry.key)
 

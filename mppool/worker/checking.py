@@ -26,15 +26,15 @@ from mppool.errors import CheckoutTimeout
 from mppool.logs import Log
 from mppool.process.fork import thread_ends
 from mppool.worker.ending import close, close_given_up, give_up
-from mppool.worker.entry import NEVER
 from mppool.worker.inside import inside
+from mppool.worker.inventory import NEVER
 from mppool.worker.shelf import shelve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mppool.worker.entry import Entry
     from mppool.worker.face import Face
+    from mppool.worker.inventory import Entry
 
 log = Log("mppool")
 

@@ -20,17 +20,17 @@ from mppool.errors import (
 )
 from mppool.link.connection import ASK_GRACE_S, ASK_PATIENCE_S, SESSION_PAUSE_S, SessionLost
 from mppool.logs import Log
-from mppool.worker.entry import Entry
 from mppool.worker.face import Face
 from mppool.worker.hints import own_leases, warn_of_event_loop
 from mppool.worker.inside import inside
+from mppool.worker.inventory import Entry
 from mppool.worker.opening import Failure, open_beside, open_resource
 from mppool.worker.shelf import shelve, take
 from mppool.worker.waiter import LocalWaiter, Retry
 
 if TYPE_CHECKING:
     from mppool.ids import Ticket
-    from mppool.worker.holdings import Holdings
+    from mppool.worker.inventory import Inventory
     from mppool.worker.member import Member
     from mppool.worker.principal import Principal
 
@@ -106,7 +106,7 @@ class ColdCheckout:
         # What came of asking, where the books have not answered in time; "" while they do.
         self._unanswered = ""
         self._waiter: LocalWaiter | None = None
-        self._holdings = face.holdings
+        self._inventory = face.inventory
 
     def run(self, answer: Any = None) -> Entry:
         """A resource that is ready for the caller.
@@ -155,7 +155,7 @@ class ColdCheckout:
                 raise
         if isinstance(answer, Grant):
             return self._by_waiting(answer)
-        return self._use(answer, self._face.holdings)
+        return self._use(answer, self._face.inventory)
 
     def _check_open(self) -> None:
         if self._face.closed:
@@ -168,7 +168,7 @@ class ColdCheckout:
         """
         face = self._face
         self._check_open()
-        self._holdings = face.holdings
+        self._inventory = face.inventory
         self._waiter = waiter = LocalWaiter(
             self._member.next_ticket() if granted is None else granted.ticket,
             self._key,
@@ -189,7 +189,7 @@ class ColdCheckout:
             raise
         finally:
             self._stop_waiting(answer)
-        return self._use(answer, self._holdings)
+        return self._use(answer, self._inventory)
 
     def _stop_waiting(self, answer: Any) -> None:
         """Nobody gives to our waiter any more, and what came before is kept. Any number of times."""
@@ -198,7 +198,7 @@ class ColdCheckout:
             return
         given = waiter.withdraw()
         if given is not None and given is not answer:
-            self._hand_on(given, self._holdings)
+            self._hand_on(given, self._inventory)
         self._face.line.dequeue(waiter, served=isinstance(answer, Entry))
         self._waiter = None
 
@@ -278,9 +278,9 @@ class ColdCheckout:
 
         A server that is stopped would have all threads wait for it, and neighbours release in vain.
         """
-        began, holdings, line = monotonic(), self._holdings, self._face.line
+        began, inventory, line = monotonic(), self._inventory, self._face.line
         patience = ASK_PATIENCE_S if line.can_go_on(self._key) else LONGEST_ASK_S
-        if holdings.session is None:
+        if inventory.session is None:
             patience += START_PATIENCE_S
         until = began + patience
         if self._ask_until is not None:
@@ -322,7 +322,7 @@ class ColdCheckout:
     def _left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - monotonic())
 
-    def _use(self, answer: Any, holdings: Holdings) -> Entry | None:
+    def _use(self, answer: Any, inventory: Inventory) -> Entry | None:
         face = self._face
         if isinstance(answer, Entry):
             if answer.uses or answer.opened_at < self._started:
@@ -334,16 +334,16 @@ class ColdCheckout:
             face.lend(answer, monotonic())  # opened while we waited: there is nothing to look at
             return answer
         if isinstance(answer, Grant):
-            return self._open_here(answer, holdings)
+            return self._open_here(answer, inventory)
         if isinstance(answer, Failure):
             self._failed(answer.error)
         if isinstance(answer, Refuse):
             self._refused(answer)
         return None
 
-    def _open_here(self, grant: Grant, holdings: Holdings) -> Entry | None:
+    def _open_here(self, grant: Grant, inventory: Inventory) -> Entry | None:
         """Open in this thread, to which the resource belongs."""
-        entry = holdings.table.get(grant.number)
+        entry = inventory.table.get(grant.number)
         if entry is None:
             return None  # the session was lost, and the grant with it
         try:
@@ -362,12 +362,12 @@ class ColdCheckout:
         assert isinstance(error, OpenFailedError)
         self._last_error = error
 
-    def _hand_on(self, given: Any, holdings: Holdings) -> None:
+    def _hand_on(self, given: Any, inventory: Inventory) -> None:
         """Something was given in the instant in which we stopped waiting: it goes to the next."""
         if isinstance(given, Entry):
             shelve(given)
         elif isinstance(given, Grant):
-            self._member.decline(given, holdings)
+            self._member.decline(given, inventory)
             self._face.line.poke(given.key)
         elif isinstance(given, Failure):
             log.warning("%s; the checkout that wanted it had gone", given.error)

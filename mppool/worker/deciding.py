@@ -18,14 +18,12 @@ from mppool.core.decisions import (
     Reclaim,
     Refuse,
 )
-from mppool.core.events import NotMine
 from mppool.core.tokens import FetchToken, TokenDecision, TokenGiven, TokenRefused, TokensForgotten
-from mppool.ids import GrantNumber, Session
+from mppool.ids import Session
 from mppool.logs import Log
 from mppool.tokens.in_process import forget_all
 from mppool.wire.messages import Done, Failed
 from mppool.worker.ending import drop_token, retire_older_than
-from mppool.worker.entry import Entry
 from mppool.worker.opening import open_for_shelf, use_grant
 from mppool.worker.shelf import shelve, shelve_where_it_lay, sweep
 
@@ -37,7 +35,7 @@ log = Log("mppool")
 
 def carry_out(member: Member, decision: Any, session: Session) -> None:
     """See Member.deliver."""
-    if session != member.holdings.session:
+    if session != member.inventory.session:
         return  # said by a server, or in a session, that is over; the inventory has decided since
     handler = _HANDLERS.get(type(decision))
     if isinstance(decision, (Done, Failed)):
@@ -53,7 +51,7 @@ def carry_out(member: Member, decision: Any, session: Session) -> None:
 def _on_grant(member: Member, grant: Grant, session: Session) -> None:
     face = member.faces[grant.pool]
     if not grant.fresh:
-        entry = _take_aside(member, grant.number)
+        entry = member.inventory.take_aside(grant.number)
         if entry is None:
             # It was lost on the way; a thread that waits for it must not wait for ever.
             member.retry(grant.ticket)
@@ -69,7 +67,7 @@ def _on_grant(member: Member, grant: Grant, session: Session) -> None:
 
 
 def _on_keep(member: Member, keep: Keep, session: Session) -> None:
-    entry = _take_aside(member, keep.number)
+    entry = member.inventory.take_aside(keep.number)
     if entry is not None:
         now, max_idle = monotonic(), entry.face.options.max_idle
         if max_idle is not None and max(entry.kept_until, entry.released_at + max_idle) <= now:
@@ -80,18 +78,9 @@ def _on_keep(member: Member, keep: Keep, session: Session) -> None:
 
 
 def _on_close(member: Member, close: Close, session: Session) -> None:
-    entry = _take_aside(member, close.number)
+    entry = member.inventory.take_aside(close.number)
     if entry is not None:
         member.close_soon(entry, close.reason)
-
-
-def _take_aside(member: Member, number: GrantNumber) -> Entry | None:
-    """A resource that was brought back is in our hands again."""
-    with member.holdings.lock:
-        entry = member.holdings.side.pop(number, None)
-        if entry is not None:
-            entry.state = "open"
-    return entry
 
 
 def _on_refuse(member: Member, refuse: Refuse, session: Session) -> None:
@@ -112,12 +101,8 @@ def _on_reclaim(member: Member, reclaim: Reclaim, session: Session) -> None:
 
 
 def _on_ask(member: Member, ask: Ask, session: Session) -> None:
-    with member.holdings.lock:
-        if ask.number in member.holdings.table:
-            return
-        member.holdings.void(ask.number)
-        member.holdings.outbox.append(NotMine(ask.number))
-    member.flush()
+    if member.inventory.disown(ask.number):
+        member.flush()
 
 
 def _on_pool_changed(member: Member, changed: PoolChanged, session: Session) -> None:

@@ -12,7 +12,7 @@ wants more all the time. Nobody asks while as much is on its way as threads wait
 one thread: if its thread is served by a neighbour, it stays in the queue for the next one. A ticket for which no
 thread waits any more is given up after `SPARE_S`.
 
-Pure: the time is an argument, and nothing here does I/O. The state is guarded by the lock of the holdings.
+Pure: the time is an argument, and nothing here does I/O. The state is guarded by the lock of the inventory.
 """
 
 from __future__ import annotations

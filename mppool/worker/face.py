@@ -18,17 +18,18 @@ from mppool.process.executor import BackgroundExecutor
 from mppool.recipe import Recipe, overrides
 from mppool.stats.names import BOUNDS, HISTOGRAMS, WORKER_COUNTERS
 from mppool.worker.checking import Checkers, is_healthy
-from mppool.worker.ending import close, drop_token, retire_older_than, take_from_lease
-from mppool.worker.entry import Entry
+from mppool.worker.ending import close, drop_token, retire_older_than
 from mppool.worker.inside import inside
+from mppool.worker.inventory import AT_ONCE, Entry
 from mppool.worker.line import Line
 from mppool.worker.principals import Principals
-from mppool.worker.shelf import own_popper, shelve, shelve_where_it_lay
+from mppool.worker.shelf import forget_shelf, own_popper, shelve, shelve_where_it_lay
 from mppool.worker.waiter import Retry
 
 if TYPE_CHECKING:
+    from mppool.core.decisions import Grant
     from mppool.options import PoolOptions
-    from mppool.worker.holdings import Holdings
+    from mppool.worker.inventory import Inventory
     from mppool.worker.member import Member
     from mppool.worker.principal import Principal
 
@@ -60,11 +61,11 @@ class Face:
     """One pool as one process sees it. It survives a fork: `renew` gives the child empty hands.
 
     The shelves are deques, whose single operations are atomic; they need no lock (see shelf.py; how a
-    resource ends is in ending.py). The queues of waiters change under the holdings' lock only; whoever gives
+    resource ends is in ending.py). The queues of waiters change under the inventory's lock only; whoever gives
     goes through a copy without it, for a waiter decides by itself whether it still takes what it is given.
     The counters, `past_uses` and `retired` are guarded by that lock too; histograms by nothing.
 
-    `contended` and `attention` are guarded by the holdings' lock, and read without it: a
+    `contended` and `attention` are guarded by the inventory's lock, and read without it: a
     release appends first and reads `attention` then; whoever sets it sweeps the shelf afterwards. So one
     of the two sees the other, and nothing is left lying while somebody waits (rule 6).
     """
@@ -113,19 +114,19 @@ class Face:
         self.plain = (
             self.reset is None and options.max_uses is None and options.keep and not self.watched
         )
-        self.renew(member.holdings)
+        self.renew(member.inventory)
 
-    def renew(self, holdings: Holdings) -> None:
+    def renew(self, inventory: Inventory) -> None:
         """Start with nothing: at the declaration, and in a forked child.
 
         asks_plainly: a checkout that names nobody needs no look at a credential, and nothing has to be sealed first.
         ours: the mark, see fork.py. Last, for whoever finds it set uses all the rest.
         """
-        self.holdings = holdings
+        self.inventory = inventory
         self.is_sealed = self.asks_plainly = False
         self.said_of_own_leases = (-math.inf, "")
         self.shelves: dict[str, deque[Entry]] = {}
-        self.line = Line(self, holdings)
+        self.line = Line(self, inventory)
         self.contended = False
         self.attention = False
         self.closed_here = self.closed_everywhere = False
@@ -144,7 +145,7 @@ class Face:
         )  # of asynchronous checkouts
         self.identities.renew()
         self.pop: Callable[[], Entry] = own_popper(self)
-        self.ours = holdings.mark
+        self.ours = inventory.mark
 
     def key_for(self, identity: str | None) -> str:
         """The key of what this pool opens for an identity."""
@@ -203,6 +204,43 @@ class Face:
         opens_none = self.closed_here or not self.recipe.fills()
         return Declaration(self.name, self.options, age, self.default_key, opens_none)
 
+    # --- what the inventory tells: see Home ------------------------------------------------------------------
+
+    def granted(self, entry: Entry, grant: Grant, now: float) -> None:
+        """See Home."""
+        # A grant comes on another connection than the word that its generation is over.
+        newest = max(self.retired.get(None, 0), self.retired.get(grant.key, 0))
+        if self.closed or grant.generation < newest:
+            entry.retire_at = AT_ONCE
+        # Not before it is in the table: as long as it is, the shelf is not forgotten.
+        entry.shelf = self.shelf_of(grant.key)
+        self.line.granted(grant, now)
+
+    def opened(self, entry: Entry, seconds: float, now: float) -> None:
+        """See Home."""
+        self.line.opened(entry.key, entry.number, seconds, now)
+
+    def closing(self, entry: Entry) -> None:
+        """See Home."""
+        self.line.ended(entry.key, entry.number)
+
+    def gone(self, entry: Entry) -> None:
+        """See Home."""
+        self.past_uses += entry.uses
+        self.line.ended(entry.key, entry.number)
+        forget_shelf(self, entry.key)
+
+    def note_retired(self, generation: int, key: str | None) -> None:
+        """What is granted in an older generation must end. key: None: of all keys. Caller holds the inventory's lock."""
+        if key is None:  # which says it of all keys, so that what was said of each need not be kept
+            for each in [each for each, newest in self.retired.items() if newest <= generation]:
+                del self.retired[each]
+        self.retired[key] = max(generation, self.retired.get(key, 0))
+
+    def forget_retired(self) -> None:
+        """Another server counts generations anew, and says at which it is. Caller holds the inventory's lock."""
+        self.retired.clear()
+
     # --- closed or not -----------------------------------------------------------------------------------
 
     @property
@@ -216,7 +254,7 @@ class Face:
         The books hear of it at the next attachment at the latest; a pool that may have been closed meanwhile is
         open again then.
         """
-        attached = self.holdings.session is not None
+        attached = self.inventory.session is not None
         if attached and not self.closed:
             return
         self.declared_at = monotonic()
@@ -237,8 +275,8 @@ class Face:
 
     def entries(self) -> list[Entry]:
         """Everything that this process has of the pool."""
-        with self.holdings.lock:
-            return [entry for entry in self.holdings.table.values() if entry.face is self]
+        with self.inventory.lock:
+            return [entry for entry in self.inventory.table.values() if entry.face is self]
 
     # --- checkout ----------------------------------------------------------------------------------------
 
@@ -344,7 +382,7 @@ class Face:
     def throw_away(self, entry: Entry, now: float) -> None:
         """A lease was discarded."""
         held = now - entry.lent_at
-        if not entry.holdings.inherited and take_from_lease(entry):
+        if not entry.inventory.inherited and entry.inventory.end_lease(entry):
             self.observe("use", held)
             close(entry, "discarded")
         elif entry.killed:
@@ -356,9 +394,9 @@ class Face:
 
         suspect: an exception ended its use, so whether it still works is checked before anybody gets it.
         """
-        if entry.holdings.inherited:
+        if entry.inventory.inherited:
             return
-        if self.watched and not take_from_lease(entry):
+        if self.watched and not entry.inventory.end_lease(entry):
             log.warning("pool %r: a lease was released after it had been killed", self.name)
             return
         limit = self.options.max_uses
@@ -388,7 +426,7 @@ class Face:
 
     def count(self, counter: str) -> None:
         """Count something rare. (Checkouts are counted by their entry, which has one owner.)"""
-        with self.holdings.lock:
+        with self.inventory.lock:
             self.counters[counter] += 1
 
     def observe(self, histogram: str, seconds: float) -> None:

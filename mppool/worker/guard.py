@@ -25,9 +25,8 @@ from mppool.worker.pool import _DEFAULT, Pool
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from mppool.worker.entry import Entry
     from mppool.worker.face import Face
-    from mppool.worker.holdings import Holdings
+    from mppool.worker.inventory import Entry, Inventory
 
 T = TypeVar("T")
 
@@ -47,16 +46,16 @@ class _Loan:
         "alive",
         "altered",
         "cursors",
-        "holdings",
+        "inventory",
         "leaves_behind",
         "outer",
         "pool",
         "resource",
     )
 
-    def __init__(self, resource: Any, holdings: Holdings, face: Face) -> None:
+    def __init__(self, resource: Any, inventory: Inventory, face: Face) -> None:
         self.resource = resource
-        self.holdings = holdings
+        self.inventory = inventory
         self.pool = face.name
         self.leaves_behind = face.recipe.leaves_behind
         self.alive = True
@@ -71,7 +70,7 @@ class _Loan:
                 f"pool {self.pool!r}: this was given back already, and somebody else may use it by now; check "
                 "out again to go on"
             )
-        if self.holdings.forked:
+        if self.inventory.forked:
             raise ForkedLease(
                 f"pool {self.pool!r}: this belongs to the parent of this process; check out in this process"
             )
@@ -84,7 +83,7 @@ class _Loan:
     def end(self) -> None:
         """No proxy does anything from now on; cursors are closed, so that none keeps unread results."""
         self.alive = False
-        if self.holdings.forked:
+        if self.inventory.forked:
             return
         cursors, self.cursors = list(self.cursors), weakref.WeakSet()
         for cursor in cursors:
@@ -246,7 +245,7 @@ class GuardedLease(Lease[T]):
     __slots__ = ("_guard", "_loan")
 
     def __init__(self, entry: Entry, face: Face) -> None:
-        self._loan = _Loan(entry.resource, entry.holdings, face)
+        self._loan = _Loan(entry.resource, entry.inventory, face)
         self._guard = Guard(entry.resource, self._loan)
         self._loan.outer = weakref.ref(self._guard)
         self._face = face

@@ -56,8 +56,8 @@ def own_leases(face: Face) -> str:
 
 
 def _own_leases(face: Face, now: float) -> str:
-    with face.holdings.lock:
-        some = list(islice(face.holdings.table.values(), _MOST_LOOKED_AT))
+    with face.inventory.lock:
+        some = list(islice(face.inventory.table.values(), _MOST_LOOKED_AT))
     since = [
         entry.lent_at
         for entry in some

@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Protocol
 
 from mppool.core.events import IdleTooLong
 from mppool.logs import Log
-from mppool.worker.ending import close_limit, give_up_closing, kill
-from mppool.worker.entry import AT_ONCE, LONG_CLOSE_S, NEVER
+from mppool.worker.ending import close_limit, give_up_closing
+from mppool.worker.inventory import AT_ONCE, LONG_CLOSE_S, NEVER
 from mppool.worker.shelf import borrow, bring_back, shelve_where_it_lay, take_idle
 
 if TYPE_CHECKING:
-    from mppool.worker.entry import Entry
     from mppool.worker.face import Face
+    from mppool.worker.inventory import Entry
     from mppool.worker.member import Member
 
 log = Log("mppool")
@@ -162,7 +162,7 @@ class Housekeeper:
         age = now - lent_at
         warn, limit = face.options.max_lease_warn, face.options.max_lease_kill
         if limit is not None and age >= limit:
-            if kill(entry, lent_at):
+            if entry.inventory.kill(entry, lent_at):
                 _complain(face, entry, age, f"max_lease_kill={limit:g} s; its resource is closed")
                 face.observe("use", age)
                 self._member.close_soon(entry, "killed")

@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mppool.worker.aio import AsyncLease
-    from mppool.worker.entry import Entry
     from mppool.worker.face import Face
+    from mppool.worker.inventory import Entry
 
 T = TypeVar("T")
 
@@ -57,7 +57,7 @@ class Lease(Generic[T]):
             entry = self._held[0]
         except IndexError:
             self._raise_released()
-        if entry.killed or entry.holdings.forked:
+        if entry.killed or entry.inventory.forked:
             self._raise_unusable(entry)
         return entry.resource  # type: ignore[no-any-return]
 
@@ -100,7 +100,7 @@ class Lease(Generic[T]):
             except IndexError:
                 self._refuse_second()
                 return
-            if entry.holdings.forked:
+            if entry.inventory.forked:
                 self._held.append(entry)  # it is our parent's, and `resource` shall say so
                 return
             face = entry.face
@@ -183,7 +183,7 @@ class Lease(Generic[T]):
         except (AttributeError, IndexError):
             return
         if not entry.killed:
-            entry.holdings.leaked.append(entry)
+            entry.inventory.leaked.append(entry)
             entry.face.member.wake()
 
     # For whoever keeps a lease on behalf of somebody else, and learns in a finalizer that he is gone.
@@ -211,7 +211,7 @@ class Lease(Generic[T]):
         )
 
     def _raise_unusable(self, entry: Entry) -> NoReturn:
-        if entry.holdings.inherited:
+        if entry.inventory.inherited:
             raise ForkedLease(
                 f"pool {self._face.name!r}: this lease was taken by the parent of this process, and its "
                 "resource belongs to the parent; check out in this process instead"
@@ -222,7 +222,7 @@ class Lease(Generic[T]):
         )
 
     def _refuse_second(self) -> None:
-        if self._face.holdings.inherited:
+        if self._face.inventory.inherited:
             return  # a finalizer in a child, before any hook: locks may be held by nobody
         self._face.count("double_releases")
         log.warning(

@@ -14,15 +14,15 @@ from mppool.worker.waiter import LocalWaiter, give_to_oldest, wake_oldest
 
 if TYPE_CHECKING:
     from mppool.core.decisions import Grant
-    from mppool.ids import Ticket
+    from mppool.ids import GrantNumber, Ticket
     from mppool.worker.face import Face
-    from mppool.worker.holdings import Holdings
+    from mppool.worker.inventory import Inventory
 
 
 class Line:
     """Waiting threads and their demand, by key. A forked child starts with an empty one.
 
-    The queues change under the holdings' lock only. A thread that gives goes through a copy without it, for a waiter
+    The queues change under the inventory's lock only. A thread that gives goes through a copy without it, for a waiter
     decides by itself whether it still takes what it is given. The demands are guarded by the same lock.
 
     waiters: the queues that are not empty. demands: what is waited for, asked for and held. There may be one for each
@@ -32,9 +32,9 @@ class Line:
     asks_at_once: where the books must know of every thread that waits, none hopes.
     """
 
-    def __init__(self, face: Face, holdings: Holdings) -> None:
+    def __init__(self, face: Face, inventory: Inventory) -> None:
         self._face = face
-        self._holdings = holdings
+        self._inventory = inventory
         self.asks_at_once = face.options.max_waiting is not None
         self.waiters: dict[str, deque[LocalWaiter]] = {}
         self.demands: dict[str, Demand] = {}
@@ -54,14 +54,14 @@ class Line:
         return give_to_oldest(queue, answer)
 
     def demand_for(self, key: str) -> Demand:
-        """What this process wants and holds of a key. Caller holds the holdings' lock."""
+        """What this process wants and holds of a key. Caller holds the inventory's lock."""
         demand = self.demands.get(key)
         if demand is None:
             demand = self.demands[key] = Demand()
         return demand
 
     def forget(self, key: str) -> None:
-        """Nothing of a key is wanted or held any more. Caller holds the holdings' lock."""
+        """Nothing of a key is wanted or held any more. Caller holds the inventory's lock."""
         self.demands.pop(key, None)
         self._spare.discard(key)
 
@@ -70,6 +70,25 @@ class Line:
         demand = self.demands.get(key)
         return demand is not None and demand.can_go_on
 
+    # --- what becomes of resources: see Home. Caller holds the inventory's lock. -------------------------------
+
+    def granted(self, grant: Grant, now: float) -> None:
+        """A grant is in the table, and will be opened."""
+        self.opening_time.told(grant)
+        self.answered(grant.ticket)
+        self.demand_for(grant.key).granted(grant.number, self.opening_time.seconds, now)
+
+    def opened(self, key: str, number: GrantNumber, seconds: float, now: float) -> None:
+        """A resource is open."""
+        self.demand_for(key).opened(number, now)
+        self.opening_time.measured(seconds)
+
+    def ended(self, key: str, number: GrantNumber) -> None:
+        """The opening has failed or was given up, or the resource is being closed, or gone."""
+        demand = self.demands.get(key)
+        if demand is not None:
+            demand.ended(number)
+
     def opens_for(self, key: str) -> bool:
         """Whether something of this key is being opened here; a hint, taken without the lock."""
         demand = self.demands.get(key)
@@ -77,7 +96,7 @@ class Line:
 
     def enqueue(self, waiter: LocalWaiter) -> None:
         """From now on releases look for this waiter."""
-        with self._holdings.lock:
+        with self._inventory.lock:
             demand = self.demand_for(waiter.key)
             self.waiters[waiter.key] = demand.waiting
             demand.begins_to_wait(waiter, waiter.since)
@@ -86,7 +105,7 @@ class Line:
 
     def dequeue(self, waiter: LocalWaiter, *, served: bool) -> None:
         """The waiter has been answered or has given up. served: it was given a resource."""
-        with self._holdings.lock:
+        with self._inventory.lock:
             demand = self.demand_for(waiter.key)
             demand.stops_waiting(waiter, monotonic(), served=served)
             due = self._note_spare(waiter.key, demand)
@@ -110,7 +129,7 @@ class Line:
         """
         if waiter.insists:  # it has been granted what it waits for
             return False
-        with self._holdings.lock:
+        with self._inventory.lock:
             demand, now = self.demand_for(waiter.key), monotonic()
             if not self._may_ask(demand, waiter, now):
                 return False
@@ -129,7 +148,7 @@ class Line:
             return True
 
     def _may_ask(self, demand: Demand, waiter: LocalWaiter, now: float) -> bool:
-        """Whether a thread could ask, if more is wanted. Caller holds the holdings' lock."""
+        """Whether a thread could ask, if more is wanted. Caller holds the inventory's lock."""
         if waiter.insists or not waiter.is_open or self._is_asked_for(demand, waiter):
             return False
         # If its opening fails, it is to hear why, and not to ask before that.
@@ -139,7 +158,7 @@ class Line:
         """When a waiting thread has to look around again, unless it is poked; infinity: no need."""
         if waiter.insists:  # it has been granted what it waits for
             return math.inf
-        with self._holdings.lock:
+        with self._inventory.lock:
             demand = self.demand_for(waiter.key)
             waiter.looks_at = demand.starves_at(
                 waiter.since, self.opening_time.seconds, self.use_time.seconds
@@ -153,7 +172,7 @@ class Line:
             return waiter.looks_at
 
     def _is_asked_for(self, demand: Demand, waiter: LocalWaiter) -> bool:
-        """Whether a thread must not ask because its ticket is in the queue. Caller holds the holdings' lock.
+        """Whether a thread must not ask because its ticket is in the queue. Caller holds the inventory's lock.
 
         Elsewhere one thread may ask for several; where those who wait are counted, each asks once.
         """
@@ -161,14 +180,14 @@ class Line:
 
     def opens_for_itself(self, grant: Grant) -> None:
         """A waiting thread takes a grant into its own hands."""
-        with self._holdings.lock:
+        with self._inventory.lock:
             demand = self.demand_for(grant.key)
             demand.opens_for_itself(grant.number, monotonic())
             self._note_spare(grant.key, demand)
 
     def expects_opening(self, key: str) -> None:
         """Something is being opened for those who wait: one of them looks again should it take too long."""
-        with self._holdings.lock:
+        with self._inventory.lock:
             self._have_one_look(self.demand_for(key))
 
     def _have_one_look(self, demand: Demand) -> None:
@@ -179,7 +198,7 @@ class Line:
 
     def starving_ticket(self, waiter: LocalWaiter) -> Ticket | None:
         """The ticket with which the books are told that the waiter's key starves, where that is due."""
-        with self._holdings.lock:
+        with self._inventory.lock:
             demand, now = self.demand_for(waiter.key), monotonic()
             if now < demand.starves_at(
                 waiter.since, self.opening_time.seconds, self.use_time.seconds
@@ -192,7 +211,7 @@ class Line:
 
         answer: for the thread that waits with it, if there is one; None: somebody else sees to that thread.
         """
-        with self._holdings.lock:
+        with self._inventory.lock:
             key = self.answered(ticket)
             waiters = list(self.waiters.get(key, ())) if key is not None else []
         if key is None:
@@ -205,7 +224,7 @@ class Line:
         return True
 
     def answered(self, ticket: Ticket) -> str | None:
-        """Forget a ticket; its key, if it was known. Caller holds the holdings' lock."""
+        """Forget a ticket; its key, if it was known. Caller holds the inventory's lock."""
         key = self._asked.pop(ticket, None)
         if key is not None:
             self.demand_for(key).answered(ticket)
@@ -213,7 +232,7 @@ class Line:
 
     def forget_tickets(self) -> None:
         """The session is over, and with it all tickets."""
-        with self._holdings.lock:
+        with self._inventory.lock:
             for ticket in list(self._asked):
                 self.answered(ticket)
 
@@ -229,13 +248,13 @@ class Line:
 
     def begins_opening(self, grant: Grant, waiter: LocalWaiter) -> bool:
         """Whether the open hook is to be called for a grant; not where nobody needs it any more."""
-        with self._holdings.lock:
+        with self._inventory.lock:
             insists = waiter.insists and waiter.is_open
             return self.demand_for(grant.key).begins(grant.number, monotonic(), insists=insists)
 
     def arrived(self, grant: Grant) -> None:
         """What has become of an opening, a resource or an error, is with a thread or on the shelf."""
-        with self._holdings.lock:
+        with self._inventory.lock:
             demand = self.demands.get(grant.key)
             if demand is not None:
                 demand.arrived(grant.number)
@@ -243,7 +262,7 @@ class Line:
 
     def why_nothing(self, key: str) -> str:
         """For a checkout whose time has passed, where the books have not said why."""
-        with self._holdings.lock:
+        with self._inventory.lock:
             demand = self.demand_for(key)
             waiting, opening, held = len(demand.waiting), len(demand.opening), len(demand.open)
         cap = self._face.options.max_size
@@ -257,7 +276,7 @@ class Line:
         """Less is on its way for a key than before: have a thread that could ask for more look around."""
         if not self.waiters.get(key):
             return
-        with self._holdings.lock:
+        with self._inventory.lock:
             demand, now = self.demand_for(key), monotonic()
             for waiter in demand.waiting:
                 if waiter.is_ready and self._may_ask(demand, waiter, now):
@@ -274,7 +293,7 @@ class Line:
         """Give up tickets that no thread waits for; when this has to be looked at again."""
         again = math.inf
         given_up: list[Ticket] = []
-        with self._holdings.lock:
+        with self._inventory.lock:
             for key in list(self._spare):
                 demand = self.demand_for(key)
                 due = demand.spare_due_at()
@@ -285,13 +304,13 @@ class Line:
                     given_up += spare
                     forget_shelf(self._face, key)
                 again = min(again, self._note_spare(key, demand))
-            self._holdings.outbox.extend(Abandoned(ticket) for ticket in given_up)
+            self._inventory.tell(*(Abandoned(ticket) for ticket in given_up))
         if given_up:
             self._face.member.flush()
         return again
 
     def _note_spare(self, key: str, demand: Demand) -> float:
-        """When tickets of a key are to be given up; infinity: not as things are. Caller holds the holdings' lock."""
+        """When tickets of a key are to be given up; infinity: not as things are. Caller holds the inventory's lock."""
         due = demand.spare_due_at()
         if due < math.inf:
             self._spare.add(key)
@@ -300,12 +319,12 @@ class Line:
         return due
 
     def _look_whether_attention(self) -> None:
-        """Caller holds the holdings' lock."""
+        """Caller holds the inventory's lock."""
         self._face.attention = self._face.contended or any(self.waiters.values())
 
     def set_contended(self, contended: bool) -> None:
         """Whether every released resource is brought back."""
-        with self._holdings.lock:
+        with self._inventory.lock:
             self._face.contended = contended
             self._look_whether_attention()
         if contended:  # the books shall know what is wanted here
@@ -314,7 +333,7 @@ class Line:
 
     def in_want(self) -> int:
         """How many threads wait without a resource being opened for them."""
-        with self._holdings.lock:
+        with self._inventory.lock:
             return sum(
                 max(0, len(demand.waiting) - len(demand.opening))
                 for demand in self.demands.values()
@@ -323,5 +342,5 @@ class Line:
 
     def all_waiters(self) -> list[LocalWaiter]:
         """Those who wait now."""
-        with self._holdings.lock:
+        with self._inventory.lock:
             return [waiter for queue in self.waiters.values() for waiter in queue]

@@ -20,9 +20,7 @@ from mppool.core.events import (
     CloseReason,
     Declaration,
     Declare,
-    Declined,
     Event,
-    Held,
 )
 from mppool.core.tokens import TokenFetched
 from mppool.errors import PoolError, ServerUnavailable
@@ -43,17 +41,14 @@ from mppool.worker.ending import (
     begin_close,
     close,
     finish_close,
-    forget_retired,
-    is_retired,
     retire,
 )
-from mppool.worker.entry import AT_ONCE, Entry
 from mppool.worker.face import Face
-from mppool.worker.holdings import Holdings
 from mppool.worker.housekeeping import Housekeeper
+from mppool.worker.inventory import Entry, Inventory
 from mppool.worker.opening import open_resource
 from mppool.worker.report import PatientReport, Reporter
-from mppool.worker.shelf import forget_shelf, shelve, take_idle
+from mppool.worker.shelf import shelve, take_idle
 from mppool.worker.waiter import Retry
 
 if TYPE_CHECKING:
@@ -122,13 +117,13 @@ class Member:
     """What all threads of a process share of one manager. Cheap to make: no I/O, no thread, no descriptor.
 
     `faces` grows under the interpreter's own atomicity (setdefault); everything else that threads share is
-    in `holdings`, with its lock.
+    in `inventory`, with its lock.
     """
 
     def __init__(self, name: str, make_link: Callable[[Member], Link]) -> None:
         self.name = name
         self.faces: dict[str, Face] = {}
-        self.holdings = Holdings()
+        self.inventory = Inventory()
         self._make_chores()
         self.housekeeper = Housekeeper(self)
         self.audit = Audit(self)
@@ -159,11 +154,11 @@ class Member:
         )
 
     def after_fork_in_child(self) -> None:
-        """The parent's holdings are marked and buried; this process starts with none. See Forkable."""
-        parents = self.holdings
+        """The parent's inventory are marked and buried; this process starts with none. See Forkable."""
+        parents = self.inventory
         parents.forked = True
         make_immortal(parents)
-        self.holdings = Holdings()
+        self.inventory = Inventory()
         self._secret = None  # it may be another user's process, with another directory
         self._make_chores()
         self.housekeeper = Housekeeper(self)
@@ -175,7 +170,7 @@ class Member:
         self.tokens.forget_waiters()
         self.link.after_fork_in_child()
         for face in self.faces.values():
-            face.renew(self.holdings)
+            face.renew(self.inventory)
 
     def declare(self, name: str, recipe: Recipe[Any], options: PoolOptions) -> Face:
         """The face of a pool. Raises ConfigurationMismatch if it was declared otherwise in this process."""
@@ -187,8 +182,8 @@ class Member:
                 # Said in any case: another thread may be attaching, and have counted the faces already. Where the
                 # secret is not known yet, it will count them later.
                 face.seal(self._secret)
-                self.holdings.outbox.append(Declare(face.declaration()))
-                if self.holdings.session is not None:
+                self.inventory.tell(Declare(face.declaration()))
+                if self.inventory.session is not None:
                     self.link.flush()
             return face
         face.check_same(recipe, options)
@@ -227,12 +222,12 @@ class Member:
     def tell(self, event: Event) -> None:
         """Tell the books, without an answer. Never blocks on the server."""
         notice_fork()
-        self.holdings.outbox.append(event)
+        self.inventory.tell(event)
         self.link.flush()
 
     def note(self, event: Event) -> None:
         """Tell the books what is worth knowing, if this process is attached to any."""
-        if self.holdings.session is not None:
+        if self.inventory.session is not None:
             self.tell(event)
 
     def attend(self) -> None:
@@ -241,77 +236,38 @@ class Member:
 
     def flush(self) -> None:
         """Send what is in the outbox, as far as that is possible without waiting."""
-        if not self.holdings.inherited:  # else it is the outbox of our parent
+        if not self.inventory.inherited:  # else it is the outbox of our parent
             self.link.flush()
 
     def wake(self) -> None:
         """Have the background thread look around. Safe in a finalizer: it writes to a descriptor."""
-        if not self.holdings.inherited:
+        if not self.inventory.inherited:
             self.link.wake()
-
-    def inventory(self) -> list[Held]:
-        """Everything that is held, or on its way in or out. Caller holds the holdings' lock."""
-        return [
-            Held(
-                entry.face.name,
-                entry.key,
-                entry.number,
-                entry.state,
-                entry.generation,
-                entry.opened_before,
-            )
-            for entry in self.holdings.table.values()
-        ]
 
     def declarations(self) -> list[Declaration]:
         """All pools that this process has declared."""
         return [face.declaration() for face in list(self.faces.values())]
 
     def attachment(self) -> Attach:
-        """The first word of a new session; what the outbox says is in it. Caller holds the holdings' lock."""
-        outbox = self.holdings.outbox
-        for _ in range(len(outbox)):
-            event = outbox.popleft()
-            if isinstance(event, _NOT_IN_INVENTORIES):
-                outbox.append(event)
-        self.holdings.voided.clear()
+        """The first word of a new session; what the outbox says is in it. Caller holds the inventory's lock."""
+        self.inventory.told_as_a_whole(besides=_NOT_IN_INVENTORIES)
         self.silence.ends()
         _arrange_farewell()
         for face in self.faces.values():
-            forget_retired(face)
-        return Attach(_process_name, self.declarations(), self.inventory(), self.link.seen)
+            face.forget_retired()
+        return Attach(_process_name, self.declarations(), self.inventory.held(), self.link.seen)
 
     def register(self, grant: Grant, session: Session) -> bool:
         """Enter a fresh grant into the table; False if it belongs to another session, or was voided (rule 2)."""
-        holdings = self.holdings
-        face = self.faces[grant.pool]
+        face, inventory = self.faces[grant.pool], self.inventory
         entry = Entry(
-            face, holdings, grant.number, grant.key, grant.generation, grant.opened_before
+            face, inventory, grant.number, grant.key, grant.generation, grant.opened_before
         )
-        with holdings.lock:
-            if holdings.session != session or grant.number in holdings.voided:
-                return False
-            entry.grant = grant
-            if is_retired(face, grant.key, grant.generation):
-                entry.retire_at = AT_ONCE
-            holdings.table[grant.number] = entry
-            face.line.opening_time.told(grant)
-            # Not before it is in the table: as long as it is, the shelf is not forgotten.
-            entry.shelf = face.shelf_of(grant.key)
-            face.line.answered(grant.ticket)
-            demand = face.line.demand_for(grant.key)
-            demand.granted(grant.number, face.line.opening_time.seconds, monotonic())
-        return True
+        return inventory.register(entry, grant, session, monotonic())
 
-    def decline(self, grant: Grant, holdings: Holdings) -> None:
+    def decline(self, grant: Grant, inventory: Inventory) -> None:
         """A registered grant is not needed any more."""
-        with holdings.lock:
-            if grant.number in holdings.table:
-                face = self.faces[grant.pool]
-                holdings.outbox.append(Declined(grant.number))
-                del holdings.table[grant.number]
-                face.line.demand_for(grant.key).ended(grant.number)
-                forget_shelf(face, grant.key)
+        inventory.opening_ended(grant.number)
         self.flush()
 
     def retry(self, ticket: Ticket) -> None:
@@ -333,7 +289,7 @@ class Member:
         """
         if isinstance(error, PoolError):
             return
-        release_own(self.holdings.lock)
+        release_own(self.inventory.lock)
         self.chores.interrupted()
         self.openers.interrupted()
         self.link.interrupted()
@@ -383,7 +339,7 @@ class Member:
             answer = self.call(event, monotonic() + seconds)
         except SessionLost as error:
             raise ServerUnavailable(str(error)) from error
-        entry = self.holdings.table.get(answer.number) if isinstance(answer, Grant) else None
+        entry = self.inventory.table.get(answer.number) if isinstance(answer, Grant) else None
         if entry is not None:
             open_resource(entry, answer, seconds, bearer)
             shelve(entry)
@@ -436,7 +392,7 @@ class Member:
             return
         self.farewells.extend(entries)
         self.wake()
-        while any(entry.number in self.holdings.table for entry in entries):
+        while any(entry.number in self.inventory.table for entry in entries):
             if monotonic() >= until:
                 log.warning(
                     "manager %r: closing what was idle took longer than %g s", self.name, seconds
@@ -446,7 +402,7 @@ class Member:
 
     def needs_books(self) -> bool:
         """Whether anything is held, or anybody waits."""
-        return bool(self.holdings.table) or any(
+        return bool(self.inventory.table) or any(
             face.line.waiters for face in list(self.faces.values())
         )
 
@@ -475,7 +431,7 @@ class Member:
         if self.leaving and not self.needs_books():
             self.leaving = False
             self.link.detach(monotonic() + _LEAST_DETACH_S)
-        leaked = self.holdings.leaked
+        leaked = self.inventory.leaked
         while leaked:
             entry = leaked.popleft()
             if entry.state != "closing":

@@ -9,7 +9,6 @@ from time import monotonic, time
 from typing import TYPE_CHECKING
 
 from mppool.core.decisions import NOBODY, Grant
-from mppool.core.events import Opened
 from mppool.credentials.secrets import repeats, secret_of
 from mppool.credentials.token_struct import NEAR_EXPIRY_S
 from mppool.errors import ForkedLease, PoolError
@@ -18,11 +17,11 @@ from mppool.logs import Log, logged_afterwards
 from mppool.recipe import Opening
 from mppool.redaction import HIDDEN, forget_locals, without_secrets
 from mppool.worker.audit import give_up_opening
-from mppool.worker.entry import NEVER, Entry
 from mppool.worker.face import Face, identity_of
 from mppool.worker.hints import refuse_none
 from mppool.worker.housekeeping import due_when_idle
 from mppool.worker.inside import inside
+from mppool.worker.inventory import NEVER, Entry
 from mppool.worker.shelf import shelve
 from mppool.worker.waiter import LocalWaiter, Retry, give_to_oldest
 
@@ -77,7 +76,7 @@ def open_resource(
         is_told = not repeats(error, secret_of(token))
         forget_locals(error)
         give_up_opening(entry, text, counted=True)
-        if isinstance(error, OpenFailedError) or entry.holdings.inherited:
+        if isinstance(error, OpenFailedError) or entry.inventory.inherited:
             raise
         failed = OpenFailedError(f"pool {face.name!r}: opening a resource failed: {text}")
         raise failed from (error if is_told else None)
@@ -105,7 +104,7 @@ def _run_hooks(face: Face, entry: Entry, opening: Opening) -> None:
         # In one call of C: no interrupt can strike between the hook's return and the storing, which would
         # leave an open resource to which nothing refers.
         entry.opened.extend(map(face.recipe.open, (opening,)))
-        if entry.holdings.inherited:
+        if entry.inventory.inherited:
             raise ForkedLease(
                 f"pool {face.name!r}: this process was forked inside the open hook; the resource belongs "
                 "to its parent; check out again"
@@ -121,22 +120,14 @@ def _run_hooks(face: Face, entry: Entry, opening: Opening) -> None:
 
 def _enter_as_open(entry: Entry, now: float, seconds: float, opening: Opening) -> None:
     """The resource is open: from now on it can be lent, and ends at its time."""
-    face = entry.face
-    with entry.holdings.lock:
-        entry.state = "open"
-        entry.grant = None
-        entry.opened_at = entry.released_at = entry.checked_at = now
-        lifetime = face.options.max_lifetime
-        if lifetime is not None and entry.retire_at == NEVER:
-            # Each draws its own instant, so that a fleet opened together does not die together.
-            entry.retire_at = entry.opened_at + lifetime * (1 - LIFETIME_JITTER * random.random())
-            entry.retire_reason = "expired_lifetime"
-        if opening.token is None and isinstance(opening.expires_on, (int, float)):
-            _ends_by(entry, opening.expires_on)
-        entry.holdings.outbox.append(Opened(entry.number, seconds))
-        face.line.demand_for(entry.key).opened(entry.number, now)
-        face.line.opening_time.measured(seconds)
-        entry.opened = []
+    face: Face = entry.face
+    lifetime, ends_at = face.options.max_lifetime, NEVER
+    if lifetime is not None:
+        # Each draws its own instant, so that a fleet opened together does not die together.
+        ends_at = now + lifetime * (1 - LIFETIME_JITTER * random.random())
+    if opening.token is None and isinstance(opening.expires_on, (int, float)):
+        ends_at = min(ends_at, _end_of_own_token(opening.expires_on, now))
+    entry.inventory.opened(entry, seconds, now, ends_at)
 
 
 def _let_older_logins_end(entry: Entry, began: float, login: str) -> float:
@@ -146,9 +137,9 @@ def _let_older_logins_end(entry: Entry, began: float, login: str) -> float:
         token does for those who open with tokens. Returns when the first is due.
     """
     due = NEVER
-    with entry.holdings.lock:
+    with entry.inventory.lock:
         entry.token = login
-        for other in entry.holdings.table.values():
+        for other in entry.inventory.table.values():
             is_older = other.state == "open" and other.opened_at <= began
             if (
                 is_older
@@ -163,15 +154,13 @@ def _let_older_logins_end(entry: Entry, began: float, login: str) -> float:
     return due
 
 
-def _ends_by(entry: Entry, expires_on: float) -> None:
+def _end_of_own_token(expires_on: float, now: float) -> float:
     """What the application has opened with a token of its own is replaced in time, where it says when.
 
     Not where that would be at once: the application would have given a newer token if it had one.
     """
     left = expires_on - time() - NEAR_EXPIRY_S
-    if left > 0 and monotonic() + left < entry.retire_at:
-        entry.retire_at = monotonic() + left
-        entry.retire_reason = "expired_lifetime"
+    return now + left if left > 0 else NEVER
 
 
 def use_grant(face: Face, grant: Grant) -> None:
@@ -180,7 +169,7 @@ def use_grant(face: Face, grant: Grant) -> None:
     if waiter is not None and waiter.opens_here:
         face.line.opens_for_itself(grant)
     if waiter is None or (waiter.opens_here and not waiter.give(grant)):
-        face.member.decline(grant, face.holdings)
+        face.member.decline(grant, face.inventory)
         face.line.poke(grant.key)
     elif not waiter.opens_here:
         open_beside(face, grant, waiter)
@@ -198,13 +187,13 @@ def open_beside(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
 
 
 def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
-    holdings = face.holdings
-    entry = holdings.table.get(grant.number)
+    inventory = face.inventory
+    entry = inventory.table.get(grant.number)
     if entry is None:
         waiter.give(Retry)  # the session was lost, and the grant with it
         return
     if not face.line.begins_opening(grant, waiter):
-        face.member.decline(grant, holdings)
+        face.member.decline(grant, inventory)
         waiter.opening = None
         face.line.poke(grant.key)
         return
@@ -231,8 +220,8 @@ def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
 @logged_afterwards
 def open_for_shelf(face: Face, grant: Grant) -> None:
     """Use a grant for which nobody waits: `min_size` resources are kept open."""
-    holdings = face.holdings
-    entry = holdings.table.get(grant.number)
+    inventory = face.inventory
+    entry = inventory.table.get(grant.number)
     if entry is None:
         return
     try:
@@ -244,7 +233,7 @@ def open_for_shelf(face: Face, grant: Grant) -> None:
     if grant.key != face.default_key or not face.recipe.fills():
         # A token has told that the recipe's own identity is another one; the books know that by now.
         # Or its event loop has ended meanwhile; they know that too.
-        face.member.decline(grant, holdings)
+        face.member.decline(grant, inventory)
         return
     try:
         open_resource(entry, grant, None, bearer)

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mppool.worker.aio import AsyncCheckout
-    from mppool.worker.entry import Entry
     from mppool.worker.face import Face
+    from mppool.worker.inventory import Entry
 
 T = TypeVar("T")
 
@@ -280,7 +280,7 @@ class Pool(Generic[T]):
     def in_use_here(self) -> int:
         """How many resources are lent in this process. Asks nobody."""
         face = self._face
-        leaked = sum(entry.face is face for entry in list(face.holdings.leaked))
+        leaked = sum(entry.face is face for entry in list(face.inventory.leaked))
         open_here = sum(entry.state == "open" for entry in face.entries())
         return max(0, open_here - leaked - self.idle_here)
 

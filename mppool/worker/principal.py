@@ -11,12 +11,12 @@ from mppool.credentials.token_struct import NEAR_EXPIRY_S
 from mppool.errors import ConfigurationError, OpenFailed
 from mppool.logs import Log
 from mppool.redaction import forget_locals
-from mppool.worker.entry import NEVER
+from mppool.worker.inventory import NEVER
 
 if TYPE_CHECKING:
     from mppool.credentials.token_struct import TokenInfo
-    from mppool.worker.entry import Entry
     from mppool.worker.face import Face
+    from mppool.worker.inventory import Entry
 
 log = Log("mppool")
 

@@ -22,14 +22,14 @@ from mppool.core.events import Declare
 from mppool.credentials.identity import checked_identity
 from mppool.credentials.loading import adapter
 from mppool.errors import ConfigurationError
-from mppool.worker.entry import NEVER
+from mppool.worker.inventory import NEVER
 from mppool.worker.principal import Principal, fetch
 from mppool.worker.shelf import own_popper, popper_of
 
 if TYPE_CHECKING:
     from mppool.credentials.token_struct import TokenInfo
-    from mppool.worker.entry import Entry
     from mppool.worker.face import Face
+    from mppool.worker.inventory import Entry
 
 INSIST_AGAIN_S = 30.0
 """An issuer that gave the same token, or none, is asked again after so long (azure-identity's retry delay)."""
@@ -246,5 +246,5 @@ class Principals:
         # An account that has signed in is looked at each time: another one may.
         self.own_is_known = self.recall(self.credential) is not None
         face.pop = own_popper(face)
-        if face.member.holdings.session is not None:
+        if face.member.inventory.session is not None:
             face.member.tell(Declare(face.declaration()))

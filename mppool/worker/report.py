@@ -21,8 +21,8 @@ from mppool.worker.inside import inside
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from mppool.worker.entry import Entry
     from mppool.worker.face import Face
+    from mppool.worker.inventory import Entry
     from mppool.worker.member import Member
 
 log = Log("mppool")
@@ -152,9 +152,9 @@ def build(member: Member, request: int, *, hooks: bool = True) -> Report:
 
 def _of_pool(face: Face, hooks: bool) -> PoolReport:
     now = monotonic()
-    holdings = face.holdings
-    with holdings.lock:
-        entries = [entry for entry in holdings.table.values() if entry.face is face]
+    inventory = face.inventory
+    with inventory.lock:
+        entries = [entry for entry in inventory.table.values() if entry.face is face]
         past = face.past_uses
         counters = dict(face.counters)
     idle = {entry.number for shelf in list(face.shelves.values()) for entry in list(shelf)}

@@ -14,7 +14,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from mppool.core.events import CloseReason, IdleTooLong, Returned
-from mppool.worker.entry import AT_ONCE, Entry
+from mppool.worker.inventory import AT_ONCE, Entry
 from mppool.worker.waiter import give_to_oldest, wake_oldest
 
 if TYPE_CHECKING:
@@ -30,7 +30,7 @@ _NO_SHELF: deque[Entry] = deque()
 
 
 def forget_shelf(face: Face, key: str) -> None:
-    """The sub-pool of an identity is empty: nothing is kept of it. Caller holds the holdings' lock.
+    """The sub-pool of an identity is empty: nothing is kept of it. Caller holds the inventory's lock.
 
     Resources append themselves to the shelf that they know, so it must be the last of them that is gone.
     """
@@ -204,11 +204,6 @@ def _take_oldest(shelf: deque[Entry], idle_for: float) -> Entry | None:
 
 def bring_back(entry: Entry, event: Returned | IdleTooLong | None = None) -> None:
     """Lay a resource aside until the books say what becomes of it."""
-    holdings = entry.holdings
-    with holdings.lock:
-        # Told first: should this thread be interrupted in here, the books' answer finds nothing in the
-        # side table, and the entry is found by the audit.
-        holdings.outbox.append(event or Returned(entry.number, monotonic() - entry.released_at))
-        entry.state = "returned"
-        holdings.side[entry.number] = entry
+    event = event or Returned(entry.number, monotonic() - entry.released_at)
+    entry.inventory.bring_back(entry, event)
     entry.face.member.flush()

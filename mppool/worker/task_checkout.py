@@ -10,7 +10,7 @@ from mppool.errors import OpenFailed as OpenFailedError
 from mppool.errors import PoolClosed, PoolError, ServerUnavailable, TooManyWaiting
 from mppool.link.connection import ASK_GRACE_S
 from mppool.worker.cold import REFUSAL_GRACE_S, timed_out
-from mppool.worker.entry import Entry
+from mppool.worker.inventory import Entry
 from mppool.worker.opening import Failure
 from mppool.worker.shelf import take
 from mppool.worker.tasks import TaskWaiter

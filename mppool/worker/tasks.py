@@ -23,7 +23,7 @@ from mppool.core.decisions import Grant, Queued, Refuse
 from mppool.core.events import Abandoned, Checkout, Starves
 from mppool.link.connection import ASK_GRACE_S, SESSION_PAUSE_S, SessionLost
 from mppool.logs import Log
-from mppool.worker.entry import Entry
+from mppool.worker.inventory import Entry
 from mppool.worker.opening import Failure, open_beside
 from mppool.worker.shelf import shelve, take
 from mppool.worker.waiter import LocalWaiter, give_to_oldest
@@ -174,7 +174,7 @@ class Desk:
 
     def _oldest(self, key: str) -> TaskWaiter | None:
         """The first of this loop's tasks that still waits for a key."""
-        with self.face.holdings.lock:
+        with self.face.inventory.lock:
             for waiter in self.face.line.waiters.get(key, ()):
                 if waiter.is_open and isinstance(waiter, TaskWaiter) and waiter._desk is self:
                     return waiter
@@ -183,7 +183,7 @@ class Desk:
     def _to_ask(self, key: str) -> TaskWaiter | None:
         """A waiter with whose ticket the books are to be asked now, if any; the ticket counts as sent."""
         line = self.face.line
-        with self.face.holdings.lock:
+        with self.face.inventory.lock:
             demand = line.demand_for(key)
             if self._asks_enough(demand):
                 return None
@@ -210,7 +210,7 @@ class Desk:
         """Look again in time, unless that is planned already."""
         line, now = self.face.line, monotonic()
         planned = self._timers.get(key)
-        with self.face.holdings.lock:
+        with self.face.inventory.lock:
             demand = line.demand_for(key)
             enough = self._asks_enough(demand)
             if enough and planned is not None:
@@ -238,21 +238,21 @@ class Desk:
         until = None if left is None else monotonic() + max(left, ASK_GRACE_S)
         try:
             if not waiter.is_open:  # served, or gone, before it was asked for
-                face.line.ticket_ended(ticket, None, key)
+                face.line.ticket_ended(ticket, None)
                 return
             answer = member.call(Checkout(face.name, key, ticket, left), until)
         except SessionLost as error:
             if left == 0:
-                face.line.ticket_ended(ticket, Refuse(ticket, "timeout", str(error)), key)
+                face.line.ticket_ended(ticket, Refuse(ticket, "timeout", str(error)))
             else:
                 threading.Event().wait(SESSION_PAUSE_S)  # the server may be saying farewell
-                face.line.ticket_ended(ticket, None, key)
+                face.line.ticket_ended(ticket, None)
         except TimeoutError as error:
             member.tell(Abandoned(ticket))
-            face.line.ticket_ended(ticket, Refuse(ticket, "timeout", str(error)), key)
+            face.line.ticket_ended(ticket, Refuse(ticket, "timeout", str(error)))
         except BaseException as error:  # noqa: BLE001  # the task raises it
             member.tell(Abandoned(ticket))
-            if not face.line.ticket_ended(ticket, Failure(error), key):
+            if not face.line.ticket_ended(ticket, Failure(error)):
                 waiter.give(Failure(error))
         else:
             self._answered(waiter, answer)
@@ -264,7 +264,7 @@ class Desk:
         elif isinstance(answer, Grant):
             open_beside(face, answer, waiter)
         else:
-            face.line.ticket_ended(waiter.ticket, answer, waiter.key)
+            face.line.ticket_ended(waiter.ticket, answer)
 
     def ask_at_once(self, waiter: TaskWaiter) -> None:
         """Ask for a checkout that waits for nobody. Called in the loop; answered by the asker's thread."""

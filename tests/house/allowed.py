@@ -21,10 +21,8 @@ IN_CIRCLES: tuple[str, ...] = (
     "mppool.worker.checking",
     "mppool.worker.deciding",
     "mppool.worker.ending",
-    "mppool.worker.entry",
     "mppool.worker.face",
     "mppool.worker.hints",
-    "mppool.worker.holdings",
     "mppool.worker.housekeeping",
     "mppool.worker.lease",
     "mppool.worker.line",
@@ -49,20 +47,8 @@ LONG_FILES: tuple[str, ...] = (
 LONG_FUNCTIONS: tuple[str, ...] = ("mppool.worker.pool:checkout",)
 """Functions of more than 60 lines."""
 
-WRITERS_OF_A_STATE = {
-    "mppool.worker.audit": 1,
-    "mppool.worker.deciding": 1,
-    "mppool.worker.ending": 1,
-    "mppool.worker.entry": 1,
-    "mppool.worker.opening": 1,
-    "mppool.worker.shelf": 1,
-}
+WRITERS_OF_A_STATE = {"mppool.worker.inventory": 6}
 """Where in the worker the `state` of a resource is assigned, and how often. The aim: in one file."""
 
-WRITERS_OF_THE_TABLE = {
-    "mppool.worker.audit": 1,
-    "mppool.worker.ending": 1,
-    "mppool.worker.member": 2,
-    "mppool.worker.principals": 2,
-}
+WRITERS_OF_THE_TABLE = {"mppool.worker.inventory": 2, "mppool.worker.principals": 2}
 """Where in the worker an entry of a `table` is set or removed, and how often. The aim: in one file."""

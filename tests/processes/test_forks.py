@@ -164,7 +164,7 @@ def test_a_forked_child_holds_no_copy_of_a_connection_to_the_server(
     waiting.start()
     wait_until(lambda: manager.stats()["pools"]["p"]["waiting"] == 1, "a waiter")
     link = manager._link  # type: ignore[attr-defined]
-    busy = link._connections.take(manager._member.holdings.session, time.monotonic() + 5)
+    busy = link._connections.take(manager._member.inventory.session, time.monotonic() + 5)
 
     def sockets() -> list[str]:
         return [

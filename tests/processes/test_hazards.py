@@ -389,7 +389,7 @@ def _locks(pool: Pool[Session]) -> list[Any]:
     member: Any = pool._face.member
     link = member.link
     return [
-        member.holdings.lock,
+        member.inventory.lock,
         link.session.outgoing.lock(),
         link.session._attaching,
         link.thread._starting,
@@ -448,7 +448,7 @@ def test_hazard_15_a_lease_that_ends_in_the_middle_of_a_locked_region(
         wait_until(lambda: _pool_stats(manager)["waiting"] == 1, "a waiter elsewhere")
 
     def finalize() -> None:
-        with pool._face.member.holdings.lock:
+        with pool._face.member.inventory.lock:
             owners.clear()
 
     finalizing = threading.Thread(target=finalize, daemon=True)
@@ -471,7 +471,7 @@ def test_hazard_15_a_lease_that_is_released_after_it_was_finalized(
     """
     pool = manager.pool("p", witness.recipe(), max_size=1)
     lease = pool.checkout(timeout=10)
-    with pool._face.member.holdings.lock:  # the thread that closes it comes later
+    with pool._face.member.inventory.lock:  # the thread that closes it comes later
         lease.__del__()
         lease.release()
         with pytest.raises(IndexError):

@@ -34,7 +34,7 @@ def test_close_closes_what_is_idle_here_and_detaches(
     server = manager.server_pid
     manager.close()
     assert witness.figures()["held"] == 0
-    assert manager._member.holdings.session is None
+    assert manager._member.inventory.session is None
     assert manager.server_pid == server
     assert fork(lambda: len(attached(manager))).result() == 0
     with pool.checkout(timeout=10) as session:  # it can be used again
@@ -48,10 +48,10 @@ def test_close_lets_leases_work_and_detaches_when_the_last_is_released(
     lease = pool.checkout(timeout=10)
     manager.close()
     lease.resource.ask("still mine")
-    assert manager._member.holdings.session is not None
+    assert manager._member.inventory.session is not None
     lease.release()
     assert witness.figures()["held"] == 0
-    wait_until(lambda: manager._member.holdings.session is None, "it to detach")
+    wait_until(lambda: manager._member.inventory.session is None, "it to detach")
     assert fork(_use, pool).result()
 
 

@@ -175,7 +175,7 @@ class Pool:
             raise PoolException("the pool was shut down; it hands out nothing any more")
         if self._register.must_begin():
             self._begin()
-        if self._manager._member.holdings.leaked:
+        if self._manager._member.inventory.leaked:
             self._manager._member.collect_leaked()
         try:
             return self._checkout_or_raise_as_factory(seconds)

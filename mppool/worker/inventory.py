@@ -1,0 +1,396 @@
+"""Everything of a process that dies with a fork: what the parent holds, a child must neither use nor close.
+
+The inventory is the only writer of the table of resources, of the side table, of the outbox, and of an entry's state.
+Each transition is one method here:
+
+    register ---> opening --- opened ---> open <---- take_aside ---- returned
+                     |                    |  |                          ^
+                     |                    |  +------ bring_back --------+
+                     |                    +-- begin_close ---> closing
+                     v                                            |
+              opening_ended                 closed, give_up, give_up_closing
+                     |                                            |
+                     +-----------------> gone <-------------------+
+
+Pure: the time is an argument, and nothing here does I/O or calls a hook. A method says what the caller has to do.
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections import deque
+from collections.abc import Iterable
+from typing import Any, Literal, Protocol
+
+from mppool.core.decisions import Grant
+from mppool.core.events import (
+    Closed,
+    CloseReason,
+    Declined,
+    Event,
+    Held,
+    IdleTooLong,
+    NotMine,
+    Opened,
+    OpenFailed,
+    Returned,
+)
+from mppool.ids import GrantNumber, Session
+from mppool.process.fork import own_mark
+
+EntryState = Literal["opening", "open", "returned", "closing"]
+
+NEVER = math.inf
+AT_ONCE = -math.inf
+
+LONG_CLOSE_S = 2.0
+"""A close that takes longer is warned of: until it returns, the slot is not free."""
+
+MOST_VOIDED = 10_000
+
+
+class Home(Protocol):
+    """The pool that a resource belongs to, as the inventory knows it. Called with the inventory's lock held."""
+
+    name: str
+
+    def shelf_of(self, key: str) -> deque[Entry]:
+        """Where it lies when it is idle."""
+
+    def granted(self, entry: Entry, grant: Grant, now: float) -> None:
+        """It is in the table, and will be opened."""
+
+    def opened(self, entry: Entry, seconds: float, now: float) -> None:
+        """It is open; that took so many seconds."""
+
+    def closing(self, entry: Entry) -> None:
+        """It is being closed."""
+
+    def gone(self, entry: Entry) -> None:
+        """It has left the table."""
+
+
+class Entry:
+    """A resource and what is known of it.
+
+    Whoever took it from a shelf owns it until he puts it back, so most fields need no lock: `uses`,
+    `released_at`, `lent_at` belong to the owner. `state` and `killed` are guarded by the inventory's lock.
+    `retire_at` may be lowered by anybody at any time (a single store): from then on the resource is
+    closed instead of being handed out.
+
+    face: the pool that it belongs to: a Home for the inventory, and a LocalPool for what is above.
+    """
+
+    __slots__ = (
+        "ask_at",
+        "checked_at",
+        "closing_at",
+        "doubtful",
+        "face",
+        "generation",
+        "grant",
+        "handed_at",
+        "inventory",
+        "kept_until",
+        "key",
+        "killed",
+        "lent_at",
+        "mark",
+        "number",
+        "opened",
+        "opened_at",
+        "opened_before",
+        "released_at",
+        "resource",
+        "retire_at",
+        "retire_reason",
+        "shelf",
+        "stack",
+        "state",
+        "thread",
+        "token",
+        "uses",
+        "warned",
+    )
+
+    def __init__(
+        self,
+        face: Any,
+        inventory: Inventory,
+        number: GrantNumber,
+        key: str,
+        generation: int,
+        opened_before: int,
+    ) -> None:
+        self.face = face
+        self.inventory = inventory
+        self.mark = inventory.mark
+        self.number = number
+        self.key = key
+        self.shelf = face.shelf_of(key)
+        self.generation = generation
+        self.opened_before = opened_before
+        self.resource: Any = None
+        # While it is being opened: the grant, which its owner holds too, and the resource as soon as the
+        # open hook has returned it. Both are for whoever cleans up after an interrupt (audit.py).
+        self.grant: Any = None
+        self.opened: list[Any] = []
+        self.state: EntryState = "opening"
+        self.opened_at = 0.0
+        self.lent_at = 0.0
+        self.handed_at = 0.0
+        self.released_at = 0.0
+        self.retire_at = NEVER
+        self.retire_reason: Any = "retired"
+        # Digest of the token that it was opened with, "" without one, and when (seconds since 1970) the
+        # next checkout has to look whether that is still the right one.
+        self.token = ""
+        self.ask_at = NEVER
+        self.uses = 0
+        self.checked_at = 0.0
+        self.closing_at = 0.0
+        # A resource as old does not answer at all: closing this one may hang too, and its slot does not wait.
+        self.doubtful = False
+        self.kept_until = 0.0
+        self.killed = False
+        self.warned = False
+        self.thread = ""
+        self.stack = ""
+
+
+class Inventory:
+    """The table of resources and the session. A forked child buries its parent's and starts with a new one.
+
+    lock: guards `table`, `side`, `session`, `voided`; of every entry `state` and `killed`; and of every pool
+        `waiters`, `contended`, `attention`, `counters`, `past_uses`, `retired`, and the removal of a shelf
+        from `shelves`. Taking the inventory and registering a grant both happen under it (rule 2). While it
+        is held there is no I/O, no hook, no logging, and no other lock is taken.
+        Reentrant, so that a thread that was interrupted can free what it still owns (see audit.py), and a
+        finalizer of the application that releases a lease in the middle of a locked region gets through.
+    table: every resource from before its opening until after its closing, so that nothing is ever
+        finalized by accident, least of all in a child (rule 5).
+    given_up: resources whose checks hang; they have no slot any more, and are closed should the checks return.
+    side: resources that were brought back; only the server's Grant, Keep or Close takes them out (rule 6).
+    outbox: events not sent yet. Appended to and popped from without the lock (atomic operations).
+    leaked: entries whose lease was collected. Finalizers append; the errand thread empties.
+    mark: of the process that holds all this; see fork.py. In a child it says no, from the first instruction on.
+    forked: says the same, once the child has been renewed. Quicker to read, and enough where what is done in
+        error stays within the child's own memory.
+    """
+
+    def __init__(self) -> None:
+        self.lock = threading.RLock()
+        self.table: dict[GrantNumber, Entry] = {}
+        self.given_up: dict[GrantNumber, Any] = {}
+        self.side: dict[GrantNumber, Entry] = {}
+        self.voided: dict[GrantNumber, None] = {}
+        self.session: Session | None = None
+        self.outbox: deque[Event] = deque()
+        self.leaked: deque[Entry] = deque()
+        self.mark = own_mark()
+        self.forked = False
+
+    @property
+    def inherited(self) -> bool:
+        """Whether this belongs to another process: the one that this was forked from."""
+        return not self.mark[0]
+
+    def begin(self, session: Session) -> None:
+        """This process is attached. Caller holds the lock."""
+        self.session = session
+
+    def end(self) -> None:
+        """This process is attached no longer. Caller holds the lock."""
+        self.session = None
+
+    # --- what the books are told -----------------------------------------------------------------------------
+
+    def tell(self, *events: Event) -> None:
+        """Have these sent soon. Whoever calls this flushes afterwards; see Outgoing.flush."""
+        self.outbox.extend(events)
+
+    def held(self) -> list[Held]:
+        """Everything that is held, or on its way in or out. Caller holds the lock."""
+        return [
+            Held(
+                entry.face.name,
+                entry.key,
+                entry.number,
+                entry.state,
+                entry.generation,
+                entry.opened_before,
+            )
+            for entry in self.table.values()
+        ]
+
+    def told_as_a_whole(self, besides: tuple[type[Event], ...]) -> None:
+        """A new session begins with all that is held, so nothing else is told any more. Caller holds the lock.
+
+        besides: events that say what no inventory does.
+        """
+        for _ in range(len(self.outbox)):
+            event = self.outbox.popleft()
+            if isinstance(event, besides):
+                self.outbox.append(event)
+        self.voided.clear()
+
+    # --- coming in -------------------------------------------------------------------------------------------
+
+    def register(self, entry: Entry, grant: Grant, session: Session, now: float) -> bool:
+        """A resource is going to be opened; False if its grant is of another session, or was voided (rule 2)."""
+        with self.lock:
+            if self.session != session or grant.number in self.voided:
+                return False
+            entry.grant = grant
+            self.table[grant.number] = entry
+            entry.face.granted(entry, grant, now)
+        return True
+
+    def disown(self, number: GrantNumber) -> bool:
+        """The books ask about a grant. False: it is here. Else it will never be used, and the books are told."""
+        with self.lock:
+            if number in self.table:
+                return False
+            self.voided[number] = None
+            if len(self.voided) > MOST_VOIDED:  # the oldest was overtaken long ago
+                del self.voided[next(iter(self.voided))]
+            self.tell(NotMine(number))
+            return True
+
+    def opened(self, entry: Entry, seconds: float, now: float, ends_at: float) -> None:
+        """The open hook has returned, after so many seconds.
+
+        ends_at: the end of its life; sooner where somebody has said so meanwhile.
+        """
+        with self.lock:
+            entry.state = "open"
+            entry.grant = None
+            entry.opened_at = entry.released_at = entry.checked_at = now
+            if ends_at < entry.retire_at:
+                entry.retire_at, entry.retire_reason = ends_at, "expired_lifetime"
+            self.tell(Opened(entry.number, seconds))
+            entry.face.opened(entry, seconds, now)
+            entry.opened = []
+
+    def opening_ended(
+        self, number: GrantNumber, error: str | None = None, *, counted: bool = False
+    ) -> bool:
+        """A grant is not used, or its opening has failed. False: it is not here any more.
+
+        error: what the hook raised; None: nothing, the grant is declined. counted: the books count the failure.
+        """
+        with self.lock:
+            entry = self.table.get(number)
+            if entry is None:
+                return False
+            self._leaves(
+                entry, Declined(number) if error is None else OpenFailed(number, error, counted)
+            )
+            return True
+
+    # --- to the books and back -------------------------------------------------------------------------------
+
+    def bring_back(self, entry: Entry, event: Returned | IdleTooLong) -> None:
+        """Lay a resource that the caller owns aside, until the books say what becomes of it."""
+        with self.lock:
+            # Told first: should this thread be interrupted in here, the books' answer finds nothing in the
+            # side table, and the entry is found by the audit.
+            self.tell(event)
+            entry.state = "returned"
+            self.side[entry.number] = entry
+
+    def take_aside(self, number: GrantNumber) -> Entry | None:
+        """A resource that was brought back is the caller's again. None: it was lost on the way."""
+        with self.lock:
+            entry = self.side.pop(number, None)
+            if entry is not None:
+                entry.state = "open"
+            return entry
+
+    # --- letting end -----------------------------------------------------------------------------------------
+
+    def retire(self, entries: Iterable[Entry], *, hung: bool = False) -> None:
+        """Have these closed by whoever owns them next. hung: see `Entry.doubtful`."""
+        with self.lock:
+            for entry in entries:
+                entry.doubtful = entry.doubtful or hung
+                # The instant last: a thread that finds it finds the reason.
+                entry.retire_reason = "retired"
+                entry.retire_at = AT_ONCE
+
+    def end_lease(self, entry: Entry) -> bool:
+        """A lease is given back; False if it was killed before. Either this happens, or `kill`."""
+        with self.lock:
+            entry.lent_at = 0.0
+            return not entry.killed
+
+    def kill(self, entry: Entry, lent_at: float) -> bool:
+        """End the lease that began then; False if it was given back before. The caller owns the resource then."""
+        with self.lock:
+            if entry.lent_at != lent_at or entry.killed or entry.state != "open":
+                return False
+            entry.killed = True
+            return True
+
+    # --- going out -------------------------------------------------------------------------------------------
+
+    def begin_close(self, entry: Entry, now: float) -> bool:
+        """From now on nobody else closes it, or counts it as idle or in use. False if somebody does already.
+
+        Somebody may be a hook that closes its own resource, or another thread.
+        """
+        if self.inherited:
+            return False  # not before the lock: its holder may not exist here
+        with self.lock:
+            if entry.state == "closing":
+                return False
+            entry.state = "closing"
+            entry.face.closing(entry)
+            entry.warned = False
+            entry.closing_at = now
+        return True
+
+    def closed(self, entry: Entry, reason: CloseReason) -> None:
+        """The close hook has returned, so the slot is free; it is already where the closing was given up."""
+        with self.lock:
+            entry.resource = None
+            if entry.number in self.table:
+                self._leaves(entry, Closed(entry.number, reason))
+            else:
+                self.given_up.pop(entry.number, None)
+
+    def give_up(self, entry: Entry, now: float) -> bool:
+        """Free the slot of a resource whose check hangs: nobody can close what is in use there.
+
+        False if it is being closed already, or belongs to another process.
+        """
+        if not self.begin_close(entry, now):
+            return False
+        self.give_up_closing(entry)
+        return True
+
+    def give_up_closing(self, entry: Entry) -> None:
+        """Free the slot of a resource whose close hangs: whatever it was connected to is out of reach."""
+        with self.lock:
+            if entry.number in self.table:
+                self.given_up[entry.number] = entry.resource
+                self._leaves(entry, Closed(entry.number, "unhealthy"))
+                entry.resource = None
+
+    def take_given_up(self, entry: Entry) -> Any:
+        """A resource that was given up, for whoever closes it after all; None: somebody else does."""
+        return self.given_up.pop(entry.number, None)
+
+    def reopen_lost(self, entry: Entry) -> None:
+        """Its close was interrupted: it is closed again. Caller holds the lock."""
+        if entry.state == "closing":
+            entry.state = "open"
+
+    def _leaves(self, entry: Entry, event: Event) -> None:
+        """An entry is gone. Caller holds the lock."""
+        # Told first: an interrupt in between leaves it in the table, where the audit finds it.
+        self.tell(event)
+        self.side.pop(entry.number, None)
+        del self.table[entry.number]
+        entry.face.gone(entry)

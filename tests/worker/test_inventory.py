@@ -1,0 +1,353 @@
+"""The inventory: what a process holds is what its books believe, whatever its threads do, and in whatever order."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from mppool import InProcessManager
+from mppool.core.decisions import NOBODY, Grant
+from mppool.core.events import (
+    BackendFailed,
+    Closed,
+    Declined,
+    Event,
+    IdleTooLong,
+    NotMine,
+    Opened,
+    OpenFailed,
+    Returned,
+)
+from mppool.ids import GrantNumber, Session
+from mppool.worker.inventory import AT_ONCE, MOST_VOIDED, NEVER, Entry, Inventory
+
+NOW = 1000.0
+SESSION = Session(7)
+
+
+def new_inventory(session: Session = SESSION) -> Inventory:
+    made = Inventory()
+    made.session = session
+    return made
+
+
+def grant_of(number: int, key: str = "k", generation: int = 0) -> Grant:
+    return Grant(
+        ticket=NOBODY,
+        pool="p",
+        key=key,
+        number=GrantNumber(number),
+        fresh=True,
+        generation=generation,
+        opened_before=number,
+        opening_s=0.0,
+    )
+
+
+class Books:
+    """What the books believe that the process holds, from what they are told. They bear no nonsense."""
+
+    def __init__(self) -> None:
+        self.slots: dict[GrantNumber, str] = {}
+
+    def hear(self, event: Event) -> None:
+        if isinstance(event, (NotMine, BackendFailed)):
+            return
+        assert isinstance(event, (Opened, Returned, IdleTooLong, Closed, Declined, OpenFailed))
+        state = self.slots[event.number]
+        if isinstance(event, (Declined, OpenFailed)):
+            assert state == "opening"
+            del self.slots[event.number]
+        elif isinstance(event, Closed):
+            assert state in ("open", "returned")
+            del self.slots[event.number]
+        elif isinstance(event, Opened):
+            assert state == "opening"
+            self.slots[event.number] = "open"
+        else:
+            assert state == "open"
+            self.slots[event.number] = "returned"
+
+
+class InventoryMachine(RuleBasedStateMachine):
+    """Each rule is a step of some thread. An entry's owner does what only owners do; all else may be done by any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.pool = InProcessManager().pool("p", object)
+        self.face = self.pool._face
+        self.inventory = new_inventory()
+        self.face.renew(self.inventory)
+        self.books = Books()
+        self.now = NOW
+        self.serial = 0
+        self.hung: list[Entry] = []
+        self.uses_of_the_gone = 0
+
+    def in_state(self, *states: str) -> list[Entry]:
+        return [entry for entry in self.inventory.table.values() if entry.state in states]
+
+    def pick(self, which: int, *states: str) -> Entry | None:
+        found = self.in_state(*states)
+        return found[which % len(found)] if found else None
+
+    def flush(self) -> None:
+        while self.inventory.outbox:
+            self.books.hear(self.inventory.outbox.popleft())
+
+    # --- coming in -------------------------------------------------------------------------------------------
+
+    @rule(
+        key=st.sampled_from("abc"),
+        generation=st.integers(0, 2),
+        session=st.sampled_from([7, 7, 7, 6]),
+    )
+    def grant(self, key: str, generation: int, session: int) -> None:
+        self.serial += 1
+        grant = grant_of(self.serial, key, generation)
+        entry = Entry(self.face, self.inventory, grant.number, key, generation, grant.opened_before)
+        taken = self.inventory.register(entry, grant, Session(session), self.now)
+        assert taken == (Session(session) == self.inventory.session)
+        if taken:
+            self.books.slots[grant.number] = "opening"
+            newest = max(self.face.retired.get(None, 0), self.face.retired.get(key, 0))
+            assert (entry.retire_at == AT_ONCE) == (generation < newest)
+
+    @rule(which=st.integers(0, 99))
+    def is_asked_about(self, which: int) -> None:
+        number = GrantNumber(which % (self.serial + 3) + 1)
+        assert self.inventory.disown(number) == (number not in self.inventory.table)
+        if number not in self.inventory.table and number > self.serial:
+            self.serial = number
+            late = Entry(self.face, self.inventory, number, "a", 0, 0)
+            assert not self.inventory.register(late, grant_of(number), SESSION, self.now)
+
+    @rule(which=st.integers(0, 99), life=st.sampled_from([5.0, NEVER]))
+    def opened(self, which: int, life: float) -> None:
+        entry = self.pick(which, "opening")
+        if entry is not None:
+            retired = entry.retire_at == AT_ONCE
+            self.inventory.opened(entry, 0.1, self.now, self.now + life)
+            assert entry.retire_at == (AT_ONCE if retired else self.now + life)
+            assert entry.grant is None
+
+    @rule(which=st.integers(0, 99), error=st.sampled_from([None, "refused"]))
+    def not_opened(self, which: int, error: str | None) -> None:
+        entry = self.pick(which, "opening")
+        if entry is not None:
+            assert self.inventory.opening_ended(entry.number, error)
+            assert not self.inventory.opening_ended(entry.number, error), "only once"
+
+    # --- its owner -------------------------------------------------------------------------------------------
+
+    @rule(which=st.integers(0, 99), killed_first=st.booleans())
+    def is_lent_and_ends(self, which: int, killed_first: bool) -> None:
+        entry = self.pick(which, "open")
+        if entry is None or entry.killed:
+            return
+        entry.uses += 1
+        entry.lent_at = self.now
+        if killed_first:
+            assert self.inventory.kill(entry, self.now)
+            assert not self.inventory.kill(entry, self.now)
+            assert not self.inventory.end_lease(entry)
+        else:
+            assert self.inventory.end_lease(entry)
+            assert not self.inventory.kill(entry, self.now)
+
+    @rule(which=st.integers(0, 99), idle=st.booleans())
+    def bring_back(self, which: int, idle: bool) -> None:
+        entry = self.pick(which, "open")
+        if entry is not None:
+            number = entry.number
+            self.inventory.bring_back(entry, IdleTooLong(number) if idle else Returned(number, 1.0))
+
+    @rule(which=st.integers(0, 99))
+    def take_aside(self, which: int) -> None:
+        self.flush()  # the books decide about what they have heard of
+        number = GrantNumber(which % (self.serial + 1) + 1)
+        was = self.inventory.table.get(number)
+        expected = was if was is not None and was.state == "returned" else None
+        assert self.inventory.take_aside(number) is expected
+        if expected is not None:
+            self.books.slots[number] = "open"
+
+    @rule(generation=st.integers(0, 3), key=st.sampled_from(["a", "b", None]), hung=st.booleans())
+    def retire(self, generation: int, key: str | None, hung: bool) -> None:
+        with self.inventory.lock:
+            self.face.note_retired(generation, key)
+            meant = [
+                entry
+                for entry in self.inventory.table.values()
+                if key in (None, entry.key) and entry.generation < generation
+            ]
+            self.inventory.retire(meant, hung=hung)
+        assert all(entry.retire_at == AT_ONCE for entry in meant)
+
+    # --- going out -------------------------------------------------------------------------------------------
+
+    @rule(which=st.integers(0, 99))
+    def begin_close(self, which: int) -> None:
+        entry = self.pick(which, "open")
+        if entry is not None:
+            assert self.inventory.begin_close(entry, self.now)
+            assert not self.inventory.begin_close(entry, self.now), "one closes it"
+            assert not self.inventory.kill(entry, entry.lent_at)
+
+    @rule(which=st.integers(0, 99))
+    def closed(self, which: int) -> None:
+        entry = self.pick(which, "closing")
+        if entry is not None:
+            self.uses_of_the_gone += entry.uses
+            self.inventory.closed(entry, "drained")
+
+    @rule(which=st.integers(0, 99))
+    def its_close_is_interrupted(self, which: int) -> None:
+        entry = self.pick(which, "closing")
+        if entry is not None:
+            with self.inventory.lock:
+                self.inventory.reopen_lost(entry)
+
+    @rule(which=st.integers(0, 99), closing=st.booleans())
+    def give_up(self, which: int, closing: bool) -> None:
+        entry = self.pick(which, "closing" if closing else "open")
+        if entry is None:
+            return
+        entry.resource = object()
+        if closing:
+            assert not self.inventory.give_up(entry, self.now)
+            self.inventory.give_up_closing(entry)
+        else:
+            assert self.inventory.give_up(entry, self.now)
+        self.uses_of_the_gone += entry.uses
+        self.hung.append(entry)
+        assert entry.number in self.inventory.given_up
+
+    @precondition(lambda self: self.hung)
+    @rule(how=st.sampled_from(["check", "close", "both"]))
+    def what_hung_returns(self, how: str) -> None:
+        entry = self.hung.pop()
+        if how != "close":
+            assert self.inventory.take_given_up(entry) is not None
+            assert self.inventory.take_given_up(entry) is None
+        if how != "check":
+            self.inventory.closed(entry, "unhealthy")  # its slot is free already
+        assert entry.number not in self.inventory.given_up
+
+    # --- the books -------------------------------------------------------------------------------------------
+
+    @rule()
+    def send(self) -> None:
+        self.flush()
+
+    @rule()
+    def another_server(self) -> None:
+        self.inventory.tell(BackendFailed("p", "a", 1, False))
+        with self.inventory.lock:
+            held = self.inventory.held()
+            self.inventory.told_as_a_whole(besides=(BackendFailed,))
+        self.books = Books()
+        self.books.slots = {
+            one.number: "open" if one.state == "closing" else one.state for one in held
+        }
+        assert [type(event) for event in self.inventory.outbox] == [BackendFailed]
+        self.flush()
+
+    # --- what always holds -----------------------------------------------------------------------------------
+
+    @invariant()
+    def the_books_will_believe_what_is_held(self) -> None:
+        told = Books()
+        told.slots = dict(self.books.slots)
+        for event in self.inventory.outbox:
+            told.hear(event)
+        held = {number: entry.state for number, entry in self.inventory.table.items()}
+        assert told.slots.keys() == held.keys()
+        assert all(held[number] in (state, "closing") for number, state in told.slots.items())
+
+    @invariant()
+    def the_side_table_is_what_was_returned(self) -> None:
+        assert set(self.inventory.side.values()) == set(self.in_state("returned"))
+
+    @invariant()
+    def the_line_knows_what_is_open(self) -> None:
+        for key in "abc":
+            demand = self.face.line.demands.get(key)
+            usable = {one.number for one in self.in_state("open", "returned") if one.key == key}
+            coming = {one.number for one in self.in_state("opening") if one.key == key}
+            reopened = {one.number for one in self.in_state("open") if one.closing_at}
+            if demand is None:
+                assert not (usable - reopened) | coming
+            else:
+                assert usable - reopened <= demand.open <= usable
+                assert demand.opening.keys() == coming
+
+    @invariant()
+    def uses_are_counted_when_it_is_gone(self) -> None:
+        assert self.face.past_uses == self.uses_of_the_gone
+
+    @invariant()
+    def of_an_identity_that_is_gone_nothing_is_kept(self) -> None:
+        if not self.inventory.table:
+            assert set(self.face.line.demands) <= {self.face.default_key}
+
+
+TestInventory = InventoryMachine.TestCase
+TestInventory.settings = settings(max_examples=30, stateful_step_count=40, deadline=None)
+
+
+class _Interrupting(dict[Any, Any]):
+    """A table out of which nothing is taken before the interrupt."""
+
+    def __delitem__(self, key: Any) -> None:
+        raise KeyboardInterrupt
+
+
+def an_entry(inventory: Inventory, face: Any, number: int = 1) -> Entry:
+    grant = grant_of(number)
+    entry = Entry(face, inventory, grant.number, "k", 0, 0)
+    assert inventory.register(entry, grant, SESSION, NOW)
+    return entry
+
+
+def test_what_ends_is_told_first_so_that_an_interrupt_leaves_it_where_the_audit_finds_it() -> None:
+    face, inventory = InProcessManager().pool("p", object)._face, new_inventory()
+    face.renew(inventory)
+    entry = an_entry(inventory, face)
+    inventory.opened(entry, 0.0, NOW, math.inf)
+    assert inventory.begin_close(entry, NOW)
+    inventory.table = _Interrupting(inventory.table)
+    with pytest.raises(KeyboardInterrupt):
+        inventory.closed(entry, "drained")
+    assert isinstance(inventory.outbox[-1], Closed)
+    assert list(inventory.table) == [entry.number]
+
+
+def test_what_is_brought_back_is_told_first() -> None:
+    face, inventory = InProcessManager().pool("p", object)._face, new_inventory()
+    face.renew(inventory)
+    entry = an_entry(inventory, face)
+    inventory.opened(entry, 0.0, NOW, math.inf)
+
+    class Full(dict[Any, Any]):
+        def __setitem__(self, key: Any, value: Any) -> None:
+            raise KeyboardInterrupt
+
+    inventory.side = Full()
+    with pytest.raises(KeyboardInterrupt):
+        inventory.bring_back(entry, Returned(entry.number, 0.0))
+    assert isinstance(inventory.outbox[-1], Returned)
+
+
+def test_grants_that_are_never_used_are_remembered_for_a_while() -> None:
+    inventory = new_inventory()
+    for number in range(MOST_VOIDED + 10):
+        assert inventory.disown(GrantNumber(number))
+    assert len(inventory.voided) == MOST_VOIDED
+    assert 0 not in inventory.voided
+    assert MOST_VOIDED in inventory.voided
