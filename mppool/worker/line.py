@@ -143,8 +143,8 @@ class Line:
             if waiter.asked:  # its ticket was used up, by a neighbour or by a failure
                 waiter.ticket = self._face.member.next_ticket()
             waiter.asked = True
+            self._asked[waiter.ticket] = waiter.key  # first: a ticket without it would count for ever
             demand.asks(waiter.ticket)
-            self._asked[waiter.ticket] = waiter.key
             return True
 
     def _may_ask(self, demand: Demand, waiter: LocalWaiter, now: float) -> bool:
@@ -225,9 +225,10 @@ class Line:
 
     def answered(self, ticket: Ticket) -> str | None:
         """Forget a ticket; its key, if it was known. Caller holds the inventory's lock."""
-        key = self._asked.pop(ticket, None)
+        key = self._asked.get(ticket)
         if key is not None:
             self.demand_for(key).answered(ticket)
+            del self._asked[ticket]  # last: see `must_ask`
         return key
 
     def forget_tickets(self) -> None:
