@@ -44,6 +44,9 @@ class Home(Protocol):
     def note(self, event: Event) -> None:
         """Tell the books what is worth knowing, if this process is attached to any."""
 
+    def attend(self) -> None:
+        """Hear, from soon on, what is said to all processes."""
+
 
 class Manager(Protocol):
     """What credentials know of a PoolManager."""
@@ -255,6 +258,9 @@ class CredentialTokens:
     ) -> RawToken:
         if self.closed:
             raise _Closed("the credential was closed")
+        if key.identity == _UNKNOWN:
+            # Else a process that shares nothing would never hear that tokens are to be forgotten.
+            self._home.attend()
         began = monotonic()
         try:
             return asker(
