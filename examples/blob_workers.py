@@ -8,6 +8,9 @@ import multiprocessing
 import os
 import uuid
 
+from azure.core.credentials import TokenCredential
+from azure.storage.blob import BlobServiceClient
+
 from mppool import PoolManager
 from mppool.azure import BlobServicePool
 
@@ -16,17 +19,17 @@ blobs = BlobServicePool(manager)
 CONTAINER = f"example-{uuid.uuid4()}"
 
 
-def client():
+def client() -> BlobServiceClient:
     """Cheap when there is one already: ask whenever you need it."""
     if connection_string := os.environ.get("BLOB_CONNECTION_STRING"):
         return blobs.client_from_connection_string(connection_string)
     return blobs.client(credential(), os.environ["BLOB_ACCOUNT"])
 
 
-_credentials = []
+_credentials: list[TokenCredential] = []
 
 
-def credential():
+def credential() -> TokenCredential:
     """One for the whole process, and kept: the pool does not keep it."""
     if not _credentials:
         from azure.identity import DefaultAzureCredential
@@ -35,7 +38,7 @@ def credential():
     return _credentials[0]
 
 
-def work(worker):
+def work(worker: int) -> None:
     for number in range(5):
         blob = client().get_blob_client(CONTAINER, f"{worker}-{number}")
         blob.upload_blob(f"{worker} wrote {number}")

@@ -16,7 +16,7 @@ def main() -> None:
         connection.execute("insert into orders values (?, ?)", ("apples", 3))
         connection.commit()  # what is not committed is rolled back when the lease ends
     with orders.checkout(timeout=10.0) as connection:
-        pieces = connection.execute("select sum(pieces) from orders").fetchone()[0]
+        pieces = connection.execute("select sum(pieces) from orders").fetchval()
     print(f"{pieces} pieces ordered; connections opened here: {orders.stats()['size']}")
 
 

@@ -7,7 +7,9 @@ import multiprocessing
 import os
 from concurrent.futures import ProcessPoolExecutor
 
-from mppool import PoolManager
+import pyodbc
+
+from mppool import Pool, PoolManager
 from mppool.odbc import OdbcRecipe
 
 database = os.environ.get("SHOP_DATABASE", "shop.db")
@@ -15,24 +17,23 @@ manager = PoolManager("shop")
 orders = manager.pool("orders", OdbcRecipe(f"Driver=SQLite3;Database={database}"), max_size=2)
 
 
-def square(number):
+def square(number: int) -> int:
     """Runs in a child: its module-level pool is the same pool as its parent's."""
     with orders.checkout(timeout=10.0) as connection:
-        return connection.execute("select ? * ?", (number, number)).fetchone()[0]
+        return int(connection.execute("select ? * ?", (number, number)).fetchval())
 
 
-def print_cube(pool, number):
+def print_cube(pool: Pool[pyodbc.Connection], number: int) -> None:
     """Runs in a child that was given the pool."""
     with pool.checkout(timeout=10.0) as connection:
-        cube = connection.execute("select ? * ? * ?", (number,) * 3).fetchone()[0]
+        cube = connection.execute("select ? * ? * ?", (number,) * 3).fetchval()
     print(f"{number} cubed is {cube}", flush=True)
 
 
-def main():
+def main() -> None:
     with ProcessPoolExecutor(max_workers=4) as executor:
         print("squares:", list(executor.map(square, range(10))))
-    for method in ("fork", "spawn"):
-        context = multiprocessing.get_context(method)
+    for context in (multiprocessing.get_context("fork"), multiprocessing.get_context("spawn")):
         child = context.Process(target=print_cube, args=(orders, 3))
         child.start()
         child.join()

@@ -25,9 +25,13 @@ if TYPE_CHECKING:
 
     from mppool.aio.pool import AsyncPool
     from mppool.aio.recipe import AsyncRecipe
+    from typing_extensions import Unpack  # for checkers only, which bring it
+
+    from mppool.arguments import PoolArguments
     from mppool.credentials.shared import SharedCredential
     from mppool.credentials.shared_async import AsyncSharedCredential
     from mppool.recipe import Recipe
+    from mppool.stats.shape import ManagerStats
     from mppool.wire.messages import Report
     from mppool.worker.face import Face
 
@@ -39,7 +43,9 @@ class Manager:
 
     _member: Member
 
-    def pool(self, name: str, recipe: Recipe[T] | Callable[..., T], **options: Any) -> Pool[T]:
+    def pool(
+        self, name: str, recipe: Recipe[T] | Callable[..., T], **options: Unpack[PoolArguments]
+    ) -> Pool[T]:
         """Declare a pool. Costs nothing: no process, no thread, no I/O before the first checkout.
 
         recipe: a Recipe, or a callable that opens a resource; hooks as keyword arguments go with the
@@ -51,11 +57,12 @@ class Manager:
         ConfigurationMismatch where this process has declared the pool otherwise.
         """
         checked_name("pool", name)
-        hooks = {setting: options[setting] for setting in SETTINGS if setting in options}
-        given = {option: value for option, value in options.items() if option not in SETTINGS}
+        said: dict[str, Any] = {**options}
+        hooks = {setting: said[setting] for setting in SETTINGS if setting in said}
+        given = {option: value for option, value in said.items() if option not in SETTINGS}
         checked = checked_options(name, given)
         face = self._member.declare(name, as_recipe(recipe, hooks), checked)
-        return self._pool_of(face, (self, name, recipe, options))
+        return self._pool_of(face, (self, name, recipe, said))
 
     def apool(
         self, name: str, recipe: AsyncRecipe[T] | Callable[..., Awaitable[T]], **options: Any
@@ -114,12 +121,12 @@ class Manager:
 
         return AsyncSharedCredential(self, credential, identity=identity)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> ManagerStats:
         """Statistics of all pools and processes, JSON-compatible. All durations are seconds.
 
         Where no server runs, nothing is held: the pools are those that this process has declared.
         """
-        stats = self._member.link.stats()
+        stats: Any = self._member.link.stats()
         if not stats:
             snapshot = self._unattached_snapshot()
             stats = self._merge(snapshot, self._member.report(), seen=self._member.link.seen)
@@ -128,7 +135,8 @@ class Manager:
         if unknown:  # the server runs, but this process has not attached to it yet
             own = self._merge(self._unattached_snapshot(), self._member.report())
             stats["pools"].update({name: own["pools"][name] for name in unknown})
-        return stats
+        found: ManagerStats = stats
+        return found
 
     def health(self) -> ManagerHealth:
         """Whether the pools can serve: `status` "ok", "degraded" or "down", `reasons`, and `pools` by name.

@@ -11,7 +11,7 @@ import sys
 
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
-from django.http import JsonResponse
+from django.http import HttpRequest, JsonResponse
 from django.urls import path
 
 from mppool import CheckoutTimeout, PoolManager
@@ -29,16 +29,16 @@ settings.configure(
 )
 
 
-def version(request):
+def version(request: HttpRequest) -> JsonResponse:
     try:
         with orders.checkout(timeout=5.0) as connection:
-            row = connection.execute("select sqlite_version()").fetchone()
+            found = connection.execute("select sqlite_version()").fetchval()
     except CheckoutTimeout:
         return JsonResponse({"error": "all connections are busy"}, status=503)
-    return JsonResponse({"sqlite": row[0]})
+    return JsonResponse({"sqlite": found})
 
 
-def pool(request):
+def pool(request: HttpRequest) -> JsonResponse:
     stats = orders.stats()
     return JsonResponse(
         {name: stats[name] for name in ("max_size", "size", "in_use", "idle", "waiting")}

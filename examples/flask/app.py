@@ -19,17 +19,17 @@ app = Flask(__name__)
 
 
 @app.get("/")
-def version():
+def version() -> dict[str, str]:
     with orders.checkout(timeout=5.0) as connection:
-        return {"sqlite": connection.execute("select sqlite_version()").fetchone()[0]}
+        return {"sqlite": connection.execute("select sqlite_version()").fetchval()}
 
 
 @app.get("/pool")
-def pool():
+def pool() -> dict[str, object]:
     stats = orders.stats()
     return {name: stats[name] for name in ("max_size", "size", "in_use", "idle", "waiting")}
 
 
 @app.errorhandler(CheckoutTimeout)
-def busy(error):
+def busy(error: CheckoutTimeout) -> tuple[dict[str, str], int, dict[str, str]]:
     return {"error": "all connections are busy"}, 503, {"Retry-After": "1"}

@@ -5,6 +5,8 @@ right, and nothing is opened before the first request.
 """
 
 import os
+from collections.abc import Callable
+from typing import Any
 
 from mppool import CheckoutTimeout, PoolManager
 from mppool.odbc import OdbcRecipe
@@ -14,10 +16,10 @@ manager = PoolManager("shop")
 orders = manager.pool("orders", OdbcRecipe(f"Driver=SQLite3;Database={database}"), max_size=5)
 
 
-def application(environ, start_response):
+def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:
     try:
         with orders.checkout(timeout=5.0) as connection:
-            version = connection.execute("select sqlite_version()").fetchone()[0]
+            version = connection.execute("select sqlite_version()").fetchval()
     except CheckoutTimeout:
         start_response("503 Service Unavailable", [("Retry-After", "1")])
         return [b"all connections are busy\n"]

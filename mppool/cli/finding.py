@@ -94,5 +94,5 @@ def living_members(paths: ManagerPaths) -> list[str]:
 
 def stats_of(manager: PoolManager) -> dict[str, Any] | None:
     """The figures of a manager, or None if its server has just gone."""
-    stats = manager.stats()
+    stats: Any = manager.stats()
     return None if stats["server_pid"] is None else stats

@@ -12,7 +12,7 @@ import importlib.util
 import os
 import threading
 import time
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mppool import __version__
 from mppool.errors import ConfigurationError, PoolError
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from mppool.base_manager import Manager
-    from mppool.integrations.instruments import Instrument
+    from mppool.integrations.instruments import Instrument, Stats
 
 __all__ = ["instrument"]
 
@@ -107,7 +107,7 @@ class _Reporter:
     def _renew(self) -> None:
         self._pid = os.getpid()
         self._lock = threading.Lock()
-        self._stats: dict[str, Any] | None = None
+        self._stats: Stats | None = None
         self._until = 0.0
 
     def stop(self) -> None:
@@ -128,7 +128,7 @@ class _Reporter:
 
         return observe
 
-    def _figures(self) -> dict[str, Any] | None:
+    def _figures(self) -> Stats | None:
         if self._pid != os.getpid():  # the lock of a parent may be held for ever
             self._renew()
         with self._lock:
@@ -139,7 +139,7 @@ class _Reporter:
                     recorder.record(self._stats, self._began)
             return self._stats
 
-    def _ask(self) -> dict[str, Any] | None:
+    def _ask(self) -> Stats | None:
         if self._stopped or not self._turn.is_ours():
             return None
         try:
@@ -197,7 +197,7 @@ class _Recorder:
         self._histogram = histogram
         self._before: dict[str, list[int]] = {}
 
-    def record(self, stats: dict[str, Any] | None, began: float) -> None:
+    def record(self, stats: Stats | None, began: float) -> None:
         """began: when this process began to report. What was counted before belongs to another reporter."""
         if stats is None:
             self._before.clear()

@@ -7,7 +7,7 @@ of OpenTelemetry's semantic conventions, as Prometheus spells them: `db_client_c
 from __future__ import annotations
 
 import importlib.util
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from mppool.errors import ConfigurationError, PoolError
 from mppool.integrations.instruments import (
@@ -16,6 +16,7 @@ from mppool.integrations.instruments import (
     OF_POOL,
     Durations,
     Instrument,
+    Stats,
     estimated_sum,
     of_pool,
 )
@@ -68,7 +69,7 @@ class PoolCollector(Collector):
         """The metrics with today's values."""
         up = _up()
         try:
-            stats: dict[str, Any] | None = self._manager.stats()
+            stats: Stats | None = self._manager.stats()
         except (PoolError, TimeoutError) as error:
             log.warning("%r has no figures for this scrape: %s", self._manager, error)
             stats = None
@@ -116,7 +117,7 @@ def _histogram(durations: Durations) -> HistogramMetricFamily:
 
 
 def _filled(
-    family: HistogramMetricFamily, durations: Durations, stats: dict[str, Any]
+    family: HistogramMetricFamily, durations: Durations, stats: Stats
 ) -> HistogramMetricFamily:
     for pool in stats["pools"].values():
         histogram = pool["histograms"][durations.key]

@@ -24,6 +24,7 @@ from mppool.worker.shelf import take_idle
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mppool.stats.shape import ManagerStats, PoolStats
     from mppool.worker.aio import AsyncCheckout
     from mppool.worker.face import Face
     from mppool.worker.inventory import Entry
@@ -81,7 +82,7 @@ class Pool(Generic[T]):
     def __init__(
         self,
         face: Face,
-        all_stats: Callable[[], dict[str, Any]],
+        all_stats: Callable[[], ManagerStats],
         rebuild: tuple[Callable[..., Pool[T]], tuple[Any, ...]],
     ) -> None:
         self._face = face
@@ -296,10 +297,9 @@ class Pool(Generic[T]):
 
     # --- control -----------------------------------------------------------------------------------------
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self) -> PoolStats:
         """Statistics of the pool over all processes, JSON-compatible. All durations are seconds."""
-        stats: dict[str, Any] = self._all_stats()["pools"][self.name]
-        return stats
+        return self._all_stats()["pools"][self.name]
 
     def health(self) -> Health:
         """Whether the pool can serve: `status` "ok", "degraded" or "down", and `reasons`. Opens nothing."""

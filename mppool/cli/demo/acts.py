@@ -32,7 +32,7 @@ def pool_figures(manager: PoolManager, result: Result) -> dict[str, Any] | None:
         stats = manager.stats()
     except (PoolError, TimeoutError):
         return None  # it was killed in this very moment: that is what we are here for
-    pool: dict[str, Any] | None = stats["pools"].get("database")
+    pool: Any = stats["pools"].get("database")
     if pool is not None and stats["epoch"] is not None:
         result.moved[stats["epoch"]] = pool["counters"]["moved"]
     return pool

@@ -1,0 +1,43 @@
+"""The keyword arguments of `manager.pool`, for type checkers and editors: a misspelt option is theirs to find."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, TypedDict
+
+
+class PoolArguments(TypedDict, total=False):
+    """Options of a pool (see PoolOptions, which checks them at run time), and hooks beside a plain callable."""
+
+    max_size: int | None
+    min_size: int
+    max_per_identity: int | None
+    max_per_process: int | None
+    timeout: float | None
+    max_waiting: int | None
+    max_uses: int | None
+    max_idle: float | None
+    max_lifetime: float | None
+    max_lease_warn: float | None
+    max_lease_kill: float | None
+    check_interval: float | None
+    check_idle_for: float | None
+    order: Literal["lifo", "fifo"]
+    placement: Literal["worker", "host"]
+    hosts: int
+    fail_fast: bool
+    track_leaks: bool
+    max_opening: int | None
+    keep: bool
+    guard: bool | None
+    prefill: bool
+    check_timeout: float | None
+    # Beside a callable that opens a resource; a Recipe has them as methods.
+    configure: Callable[[Any], object] | None
+    on_checkout: Callable[[Any], object] | None
+    reset: Callable[[Any], object] | None
+    check: Callable[[Any], bool] | None
+    close: Callable[[Any], object] | None
+    stats: Callable[[Any], Mapping[str, Any]] | None
+    describe: Callable[[Any], str] | None
+    open_in_caller: bool

@@ -1,0 +1,103 @@
+"""What `manager.stats()` and `pool.stats()` return, for type checkers and editors. Durations are seconds."""
+
+from __future__ import annotations
+
+from typing import Literal, TypedDict
+
+
+class Histogram(TypedDict):
+    """bounds: upper bounds of the buckets. counts: one more, for what is longer than the last bound."""
+
+    bounds: list[float]
+    counts: list[int]
+
+
+class Histograms(TypedDict):
+    """Of a pool."""
+
+    wait: Histogram
+    use: Histogram
+    open: Histogram
+
+
+class ProcessStats(TypedDict):
+    """A process, over all pools. stale: it did not answer; the figures are the last that it said."""
+
+    pid: int
+    label: str
+    in_use: int
+    idle: int
+    waiting: int
+    stale: bool
+
+
+class PoolProcessStats(ProcessStats):
+    """A process, in one pool."""
+
+    checkouts: int
+    slots: int
+
+
+class ResourceStats(TypedDict):
+    """One resource; what the recipe's `stats` hook said of it stands beside these.
+
+    held_for: where it is lent; idle_for: where it is not. age, idle_for, held_for: None where nothing is known.
+    """
+
+    id: int
+    pid: int
+    state: str
+    identity_key: str | None
+    uses: int
+    age: float | None
+    idle_for: float | None
+    held_for: float | None
+    description: str
+
+
+class PoolStats(TypedDict):
+    """A pool, over all processes."""
+
+    name: str
+    placement: str
+    max_size: int | None
+    min_size: int
+    size: int
+    opening: int
+    in_use: int
+    idle: int
+    waiting: int
+    breaker: Literal["closed", "open", "probing"]
+    identities: int
+    generation: int
+    closed: bool
+    counters: dict[str, int]
+    counters_began: float | None
+    histograms: Histograms
+    processes: list[PoolProcessStats]
+    resources: list[ResourceStats]
+
+
+class TokenStats(TypedDict):
+    """A token that processes share. expires_in: None where there is none at present."""
+
+    identity: str
+    scopes: list[str]
+    tenant: str | None
+    cae: bool
+    expires_in: float | None
+    state: str
+    waiting: int
+
+
+class ManagerStats(TypedDict):
+    """A manager. epoch, server_pid: None where no server runs."""
+
+    name: str
+    epoch: int | None
+    server_pid: int | None
+    uptime: float
+    processes: list[ProcessStats]
+    pools: dict[str, PoolStats]
+    tokens: list[TokenStats]
+    token_costs: list[dict[str, object]]

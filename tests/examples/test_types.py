@@ -1,0 +1,80 @@
+"""What checkers say of applications: nothing about the examples, and the misspelt option by its name."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mppool.arguments import PoolArguments
+from mppool.options import OPTION_NAMES
+from mppool.recipe import SETTINGS
+from tests.helpers import ROOT, component_is_missing
+
+EXAMPLES = [
+    *(ROOT / "examples").glob("*.py"),
+    *(ROOT / "examples" / place for place in ("gunicorn/app.py", "flask/app.py", "django/shop.py")),
+]
+
+WRONG = """
+from mppool import PoolManager
+pool = PoolManager("shop").pool("orders", object, max_sise=3)
+"""
+
+WRONG_KEY = """
+from mppool import PoolManager
+pool = PoolManager("shop").pool("orders", object, max_size=3, order="fifo")
+print(pool.stats()["in_use"] + 1)
+print(pool.stats()["in_used"])
+"""
+
+
+def checked(checker: list[str], *paths: Path) -> tuple[int, str]:
+    done = subprocess.run(
+        [sys.executable, "-m", *checker, *map(str, paths)],
+        cwd=ROOT,
+        env={**os.environ, "PYRIGHT_PYTHON_IGNORE_WARNINGS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=280,
+        check=False,
+    )
+    if checker[0] == "pyright" and ("No module named" in done.stderr or "nodeenv" in done.stderr):
+        component_is_missing("pyright is not installed, or cannot get the node that it runs on")
+    return done.returncode, done.stdout + done.stderr
+
+
+CHECKERS = pytest.mark.parametrize(
+    "checker",
+    [["mypy", "--strict"], ["pyright", "--pythonpath", sys.executable]],
+    ids=["mypy", "pyright"],
+)
+
+
+@pytest.mark.timeout(300)
+@CHECKERS
+def test_the_examples(checker: list[str]) -> None:
+    for path in EXAMPLES if checker[0] == "mypy" else [None]:
+        paths = EXAMPLES if path is None else [path]  # mypy wants one application at a time
+        status, said = checked(checker, *paths)
+        assert status == 0, said
+
+
+@pytest.mark.timeout(300)
+@CHECKERS
+def test_a_misspelt_option_and_a_misspelt_figure(checker: list[str], tmp_path: Path) -> None:
+    (tmp_path / "wrong.py").write_text(WRONG)
+    (tmp_path / "wrong_key.py").write_text(WRONG_KEY)
+    status, said = checked(checker, tmp_path / "wrong.py", tmp_path / "wrong_key.py")
+    assert status == 1
+    assert "max_sise" in said
+    assert "in_used" in said
+    errors = [line for line in said.splitlines() if " error:" in line or " - error:" in line]
+    assert len(errors) == 2
+
+
+def test_every_option_is_known_to_checkers() -> None:
+    assert set(PoolArguments.__annotations__) == {*OPTION_NAMES, *SETTINGS}
