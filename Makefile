@@ -13,7 +13,7 @@ BENCH_ARGS ?=
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format types pytest bench install clean distclean
+.PHONY: help demo docs test lint format types pytest bench install clean distclean
 
 help:  ## What can be made
 	@grep -E '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /  make \1\t/' | expand -t 22
@@ -38,6 +38,9 @@ types: $(VENV)/.test  ## mypy --strict
 pytest: $(VENV)/.test  ## The tests alone
 	$(BIN)/pytest -n $(TEST_WORKERS) $(ARGS)
 
+docs: $(VENV)/.docs  ## The documentation as a site, in build/site; warnings are errors
+	$(BIN)/mkdocs build --quiet --strict
+
 bench: $(VENV)/.bench  ## Figures beside those of other pools, measured in one run
 	$(BIN)/python -m benchmarks $(BENCH_ARGS)
 
@@ -59,6 +62,10 @@ $(VENV)/.demo: pyproject.toml $(BIN)/python
 $(VENV)/.test: pyproject.toml $(BIN)/python
 	tools/system-packages test
 	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	touch $@
+
+$(VENV)/.docs: pyproject.toml $(BIN)/python
+	$(BIN)/python -m pip install --quiet --editable '.[docs]'
 	touch $@
 
 $(VENV)/.bench: pyproject.toml $(BIN)/python

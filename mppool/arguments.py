@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, Literal, TypedDict
 
 
@@ -33,11 +33,17 @@ class PoolArguments(TypedDict, total=False):
     prefill: bool
     check_timeout: float | None
     # Beside a callable that opens a resource; a Recipe has them as methods.
-    configure: Callable[[Any], object] | None
-    on_checkout: Callable[[Any], object] | None
-    reset: Callable[[Any], object] | None
-    check: Callable[[Any], bool] | None
-    close: Callable[[Any], object] | None
-    stats: Callable[[Any], Mapping[str, Any]] | None
-    describe: Callable[[Any], str] | None
+    configure: Callable[[Any], Any] | None
+    on_checkout: Callable[[Any], Any] | None
+    reset: Callable[[Any], Any] | None
+    check: Callable[[Any], Any] | None
+    close: Callable[[Any], Any] | None
+    stats: Callable[[Any], Any] | None
+    describe: Callable[[Any], Any] | None
     open_in_caller: bool
+
+
+class AsyncPoolArguments(PoolArguments, total=False):
+    """The same for `manager.apool`; hooks may be coroutine functions there."""
+
+    abandon: Callable[[Any], Any] | None

@@ -23,11 +23,11 @@ from mppool.worker.pool import Pool
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable
 
-    from mppool.aio.pool import AsyncPool
-    from mppool.aio.recipe import AsyncRecipe
     from typing_extensions import Unpack  # for checkers only, which bring it
 
-    from mppool.arguments import PoolArguments
+    from mppool.aio.pool import AsyncPool
+    from mppool.aio.recipe import AsyncRecipe
+    from mppool.arguments import AsyncPoolArguments, PoolArguments
     from mppool.credentials.shared import SharedCredential
     from mppool.credentials.shared_async import AsyncSharedCredential
     from mppool.recipe import Recipe
@@ -65,7 +65,10 @@ class Manager:
         return self._pool_of(face, (self, name, recipe, said))
 
     def apool(
-        self, name: str, recipe: AsyncRecipe[T] | Callable[..., Awaitable[T]], **options: Any
+        self,
+        name: str,
+        recipe: AsyncRecipe[T] | Callable[..., Awaitable[T]],
+        **options: Unpack[AsyncPoolArguments],
     ) -> AsyncPool[T]:
         """Declare a pool of resources that belong to event loops. Costs nothing, as `pool` does.
 
@@ -79,12 +82,13 @@ class Manager:
         from mppool.aio.recipe import ASYNC_HOOKS, as_async_recipe
 
         checked_name("pool", name)
-        hooks = {hook: options[hook] for hook in ASYNC_HOOKS if hook in options}
-        given = {option: value for option, value in options.items() if option not in ASYNC_HOOKS}
+        said: dict[str, Any] = {**options}
+        hooks = {hook: said[hook] for hook in ASYNC_HOOKS if hook in said}
+        given = {option: value for option, value in said.items() if option not in ASYNC_HOOKS}
         checked = checked_options(name, given)
         bridge = LoopRecipe(as_async_recipe(recipe, hooks))
         face = self._member.declare(name, bridge, checked)
-        return self._apool_of(face, (self, name, recipe, options))
+        return self._apool_of(face, (self, name, recipe, said))
 
     def _apool_of(self, face: Face, declared: tuple[Any, ...]) -> AsyncPool[Any]:
         from mppool.aio.pool import AsyncPool

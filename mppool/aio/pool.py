@@ -18,6 +18,8 @@ from mppool.worker.pool import _DEFAULT, CLOSE_PATIENCE_S, UNCHANGED, Pool
 from mppool.worker.tasks import in_thread
 
 if TYPE_CHECKING:
+    from mppool.stats.health import Health
+    from mppool.stats.shape import ManagerStats, PoolStats
     from mppool.worker.face import Face
 
 T = TypeVar("T")
@@ -35,7 +37,7 @@ class AsyncPool(Generic[T]):
     def __init__(
         self,
         face: Face,
-        all_stats: Callable[[], dict[str, Any]],
+        all_stats: Callable[[], ManagerStats],
         rebuild: tuple[Callable[..., AsyncPool[T]], tuple[Any, ...]],
     ) -> None:
         assert isinstance(face.recipe, LoopRecipe)
@@ -85,9 +87,13 @@ class AsyncPool(Generic[T]):
 
     # --- control --------------------------------------------------------------------------------------------
 
-    async def stats(self) -> dict[str, Any]:
+    async def stats(self) -> PoolStats:
         """See Pool.stats."""
         return await in_thread(self._face.member.chores, self._blocking.stats)
+
+    async def health(self) -> Health:
+        """See Pool.health."""
+        return await in_thread(self._face.member.chores, self._blocking.health)
 
     async def resize(self, *, max_size: int | None = UNCHANGED, min_size: int = UNCHANGED) -> None:
         """See Pool.resize."""

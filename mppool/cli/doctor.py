@@ -9,6 +9,7 @@ import importlib.util
 import os
 import platform
 import socket
+import time
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from mppool._version import __version__
@@ -28,6 +29,7 @@ from mppool.rendezvous.launch import server_pid
 from mppool.rendezvous.liveness import SO_PEERPIDFD, check_watching
 from mppool.rendezvous.paths import check_trust, read_address
 from mppool.rendezvous.world import boot_id
+from mppool.stats.advice import advise
 
 if TYPE_CHECKING:
     import argparse
@@ -194,7 +196,7 @@ def _manager(paths: ManagerPaths) -> Iterator[Finding]:
     subject = f"manager {paths.name}"
     pid = server_pid(paths)
     if pid is not None:
-        yield _server(paths, subject, pid)
+        yield from _server(paths, subject, pid)
     elif _is_locked(paths.alive_lock):
         yield Finding(
             "FAULT",
@@ -210,15 +212,17 @@ def _manager(paths: ManagerPaths) -> Iterator[Finding]:
         yield Finding("note", subject, text)
 
 
-def _server(paths: ManagerPaths, subject: str, pid: int) -> Finding:
+def _server(paths: ManagerPaths, subject: str, pid: int) -> Iterator[Finding]:
     from mppool.manager import PoolManager
 
     try:
         stats = stats_of(PoolManager(paths.name, runtime_dir=paths.runtime_dir))
     except (PoolError, TimeoutError) as error:
-        return Finding("FAULT", subject, f"server {pid} does not answer: {error}; see {paths.log}")
+        yield Finding("FAULT", subject, f"server {pid} does not answer: {error}; see {paths.log}")
+        return
     if stats is None:
-        return _no_server(paths, subject)
+        yield _no_server(paths, subject)
+        return
     processes, pools = stats["processes"], stats["pools"]
     assert isinstance(processes, list)
     assert isinstance(pools, dict)
@@ -235,7 +239,10 @@ def _server(paths: ManagerPaths, subject: str, pid: int) -> Finding:
     if closed:
         text += f"; closed until somebody declares it again: {', '.join(closed)}"
     noted = silent or broken or dear or closed
-    return Finding("note" if noted else "ok", subject, text)
+    yield Finding("note" if noted else "ok", subject, text)
+    for name, pool in pools.items():
+        for one in advise(pool, time.time()):
+            yield Finding("note", f"pool {name}, {one['about']}", one["text"])
 
 
 _ADVICE = {

@@ -13,6 +13,7 @@ from mppool.errors import CheckoutTimeout, PoolClosed
 from mppool.options import LONGEST_S, PoolOptions, checked_options, checked_timeout
 from mppool.process.fork import notice_fork
 from mppool.recipe import HOOKS, refuse_nameless
+from mppool.stats.advice import Advice, advise
 from mppool.stats.health import Health, asked
 from mppool.worker.cold import ColdCheckout, check_out_at_once
 from mppool.worker.ending import close, retire
@@ -310,6 +311,13 @@ class Pool(Generic[T]):
             "status": whole["status"],
             "reasons": whole["reasons"],
         }
+
+    def advice(self) -> list[Advice]:
+        """What to do about this pool, from what was measured in all processes; empty where nothing is.
+
+        Each has `about`, an option or a counter, and `text`. Bounds are judged after 200 checkouts.
+        """
+        return advise(self.stats(), time())
 
     def resize(self, *, max_size: int | None = UNCHANGED, min_size: int = UNCHANGED) -> None:
         """New bounds, for all processes at once. Beyond a lowered cap, what is idle or released is closed.

@@ -26,7 +26,7 @@ _POLL_S = 0.002
 _TICK_S = 0.1
 
 
-def pool_figures(manager: PoolManager, result: Result) -> dict[str, Any] | None:
+def pool_figures(manager: PoolManager, result: Result) -> Any:
     """The pool's figures; None while no server can be asked, or it does not know the pool yet."""
     try:
         stats = manager.stats()
