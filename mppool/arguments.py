@@ -40,6 +40,7 @@ class PoolArguments(TypedDict, total=False):
     close: Callable[[Any], Any] | None
     stats: Callable[[Any], Any] | None
     describe: Callable[[Any], Any] | None
+    cancel: Callable[[Any], Any] | None
     open_in_caller: bool
 
 
