@@ -20,12 +20,12 @@ from mppool.errors import ConfigurationError, PoolError, ServerUnavailable
 from mppool.link.server_link import ServerLink
 from mppool.link.session import CONTROL_DEADLINE_S
 from mppool.link.troubles import no_answer, pool_errors_only
-from mppool.options import checked_linger, checked_name, checked_timeout
+from mppool.options import checked_label, checked_linger, checked_name, checked_timeout
 from mppool.process.fork import call_in_children, notice_fork
 from mppool.rendezvous.alone import is_alone
 from mppool.rendezvous.locator import ServerLocator
 from mppool.wire.messages import Done, Failed, Leave
-from mppool.worker.member import Member
+from mppool.worker.member import Member, name_process
 from mppool.worker.pool import CLOSE_PATIENCE_S, UNCHANGED, resize_of
 
 if TYPE_CHECKING:
@@ -87,6 +87,8 @@ class PoolManager(Manager, BaseManager):
     runtime_dir: where they meet; else $MPPOOL_RUNTIME_DIR, else `mppool-<effective uid>` in the system's
         temporary directory. Owned by the user, mode 0700.
     linger: seconds that the server stays when no client is connected (the longest that was asked for).
+    label: what this process is called in statistics, `mppool top`, `mppool leases` and the error of a
+        `checkout(timeout=0)`, from its next attachment on; a forked child keeps it until it is given its own. None: as before.
 
     Making one is cheap: no I/O, no process, no thread. The server is found, or started, by the first
     checkout of any process; `start()` does it at once.
@@ -102,12 +104,15 @@ class PoolManager(Manager, BaseManager):
         *,
         runtime_dir: str | os.PathLike[str] | None = None,
         linger: float = DEFAULT_LINGER_S,
+        label: str | None = None,
     ) -> None:
         super().__init__()
         self.name = checked_name("manager", name)
         seconds = checked_linger(name, linger)
         directory = None if runtime_dir is None else _checked_directory(name, runtime_dir)
         self._meeting = ServerLocator(name, directory, seconds)
+        if label is not None:
+            name_process(checked_label(name, label))
         self._member = _member_for(self._meeting)
 
     def __reduce__(self) -> tuple[Any, ...]:

@@ -129,6 +129,15 @@ def checked_linger(manager: str, value: object) -> float:
     return seconds
 
 
+def checked_label(manager: str, label: object) -> str:
+    """What a process is called, or ConfigurationError."""
+    if not isinstance(label, str) or not label or len(label) > 100 or not label.isprintable():
+        raise ConfigurationError(
+            f"manager {manager!r}: label={label!r:.80} is not allowed: give 1 to 100 printable letters"
+        )
+    return label
+
+
 def checked_timeout(pool: str, value: object) -> float | None:
     """The timeout of one call in seconds (None: for ever), or ConfigurationError."""
     try:

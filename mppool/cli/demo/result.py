@@ -36,36 +36,93 @@ class Result:
     server_after_s: float | None = None
     reload_s: float | None = None
     reloaded_workers: int = 0
-    moved: dict[int, int] = field(default_factory=dict)
+    moved: int = 0
     capacity: int | None = None
     left_behind: list[str] = field(default_factory=list)
     broken: list[str] = field(default_factory=list)
 
     def table(self) -> Table:
         """The table at the end; it also fills `broken`."""
-        table = Table("What happened", ("", "", "promised", ""))
+        table = Table("What happened", ("", "", "promised", "", "meaning"))
         rate = self.answered / self.seconds if self.seconds else 0.0
-        self._row(table, "requests", f"{self.answered} ({rate:.0f}/s)", "", self.answered > 0)
-        self._row(table, "failures", len(self.failures), "0", not self.failures)
-        self._row(table, "in flight inside the killed worker", len(self.inside_killed), "apart")
+        self._row(
+            table,
+            "requests",
+            f"{self.answered} ({rate:.0f}/s)",
+            "some",
+            self.answered > 0,
+            "answered rightly, over all workers",
+        )
+        self._row(
+            table,
+            "failures",
+            len(self.failures),
+            "0",
+            not self.failures,
+            "wrong or missing answers, but for the next line",
+        )
+        self._row(
+            table,
+            "in flight inside the killed worker",
+            len(self.inside_killed),
+            "-",
+            True,
+            "lost with their process, as anywhere",
+        )
         peak = self.witness.peak if self.witness else 0
         self._row(
-            table, "peak of open connections, by the witness", peak, f"<= {self.cap}",
+            table,
+            "peak of open connections, by the witness",
+            peak,
+            f"<= {self.cap}",
             0 < peak <= self.cap,
-        )  # fmt: skip
+            "counted by a process of its own, not by mppool",
+        )
         for one in self.observers:
             seen = f"{one.peak} (in {one.looks} looks)"
-            self._row(table, f"peak of {one.what}", seen, f"<= {self.cap}", self._is_kept(one))
+            self._row(
+                table, f"peak of {one.what}", seen, f"<= {self.cap}", self._is_kept(one),
+                "counted by looking again and again",
+            )  # fmt: skip
         self._times(table)
-        self._row(table, "connections opened", self.witness.total if self.witness else 0, "")
-        self._row(table, "slots moved between workers", sum(self.moved.values()), "")
-        self._row(table, "longest request", duration(self.longest_s), "")
+        opened = self.witness.total if self.witness else 0
+        self._row(
+            table,
+            "connections opened",
+            opened,
+            "-",
+            True,
+            "logins: first ones, after kills and reload, and by moves",
+        )
+        self._row(
+            table,
+            "slots moved between workers",
+            self.moved,
+            "<= opened",
+            self.moved <= opened,
+            "closed in one worker so that another could open one",
+        )
+        self._row(
+            table,
+            "longest request",
+            duration(self.longest_s),
+            "-",
+            True,
+            "with its wait for a connection",
+        )
         capacity = "not tried" if self.capacity is None else self.capacity
         self._row(
-            table, "leases to be had at the end", capacity, self.cap, self.capacity == self.cap
+            table,
+            "leases to be had at the end",
+            capacity,
+            self.cap,
+            self.capacity == self.cap,
+            "capacity was neither lost nor gained",
         )
         left = ", ".join(self.left_behind) or "nothing"
-        self._row(table, "left behind", left, "nothing", not self.left_behind)
+        self._row(
+            table, "left behind", left, "nothing", not self.left_behind, "processes and files",
+        )  # fmt: skip
         return table
 
     def _is_kept(self, observer: Observer) -> bool:
@@ -73,18 +130,32 @@ class Result:
 
     def _times(self, table: Table) -> None:
         rows = (
-            (f"worker's death to its {self.killed_held} slots being free", self.free_after_s),
-            ("worker's death to its slots in use elsewhere", self.reused_after_s),
-            ("server's death to its successor serving", self.server_after_s),
-            (f"HUP to {self.reloaded_workers} new workers in place of the old", self.reload_s),
-        )
-        for what, seconds in rows:
+            (
+                f"worker's death to its {self.killed_held} slots being free", self.free_after_s,
+                "when the statistics, asked now and then, first said so",
+            ),
+            (
+                "worker's death to its slots in use elsewhere", self.reused_after_s,
+                "when the witness had seen as many opened; may come first",
+            ),
+            (
+                "server's death to its successor serving", self.server_after_s,
+                "meanwhile leases go on, and who needs a new connection waits",
+            ),
+            (
+                f"HUP to {self.reloaded_workers} new workers in place of the old", self.reload_s,
+                "as gunicorn does it",
+            ),
+        )  # fmt: skip
+        for what, seconds, meaning in rows:
             happened = seconds is not None
             text = duration(seconds) if seconds is not None else "did not happen"
-            self._row(table, what, text, "happens", happened)
+            self._row(table, what, text, "happens", happened, meaning)
 
-    def _row(self, table: Table, what: str, found: Any, promised: Any, kept: bool = True) -> None:
-        table.add(what, found, promised, "" if kept else "BROKEN")
+    def _row(
+        self, table: Table, what: str, found: Any, promised: Any, kept: bool, meaning: str = ""
+    ) -> None:
+        table.add(what, found, promised, "" if kept else "BROKEN", meaning)
         if not kept:
             self.broken.append(f"{what}: {found}")
 

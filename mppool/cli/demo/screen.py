@@ -59,6 +59,13 @@ class View:
         return table
 
 
+LEGEND = (
+    "open (witness): connections open now, of those allowed, counted by a process that is not mppool's\n"
+    "slots: connections that a worker may have open; in use, idle: how many it has lent, or kept\n"
+    "waiting: requests that wait for a connection"
+)
+
+
 class Screen(Protocol):
     """Where the demonstration is shown."""
 
@@ -82,6 +89,8 @@ class PlainScreen:
 
     def show(self, view: View) -> None:
         """See Screen. Not more often than once per second."""
+        if not self._elapsed:
+            print(f"{LEGEND}\n[worker: in use/idle/waiting]", flush=True)
         self._elapsed = view.elapsed
         if time.monotonic() < self._next_at:
             return
@@ -131,6 +140,7 @@ class RichScreen:
         parts: list[Any] = [self._progress]
         if self._view is not None:
             parts.append(output.as_rich([self._view.summary(), self._view.by_worker()]))
+            parts.append(Text(LEGEND, "dim"))
         parts.append(Text("\n".join(self._events)))
         self._live.update(Group(*parts), refresh=True)
 
