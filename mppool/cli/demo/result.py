@@ -85,6 +85,10 @@ class Result:
                 "counted by looking again and again",
             )  # fmt: skip
         self._times(table)
+        self._ends(table)
+        return table
+
+    def _ends(self, table: Table) -> None:
         opened = self.witness.total if self.witness else 0
         self._row(
             table,
@@ -123,7 +127,6 @@ class Result:
         self._row(
             table, "left behind", left, "nothing", not self.left_behind, "processes and files",
         )  # fmt: skip
-        return table
 
     def _is_kept(self, observer: Observer) -> bool:
         return observer.looks > 0 and 0 < observer.peak <= self.cap
