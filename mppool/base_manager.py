@@ -78,7 +78,7 @@ class Manager:
 
         Raises what `pool` raises; ConfigurationMismatch too where the name is one of `pool`'s in this process.
         """
-        from mppool.aio.bridge import LoopRecipe  # asyncio is loaded by those who use it
+        from mppool.aio.bridge import LoopRecipe  # asyncio is loaded only where it is used
         from mppool.aio.recipe import ASYNC_HOOKS, as_async_recipe
 
         checked_name("pool", name)
@@ -111,7 +111,7 @@ class Manager:
         identity: what it stands for, equal in all processes; None: see `mppool.azure.identity_of`. Where
             only a token can tell, tokens are shared by the threads of this process alone.
 
-        Raises ConfigurationError for what is no credential, and where the extra `azure` is missing.
+        Raises ConfigurationError for an object that is not a credential, and where the extra `azure` is missing.
         """
         from mppool.credentials.shared import SharedCredential
 

@@ -1,4 +1,4 @@
-"""PoolManager: the only place that knows both wings, the server's and the worker's."""
+"""PoolManager: the only module that knows both the server and the worker."""
 
 from __future__ import annotations
 
@@ -117,7 +117,7 @@ class PoolManager(Manager, BaseManager):
 
     def __reduce__(self) -> tuple[Any, ...]:
         meeting = self._meeting
-        # The directory by name: the environment of whoever unpickles may be another. A forkserver keeps
+        # The directory by name: the process that unpickles it may have another environment. A forkserver keeps
         # the one of its start, and its children would meet elsewhere, with a cap of their own.
         directory = meeting.runtime_dir or os.environ.get("MPPOOL_RUNTIME_DIR") or None
         return (_rebuild_manager, (self.name, directory, meeting.linger))
@@ -221,7 +221,7 @@ class PoolManager(Manager, BaseManager):
         """This process closes what it holds idle, and detaches from the server. Other processes go on.
 
         Leases that are out keep working; their resources are closed when they are released. The manager can be
-        used again: the next checkout attaches anew. At a normal end of the interpreter this happens by itself,
+        used again: the next checkout attaches again. At a normal end of the interpreter this happens by itself,
         within a second.
         """
         self._member.leave(CLOSE_PATIENCE_S)

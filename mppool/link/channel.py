@@ -1,4 +1,4 @@
-"""The errand channel: the one connection on which the server speaks unasked, and a process without waiting."""
+"""The errand channel: the one connection on which the server speaks unasked, and the process does not wait."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ log = Log("mppool")
 class ErrandChannel:
     """One attachment's channel.
 
-    Its incoming side belongs to the errand thread. `unsent` and `lost_words` belong to whoever holds Outgoing's
+    Its incoming side belongs to the errand thread. `unsent` and `lost_words` belong to the owner of Outgoing's
     `_sending`.
 
     lost_words: something could not be sent, so the server has not heard everything that was said here.
@@ -44,7 +44,7 @@ class ErrandChannel:
 class Outgoing:
     """Which channel there is, and what goes out on it.
 
-    _sending: guards `channel` and its outgoing side; held during sends that cannot block. Whoever holds it
+    _sending: guards `channel` and its outgoing side; held during sends that cannot block. Its owner
         may take the inventory's lock. It is reentrant so that an interrupted thread can free it.
     _sender: the thread that sends just now; a finalizer that runs within its sending must not overtake it.
     """
@@ -57,7 +57,7 @@ class Outgoing:
         self.channel: ErrandChannel | None = None
 
     def begin(self, channel: ErrandChannel) -> None:
-        """A session begins. Nobody who is just sending takes an event of it for the channel before."""
+        """A session begins. A thread that is just sending does not take an event of it for the channel before."""
         inventory = self._inventory
         with self._sending, inventory.lock:
             self.channel = channel
@@ -80,8 +80,8 @@ class Outgoing:
     def flush(self, deadline: float | None = None) -> None:
         """Send the outbox. With a deadline: wait for another thread that is sending just now.
 
-        Whoever appends to the outbox calls this; the one who is sending looks again before he leaves, so
-        nothing is left lying. Raises TimeoutError at the deadline.
+        Call this after every append to the outbox. The thread that is sending looks at the outbox again before it
+        returns, so no event is stranded. Raises TimeoutError at the deadline.
         """
         inventory = self._inventory
         while inventory.outbox and inventory.session is not None:
@@ -132,10 +132,10 @@ class Outgoing:
         with self._sending:
             if channel.unsent:
                 self._push(channel)
-        self.flush()  # whoever found us sending has left it to us
+        self.flush()  # a thread that found us sending has left its events to us
 
     def send_message(self, message: Message) -> None:
-        """Send something that is no event."""
+        """Send a message that is not an event."""
         with self._sending:
             channel = self.channel
             if channel is not None:

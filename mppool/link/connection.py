@@ -55,10 +55,10 @@ class OlderServer(Exception):
 
 
 class Connection:
-    """A connection of one thread at a time. Not shared: whoever took it owns it until he gives it back.
+    """A connection of one thread at a time. The thread that took it owns it until it gives it back.
 
     ticket: of the last checkout that was made here. Its answer may have been Queued, and its thread may
-        still wait; but the server cancels it when this connection ends, whoever was using it by then.
+        still wait; but the server cancels it when this connection ends, whichever thread was using it by then.
         So that thread must ask again: see `orphans`.
     orphans: where the ticket is left when the connection ends, also when its owner was interrupted and
         forgot it (a finalizer may only append to a deque).

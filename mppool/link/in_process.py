@@ -46,10 +46,10 @@ class LocalLink:
     _delivering: held by the one thread that carries out decisions, so that they are carried out in order.
     _whole: False while the books are being changed, so that it stays False where that was interrupted.
     _suspect: set when a thread was interrupted between a decision and its carrying out, by that thread and
-        without a lock (a single store); cleared under `_lock`. Whoever finds the books in either state
-        writes them anew, from what is really held: the cure for a server's death.
+        without a lock (a single store); cleared under `_lock`. A thread that finds the books in either
+        state writes them again, from what is really held: the cure for a server's death.
     _looking: held by the one thread that looks after what time brings.
-    by_hand: somebody else calls `look_around` now and then; there is no thread before a checkout has to wait.
+    by_hand: the owner calls `look_around` now and then; there is no thread before a checkout has to wait.
 
     The locks are reentrant so that `interrupted` can free those that its thread still owns.
     """
@@ -90,7 +90,7 @@ class LocalLink:
         close_quietly(self._inherited)
 
     def fingerprint_secret(self) -> bytes:
-        """None is needed: nobody else is told."""
+        """None is needed: no other process is told."""
         return b""
 
     # --- talking -----------------------------------------------------------------------------------------
@@ -108,7 +108,7 @@ class LocalLink:
                 answer = self._take_in(decisions, ticket)
                 self._whole = True
             if isinstance(answer, Grant) and not self._process.register(answer, session):
-                raise SessionLost("the books were written anew")
+                raise SessionLost("the books were written again")
         except SessionLost:
             raise
         except BaseException:
@@ -122,7 +122,7 @@ class LocalLink:
         return answer
 
     def ask_at_once(self, event: Checkout) -> Any:
-        """See Link. There is nobody to be asked."""
+        """See Link. There is no server to be asked."""
 
     def _take_in(self, decisions: list[Addressed], ticket: Ticket | None) -> Any:
         """Queue decisions for delivery; the answer to a checkout is returned. Caller holds `_lock`."""
@@ -210,7 +210,7 @@ class LocalLink:
         delivering = self._delivering
         while self._decided:
             if not delivering.acquire(blocking=False):
-                return  # whoever delivers looks again
+                return  # the thread that delivers looks again
             try:
                 self._deliver_all()
             finally:
@@ -222,7 +222,7 @@ class LocalLink:
             try:
                 session, decision = self._decided.popleft()
             except IndexError:
-                return  # the books were written anew
+                return  # the books were written again
             except BaseException:
                 self._suspect = True
                 raise
@@ -301,7 +301,7 @@ class LocalLink:
         return False
 
     def forgive(self, pool: str) -> None:
-        """Forget that openings failed: whoever wants a resource next may try at once."""
+        """Forget that openings failed: the next thread that wants a resource may try at once."""
         notice_fork()
         with self._lock:
             if self._books is not None:
@@ -324,7 +324,7 @@ class LocalLink:
     def _run(self) -> None:
         """Ticks when the books want one, and collects what leaked; sleeps otherwise."""
         if not self._running.acquire(blocking=False):
-            return  # there is one; whoever started this one was interrupted and did not know
+            return  # there is one; the thread that started this one was interrupted and did not know
         assert self._wake_up is not None
         wake_up = self._wake_up
         while True:
@@ -352,7 +352,7 @@ class LocalLink:
         self._deliver()
 
     def stop(self) -> None:
-        """End the thread, if nothing is held. The next use starts afresh."""
+        """End the thread, if nothing is held. The next use starts another one."""
         notice_fork()
         with self._lock:
             if self._process.inventory.table:

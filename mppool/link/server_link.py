@@ -97,7 +97,7 @@ class ServerLink:
             self.ensure_session(deadline)
             inventory = self._inventory  # in a child that has just been noticed it is another one
             if deadline is not None:
-                # Starting a server was no waiting either: there must be time to ask it.
+                # The start of a server does not count as waiting: there must be time to ask it.
                 deadline = max(deadline, monotonic() + ANSWER_GRACE_S)
         if not self.thread.running.locked():
             self.thread.ensure_running()

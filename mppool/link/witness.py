@@ -13,7 +13,7 @@ _MEMBER_BITS = 62  # a whole number that every reader of msgpack takes
 class Witness:
     """A descriptor that is open for as long as this member is there, under a name that nobody else has.
 
-    It belongs to whoever holds the link's lock for attaching.
+    It belongs to the owner of the session's lock for attaching.
     """
 
     def __init__(self) -> None:

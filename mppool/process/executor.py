@@ -38,7 +38,7 @@ class BackgroundExecutor:
 
     A chore hardly ever waits behind another one: a close that hangs must not keep the other slots. So there are
     as many threads as chores at one time, and mostly none. Only what is in progress is limited, and a chore
-    that hangs is no progress: its thread is not counted any more.
+    that hangs makes no progress: its thread is not counted any more.
 
     _lock: guards `_queue` together with the counts of threads; never held while a chore runs.
     _begun: since when each thread is busy with its chore, by thread (atomic operations).

@@ -1,8 +1,8 @@
 """How a process finds out that it is a forked child, and what happens then.
 
-The mark of a process is one byte on a page that the kernel wipes in every child (MADV_WIPEONFORK), whoever
-forked it and how: os.fork, multiprocessing, or C code that runs no hooks (uwsgi). Everything that belongs to
-one process keeps the mark of that process. So `not mark[0]` says "this is somebody else's", and it says so
+The mark of a process is one byte on a page that the kernel wipes in every child (MADV_WIPEONFORK), however it was
+forked: os.fork, multiprocessing, or C code that runs no hooks (uwsgi). Everything that belongs to
+one process keeps the mark of that process. So `not mark[0]` says "this belongs to another process", and it says so
 from the first instruction of the child on: also to what is finalized before any hook runs.
 
 Two lines of defence, which run the same renewal:
@@ -47,7 +47,7 @@ _MADV_WIPEONFORK = 18  # Linux 4.14; the module mmap does not name it
 
 
 class Forkable(Protocol):
-    """Something that must start anew in a child."""
+    """Something that must start again in a child, with nothing."""
 
     def after_fork_in_child(self) -> None:
         """Start with nothing. No I/O, no logging, no lock of the parent.
@@ -103,19 +103,19 @@ _mark: Mark = new_mark()
 # The mark of this process while it is being renewed, and what of it is done already.
 _next_mark: Mark = _mark
 _renewed: weakref.WeakSet[Forkable] = weakref.WeakSet()
-# What has failed to renew itself: tried again at each use until it succeeds.
+# Parts that have failed to renew themselves: tried again at each use until they succeed.
 _failed: list[Forkable] = []
 # By pid: held while this process is renewed. A child does not find its parent's.
 _renewing: dict[int, Any] = {}
 # Held while modules are imported and decoders made, so that no child is forked in the middle of that. Not
-# gevent's: nobody switches to another greenlet while it is held.
+# gevent's: no greenlet is switched to while it is held.
 _preparing = RLock()
 _LONGEST_PREPARATION_S = 5.0
-"""Whatever hangs in an import must not hang every fork."""
+"""A thread that hangs in an import must not hang every fork."""
 # The kernel's numbers of threads that have said that they end. Guarded by `_preparing`.
 _ending: deque[int] = deque()
 _LONGEST_END_S = 0.5
-"""Whatever hangs at the end of a thread must not hang every fork."""
+"""A thread that hangs at its end must not hang every fork."""
 _END_POLL_S = 0.0002
 
 
@@ -200,7 +200,7 @@ def make_immortal(thing: Any) -> None:
     """Make an object, and all that it refers to, immortal.
 
     Closing or merely finalizing an inherited connection would end the parent's session, and the
-    interpreter finalizes module globals at exit. A reference that nobody owns is never given back.
+    interpreter finalizes module globals at exit. A reference without an owner is never given back.
     """
     Py_INCREF(thing)  # of _ctypes: ctypes itself would cost every worker another 0.1 MB
 
@@ -331,7 +331,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
         after_in_parent=_preparing.release,
         after_in_child=_after_fork_in_child,
     )
-    # What is registered last is called first before a fork: nothing of this happens while the lock is held.
+    # The last one to be registered is called first before a fork, so these do not run while the lock is held.
     os.register_at_fork(
         before=partial(_call, _before), after_in_parent=partial(_call, _after_in_parent)
     )

@@ -14,7 +14,7 @@ class Releasable(Protocol):
 
 
 def release_own(*locks: Releasable) -> None:
-    """Release whatever of these the calling thread still owns.
+    """Release those that the calling thread still owns.
 
     An interrupt can strike after the last instruction of a `with` block and before the release.
     """
@@ -31,7 +31,7 @@ class LazyLock:
 
     gevent patches threading in a worker that gunicorn has forked from a master which had loaded the
     application already. Locks from before the patch keep threads apart, but not greenlets. That is enough
-    where nobody switches to another greenlet while he holds one, that is, where nothing waits; for all
+    where no greenlet is switched to while the lock is held, that is, where nothing waits; for all
     other locks there is this.
     """
 
@@ -45,5 +45,5 @@ class LazyLock:
         return made or instance.__dict__.setdefault(self._key, threading.RLock())
 
     def forget(self, instance: Any) -> None:
-        """Nobody holds it any more, or whoever held it does not exist in this process."""
+        """It is not held any more, or the thread that held it does not exist in this process."""
         instance.__dict__.pop(self._key, None)

@@ -1,4 +1,4 @@
-"""What wakes a thread that sleeps, and may be set from a finalizer, which may take no lock that its thread holds."""
+"""Wakes a thread that sleeps. It may be set from a finalizer, which may take no lock that its thread holds."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ class WakeUp:
 class PortableWakeUp:
     """The same for a thread that sleeps on nothing else, where there is no eventfd.
 
-    A lock that is free while it is set. Nobody ever waits to set it: giving a lock back is one step.
+    A lock that is free while it is set. Setting it never waits: giving a lock back is one step.
     """
 
     def __init__(self) -> None:

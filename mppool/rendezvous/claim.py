@@ -52,7 +52,7 @@ class Rendezvous:
         self.paths.prepare()
         deadline = time.monotonic() + patience_s
         while True:
-            # Opened anew each time: a lock file that was replaced meanwhile is not the one to have.
+            # Opened again each time: a lock file that was replaced meanwhile is not the one to have.
             self._lock = _open_lock(self.paths.alive_lock)
             if _try_lock(self._lock) and _leads_to(self.paths.alive_lock, self._lock):
                 return
@@ -102,7 +102,7 @@ class Rendezvous:
     def publish(self) -> None:
         """Replace the address file, in one step, after the socket listens.
 
-        What is written has its blocks already, so that this succeeds where the disk is full: the file that was
+        The file already has its blocks, so that this succeeds where the disk is full: the file that was
         replaced becomes the next spare one.
         """
         assert self.address is not None

@@ -1,6 +1,6 @@
 """Which interpreter becomes the server, and what it is given: never the application once more.
 
-`sys.executable` is no interpreter where Python is a guest (uwsgi) or was packed up with a program (PyInstaller,
+`sys.executable` is not an interpreter where Python is a guest (uwsgi) or was packed up with a program (PyInstaller,
 Nuitka). Started "as the server", such a program would run the application again, which would start the next one.
 """
 

@@ -7,7 +7,7 @@
     connect
 
 The start lock only keeps a crowd from starting a crowd. That there is one server is the alive lock's
-doing: whoever was started beside a living server leaves at once. So a start lock that nobody gives back
+doing: a server that was started beside a living one leaves at once. So a start lock that is never given back
 (its holder was killed while a forked child kept a copy of the descriptor) delays, but stops nobody.
 """
 
@@ -43,7 +43,7 @@ _LOG_TAIL_BYTES = 2000
 _READINESS_DESCRIPTOR = 3
 
 # Runs in the new interpreter before anything of ours: nobody's child first, then the rest. The exit status
-# is 0 in any case: whoever reaps it may take another one for that of a worker of his own.
+# is 0 in any case: a process that reaps it may take another one for that of a worker of its own.
 _BOOTSTRAP = """\
 import os, sys
 try:
@@ -144,7 +144,7 @@ def server_pid(paths: ManagerPaths) -> int | None:
 def _check_owner(connection: socket.socket, paths: ManagerPaths) -> None:
     """Refuse a server of another user: a directory in a place for everybody may be anybody's trap."""
     user = liveness.peer_of(connection).uid
-    if os.geteuid() != user:  # root is no exception: it would believe what it is told
+    if os.geteuid() != user:  # root, too: it would believe what it is told
         raise ConfigurationError(
             f"the server in the runtime directory {paths.runtime_dir} belongs to user {user}, and this "
             f"process runs as user {os.geteuid()}; choose another directory with runtime_dir= or "
@@ -255,7 +255,7 @@ def _start(paths: ManagerPaths, linger: float, deadline: float) -> bool:
             f"manager {paths.name!r}: {answer.removeprefix(REFUSED).decode(errors='replace')}"
         )
     if answer is None and time.monotonic() >= deadline:
-        # It goes on starting; whoever asks next finds it.
+        # It goes on starting; the next caller finds it.
         raise ServerUnavailable(
             f"manager {paths.name!r}: the server was started but is not ready yet; allow for more time"
         )
@@ -348,7 +348,7 @@ def _in_thread(function: Callable[[], None]) -> None:
 
 
 def _log_tail(path: Path, start: int) -> str:
-    """What was added to the log since it had `start` bytes, at most the last _LOG_TAIL_BYTES."""
+    """The text that was added to the log since it had `start` bytes, at most the last _LOG_TAIL_BYTES."""
     try:
         with path.open("rb") as log_file:
             end = log_file.seek(0, os.SEEK_END)

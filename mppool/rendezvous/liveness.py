@@ -1,4 +1,4 @@
-"""What proves that a process is dead, and who is at the other end of a socket.
+"""How the death of a process is proved, and which process is at the other end of a socket.
 
 A pidfd is a handle on one process: it becomes readable at its death and never means its pid's next
 owner. The end of a connection proves nothing, for a forked child may hold a copy of the socket, and a

@@ -23,7 +23,7 @@ class ServerLocator:
     """Where the processes of a manager meet: its files, resolved at first use (rule 12)."""
 
     def __init__(self, name: str, runtime_dir: str | None, linger: float) -> None:
-        """is_alone: no process is met, for this one keeps books of its own."""
+        """is_alone: this process keeps books of its own, and meets no other."""
         from mppool.rendezvous.paths import named_by_environment
 
         self.name = name
@@ -35,7 +35,7 @@ class ServerLocator:
         self._sign: SignOfLife | None = None
 
     def likely_directory(self) -> str:
-        """Where this meets, or would meet if it were used now; one directory, however it is named."""
+        """Where the processes of this manager meet, or would meet if it were used now; one directory, however it is named."""
         from mppool.rendezvous.paths import likely_runtime_dir
 
         if self.is_alone:

@@ -6,7 +6,7 @@
     s-<hash>-<epoch>          the socket of a living server (here, for its path must be short)
     <manager name>/
         address               which server serves now; replaced atomically
-        start.lock            held by whoever is starting a server; never unlinked
+        start.lock            held by the process that is starting a server; never unlinked
         alive.lock            held by the server for life; never unlinked
         journal               who holds which slot
         living                a byte for each attached process, locked while it lives
@@ -60,7 +60,7 @@ class ManagerPaths:
 
     @property
     def start_lock(self) -> Path:
-        """Lock of those who start a server."""
+        """Lock of the processes that start a server."""
         return self.directory / "start.lock"
 
     @property

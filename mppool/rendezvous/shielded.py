@@ -14,7 +14,7 @@ def shielded(function: Callable[[], T]) -> T:
 
     What filelock keeps for forks is guarded by locks of the whole process: struck there, by Ctrl-C or a
     time-out, it would leave them locked, and no thread could start a server any more. Where the caller is
-    interrupted, the thread goes on to its end without him.
+    interrupted, the thread goes on to its end without it.
     """
     outcome: list[tuple[T | None, BaseException | None]] = []
 

@@ -18,7 +18,7 @@ Actors, and the files that speak for them:
 
 - loop.py         the only thread: reads, writes, keeps deadlines
 - removals.py     inotify: files that are removed are put back at once
-- poller.py       epoll: what is ready, and who is concerned
+- poller.py       epoll: which descriptors are ready, and which part is told
 - acceptor.py     accepts; a peer that has not introduced itself is unidentified
 - connection.py   frames of one peer, half read and half sent
 - handshake.py    who may come in

@@ -1,6 +1,6 @@
 """The detached server process: what launch.py starts.
 
-It begins as a child of whoever wanted it, turns itself into nobody's child, and only then imports what it
+It begins as a child of the process that wanted it, detaches itself, and only then imports what it
 needs. Its arguments are: descriptor of the readiness pipe, runtime directory, manager name, linger.
 """
 
@@ -29,7 +29,7 @@ _IGNORED_SIGNALS = (
 
 
 class StartPipe:
-    """The pipe to whoever started us, who waits for one byte. It is used once."""
+    """The pipe to the process that started the server, which waits for one byte. It is used once."""
 
     def __init__(self, descriptor: int) -> None:
         self._descriptor: int | None = descriptor
@@ -93,7 +93,7 @@ def _serve(pipe: StartPipe, runtime_dir: Path, name: str, linger: float) -> None
 
 
 def _settle_in() -> None:
-    """Be independent of whoever started us."""
+    """Be independent of the process that started the server."""
     faulthandler.enable()  # into the log
     os.chdir("/")
     os.umask(0o077)

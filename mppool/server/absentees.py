@@ -20,7 +20,7 @@ _LOOKS = 2
 
 
 class Absentees:
-    """Who is looked at, and when. It belongs to the loop's thread."""
+    """Which members are looked at, and when. It belongs to the loop's thread."""
 
     def __init__(self) -> None:
         self._due: dict[ProcessId, float] = {}

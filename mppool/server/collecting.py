@@ -1,4 +1,4 @@
-"""Collects the processes' reports for those who want statistics."""
+"""Collects the reports of the processes for clients that want statistics."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ class Collector:
             self._books.counted_earlier(self._carried.books)
 
     def wanted(self, connection: Connection, now: float) -> None:
-        """Somebody wants statistics: ask all processes that can answer."""
+        """A client wants statistics: ask all processes that can answer."""
         self._requests += 1
         missing = set()
         for known in self._processes:
@@ -151,7 +151,7 @@ class Collector:
         self._answer_complete(now)
 
     def tick(self, now: float) -> None:
-        """Answer those whose patience ends, and go on with an answer that is being put together."""
+        """Answer requests whose patience ends, and go on with an answer that is being put together."""
         if self._answers:
             self._go_on(now)
         for wanted in [one for one in self._wanted if one.deadline <= now]:
@@ -170,7 +170,7 @@ class Collector:
             self._said_by(process).is_stale = True
 
     def deadline(self) -> float:
-        """When `tick` is wanted next; infinity if nobody waits."""
+        """When `tick` is wanted next; infinity if no client waits."""
         if self._answers:
             return -math.inf  # as soon as everybody else has been served
         return min((one.deadline for one in self._wanted), default=math.inf)

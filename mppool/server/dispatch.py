@@ -131,7 +131,7 @@ class Dispatcher:
             connection.send(Done())
 
     def _question(self, connection: Connection, event: Checkout | WantToken, now: float) -> bool:
-        """What is answered at once, on the same connection. True: it changed nothing."""
+        """A question, which is answered at once on the same connection. True: it changed nothing."""
         if connection.role != "call":
             raise ProtocolError(f"a {type(event).__name__} on {connection}")
         if event.timeout:

@@ -32,7 +32,7 @@ class JournalWriter:
     def write_down(self, decision: object, adopted: Iterable[GrantNumber] = ()) -> str | None:
         """Carry out a decision for the journal. The reason, if a grant could not be written down.
 
-        What is so in any case (an inventory, the state of a pool) is owed instead, and written later.
+        A fact that does not depend on the journal (an inventory, the state of a pool) is owed instead, and written later.
         """
         assert isinstance(decision, (Record, Erase, RecordPool))
         try:

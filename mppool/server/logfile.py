@@ -40,7 +40,7 @@ class BoundedLog(logging.StreamHandler):  # type: ignore[type-arg]
         os.ftruncate(2, 0)
 
     def put_back(self) -> None:
-        """Open the file anew if it vanished."""
+        """Open the file again if it vanished."""
         try:
             there = os.stat(self.path)
         except FileNotFoundError:

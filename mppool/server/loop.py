@@ -179,15 +179,15 @@ class Server:
             log.info("interrupted")
         finally:
             self._say_goodbye()
-            # What was interrupted in the middle may not be what the journal says: it decides, not we.
+            # After an interrupt in the middle the books may differ from the journal: the journal is believed.
             self._close(keep_journal=not orderly)
 
     # --- one turn -----------------------------------------------------------------------------------------------
 
     def _turn(self) -> None:
-        """Serve who is ready. Where nobody is, or nobody has been for some turns, look at the deadlines, too.
+        """Serve the peers that are ready. Where there is none, or after some turns, look at the deadlines, too.
 
-        Where they are known still, no look is needed, and whoever is ready ends the sleep before it has begun.
+        Where the next deadline is still known, no look is needed: a peer that is ready ends the sleep at once.
         """
         is_quick = self._due is not None and not self._poller.brisk
         looks_first = not is_quick and self._busy_turns < BUSY_TURNS
@@ -233,7 +233,7 @@ class Server:
     def _serve_ready(self, ready: list[tuple[Connection | Callable[[], None], int]]) -> None:
         """Calls come last: what a process said on its errand channel before it called is taken in first.
 
-        Else a process that gives something back and asks anew could be refused what is free.
+        Else a process that gives a resource back and asks again could be refused although a slot is free.
         """
         if len(ready) > 1:
             ready.sort(key=_comes_last)

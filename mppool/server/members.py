@@ -1,7 +1,7 @@
 """Which processes have ever attached: one small file each, named by pid, birth and member.
 
 Written before the first grant and removed at death. Read only when the journal is torn: then the living
-among them are those who might hold something.
+among them are those that might hold something.
 """
 
 from __future__ import annotations
@@ -81,7 +81,7 @@ class Members:
 
 
 def process_of(name: str) -> ProcessId | None:
-    """Whose member file has this name; None: it is no member file."""
+    """The process whose member file has this name; None: the file is something else."""
     parts = name.split("-")
     if not 2 <= len(parts) <= 3 or not all(part.isdecimal() for part in parts):
         return None

@@ -1,4 +1,4 @@
-"""What can be read or written now, and who is to be told: epoll, without the layers of `selectors`.
+"""Which descriptors can be read or written now, and which part is told: epoll, without the layers of `selectors`.
 
 A server answers a question in a few microseconds, and every one of them counts sixteen times when sixteen
 processes ask: a generic selector's bookkeeping took longer than the decision.
@@ -16,20 +16,20 @@ WRITE = select.EPOLLOUT
 EVENTS_AT_ONCE = 256
 
 BRISK, BRISK_S = 8, 0.0002
-"""Where the same one has ended so many sleeps in a row so soon, he is waited for awake the next time,"""
+"""Where the same peer has ended so many sleeps in a row so soon, the server waits for it awake the next time,"""
 AWAKE_S = 0.00005
-"""for so long; if he does not come, there is sleep again, and the counting begins anew."""
+"""for so long. If it does not come, the server sleeps again, and the counting starts again."""
 
 H = TypeVar("H")
 
 
 class Poller(Generic[H]):
-    """Descriptors, and for each the one who is concerned. It belongs to the loop's thread.
+    """Descriptors, and for each the part that is concerned. It belongs to the loop's thread.
 
     A process that asks one question after the other would have us woken for each, on another CPU; that takes
     longer than the whole exchange. So such a one is waited for awake for a moment, while others may have our CPU.
 
-    _last: who ended the last sleep; brisk: how many in a row he has ended almost at once.
+    _last: the peer that ended the last sleep; brisk: how many in a row it has ended almost at once.
     """
 
     def __init__(self) -> None:
@@ -54,7 +54,7 @@ class Poller(Generic[H]):
             self._epoll.unregister(descriptor)
 
     def at_once(self) -> list[tuple[H, int]]:
-        """Who is concerned, and the events, without sleeping.
+        """The parts that are concerned, and the events, without sleeping.
 
         An event that is not asked for, an error or an end, concerns reading and writing.
         """

@@ -1,6 +1,6 @@
 """Who may talk to this server, and under which session: introductions, rejections, attachments.
 
-What is refused here never reaches the books.
+A peer that is refused here never reaches the books.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """What counters have come to, carried from one server to the next by the processes that saw them.
 
-A server counts in its memory, and is gone with it. So its answer to whoever wants statistics has a second part,
+A server counts in its memory, and is gone with it. So its answer to a client that wants statistics has a second part,
 which that process keeps, and says to the next server when it attaches, or wants statistics of it: what the books
 had counted, what the dead had, and what each of the living had said. The next server adds that to what it counts
 itself; of a process that lives on, and reports to it, it takes the report instead. So no counter goes backwards
@@ -25,7 +25,7 @@ from mppool.stats.report import PoolReport
 log = logging.getLogger(__name__)
 
 MOST_BYTES = 1 << 20
-"""What is larger is not carried: nobody has so many processes and pools."""
+"""Larger views are not carried: no application has so many processes and pools."""
 
 
 class Figures(msgspec.Struct, array_like=True):
@@ -52,7 +52,7 @@ class Seen(msgspec.Struct, array_like=True):
 
 
 class Carried:
-    """What this server was told of earlier ones. epoch: its own; what is not older is no news."""
+    """What this server was told of earlier ones. epoch: its own; what is not older says nothing new."""
 
     def __init__(self, epoch: float) -> None:
         self._epoch = epoch
@@ -98,7 +98,7 @@ class Carried:
         self.living.pop(process, None)
 
     def add_to(self, totals: Totals) -> Totals:
-        """The totals of the dead, with those of earlier servers, and of whoever has not reported yet."""
+        """The totals of the dead, with those of earlier servers, and of processes that have not reported yet."""
         together = Totals()
         parts: list[tuple[str, Mapping[str, int], Mapping[str, list[int]]]] = [
             (pool, figures.counters, figures.histograms)

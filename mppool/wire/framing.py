@@ -16,7 +16,7 @@ HEADER_BYTES = 4
 MAX_FRAME_BYTES = 16 * 1024 * 1024
 """Larger than any inventory of 100,000 slots; a length beyond it is garbage."""
 MAX_HELLO_BYTES = 64 * 1024
-"""Nobody who has not yet introduced himself may make us buffer more than this."""
+"""A peer that has not introduced itself may not make the server buffer more than this."""
 
 _encoder = msgspec.msgpack.Encoder()
 
@@ -36,7 +36,7 @@ def encode(message: msgspec.Struct) -> bytes:
 class FrameReader(Generic[M]):
     """Cuts a stream of bytes into messages of one direction.
 
-    Not thread-safe: it belongs to whoever owns the connection.
+    Not thread-safe: it belongs to the owner of the connection.
     """
 
     def __init__(self, decoder: msgspec.msgpack.Decoder[M], limit: int = MAX_FRAME_BYTES) -> None:
@@ -45,7 +45,7 @@ class FrameReader(Generic[M]):
         self.limit = limit
 
     def feed(self, data: bytes) -> list[M]:
-        """The messages that `data` completes. ProtocolError for what is no message; feed no more then."""
+        """The messages that `data` completes. ProtocolError for bytes that are not a message; feed no more then."""
         buffer = self._buffer
         length = len(data) - HEADER_BYTES
         if (

@@ -19,7 +19,7 @@ Role = Literal["errand", "call", "control"]
 
 
 class Message(msgspec.Struct, frozen=True, array_like=True, tag=True):
-    """Anything on the wire that is no event and no decision."""
+    """Anything on the wire that is neither an event nor a decision."""
 
 
 class Hello(Message, frozen=True, tag=True):
@@ -92,7 +92,7 @@ class Leave(Message, frozen=True, tag=True):
 
 
 class Goodbye(Message, frozen=True, tag=True):
-    """The server is leaving in order: close what is idle; a successor is started by whoever needs one."""
+    """The server is leaving in order: close what is idle; the next process that needs a server starts one."""
 
 
 class WantReport(Message, frozen=True, tag=True):
