@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 import urllib.request
 import webbrowser
 from collections.abc import Callable, Iterator
@@ -194,10 +193,9 @@ def test_nobody_waits_for_a_person_beyond_his_timeout(people: People, pool: Pool
         asking = threads.submit(use, pool, credential)
         wait_until(lambda: people.asked == 1, "somebody is asked")
         for timeout in (0.0, 0.3):
-            began = time.monotonic()
             with pytest.raises((CheckoutTimeout, OpenFailed)):
                 use(pool, credential, timeout)
-            assert time.monotonic() - began < timeout + 1.0
+            assert not asking.done()
         people.browser.signs_in.set()
         assert asking.result(20).identity == ALICE
     assert use(pool, credential, 0.0).identity == ALICE

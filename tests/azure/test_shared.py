@@ -235,12 +235,10 @@ def test_a_token_is_refreshed_ahead_while_the_old_one_goes_on(
     issuer = Issuer(refresh_in=1)
     shared = local.credential(issuer, identity=identity)
     slow = threading.Event()
-    issuer.before = lambda number: None if number == 1 else slow.wait(5) and None
+    issuer.before = lambda number: None if number == 1 else slow.wait(30) and None
     assert shared.get_token(SCOPE).token == f"{MARK}-1"
     wait_until(lambda: shared.get_token(SCOPE) and len(issuer.asked) == 2, "the refresh begins")
-    began = time.perf_counter()
     assert set(together(lambda: shared.get_token(SCOPE).token)) == {f"{MARK}-1"}
-    assert time.perf_counter() - began < 2.0
     slow.set()
     wait_until(lambda: shared.get_token(SCOPE).token == f"{MARK}-2", "the new token")
     assert len(issuer.asked) == 2
