@@ -770,15 +770,17 @@ def test_what_is_removed_is_put_back_at_once(
 def test_a_directory_that_is_removed_under_its_server_gets_no_second_one(
     paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    member = Member(paths, linger=5.0)
-    for _ in range(3):
-        shutil.rmtree(paths.runtime_dir)
-        other = Client(paths, start=True, linger=5.0)  # at once, so it may start one
-        welcome = other.hello("control")
-        assert isinstance(welcome, Welcome)
-        assert welcome.server == member.welcome.server
-        other.close()
-    member.close()
+    """It notices, and does not only look every few seconds. The start of another takes longer than that."""
+    monkeypatch.setattr(loop, "LOOK_AROUND_S", 1000.0)
+    with Background(paths), Member(paths, linger=5.0) as member:
+        for _ in range(3):
+            shutil.rmtree(paths.runtime_dir)
+            wait_until(paths.address.exists, "the address to come back")
+            other = Client(paths, start=True, linger=5.0)
+            welcome = other.hello("control")
+            assert isinstance(welcome, Welcome)
+            assert welcome.server == member.welcome.server
+            other.close()
 
 
 def test_without_inotify_what_vanished_is_put_back_later(
