@@ -49,7 +49,7 @@ class Manager:
         """Declare a pool. Costs nothing: no process, no thread, no I/O before the first checkout.
 
         recipe: a Recipe, or a callable that opens a resource; hooks as keyword arguments go with the
-            latter (`configure, on_checkout, reset, check, close, stats, describe`), and `open_in_caller=True`
+            latter (`configure, on_checkout, reset, check, close, stats, describe, cancel`), and `open_in_caller=True`
             where a resource belongs to the thread that opens it.
         options: see PoolOptions. The same name again with the same options is the same pool.
 

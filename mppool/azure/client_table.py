@@ -15,7 +15,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mppool.azure.counting import no_counters, no_histograms, observe
-from mppool.azure.entries import Build, Entry, Owner
+from mppool.azure.entries import Build, ClientEntry, Owner
 from mppool.credentials.extra import needed_for
 from mppool.credentials.loops import LOOP_OVER, LoopEnd
 from mppool.errors import PoolError, StaleLease
@@ -63,8 +63,8 @@ class Clients:
 
     def __init__(self, pool: Pool, member: Member) -> None:
         self.lock = threading.Lock()
-        self.entries: dict[Hashable, Entry] = {}
-        self.shortcuts: dict[Hashable, tuple[Callable[[], Any], Entry]] = {}
+        self.entries: dict[Hashable, ClientEntry] = {}
+        self.shortcuts: dict[Hashable, tuple[Callable[[], Any], ClientEntry]] = {}
         self.owners: dict[int, Owner] = {}
         self.wires: set[Wire] = set()
         # Of the clients that share one: by target and event loop.
@@ -91,7 +91,7 @@ class Clients:
 
     # --- making clients ----------------------------------------------------------------------------------
 
-    def build(self, pool: Pool, asked: Asked) -> Entry | None:
+    def build(self, pool: Pool, asked: Asked) -> ClientEntry | None:
         """The entry, which this thread or another one makes. None: look again.
 
         Raises what the factory raises.
@@ -124,7 +124,7 @@ class Clients:
         observe(self.histograms, "wait", monotonic() - began)
         return None
 
-    def _built(self, pool: Pool, asked: Asked) -> Entry | None:
+    def _built(self, pool: Pool, asked: Asked) -> ClientEntry | None:
         self._ttl = pool.effective_ttl()
         began = monotonic()
         try:
@@ -136,7 +136,7 @@ class Clients:
             self.count("open_failed")
             raise
         observe(self.histograms, "open", monotonic() - began)
-        entry = Entry(made, asked)
+        entry = ClientEntry(made, asked)
         if asked.loop is not None:
             self._tend_loops(asked.loop_serial)
         with self.lock:
@@ -183,14 +183,14 @@ class Clients:
             self._remove(by_age[:over])
             self.count("expired_idle", over)
 
-    def is_right_for(self, entry: Entry, asked: Asked) -> bool:
+    def is_right_for(self, entry: ClientEntry, asked: Asked) -> bool:
         """Whether a client may be used with this object too, of which the signature is the same now."""
         if entry.live is None or asked.sas is None:
             return True
         with self.lock:
             return bool(entry.live.serves(asked.sas))
 
-    def shorten(self, shortcut: Hashable, asked: Asked, entry: Entry) -> None:
+    def shorten(self, shortcut: Hashable, asked: Asked, entry: ClientEntry) -> None:
         """Have the next caller that asks the same way find the entry at once."""
         reference = asked.reference() or (lambda: asked.kept)
         with self.lock:
@@ -389,7 +389,7 @@ class Clients:
         """One more; a figure, not an account: nothing depends on it."""
         self.counters[counter] += number
 
-    def figures(self) -> tuple[list[Entry], int, int, int]:
+    def figures(self) -> tuple[list[ClientEntry], int, int, int]:
         """Entries; wires that are open; builds under way; threads that wait for those."""
         with self.lock:
             waiting = sum(build.waiting for build in self._builds.values())

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from mppool.azure.transports import Wire
 
 
-class Entry:
+class ClientEntry:
     """A client that the pool hands out. `used_at` is written without a lock, by everybody."""
 
     __slots__ = (

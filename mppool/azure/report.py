@@ -11,7 +11,7 @@ from mppool.worker.member import process_name
 
 if TYPE_CHECKING:
     from mppool.azure.client_table import Clients
-    from mppool.azure.entries import Entry
+    from mppool.azure.entries import ClientEntry
 
 
 def stats(name: str, clients: Clients) -> dict[str, Any]:
@@ -57,7 +57,7 @@ def stats(name: str, clients: Clients) -> dict[str, Any]:
     }
 
 
-def _resource(number: int, entry: Entry, now: float) -> dict[str, Any]:
+def _resource(number: int, entry: ClientEntry, now: float) -> dict[str, Any]:
     return {
         "id": number,
         "pid": os.getpid(),
