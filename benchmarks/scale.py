@@ -85,7 +85,7 @@ def _with_waiters(size: int) -> Callable[[], None]:
         ticket, _ = desk.ask(process)
         desk.say(process, Abandoned(ticket))
         desk.say(process, Returned(grants[0].number))
-        desk.ask(process)  # in place of whoever was served
+        desk.ask(process)  # in place of the one that was served
         desk.books.next_deadline(desk.now)
 
     return once

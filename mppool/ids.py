@@ -21,7 +21,7 @@ GrantNumber = NewType("GrantNumber", int)
 # Names one waiting checkout of one process. Never reused within a process.
 Ticket = NewType("Ticket", int)
 
-# One attachment of one process to one server. A process that attaches again gets a new one, and whatever
+# One attachment of one process to one server. A process that attaches again gets a new one, and what
 # was said under the old one is void.
 Session = NewType("Session", int)
 
@@ -36,6 +36,19 @@ def grant_number(epoch: int, sequence: int) -> GrantNumber:
 def epoch_of(number: GrantNumber) -> int:
     """Of the server that gave this number."""
     return number >> SEQUENCE_BITS
+
+
+class GrantNumbers:
+    """The numbers of one server's grants, one after the other. epoch: counts the servers of one manager."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+        self._sequence = 0
+
+    def next(self) -> GrantNumber:
+        """A number that was never given."""
+        self._sequence += 1
+        return grant_number(self.epoch, self._sequence)
 
 
 class ProcessId(msgspec.Struct, frozen=True, array_like=True, order=True, cache_hash=True):
@@ -64,7 +77,7 @@ def witness_name(member: int) -> str:
 
 
 def birth_of(pid: int) -> int | None:
-    """Birth of a process in clock ticks since boot, or None if there is no such process, or none to be seen."""
+    """Birth of a process in clock ticks since boot, or None if there is none, or none to be seen."""
     try:
         return _stat(str(pid))[1]
     except (FileNotFoundError, ProcessLookupError, PermissionError):  # the last: hidepid=1

@@ -4,23 +4,29 @@
                         |
                         |     books.py         of one server: which event belongs to which pool
                         |
-                        +-- pool.py            the books of one pool; owns all its state
-                        |     table.py         its slots, and the counts derived from them
-                        |     slot.py          one slot, and the transitions that are legal
-                        |     waiting.py       who waits, in order
-                        |     bounds.py        what stands in whose way: cap, inner bounds, breakers
-                        |     sharing.py       who gets the next slot, and when one may be moved
-                        |     returns.py       what becomes of a slot that was brought back
-                        |     reclaim.py       whom to ask to bring slots back
-                        |     breaker.py       what happens when opening fails
-                        |     inventory.py     what happens when a process attaches
-                        |     upkeep.py        min_size, what is idle too long, what is stale
+                        +-- pool.py            one pool: an event becomes a transition or a verdict, then all is settled
+                        |     ledger.py        every transition of a slot, with its record, message and counter
+                        |       table.py       the slots, and the counts derived from them
+                        |       slot.py        one slot, and the transitions that are legal
+                        |       breaker.py     the back-off when opening fails
+                        |     waiting.py       the line of those who wait
+                        |     declarations.py  the options and bounds in force, and who declared them
+                        |     generations.py   what is stale, and whether the pool is closed
+                        |     control.py       declarations and commands: journalled, and told to the processes
+                        |     capacity.py      the bounds in force: cap, inner bounds, openings at a time
+                        |     min_size.py      resources that are kept open although nobody waits
+                        |     returns.py       the verdict on a slot that was brought back
+                        |     reclaim.py       the processes that are asked to bring slots back
+                        |     sharing.py       the measures of both: when a slot may move, and to whom
+                        |     refusals.py      checkouts that get nothing, and what they are told
                         |     eviction.py      identities that nobody uses any more
-                        |     snapshot.py      what it knows, for statistics
                         +-- token_books.py     who fetches which token, and who waits for it
+                        |     token_entry.py, token_trouble.py
                         |
-                        +-- surroundings.py    what all these share: decisions not yet taken out
+                        +-- outbox.py          decisions that nobody has taken out yet
+                        +-- shared.py          what the pools of one server share
 
-events.py, decisions.py and tokens.py are also the messages on the wire. statistics.py names counters, heap.py
-walks heaps in order. The time is an argument everywhere.
+events.py, decisions.py and tokens.py are also the messages on the wire. heap.py walks heaps in order. The time is an
+argument everywhere. A part owns its state and nobody else changes it; policies return verdicts, and pool.py carries
+them out.
 """

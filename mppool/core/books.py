@@ -32,7 +32,7 @@ from mppool.core.events import (
     JournalFailed,
     NotMine,
     Opened,
-    OpenFailed,
+    OpeningFailed,
     Remembered,
     Reset,
     Resize,
@@ -41,9 +41,10 @@ from mppool.core.events import (
     TokenReplaced,
     WantReady,
 )
+from mppool.core.outbox import Outbox
 from mppool.core.pool import PoolBooks
-from mppool.core.slot import SlotState
-from mppool.core.surroundings import Surroundings
+from mppool.core.shared import Shared
+from mppool.core.slot import Slot, SlotState
 from mppool.core.token_books import TokenBooks
 from mppool.core.tokens import (
     ForgetTokens,
@@ -53,13 +54,14 @@ from mppool.core.tokens import (
     TokenSpurned,
     WantToken,
 )
-from mppool.ids import GrantNumber, ProcessId, Session, Ticket, grant_number
+from mppool.core.waiting import Waiter
+from mppool.ids import GrantNumber, GrantNumbers, ProcessId, Session, Ticket
 
 Command = Resize | Reset | Drain | ClosePool | WantReady | ForgetTokens
 
 _SLOT_EVENTS: tuple[type[Event], ...] = (
     Opened,
-    OpenFailed,
+    OpeningFailed,
     Declined,
     Returned,
     IdleTooLong,
@@ -69,7 +71,7 @@ _SLOT_EVENTS: tuple[type[Event], ...] = (
 
 
 class Books:
-    """The authority. Not thread-safe: whoever owns it applies one event after the other.
+    """The authority. Not thread-safe: its owner applies one event after the other.
 
     epoch: counts the servers of one manager; grant numbers begin with it.
     jitter: gives floats within [0, 1), for back-offs.
@@ -79,9 +81,23 @@ class Books:
         self.epoch = epoch
         self.pools: dict[str, PoolBooks] = {}
         self._sessions: dict[ProcessId, Session] = {}
-        self._sequence = 0
-        self._around = Surroundings(self._next_number, jitter, epoch)
-        self.tokens = TokenBooks(self._around, epoch)
+        self._outbox = Outbox()
+        # The slots and waiters of all pools, so that an event finds its pool at once.
+        self._slots: dict[GrantNumber, Slot] = {}
+        self._granted: dict[tuple[ProcessId, Ticket], Slot] = {}
+        self._waiters: dict[tuple[ProcessId, Ticket], Waiter] = {}
+        # After a torn journal: see `Capacity`.
+        self._awaited: set[ProcessId] = set()
+        self._shared = Shared(
+            self._outbox,
+            GrantNumbers(epoch),
+            jitter,
+            self._slots,
+            self._granted,
+            self._waiters,
+            self._awaited,
+        )
+        self.tokens = TokenBooks(self._outbox, epoch)
         # Which pools know of a process. Its end, and its inventory, concern no others.
         self._known_in: dict[ProcessId, dict[str, PoolBooks]] = {}
         # A heap of (deadline, name), and those pools whose deadlines may be others by now.
@@ -91,6 +107,7 @@ class Books:
         self._remembered_pools: dict[str, RecordPool] = {}
         self._remembered_slots: dict[str, list[Remembered]] = {}
         self._counted_earlier: dict[str, Mapping[str, int]] = {}
+        self._born: dict[str, float] = {}
 
     def apply(
         self, process: ProcessId, session: Session, event: Event, now: float
@@ -107,12 +124,11 @@ class Books:
         elif isinstance(event, Died):
             self._died(process, now)
         elif isinstance(event, JournalFailed):
-            self._journal_failed(event, now)
-        out, self._around.out = self._around.out, []
-        return out
+            self._journal_failed(event)
+        return self._outbox.take_out()
 
     def tick(self, now: float) -> list[Addressed]:
-        """Carry out whatever has become due."""
+        """Carry out everything that has become due."""
         due: dict[str, PoolBooks] = {}
         self._look_at_deadlines(now)
         while self._deadlines and self._deadlines[0][0] <= now:
@@ -122,7 +138,7 @@ class Books:
             self._touch(pool)
             pool.tick(now)
         self.tokens.tick(now)
-        return self._take_out()
+        return self._outbox.take_out()
 
     def next_deadline(self, now: float) -> float | None:
         """When `tick` is wanted next, or None if only an event can change anything."""
@@ -133,7 +149,7 @@ class Books:
         return None if at == math.inf else at
 
     def _look_at_deadlines(self, now: float) -> None:
-        """Whatever has happened since: the next deadline stands in front of the heap."""
+        """Bring the heap up to date: the next deadline stands in front of it."""
         heap = self._deadlines
         for name, pool in self.touched.items():
             pool.deadline = pool.next_deadline(now)
@@ -156,9 +172,9 @@ class Books:
         self._known_in.setdefault(process, {})[pool.name] = pool
 
     def forgive(self, pool: str) -> None:
-        """Forget that openings failed: whoever wants a resource next may try at once."""
+        """Forget that openings failed: a process that wants a resource next may try at once."""
         if pool in self.pools:
-            self._touch(self.pools[pool]).breakers.clear()
+            self._touch(self.pools[pool]).forgive()
 
     def command(self, process: ProcessId, event: Command, now: float) -> list[Addressed]:
         """A command from anybody, attached or not.
@@ -166,7 +182,7 @@ class Books:
         Raises KeyError for a pool that nobody has declared. The answer to Drain is addressed to `process`.
         """
         self._command(process, event, now)
-        return self._take_out()
+        return self._outbox.take_out()
 
     def restore(
         self, pools: list[RecordPool], slots: list[Remembered], awaited: set[ProcessId], now: float
@@ -178,7 +194,19 @@ class Books:
         self._remembered_pools = {record.pool: record for record in pools}
         for item in slots:
             self._remembered_slots.setdefault(item.pool, []).append(item)
-        self._around.awaited = set(awaited)
+        self._awaited.update(awaited)
+
+    def successor(self, now: float) -> Books:
+        """The books of the next epoch, where these cannot be trusted any more.
+
+        They know of each pool what the next server would know, and go on counting. What processes hold they
+        hear from the processes.
+        """
+        books = Books(self.epoch + 1, jitter=self._shared.jitter)
+        books.restore([pool.record() for pool in self.pools.values()], [], set(), now)
+        books.counted_earlier({name: pool.counters for name, pool in self.pools.items()})
+        books._born = {name: pool.born for name, pool in self.pools.items()}
+        return books
 
     def counted_earlier(self, counters: Mapping[str, Mapping[str, int]]) -> None:
         """What earlier servers had counted, by pool."""
@@ -211,7 +239,7 @@ class Books:
                     "pid": process.pid,
                     "birth": process.birth,
                     "member": process.member,
-                    "label": self._around.labels.get(process, ""),
+                    "label": self._outbox.labels.get(process, ""),
                 }
                 for process in self._sessions
             ],
@@ -222,10 +250,10 @@ class Books:
         pool = self.pools.get(event.pool)
         if pool is None:
             text = f"no attached process has declared a pool {event.pool!r}"
-            self._around.out.append((process, Refuse(event.ticket, "unknown_pool", text)))
+            self._outbox.answer(process, Refuse(event.ticket, "unknown_pool", text))
         else:
             self._knows(pool, process)
-            if not pool.refuses_at_once(process, event):
+            if not pool.refuses_at_once(process, event, now):
                 self._touch(pool).checkout(process, event, now)
 
     def _abandoned(self, process: ProcessId, event: Abandoned, now: float) -> None:
@@ -233,8 +261,9 @@ class Books:
         self.tokens.abandon(process, event.ticket)
 
     def _starves(self, process: ProcessId, event: Starves, now: float) -> None:
-        for pool in self.pools.values():
-            pool.starves(process, event.ticket, now)
+        waiter = self._waiters.get((process, event.ticket))
+        if waiter is not None:
+            self._touch(self.pools[waiter.pool]).starves(waiter, now)
 
     def _call_ended(self, process: ProcessId, event: CallEnded, now: float) -> None:
         self._abandon(process, event.ticket, now)
@@ -242,14 +271,14 @@ class Books:
         self._ask_about(process, event)
 
     def _ask_about(self, process: ProcessId, event: CallEnded) -> None:
-        slot = self._around.slot_of.get((process, event.ticket))
+        slot = self._granted.get((process, event.ticket))
         if slot is not None and slot.state is SlotState.OPENING:
-            self._around.out.append((process, Ask(slot.number)))
+            self._outbox.answer(process, Ask(slot.number))
 
     def _abandon(self, process: ProcessId, ticket: Ticket, now: float) -> None:
-        pool = self._around.waits_in.get((process, ticket))
-        if pool is not None:
-            self._touch(pool).abandon(process, ticket, now)
+        waiter = self._waiters.get((process, ticket))
+        if waiter is not None:
+            self._touch(self.pools[waiter.pool]).abandon(waiter, now)
 
     def _backend_failed(self, process: ProcessId, event: BackendFailed, now: float) -> None:
         if event.pool in self.pools:
@@ -263,7 +292,8 @@ class Books:
         self._declare(event.declaration, process, now)
 
     def _detached(self, process: ProcessId, event: Detached, now: float) -> None:
-        self._detach(process)
+        self._sessions.pop(process, None)
+        self._outbox.detach(process)
         self.tokens.gone(process, now)
         for pool in self._known_in.get(process, {}).values():
             self._touch(pool).detached(process, now)
@@ -284,19 +314,16 @@ class Books:
         self.tokens.spurned(event, now)
 
     def _slot_event(self, process: ProcessId, event: Any, now: float) -> None:
-        pool: PoolBooks | None = self._around.pool_of.get(event.number)
-        slot = None if pool is None else pool.slots.get(event.number)
+        slot = self._slots.get(event.number)
         if slot is not None and slot.process == process:
-            assert pool is not None
-            self._touch(pool).of_slot(slot, event, now)
+            self._touch(self.pools[slot.pool]).of_slot(slot, event, now)
         elif isinstance(event, Returned):
             # It holds something that is in no books, so it is over the cap.
-            self._around.out.append((process, Close(event.number, "retired")))
+            self._outbox.answer(process, Close(event.number, "retired"))
 
     def _attach(self, process: ProcessId, session: Session, event: Attach, now: float) -> None:
         self._sessions[process] = session
-        self._around.labels[process] = event.label
-        self._around.attached.add(process)
+        self._outbox.attach(process, event.label)
         self.tokens.attached(process)
         for declaration in event.declarations:
             self._declare(declaration, process, now)
@@ -319,35 +346,32 @@ class Books:
 
     def _new_pool(self, declaration: Declaration, now: float) -> None:
         name = declaration.pool
-        pool = PoolBooks(declaration, now - declaration.age, self._around)
+        pool = PoolBooks(declaration, now - declaration.age, self._shared)
         self.pools[name] = pool
         record = self._remembered_pools.pop(name, None)
         if record is not None:
             pool.restore(record)
         pool.counted_earlier(self._counted_earlier.get(name, {}))
+        pool.born = self._born.get(name, pool.born)
         for item in self._remembered_slots.pop(name, []):
             self._knows(pool, item.process)
             pool.remember(item, now)
 
     def _died(self, process: ProcessId, now: float) -> None:
-        self._detach(process)
+        self._sessions.pop(process, None)
+        self._outbox.forget(process)
         self.tokens.gone(process, now)
-        self._around.labels.pop(process, None)
         self._forget_remembered(process)
         for pool in self._known_in.pop(process, {}).values():
             self._touch(pool).died(process, now)
         self._no_longer_awaited(process, now)
-
-    def _detach(self, process: ProcessId) -> None:
-        self._sessions.pop(process, None)
-        self._around.attached.discard(process)
 
     def _forget_remembered(self, process: ProcessId) -> None:
         """Slots of pools that nobody has declared: gone with their process, or told by its inventory."""
         for name, items in list(self._remembered_slots.items()):
             for item in items:
                 if item.process == process:
-                    self._around.out.append((None, Erase(item.number)))
+                    self._outbox.write_down(Erase(item.number))
             left = [item for item in items if item.process != process]
             if left:
                 self._remembered_slots[name] = left
@@ -355,17 +379,16 @@ class Books:
                 del self._remembered_slots[name]
 
     def _no_longer_awaited(self, process: ProcessId, now: float) -> None:
-        if process in self._around.awaited:
-            self._around.awaited.discard(process)
-            if not self._around.awaited:
+        if process in self._awaited:
+            self._awaited.discard(process)
+            if not self._awaited:
                 for pool in self.pools.values():
                     self._touch(pool).tick(now)
 
-    def _journal_failed(self, event: JournalFailed, now: float) -> None:
-        pool: PoolBooks | None = self._around.pool_of.get(event.number)
-        slot = None if pool is None else pool.slots.get(event.number)
-        if pool is not None and slot is not None:
-            self._touch(pool).revoke(slot, event.error, now)
+    def _journal_failed(self, event: JournalFailed) -> None:
+        slot = self._slots.get(event.number)
+        if slot is not None:
+            self._touch(self.pools[slot.pool]).revoke(slot, event.error)
 
     def _command(self, process: ProcessId, event: Command, now: float) -> None:
         if isinstance(event, ForgetTokens):
@@ -382,15 +405,6 @@ class Books:
             pool.want_ready(process, now)
         else:
             pool.close(now)
-
-    def _next_number(self) -> GrantNumber:
-        self._sequence += 1
-        return grant_number(self.epoch, self._sequence)
-
-    def _take_out(self) -> list[Addressed]:
-        out = self._around.out
-        self._around.out = []
-        return out
 
     _handlers: ClassVar[dict[type[Event], Callable[[Books, ProcessId, Any, float], None]]] = {
         Checkout: _checkout,

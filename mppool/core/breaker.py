@@ -18,7 +18,7 @@ from collections import Counter, OrderedDict
 from collections.abc import Callable
 from typing import Literal
 
-from mppool.core.events import OpenFailed
+from mppool.core.events import OpeningFailed
 from mppool.core.slot import Slot
 from mppool.ids import GrantNumber
 
@@ -92,7 +92,7 @@ class Breaker:
 
 
 class Breakers(OrderedDict[str, Breaker]):
-    """The breakers of one pool, by key; `PoolBooks` owns them. Where opening has not failed there is none.
+    """The breakers of one pool, by key. Where opening has not failed there is none.
 
     In order of their last failure or grant, so that what was left alone for longest is found in front. No
     event looks at all of them: anybody can name thousands of identities whose logins are refused.
@@ -117,7 +117,7 @@ class Breakers(OrderedDict[str, Breaker]):
         return breaker is None or breaker.permits(now)
 
     def failed(
-        self, slot: Slot, event: OpenFailed, now: float, *, working: bool, jitter: float
+        self, slot: Slot, event: OpeningFailed, now: float, *, working: bool, jitter: float
     ) -> Breaker:
         """An opening failed, see `Breaker.failed`; returns the breaker of its key."""
         key = slot.key

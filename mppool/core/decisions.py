@@ -101,7 +101,7 @@ class Ask(Decision, frozen=True, tag=True):
 class PoolChanged(Decision, frozen=True, tag=True):
     """State of a pool that all its processes follow.
 
-    Whatever was opened in an older generation is retired; a closed pool retires everything. With a key,
+    Everything that was opened in an older generation is retired; a closed pool retires everything. With a key,
     only resources of this key are meant.
 
     hung: see BackendFailed.
@@ -196,7 +196,6 @@ ProcessDecision = (
     | Notice
 )
 JournalDecision = Record | Erase | RecordPool
-AnyDecision = ProcessDecision | JournalDecision
 
 # To whom, and what. None addresses the server itself.
 Addressed = tuple["ProcessId | None", Decision]

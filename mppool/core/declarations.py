@@ -1,8 +1,9 @@
-"""The bounds of a pool: declared by every process, and set from any of them while it runs.
+"""Who declares a pool, and what is in force of what was said: options, bounds, the recipe's own identity.
 
-A bound that was set holds until a declaration that was made after it changes that bound. A declaration that
-says of it what the one before said changes nothing, so a worker that is born into a resized pool leaves it
-as it is, whatever else its declaration says. The next server is told both by the journal.
+The bounds are declared by every process, and set from any of them while the pool runs. A bound that was set holds
+until a declaration that was made after it changes that bound. A declaration that says of it what the one before said
+changes nothing, so a worker that is born into a resized pool leaves it as it is, even if its declaration changes something else.
+The next server is told both by the journal.
 
 Instants are those of one machine's monotonic clock, which goes on where a server ends.
 """
@@ -10,12 +11,11 @@ Instants are those of one machine's monotonic clock, which goes on where a serve
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
 from mppool.core.decisions import RecordPool
-
-if TYPE_CHECKING:
-    from mppool.options import PoolOptions
+from mppool.core.events import Declaration
+from mppool.ids import ProcessId
+from mppool.options import PoolOptions
 
 
 class Bound:
@@ -46,7 +46,7 @@ class Bound:
 
 
 class Bounds:
-    """Both bounds of a pool. Owned by its `PoolBooks`."""
+    """Both bounds of a pool. Owned by its `Declarations`."""
 
     def __init__(self, options: PoolOptions, declared_at: float) -> None:
         self.max_size = Bound(options.max_size, declared_at)
@@ -86,3 +86,53 @@ class Bounds:
             bound.value, bound.declared = values[place], declared[place]
             bound.declared_at = since
             bound.set_at = record.set_at[place] if record.declared else -math.inf
+
+
+class Declarations:
+    """The declarations of one pool. Between processes the newest one wins.
+
+    options: in force. declared_at: when their declaration was made.
+    bounds: in force, whether they were declared or set.
+    key: of the recipe's own identity; `min_size` belongs to it.
+    """
+
+    def __init__(self, declaration: Declaration, declared_at: float) -> None:
+        self.options = declaration.options
+        self.declared_at = declared_at
+        self.bounds = Bounds(declaration.options, declared_at)
+        self.key = declaration.key
+        # The processes that know how to open a resource, each with the key of its own recipe's identity.
+        self._declarers: dict[ProcessId, str] = {}
+        # The process whose declaration is in force; it may learn its own identity later.
+        self._winner: ProcessId | None = None
+
+    def take(self, process: ProcessId, declaration: Declaration, made_at: float) -> bool:
+        """A process declares the pool, or has learned whom its own credential stands for.
+
+        True if it says something new of a bound: what it says otherwise than the declaration before it, unless the
+        bound was set later than it was made.
+        """
+        newest = made_at > self.declared_at
+        self._declarers[process] = declaration.key
+        if newest or self._winner in (None, process):
+            self._winner, self.key = process, declaration.key
+        if newest:
+            self.options, self.declared_at = declaration.options, made_at
+        return self.bounds.declare(declaration.options, made_at)
+
+    def forget(self, process: ProcessId) -> None:
+        """A process is gone. If no other can open for the key that it declared, that of another one counts."""
+        self._declarers.pop(process, None)
+        if process == self._winner:
+            self._winner = None
+            if self._declarers and self.key not in self._declarers.values():
+                self._winner = min(self._declarers)
+                self.key = self._declarers[self._winner]
+
+    def declarers(self) -> list[ProcessId]:
+        """The processes that know how to open a resource."""
+        return list(self._declarers)
+
+    def declarers_of(self, key: str) -> list[ProcessId]:
+        """Those of them whose recipe's own identity has this key."""
+        return [process for process, its_key in self._declarers.items() if its_key == key]

@@ -56,7 +56,7 @@ class Held(msgspec.Struct, frozen=True, array_like=True):
 class Attach(Event, frozen=True, tag=True):
     """First word on a new session: what is declared here, and everything that is held here.
 
-    The inventory overrules whatever the books believed about this process.
+    The inventory overrules everything that the books believed about this process.
 
     seen: what the statistics of an earlier server said, for the next one to go on counting from (see
         stats/carried.py).
@@ -108,7 +108,7 @@ class Opened(Event, frozen=True, tag=True):
     seconds: float
 
 
-class OpenFailed(Event, frozen=True, tag=True):
+class OpeningFailed(Event, frozen=True, tag=True):
     """The grant was used and opening failed; nothing is open, the slot is given back.
 
     counted=False: the failure says nothing about the database (the caller was interrupted).
@@ -151,7 +151,6 @@ CloseReason = Literal[
     "unhealthy",
     "killed",
     "leaked",
-    "evicted",
     "drained",
 ]
 
@@ -170,7 +169,7 @@ class NotMine(Event, frozen=True, tag=True):
 
 
 class BackendFailed(Event, frozen=True, tag=True):
-    """A check found that whatever this resource was connected to has gone.
+    """A check found that the far end of this resource has gone.
 
     Everything for the same key that is of the same generation or older is stale: one detection invalidates
     it in all processes.
@@ -211,7 +210,7 @@ class Resize(Event, frozen=True, tag=True):
 
 
 class Reset(Event, frozen=True, tag=True):
-    """A new generation: whatever was opened before now is closed when idle or released."""
+    """A new generation: everything that was opened before now is closed when idle or released."""
 
     pool: str
 
@@ -263,7 +262,7 @@ ProcessEvent = (
     | Abandoned
     | Starves
     | Opened
-    | OpenFailed
+    | OpeningFailed
     | Declined
     | Returned
     | Closed
@@ -277,8 +276,6 @@ ProcessEvent = (
     | Drain
     | ClosePool
 )
-
-ServerEvent = Detached | CallEnded | Died | JournalFailed
 
 
 class Remembered(msgspec.Struct, frozen=True, array_like=True):

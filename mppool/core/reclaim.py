@@ -1,7 +1,7 @@
 """Asking processes to bring slots back, when somebody waits and there is no free slot.
 
-The policy is in `sharing`; here it is applied to the books of one pool, and what was asked is remembered
-until it is answered, is overdue, or nobody waits any more.
+The measures are in `sharing`. The `Reclaimer` applies them to one pool, and remembers what it asked for until that is
+answered, is overdue, or nobody waits any more. It returns orders; `PoolBooks` sends them.
 """
 
 from __future__ import annotations
@@ -9,19 +9,18 @@ from __future__ import annotations
 import heapq
 import math
 from collections import Counter, OrderedDict, deque
-from typing import TYPE_CHECKING
+from collections.abc import Collection, Iterator
 
-from mppool.core import bounds, returns, sharing
+from mppool.core import sharing
+from mppool.core.capacity import Capacity
 from mppool.core.decisions import Reclaim
 from mppool.core.heap import ascending
-from mppool.core.table import SlotTable
-from mppool.core.waiting import Waiter
+from mppool.core.sharing import OpeningTimes
+from mppool.core.waiting import Waiter, Waiting
 from mppool.ids import ProcessId
 
-if TYPE_CHECKING:
-    from collections.abc import Iterator
-
-    from mppool.core.pool import PoolBooks
+Order = tuple[ProcessId, Reclaim]
+"""Whom to tell what."""
 
 
 class Asked:
@@ -41,8 +40,20 @@ class Asked:
 class Reclaimer:
     """Who is contended, who is left in peace, and when to look for surplus again."""
 
-    def __init__(self, slots: SlotTable) -> None:
-        self._table = slots
+    def __init__(
+        self,
+        pool: str,
+        waiting: Waiting,
+        capacity: Capacity,
+        openings: OpeningTimes,
+        attached: Collection[ProcessId],
+    ) -> None:
+        self._pool = pool
+        self._waiting = waiting
+        self._capacity = capacity
+        self._slots = capacity.slots
+        self._openings = openings
+        self._attached = attached
         self.asked: dict[ProcessId, Asked] = {}
         self._wanted = 0  # of all of them
         # Those that are counted on still, in the order in which they will not be any longer.
@@ -60,27 +71,29 @@ class Reclaimer:
         self._look_at = -math.inf
         self._pause = sharing.FIRST_LOOK_S
 
-    def plan(self, books: PoolBooks, now: float) -> None:
+    def plan(self, now: float) -> list[Order]:
         """Ask for as many slots as are short, where the policy finds somebody to ask."""
         self._earned_at = math.inf
-        if not books.waiting and not bounds.above_cap(books):
-            self._calm(books)
-            return
-        if bounds.opens_enough(books) and not bounds.above_cap(books):
-            return  # nobody could use a slot that becomes free
-        short = self._short(books, now)
-        while short > 0 and self._ask_one(books, now):
+        above_cap = self._capacity.above_cap()
+        if not self._waiting.by_name and not above_cap:
+            return self._calm()
+        if not above_cap and self._capacity.opens_enough():
+            return []  # nobody could use a slot that becomes free
+        orders: list[Order] = []
+        short = self._short(now)
+        while short > 0 and self._ask_one(orders, now):
             short -= 1
         if short > 0:
-            self._look_for_surplus(books, now, short)
+            self._look_for_surplus(orders, now, short)
+        return orders
 
-    def next_deadline(self, books: PoolBooks, since: float) -> float:
+    def next_deadline(self, since: float) -> float:
         """When, after `since`, `plan` may come to another result although nothing happened."""
-        if not books.waiting and not bounds.above_cap(books):
+        if not self._waiting.by_name and not self._capacity.above_cap():
             return math.inf
         candidates = [
             self._look_at,
-            books.slots.next_disappointment(since),
+            self._slots.next_disappointment(since),
             self._earned_at,
         ]
         candidates += self._in_peace.values()
@@ -90,45 +103,58 @@ class Reclaimer:
                 break
         return min((at for at in candidates if at > since), default=math.inf)
 
-    def brought_back(
-        self, books: PoolBooks, process: ProcessId, now: float, *, given: bool
-    ) -> None:
-        """A process brought a slot back.
+    def brought_back(self, process: ProcessId, now: float, *, given: bool) -> Reclaim | None:
+        """A process brought a slot back; returns what it must be told of that.
 
         given: it was taken from it. One that was not ends the asking: what comes next may help no more.
         """
         asked = self.asked.get(process)
         if asked is None:
             # It believes that somebody waits. Told nothing, it would bring all of its slots back for ever.
-            self._let_go(books, process)
-            return
+            return self._at_ease()
         self._want(process, asked, -1)
         if asked.takers:
             self._promise(asked.takers.popleft(), -1)
-        if asked.wanted <= 0 or not given:
-            self._let_go(books, process)
         if not given:
             self._in_peace[process] = now + sharing.ANSWER_S
+        if asked.wanted > 0 and given:
+            return None
+        self._expect_nothing(process)
+        return self._at_ease()
 
     def forget(self, process: ProcessId) -> None:
-        """The process is dead, or was attached anew and knows nothing of what it was asked."""
+        """The process is dead, or has a new session and knows nothing of what it was asked."""
         self._expect_nothing(process)
         self._in_peace.pop(process, None)
 
-    def _let_go(self, books: PoolBooks, process: ProcessId) -> None:
-        self._expect_nothing(process)
-        books.tell(process, Reclaim(books.name, contended=False, sweep=0, idle_for=0.0))
+    def _at_ease(self) -> Reclaim:
+        return Reclaim(self._pool, contended=False, sweep=0, idle_for=0.0)
 
-    def _calm(self, books: PoolBooks) -> None:
-        for process in list(self.asked):
-            self._let_go(books, process)
+    def _calm(self) -> list[Order]:
         self._in_peace.clear()
         self._pause = sharing.FIRST_LOOK_S
+        if not self.asked:
+            return []
+        orders = [(process, self._at_ease()) for process in self.asked]
+        for process, _ in orders:
+            self._expect_nothing(process)
+        return orders
 
-    def _short(self, books: PoolBooks, now: float) -> int:
+    def _short(self, now: float) -> int:
         """Waiters, and slots above the cap, for whom nothing is on its way yet."""
-        wanted = bounds.waiting_for_slots(books, now) + bounds.above_cap(books)
-        return wanted - books.slots.on_the_way(now) - self._asked_for(now)
+        wanted = self._waiting_for_slots(now) + self._capacity.above_cap()
+        return wanted - self._slots.on_the_way(now) - self._asked_for(now)
+
+    def _waiting_for_slots(self, now: float) -> int:
+        """Waiters who could open a resource if they had a slot."""
+        breakers = self._capacity.breakers
+        waiting = len(self._waiting.by_name)
+        return waiting - breakers.kept_out(now) if waiting and breakers else waiting
+
+    def _in_line(self, now: float) -> Iterator[Waiter]:
+        """The oldest waiter of every group that may open, the neediest first."""
+        breakers = self._capacity.breakers
+        return (head for head in self._waiting.in_line() if breakers.permit(head.key, now))
 
     def _asked_for(self, now: float) -> int:
         """Slots that are counted on although nobody has brought them yet."""
@@ -141,9 +167,9 @@ class Reclaimer:
             self._break_promises(asked)
         return self._timely_wanted
 
-    def _promised_to(self, books: PoolBooks, process: ProcessId) -> int:
+    def _promised_to(self, process: ProcessId) -> int:
         """Slots that others were asked for on behalf of a process, or are closing for it."""
-        return self._takers_of_timely[process] + books.slots.promised_to(process)
+        return self._takers_of_timely[process] + self._slots.promised_to(process)
 
     def _promise(self, taker: ProcessId, change: int) -> None:
         self._takers_of_timely[taker] += change
@@ -170,32 +196,31 @@ class Reclaimer:
             self._timely.pop(process, None)
             del self.asked[process]
 
-    def _ask_one(self, books: PoolBooks, now: float) -> bool:
+    def _ask_one(self, orders: list[Order], now: float) -> bool:
         """Ask somebody for one slot more; False if there is nobody to ask."""
-        if bounds.excess(books, now) > self._asked_for(now):
+        if self._capacity.excess(now) > self._asked_for(now):
             # More slots than the cap allows: everybody may be asked.
-            donor = next((process for process, _ in self._by_spare(books, now)), None)
+            donor = next((process for process, _ in self._by_spare(now)), None)
             if donor is not None:
-                self._ask(books, donor, now)
+                orders.append(self._ask(donor, now))
             return donor is not None
-        for taker in self._takers(books, now):
-            donor = self._donor(books, taker, now)
+        for taker in self._takers(now):
+            donor = self._donor(taker, now)
             if donor is not None:
                 # A sweep knows nothing of keys: where only one key helps, all that is idle is looked at.
-                everything = bounds.blocked_by_identity(books, taker)
-                self._ask(books, donor, now, taker.process, everything=everything)
+                everything = self._capacity.blocked_by_identity(taker)
+                orders.append(self._ask(donor, now, taker.process, everything=everything))
                 return True
         return False
 
     def _ask(
         self,
-        books: PoolBooks,
         donor: ProcessId,
         now: float,
         taker: ProcessId | None = None,
         *,
         everything: bool = False,
-    ) -> None:
+    ) -> Order:
         asked = self.asked.setdefault(donor, Asked(now))
         asked.until = now + sharing.ANSWER_S
         if donor not in self._timely:
@@ -206,34 +231,34 @@ class Reclaimer:
         if taker is not None:
             asked.takers.append(taker)
             self._promise(taker, 1)
-        sweep = books.slots.levels[donor] if everything else asked.wanted
-        books.tell(donor, Reclaim(books.name, contended=True, sweep=sweep, idle_for=0.0))
+        sweep = self._slots.levels[donor] if everything else asked.wanted
+        return donor, Reclaim(self._pool, contended=True, sweep=sweep, idle_for=0.0)
 
     def level_changed(self, process: ProcessId) -> None:
         """A process can be asked for more or fewer slots than before."""
         left = self._left(process)
         if left > 0:
             heapq.heappush(self._richest, (-left, process))
-            if len(self._richest) > 4 * len(self._table.levels) + 64:
-                self._richest = [(-self._left(each), each) for each in self._table.levels]
+            if len(self._richest) > 4 * len(self._slots.levels) + 64:
+                self._richest = [(-self._left(each), each) for each in self._slots.levels]
                 heapq.heapify(self._richest)
 
     def _left(self, process: ProcessId) -> int:
         """How many slots a process has that it neither closes nor was asked for."""
         asked = self.asked.get(process)
-        held = self._table.levels[process] - self._table.closing_of(process)
+        held = self._slots.levels[process] - self._slots.closing_of(process)
         return held - (asked.wanted if asked else 0)
 
-    def _spare(self, books: PoolBooks, process: ProcessId, now: float) -> int:
+    def _spare(self, process: ProcessId, now: float) -> int:
         """How many more slots a process can be asked for at all."""
         asked = self.asked.get(process)
-        if not books.is_attached(process) or now < self._in_peace.get(process, now):
+        if process not in self._attached or now < self._in_peace.get(process, now):
             return 0
         if asked is not None and now >= asked.until:
             return 0
         return self._left(process)
 
-    def _by_spare(self, books: PoolBooks, now: float) -> Iterator[tuple[ProcessId, int]]:
+    def _by_spare(self, now: float) -> Iterator[tuple[ProcessId, int]]:
         """Who can be asked, and for how many slots: the richest first, and only as far as it is asked."""
         richest = self._richest
         while richest and self._left(richest[0][1]) != -richest[0][0]:
@@ -244,68 +269,69 @@ class Reclaimer:
                 return
             if self._left(process) == -minus_left and process not in seen:
                 seen.add(process)
-                spare = self._spare(books, process, now)
+                spare = self._spare(process, now)
                 if spare > 0:
                     yield process, spare
 
-    def _takers(self, books: PoolBooks, now: float) -> Iterator[Waiter]:
+    def _takers(self, now: float) -> Iterator[Waiter]:
         """For whom slots may be asked for, the neediest first.
 
         If one unrestricted waiter cannot be served, neither can the next, unless its own process holds a slot
         for another key, or slots are on their way to it. So two unrestricted waiters are enough to look at.
         """
         unblocked = 0
-        for waiter in bounds.in_line(books, now):
-            promised = self._promised_to(books, waiter.process)
-            if books.waiting.count_of_process(waiter.process) <= promised:
+        for waiter in self._in_line(now):
+            promised = self._promised_to(waiter.process)
+            if self._waiting.count_of_process(waiter.process) <= promised:
                 continue
             yield waiter
-            if promised or self._is_blocked(books, waiter):
+            if promised or self._is_blocked(waiter):
                 continue
             unblocked += 1
-            if unblocked >= returns.MOST_TRIED and not bounds.has_inner_bounds(books):
+            if unblocked >= sharing.MOST_TRIED and not self._capacity.has_inner:
                 return
 
-    def _is_blocked(self, books: PoolBooks, waiter: Waiter) -> bool:
-        return bounds.blocked_by_identity(books, waiter) or bounds.blocked_by_process(books, waiter)
+    def _is_blocked(self, waiter: Waiter) -> bool:
+        return self._capacity.blocked_by_identity(waiter) or self._capacity.blocked_by_process(
+            waiter
+        )
 
-    def _donor(self, books: PoolBooks, taker: Waiter, now: float) -> ProcessId | None:
+    def _donor(self, taker: Waiter, now: float) -> ProcessId | None:
         """The richest process that may fairly be asked for one more slot, or None.
 
         Its own resources for other keys make room without taking from anybody.
         """
-        by_identity = bounds.blocked_by_identity(books, taker)
-        own = 0 if by_identity else self._own_others(books, taker, now)
-        if bounds.blocked_by_process(books, taker) and not by_identity:
+        by_identity = self._capacity.blocked_by_identity(taker)
+        own = 0 if by_identity else self._own_others(taker, now)
+        if self._capacity.blocked_by_process(taker) and not by_identity:
             return taker.process if own else None
-        slots = books.slots
+        slots = self._slots
         level = (
             slots.level_of(taker.process, taker.key) if by_identity else slots.levels[taker.process]
         )
-        level += self._promised_to(books, taker.process)
-        starves = books.waiting.is_starving(taker)
+        level += self._promised_to(taker.process)
+        starves = self._waiting.is_starving(taker)
         best = taker.process if own else None
         most = max(own, sharing.least_giving_level(level, starves=starves) - 1)
         unearned = 0
-        for process, spare in self._by_spare(books, now):
+        for process, spare in self._by_spare(now):
             if spare <= most:
-                return best  # nor has anybody further down more
+                return best  # those further down have no more
             if process == taker.process:
                 continue
             evens_out = sharing.evens_out(spare, level)
-            if not self._has_earned(books, process, now, evens_out=evens_out):
+            if not self._has_earned(process, now, evens_out=evens_out):
                 unearned += 1
                 if unearned >= sharing.MOST_UNEARNED:
-                    return self._oldest_donor(books, taker, level, now, best, most)
+                    return self._oldest_donor(taker, level, now, best, most)
                 continue
-            part = self._part(books, taker, process, spare)
+            part = self._part(taker, process, spare)
             if part > most:
                 best, most = process, part
         return best
 
     def _oldest_donor(
         self,
-        books: PoolBooks,
         taker: Waiter,
         level: int,
         now: float,
@@ -317,57 +343,55 @@ class Reclaimer:
         Where there are fewer slots than busy processes, most have no slot yet that has earned its opening.
         level: of the taker, with what is on its way.
         """
-        soonest_s = sharing.earned_after_s(books.openings.least, evens_out=level <= 0)
-        for slot in books.slots.open_in_order():
+        soonest_s = sharing.earned_after_s(self._openings.least, evens_out=level <= 0)
+        for slot in self._slots.open_in_order():
             if now < slot.opened_at + soonest_s:
                 self._earned_at = min(self._earned_at, slot.opened_at + soonest_s)
-                break  # nor has any that was opened later
+                break  # those that were opened later have not either
             if slot.process == taker.process:
                 continue
-            spare = self._spare(books, slot.process, now)
+            spare = self._spare(slot.process, now)
             evens_out = sharing.evens_out(spare, level)
-            earned_at = books.earned_at(slot, evens_out=evens_out)
+            earned_at = self._openings.earned_at(slot, evens_out=evens_out)
             if now < earned_at:
                 self._earned_at = min(self._earned_at, earned_at)
                 continue
-            part = self._part(books, taker, slot.process, spare)
+            part = self._part(taker, slot.process, spare)
             if part > most:
                 best, most = slot.process, part
         return best
 
-    def _part(self, books: PoolBooks, taker: Waiter, process: ProcessId, spare: int) -> int:
+    def _part(self, taker: Waiter, process: ProcessId, spare: int) -> int:
         """How much of what a process can spare could help."""
-        if bounds.blocked_by_identity(books, taker):
-            return min(spare, books.slots.level_of(process, taker.key))
+        if self._capacity.blocked_by_identity(taker):
+            return min(spare, self._slots.level_of(process, taker.key))
         return spare
 
-    def _own_others(self, books: PoolBooks, taker: Waiter, now: float) -> int:
+    def _own_others(self, taker: Waiter, now: float) -> int:
         """How many slots for other keys the taker's own process can be asked for."""
-        slots = books.slots
+        slots = self._slots
         others = slots.levels[taker.process] - slots.level_of(taker.process, taker.key)
-        return max(0, min(others, self._spare(books, taker.process, now)))
+        return max(0, min(others, self._spare(taker.process, now)))
 
-    def _has_earned(
-        self, books: PoolBooks, process: ProcessId, now: float, *, evens_out: bool
-    ) -> bool:
+    def _has_earned(self, process: ProcessId, now: float, *, evens_out: bool) -> bool:
         """Whether a slot of the process has earned its opening; else note when the first will have."""
-        slot = books.slots.oldest_open(process)
+        slot = self._slots.oldest_open(process)
         if slot is None:
             return False
-        earned_at = books.earned_at(slot, evens_out=evens_out)
+        earned_at = self._openings.earned_at(slot, evens_out=evens_out)
         if now >= earned_at:
             return True
         self._earned_at = min(self._earned_at, earned_at)
         return False
 
-    def _look_for_surplus(self, books: PoolBooks, now: float, short: int) -> None:
+    def _look_for_surplus(self, orders: list[Order], now: float, short: int) -> None:
         """Ask everybody for what lies idle, at most once per interval."""
         if now < self._look_at:
             return
         self._look_at = now + self._pause
         self._pause = min(self._pause * 2, sharing.LONGEST_LOOK_S)
-        idle_s = sharing.surplus_after_s(books.openings.measured())
-        for process in books.slots.levels:
-            if books.is_attached(process):
+        idle_s = sharing.surplus_after_s(self._openings.measured())
+        for process in self._slots.levels:
+            if process in self._attached:
                 contended = process in self.asked
-                books.tell(process, Reclaim(books.name, contended, short, idle_s))
+                orders.append((process, Reclaim(self._pool, contended, short, idle_s)))

@@ -1,4 +1,4 @@
-"""How slots move between processes: verdicts only, the state is that of `PoolBooks`.
+"""How slots move between processes: the measures that `returns` and `reclaim` go by.
 
 Moving a slot costs a close and an open. What an opening lately takes is measured (`OpeningTimes`), and decides.
 A slot is given up for one of two reasons:
@@ -8,7 +8,7 @@ A slot is given up for one of two reasons:
   one that waits has a claim to it. A process has a claim if it has at least two slots fewer, or none at all,
   or if a waiter of it starves.
 
-So a uniform load moves nothing, whatever a login costs: levels even out once, and equals do not exchange. Where
+So a uniform load moves nothing, however dear a login is: levels even out once, and equals do not exchange. Where
 there are fewer slots than busy processes, those rotate. Then the part 1 / (1 + EARNED_OPENINGS) of the time is
 spent on moving, a seventh. The argument is in docs/decisions/0012-slots-earn-their-move.md.
 """
@@ -16,6 +16,8 @@ spent on moving, a seventh. The argument is in docs/decisions/0012-slots-earn-th
 from __future__ import annotations
 
 from collections import OrderedDict
+
+from mppool.core.slot import Slot
 
 EARNED_OPENINGS = 6.0
 """A slot has earned its opening after so many times the duration of an opening."""
@@ -37,9 +39,12 @@ LONGEST_LOOK_S = 0.2
 """While somebody waits, surplus is looked for at doubling intervals between these."""
 
 ANSWER_S = 0.1
-"""A process that has not brought back what it was asked for by then is not counted on any longer, nor is a
-resource that has not been closed by then (rule 7). One that brought back what helped nobody is left in
-peace for as long."""
+"""A process that has not brought back what it was asked for by then is not counted on any longer. A resource that has
+not been closed by then is not either (rule 7). A process that brought back what helped nobody is left in peace for
+as long."""
+
+MOST_TRIED = 2
+"""So many unrestricted waiters are tried: if they have no claim, no waiter further down the line has one."""
 
 MOST_UNEARNED = 3
 """Of the richest processes so many are looked at that have no slot to give yet; then the oldest slots are."""
@@ -79,6 +84,13 @@ class OpeningTimes:
         """What an opening for this key takes, as far as anybody knows."""
         known = self._by_key.get(key, self._overall)
         return UNKNOWN_OPENING_S if known is None else known
+
+    def earned_at(self, slot: Slot, *, evens_out: bool) -> float:
+        """When an open slot has been open for several times as long as an opening takes.
+
+        evens_out: it would go from a process with several slots to one that has nothing.
+        """
+        return slot.opened_at + earned_after_s(self.of(slot.key), evens_out=evens_out)
 
     def measured(self) -> float:
         """Over all keys; 0 before anything was measured."""

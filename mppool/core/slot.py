@@ -5,14 +5,14 @@
        |               |  \\__ Returned or IdleTooLong,          |
        |               |      answered by Keep or Grant:       |
        |               |      stays OPEN                       |
-       | OpenFailed    | Closed                                | Closed
+       | OpeningFailed    | Closed                                | Closed
        | Declined      |                                       |
        | NotMine       |                                       |
        | Closed        v                                       v
        +-----------> FREE <------------------------------------+
 
-The death of the process, or an inventory without the number, frees a slot from any state. Whatever the
-table does not name is a stale or duplicate event: it is refused and changes nothing.
+The death of the process, or an inventory without the number, frees a slot from any state. An event
+that the table does not name is stale or a duplicate: it is refused and changes nothing.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from mppool.core.events import (
     IdleTooLong,
     NotMine,
     Opened,
-    OpenFailed,
+    OpeningFailed,
     Returned,
 )
 from mppool.ids import GrantNumber, ProcessId, Ticket
@@ -43,7 +43,7 @@ class SlotState(Enum):
 
 TRANSITIONS: dict[tuple[SlotState, type[Event]], SlotState] = {
     (SlotState.OPENING, Opened): SlotState.OPEN,
-    (SlotState.OPENING, OpenFailed): SlotState.FREE,
+    (SlotState.OPENING, OpeningFailed): SlotState.FREE,
     (SlotState.OPENING, Declined): SlotState.FREE,
     (SlotState.OPENING, NotMine): SlotState.FREE,
     (SlotState.OPENING, Closed): SlotState.FREE,
@@ -60,6 +60,7 @@ class Slot:
     opened_at: when it became OPEN, as far as this server knows.
     expected_until: while CLOSING, how long its end is counted on; a close that hangs keeps the slot.
     promised_to: while CLOSING, the process for which it is closed, if for any.
+    pool: the name of its pool.
     """
 
     __slots__ = (
@@ -70,6 +71,7 @@ class Slot:
         "number",
         "opened_at",
         "opened_before",
+        "pool",
         "process",
         "promised_to",
         "state",
@@ -86,6 +88,7 @@ class Slot:
         granted_at: float,
         ticket: Ticket | None = None,
         opened_before: int = 0,
+        pool: str = "",
     ) -> None:
         self.number = number
         self.process = process
@@ -95,6 +98,7 @@ class Slot:
         self.granted_at = granted_at
         self.ticket = ticket
         self.opened_before = opened_before
+        self.pool = pool
         self.opened_at = granted_at
         self.expected_until = granted_at
         self.promised_to: ProcessId | None = None

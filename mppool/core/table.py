@@ -1,4 +1,4 @@
-"""The slots of one pool, and the counts that are derived from them."""
+"""The slots of one pool, and the counts that are derived from them. Only the `Ledger` changes them."""
 
 from __future__ import annotations
 
@@ -26,17 +26,15 @@ class SlotTable:
     by_ticket: the slot that was granted to a ticket of a process, while it is in use; shared by all pools,
         for a process gives a ticket once.
     level_changed: is told of every process that has more or fewer slots, or closes more or fewer of them.
-    by_number_anywhere: numbers of the slots of all pools, each with `owner`, for whoever looks for its pool.
+    anywhere: the slots of all pools, by number, for those who look for the pool of one.
     """
 
     def __init__(
         self,
-        owner: Any = None,
-        by_number_anywhere: dict[GrantNumber, Any] | None = None,
+        anywhere: dict[GrantNumber, Slot] | None = None,
         by_ticket: dict[tuple[ProcessId, Ticket], Slot] | None = None,
     ) -> None:
-        self._owner = owner
-        self._anywhere = {} if by_number_anywhere is None else by_number_anywhere
+        self._anywhere = {} if anywhere is None else anywhere
         self.by_number: dict[GrantNumber, Slot] = {}
         self.levels: Counter[ProcessId] = Counter()
         self.by_key: Counter[str] = Counter()
@@ -176,7 +174,7 @@ class SlotTable:
     def add(self, slot: Slot) -> None:
         """Enter a slot."""
         self.by_number[slot.number] = slot
-        self._anywhere[slot.number] = self._owner
+        self._anywhere[slot.number] = slot
         self._of_process.setdefault(slot.process, {})[slot.number] = slot
         if slot.ticket:
             self.by_ticket[slot.process, slot.ticket] = slot
@@ -206,7 +204,7 @@ class SlotTable:
     def remove(self, slot: Slot) -> None:
         """A slot is free."""
         del self.by_number[slot.number]
-        if self._anywhere.get(slot.number) is self._owner:
+        if self._anywhere.get(slot.number) is slot:
             del self._anywhere[slot.number]
         others = self._of_process[slot.process]
         del others[slot.number]

@@ -17,20 +17,20 @@ A failure counts for everybody only where the issuer said so. Otherwise it is th
 pauses; the next asker of another process is appointed at once. When a process fetches whose last fetch failed,
 nobody waits for it who has not failed: that one is appointed beside it.
 
-Whoever waits, waits for a fetch: an entry with a queue has somebody who is appointed.
+Every asker in a queue waits for a fetch: an entry with a queue has a process that is appointed.
 """
 
 from __future__ import annotations
 
 import math
 from collections import OrderedDict
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+from mppool.core.outbox import Outbox
 from mppool.core.token_entry import LONGEST_RETRY_S, Asker, Fetch, TokenEntry
 from mppool.core.tokens import (
     FetchToken,
     TokenCost,
-    TokenDecision,
     TokenFailed,
     TokenFetched,
     TokenGiven,
@@ -42,9 +42,6 @@ from mppool.core.tokens import (
     WantToken,
 )
 from mppool.ids import ProcessId, Ticket
-
-if TYPE_CHECKING:
-    from mppool.core.surroundings import Surroundings
 
 SWEEP_S = 60.0
 """So often the entries that nobody needs are looked for."""
@@ -58,13 +55,13 @@ MOST_FORGOTTEN = 256
 
 
 class TokenBooks:
-    """All tokens of one server. Told the time and what happened; decisions go to `around.out`.
+    """All tokens of one server. Told the time and what happened; decisions go to the outbox.
 
     epoch: of the server; the numbers of its fetches begin with it.
     """
 
-    def __init__(self, around: Surroundings, epoch: int) -> None:
-        self._around = around
+    def __init__(self, outbox: Outbox, epoch: int) -> None:
+        self._outbox = outbox
         self._entries: dict[TokenKey, TokenEntry] = {}
         # Those that somebody fetches: nobody waits for any other, and mostly there are none.
         self._fetching: dict[TokenKey, TokenEntry] = {}
@@ -77,7 +74,7 @@ class TokenBooks:
     def attached(self, process: ProcessId) -> None:
         """A process is here that may have missed what was said meanwhile."""
         for identity, number in self._forgotten.items():
-            self._tell(process, TokensForgotten(identity, number))
+            self._outbox.tell(process, TokensForgotten(identity, number))
 
     def want(self, process: ProcessId, event: WantToken, now: float) -> None:
         """A process needs a token."""
@@ -89,19 +86,21 @@ class TokenBooks:
             self._give(asker, event.key, entry, now)
         elif entry.fetch is not None and not self._may_overtake(asker, entry):
             entry.queue[process, event.ticket] = asker
-            self._tell(process, TokenQueued(event.ticket))
+            self._outbox.tell(process, TokenQueued(event.ticket))
         elif now < entry.retry_at:
-            self._tell(process, TokenRefused(event.ticket, entry.error, entry.retry_at - now))
+            self._outbox.tell(
+                process, TokenRefused(event.ticket, entry.error, entry.retry_at - now)
+            )
         elif (pause := entry.troubles.pause_of(process, now)) is not None:
             if entry.is_usable(now) and not (event.claims or event.bad):
                 self._give(asker, event.key, entry, now)
             else:
-                self._tell(process, TokenRefused(event.ticket, *pause))
+                self._outbox.tell(process, TokenRefused(event.ticket, *pause))
         else:
             self._have_fetched(asker, event.key, entry, now)
 
     def fetched(self, process: ProcessId, event: TokenFetched, now: float) -> None:
-        """A token has come, from whoever is appointed or from one who was."""
+        """A token has come, from the process that is appointed or from one that was."""
         if not math.isfinite(event.expires_in):
             text = "its expiry is not a number"
             self.failed(process, TokenFailed(event.fetch, event.key, text, 1.0), now)
@@ -137,7 +136,7 @@ class TokenBooks:
                 if entry.suits(asker, now):
                     self._give(asker, event.key, entry, now)
                 else:
-                    self._tell(asker.process, TokenRefused(asker.ticket, event.error, pause))
+                    self._outbox.tell(asker.process, TokenRefused(asker.ticket, event.error, pause))
 
     def _failed_alone(
         self, process: ProcessId, event: TokenFailed, entry: TokenEntry, now: float
@@ -155,7 +154,7 @@ class TokenBooks:
         """A valid token was refused where it was used: it may be revoked, or older than a right."""
         entry = self._entries.get(event.key)
         if entry is not None and entry.spurn(event.token, now):
-            self._tell_all(TokensForgotten(event.key.identity, 0, event.token))
+            self._outbox.tell_all(TokensForgotten(event.key.identity, 0, event.token))
 
     def forget(self, identity: str | None, now: float) -> None:
         """No process uses the tokens of this identity (None: of all) any more."""
@@ -167,7 +166,7 @@ class TokenBooks:
                 entry.forget(self._fetches)
                 self._end_fetch(key, entry)
                 self._pass_on(key, entry, now)
-        self._tell_all(TokensForgotten(identity, self._fetches))
+        self._outbox.tell_all(TokensForgotten(identity, self._fetches))
 
     def abandon(self, process: ProcessId, ticket: Ticket) -> None:
         """An asker waits no longer."""
@@ -175,7 +174,7 @@ class TokenBooks:
             entry.queue.pop((process, ticket), None)
 
     def call_ended(self, process: ProcessId, ticket: Ticket, now: float) -> None:
-        """The asker was interrupted while he asked: he may not know that he was appointed."""
+        """The asker was interrupted while it asked: it may not know that it was appointed."""
         self.abandon(process, ticket)
         for key, entry in list(self._fetching.items()):
             fetch = entry.fetch
@@ -193,13 +192,13 @@ class TokenBooks:
                 self._pass_on(key, entry, now)
 
     def tick(self, now: float) -> None:
-        """Whoever fetches for too long is replaced; whoever waited long enough goes."""
+        """A process that fetches for too long is replaced; an asker that waited long enough goes."""
         for key, entry in list(self._fetching.items()):
             for asker in list(entry.queue.values()):
                 if asker.deadline <= now:
                     del entry.queue[asker.process, asker.ticket]
                     text = "no token came within the timeout"
-                    self._tell(asker.process, TokenRefused(asker.ticket, text, 0.0))
+                    self._outbox.tell(asker.process, TokenRefused(asker.ticket, text, 0.0))
             if entry.fetch is not None and entry.fetch.until <= now:
                 text = "fetching a token took too long in this process"
                 entry.troubles.note(entry.fetch.process, text, now, serious=True)
@@ -248,14 +247,6 @@ class TokenBooks:
 
     # --- how it is done ----------------------------------------------------------------------------------
 
-    def _tell(self, process: ProcessId, decision: TokenDecision) -> None:
-        if process in self._around.attached:
-            self._around.out.append((process, decision))
-
-    def _tell_all(self, decision: TokenDecision) -> None:
-        for process in self._around.attached:
-            self._tell(process, decision)
-
     def _appoint(
         self, asker: Asker, claims: str, key: TokenKey, entry: TokenEntry, now: float
     ) -> int:
@@ -271,14 +262,14 @@ class TokenBooks:
         return troubles.is_suspect(entry.fetch.process) and not troubles.is_suspect(asker.process)
 
     def _end_fetch(self, key: TokenKey, entry: TokenEntry) -> None:
-        """Whoever calls this sees to those who wait."""
+        """The caller sees to those who wait."""
         entry.fetch = None
         self._fetching.pop(key, None)
 
     def _have_fetched(self, asker: Asker, key: TokenKey, entry: TokenEntry, now: float) -> None:
         number = self._appoint(asker, asker.claims, key, entry, now)
         order = FetchToken(asker.ticket, key, number, asker.claims, entry.insist)
-        self._tell(asker.process, order)
+        self._outbox.tell(asker.process, order)
 
     def _give(self, asker: Asker, key: TokenKey, entry: TokenEntry, now: float) -> None:
         assert entry.issued is not None
@@ -287,7 +278,7 @@ class TokenBooks:
             duty = self._appoint(asker, "", key, entry, now)
         refresh = max(0.0, entry.refresh_at - now)
         given = TokenGiven(asker.ticket, key, entry.issued, entry.number, refresh, duty)
-        self._tell(asker.process, given)
+        self._outbox.tell(asker.process, given)
 
     def _may_refresh(self, asker: Asker, entry: TokenEntry, now: float) -> bool:
         if entry.fetch is not None and not self._may_overtake(asker, entry):
@@ -325,7 +316,7 @@ class TokenBooks:
         for asker in queue.values():
             pause = found[asker.process]
             assert pause is not None
-            self._tell(asker.process, TokenRefused(asker.ticket, *pause))
+            self._outbox.tell(asker.process, TokenRefused(asker.ticket, *pause))
         return False
 
     def _sweep(self, now: float) -> None:

@@ -1,4 +1,4 @@
-"""What is known of one token: who has it, who fetches it, who waits for it."""
+"""All that is known of one token: its life, the process that fetches it, those that wait for it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from mppool.core.tokens import (
 from mppool.ids import ProcessId, Ticket
 
 CHALLENGE_S = 5.0
-"""For so long the answer to a claims challenge is given again to whoever brings the same challenge."""
+"""For so long the answer to a claims challenge is given again to an asker with the same challenge."""
 
 LONGEST_PATIENCE_S = 3600.0
 LONGEST_RETRY_S = 3600.0
@@ -29,7 +29,7 @@ KEPT_UNUSED_S = 3600.0
 
 
 class Asker:
-    """Who wants a token, and what would not do for him."""
+    """One that wants a token, and what would not do for it."""
 
     __slots__ = ("bad", "claims", "deadline", "near", "patience", "process", "ticket")
 
@@ -44,7 +44,7 @@ class Asker:
 
 
 class Fetch:
-    """Who fetches, for which challenge, and until when he is believed to."""
+    """The process that fetches, for which challenge, and until when it is believed to."""
 
     __slots__ = ("claims", "number", "process", "ticket", "until")
 
@@ -57,9 +57,9 @@ class Fetch:
 
 
 class TokenEntry:
-    """What is known of one key. Instants are of the server's monotonic clock.
+    """All that is known of one key. Instants are of the server's monotonic clock.
 
-    insist: another token than the one here is wanted, whatever the credentials have in their caches.
+    insist: another token than the one here is wanted; what the credentials have in their caches will not do.
     spurned_at: when a token was refused, and the next one was asked for. floor: fetches up to this number have
         brought what is forgotten.
 
@@ -145,7 +145,7 @@ class TokenEntry:
             again = asker.near and now < self.again_at + REFRESH_AGAIN_S
             return not asker.bad or asker.bad != self.digest or again
         # Only what was fetched for this very challenge will do, even if it is newer than what was refused.
-        # The asker's copy may be that already, where another thread of his process was faster.
+        # The asker's copy may be that already, where another thread of its process was faster.
         recent = now < self.fetched_at + CHALLENGE_S
         return asker.claims == self.claims and (asker.bad != self.digest or recent)
 

@@ -18,8 +18,8 @@ USABLE_S = 10.0
 """A token with less left is not given to anybody any more; of very short ones half the life counts."""
 
 SHORTEST_LIFE_S = 1.0
-"""What is said to have expired already is used for half of this all the same, so that an issuer who lies about
-expiry is not asked by every call."""
+"""A token that is said to have expired already is used for half of this all the same, so that an issuer that is wrong
+about expiry is not asked by every call."""
 
 LONGEST_LIFE_S = 366 * 86400.0
 
@@ -199,7 +199,7 @@ def digest_of(token: str) -> str:
 
 
 def life_of(expires_in: float) -> float:
-    """For how long a token is taken to be valid, whatever its issuer says."""
+    """For how long a token is taken to be valid; its issuer may say nonsense."""
     return min(max(expires_in, SHORTEST_LIFE_S), LONGEST_LIFE_S)
 
 

@@ -21,13 +21,19 @@ from mppool.ids import ProcessId, Ticket
 class Waiter:
     """One queued checkout. `since` and `deadline` are instants of the server's monotonic clock.
 
-    serial: counts arrivals.
+    serial: counts arrivals. pool: the name of its pool.
     """
 
-    __slots__ = ("deadline", "key", "process", "serial", "since", "ticket")
+    __slots__ = ("deadline", "key", "pool", "process", "serial", "since", "ticket")
 
     def __init__(
-        self, process: ProcessId, ticket: Ticket, key: str, since: float, deadline: float
+        self,
+        process: ProcessId,
+        ticket: Ticket,
+        key: str,
+        since: float,
+        deadline: float,
+        pool: str = "",
     ) -> None:
         self.process = process
         self.ticket = ticket
@@ -35,6 +41,7 @@ class Waiter:
         self.since = since
         self.deadline = deadline
         self.serial = 0
+        self.pool = pool
 
 
 _Name = tuple[ProcessId, Ticket]
@@ -48,17 +55,21 @@ class Waiting:
     """The waiters of one pool. Time only ever goes on from one call to the next.
 
     levels: slots by process, kept by somebody else, who calls `level_changed` after every change.
+    anywhere: the waiters of all pools, for those who look for the pool of one; a process gives a ticket once.
     by_name: all of them, in order of arrival.
-    noted: is told of every waiter that has come (1) or gone (-1).
+    noted: is told of the key of every waiter that has come (1) or gone (-1).
 
     A group is what is interchangeable: the waiters of one process for one key, oldest first. A group starves
     when its process says so: nothing for this key has been given back there for long. It starves until one of
     its waiters is served. Until then it is served like a process without slots.
     """
 
-    def __init__(self, levels: Mapping[ProcessId, int]) -> None:
+    def __init__(
+        self, levels: Mapping[ProcessId, int], anywhere: dict[_Name, Waiter] | None = None
+    ) -> None:
         self._levels = levels
-        self.noted: Callable[[Waiter, int], None] = lambda waiter, change: None
+        self._anywhere = {} if anywhere is None else anywhere
+        self.noted: Callable[[str, int], None] = lambda key, change: None
         self.by_name: _Queue = OrderedDict()
         self._of_process: dict[ProcessId, _Queue] = {}
         self._of_key: dict[str, _Queue] = {}
@@ -85,10 +96,10 @@ class Waiting:
         self._serial += 1
         waiter.serial = self._serial
         name = (waiter.process, waiter.ticket)
-        self.by_name[name] = waiter
+        self.by_name[name] = self._anywhere[name] = waiter
         _put_into(self._of_process, waiter.process, name, waiter)
         _put_into(self._of_key, waiter.key, name, waiter)
-        self.noted(waiter, 1)
+        self.noted(waiter.key, 1)
         groups = self._groups.setdefault(waiter.process, {})
         _put_into(groups, waiter.key, name, waiter)
         if len(groups[waiter.key]) == 1:
@@ -107,11 +118,13 @@ class Waiting:
         waiter = self.by_name.pop(name, None)
         if waiter is None:
             return None
+        if self._anywhere.get(name) is waiter:
+            del self._anywhere[name]
         oldest = self._oldest_of(process)
         groups = self._groups[process]
         _take_from(self._of_process, process, name)
         _take_from(self._of_key, waiter.key, name)
-        self.noted(waiter, -1)
+        self.noted(waiter.key, -1)
         was_head = self.first(process, waiter.key) is waiter
         _take_from(groups, waiter.key, name)
         if waiter.key not in groups:

@@ -178,15 +178,9 @@ class LocalLink:
             return
         # Not later: what is suspected from now on is about the new books.
         self._whole, self._suspect = False, False
-        books = Books(before.epoch + 1, jitter=random.random)
-        kept = [pool.record() for pool in before.pools.values()]
-        books.restore(kept, [], set(), monotonic())
+        books = before.successor(monotonic())
         self._session = Session(self._session + 1)
         self._begin(books)
-        books.counted_earlier({name: pool.counters for name, pool in before.pools.items()})
-        for name, pool in before.pools.items():
-            if name in books.pools:
-                books.pools[name].born = pool.born
         self._process.session_lost()
         self._whole = True  # last: where this is interrupted, the next one does it again
 

@@ -11,7 +11,7 @@ from time import monotonic
 from typing import Any
 
 from mppool.core.events import Abandoned, Event
-from mppool.core.surroundings import Surroundings
+from mppool.core.outbox import Outbox
 from mppool.core.token_books import TokenBooks
 from mppool.core.tokens import (
     TokenFailed,
@@ -21,7 +21,7 @@ from mppool.core.tokens import (
     WantToken,
     is_answer,
 )
-from mppool.ids import GrantNumber, ProcessId, Ticket
+from mppool.ids import ProcessId, Ticket
 from mppool.process.executor import BackgroundExecutor
 from mppool.process.fork import call_in_children
 from mppool.tokens.cache import TokenCache
@@ -55,7 +55,7 @@ def forget_all() -> None:
 class LocalTokenBooks:
     """The same books as the server's, under a lock.
 
-    _lock: guards `_books` and `_around`; nothing else happens while it is held.
+    _lock: guards `_books` and `_outbox`; nothing else happens while it is held.
 
     No thread looks at the clock: a waiting thread minds its own timeout, and the next one that asks takes over from a
     thread that hangs.
@@ -70,9 +70,9 @@ class LocalTokenBooks:
 
     def _start(self, epoch: int) -> None:
         self._lock = threading.Lock()
-        self._around = Surroundings(lambda: GrantNumber(0), lambda: 0.5)
-        self._around.attached.add(_SELF)
-        self._books = TokenBooks(self._around, epoch)
+        self._outbox = Outbox()
+        self._outbox.attach(_SELF)
+        self._books = TokenBooks(self._outbox, epoch)
         self._epoch = epoch
         self.chores = BackgroundExecutor(_NAME)
 
@@ -124,8 +124,7 @@ class LocalTokenBooks:
 
     def _take_out(self) -> list[Any]:
         """Caller holds `_lock`."""
-        decisions, self._around.out = self._around.out, []
-        return [decision for _, decision in decisions]
+        return [decision for _, decision in self._outbox.take_out()]
 
     def _deliver(self, decisions: list[Any]) -> None:
         for decision in decisions:

@@ -33,7 +33,7 @@ from mppool.core.events import (
     IdleTooLong,
     NotMine,
     Opened,
-    OpenFailed,
+    OpeningFailed,
     Returned,
 )
 from mppool.ids import GrantNumber, Session
@@ -285,7 +285,7 @@ class Inventory:
             if entry is None:
                 return False
             self._leaves(
-                entry, Declined(number) if error is None else OpenFailed(number, error, counted)
+                entry, Declined(number) if error is None else OpeningFailed(number, error, counted)
             )
             return True
 

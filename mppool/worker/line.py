@@ -143,7 +143,9 @@ class Line:
             if waiter.asked:  # its ticket was used up, by a neighbour or by a failure
                 waiter.ticket = self._face.member.next_ticket()
             waiter.asked = True
-            self._asked[waiter.ticket] = waiter.key  # first: a ticket without it would count for ever
+            self._asked[waiter.ticket] = (
+                waiter.key
+            )  # first: a ticket without it would count for ever
             demand.asks(waiter.ticket)
             return True
 

@@ -19,7 +19,7 @@ D = TypeVar("D", bound=Decision)
 
 
 class Desk:
-    """One pool. Whatever is decided is kept in `told`, by process, and in `journal`, until it is taken."""
+    """One pool. All that is decided is kept in `told`, by process, and in `journal`, until it is taken."""
 
     def __init__(
         self, *processes: ProcessId, epoch: int = 1, jitter: float = 0.0, **options: Any

@@ -86,7 +86,7 @@ class SmallWorld(World):
     using: (process, thread) that have a resource at the beginning.
     waiting: processes whose first thread then waits in the queue already.
     asking: processes whose first thread is just about to ask.
-    keeping: nobody ever gives back what he has.
+    keeping: no thread ever gives back what it has.
     opening_s: what everybody says that an opening took.
     A forked child makes one checkout.
     """
@@ -177,7 +177,7 @@ class SmallWorld(World):
             return self.threads == 1
         if step[0].endswith(" reads PoolChanged"):
             return all(
-                pool.generation == 0 and not pool.closed
+                pool.generations.current == 0 and not pool.generations.closed
                 for pool in self.server.books.pools.values()
             )
         return False

@@ -22,7 +22,7 @@ from mppool.core.events import (
     Declined,
     NotMine,
     Opened,
-    OpenFailed,
+    OpeningFailed,
     Reset,
     Resize,
     Returned,
@@ -218,7 +218,7 @@ class BooksMachine(RuleBasedStateMachine):
     def events_about(self, number: GrantNumber) -> list[Any]:
         return [
             Opened(number, 0.1),
-            OpenFailed(number, "late"),
+            OpeningFailed(number, "late"),
             Declined(number),
             NotMine(number),
             Closed(number, "discarded"),
@@ -263,7 +263,7 @@ class BooksMachine(RuleBasedStateMachine):
         session = books.session_of(slot.process)
         if session is not None:
             legal = {
-                SlotState.OPENING: (Opened, OpenFailed, Declined, NotMine, Closed),
+                SlotState.OPENING: (Opened, OpeningFailed, Declined, NotMine, Closed),
                 SlotState.OPEN: (Returned, Closed),
                 SlotState.CLOSING: (Closed,),
             }[slot.state]
@@ -286,8 +286,8 @@ class BooksMachine(RuleBasedStateMachine):
         self._until(lambda: not self._waiting(), "STARVED: threads still wait")
         # Children may not know yet that the pool was closed; or only the journal does, if all others are dead.
         books = world.server.books
-        known = (*books.pools.values(), *books._remembered_pools.values())
-        closed = any(pool.closed for pool in known)
+        closed = any(pool.generations.closed for pool in books.pools.values())
+        closed = closed or any(record.closed for record in books._remembered_pools.values())
         if closed or any(worker.closed for worker in world.living()):
             return
         self._take_everything()
@@ -316,7 +316,7 @@ class BooksMachine(RuleBasedStateMachine):
             world.check_quiet()
 
     def _take_everything(self) -> None:
-        """No capacity is lost: as many as the cap allows can be had at once, by whoever asks."""
+        """No capacity is lost: any process can have as many at once as the cap allows."""
         world = self.world
         world.holding = True
         threads = []

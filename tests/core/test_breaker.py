@@ -6,7 +6,7 @@ import pytest
 
 from mppool.core.breaker import FIRST_BACK_OFF_S, MOST_BREAKERS, PROBE_PATIENCE_S, Breakers
 from mppool.core.decisions import Grant, Queued, Reclaim, Refuse
-from mppool.core.events import Closed, Declined, Opened, OpenFailed, Reset, Resize
+from mppool.core.events import Closed, Declined, Opened, OpeningFailed, Reset, Resize
 from mppool.ids import GrantNumber
 from tests.core.desk import Desk, P, Q, held
 from tests.core.model.parts import POOL
@@ -14,7 +14,7 @@ from tests.core.model.parts import POOL
 
 def fail(desk: Desk, process: object = P, key: str = "k") -> GrantNumber:
     number = desk.granted(process, key)  # type: ignore[arg-type]
-    desk.say(process, OpenFailed(number, "no route"))  # type: ignore[arg-type]
+    desk.say(process, OpeningFailed(number, "no route"))  # type: ignore[arg-type]
     return number
 
 
@@ -51,7 +51,7 @@ def test_a_probe_that_has_no_result_keeps_nobody_else_for_ever() -> None:
     second = desk.granted(Q)
     desk.say(Q, Opened(second, 0.01))
     assert desk.pool.snapshot()["breaker"] == "closed"
-    desk.say(P, OpenFailed(stopped, "too late to say so"))
+    desk.say(P, OpeningFailed(stopped, "too late to say so"))
     assert desk.pool.snapshot()["breaker"] == "closed"
 
 
@@ -108,7 +108,7 @@ def test_openings_that_were_granted_together_and_fail_together_are_one_step() ->
     desk = Desk(P, max_size=None)
     numbers = [desk.granted(P) for _ in range(8)]
     for number in numbers:
-        desk.say(P, OpenFailed(number, "no route"))
+        desk.say(P, OpeningFailed(number, "no route"))
     desk.wait(0.1)
     assert isinstance(desk.ask(P), Grant)
 
@@ -116,21 +116,23 @@ def test_openings_that_were_granted_together_and_fail_together_are_one_step() ->
 def test_a_late_failure_from_before_the_last_step_says_nothing_new() -> None:
     desk = Desk(P, max_size=None)
     first, late = desk.granted(P), desk.granted(P)
-    desk.say(P, OpenFailed(first, "no route"))
+    desk.say(P, OpeningFailed(first, "no route"))
     desk.wait(0.05)
-    desk.say(P, OpenFailed(late, "no route either"))
+    desk.say(P, OpeningFailed(late, "no route either"))
     desk.wait(0.051)
     assert isinstance(desk.ask(P), Grant)
 
 
 def test_a_failure_that_says_nothing_about_the_database_is_not_counted() -> None:
     desk = Desk(P)
-    desk.say(P, OpenFailed(desk.granted(P), "KeyboardInterrupt", counted=False))
+    desk.say(P, OpeningFailed(desk.granted(P), "KeyboardInterrupt", counted=False))
     assert isinstance(desk.ask(P), Grant)
     assert desk.pool.counters["open_failed"] == 0
 
 
-@pytest.mark.parametrize("end", [Declined, lambda n: OpenFailed(n, "interrupted", counted=False)])
+@pytest.mark.parametrize(
+    "end", [Declined, lambda n: OpeningFailed(n, "interrupted", counted=False)]
+)
 def test_a_probe_without_a_result_lets_the_next_one_try_at_once(end: object) -> None:
     desk = Desk(P, Q)
     fail(desk)
@@ -171,7 +173,7 @@ def test_fail_fast_refuses_those_who_wait() -> None:
     number = desk.granted(P)
     ticket = desk.queue(Q)
     other = desk.queue(Q, "other")
-    desk.say(P, OpenFailed(number, "no route"))
+    desk.say(P, OpeningFailed(number, "no route"))
     assert [r.ticket for r in desk.hears(Q, Refuse)] == [ticket]
     assert desk.size() == 1  # the other identity is served
     assert other
@@ -253,9 +255,9 @@ def test_the_number_of_breakers_is_bounded() -> None:
     assert breaker(desk, f"k\0bad{MOST_BREAKERS + 49}") is not None
 
 
-def test_no_event_looks_at_all_breakers() -> None:
+def test_no_event_looks_at_all_breakers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("mppool.core.pool.Breakers", CountedBreakers)
     desk = Desk(P, Q, max_size=None, fail_fast=False)
-    desk.pool.breakers = CountedBreakers(desk.pool.waiting.count_of_key)
     for number in range(500):
         fail(desk, P, f"k\0bad{number}")
     desk.command(Resize(POOL, 1, True, None))

@@ -16,7 +16,7 @@ from mppool.core.events import (
     JournalFailed,
     NotMine,
     Opened,
-    OpenFailed,
+    OpeningFailed,
     Resize,
     Returned,
 )
@@ -160,7 +160,7 @@ def test_a_slot_counts_while_it_is_opening_and_while_it_is_closing() -> None:
 @pytest.mark.parametrize(
     "end",
     [
-        lambda n: OpenFailed(n, "interrupted", counted=False),
+        lambda n: OpeningFailed(n, "interrupted", counted=False),
         Declined,
         NotMine,
         lambda n: Closed(n, "discarded"),
@@ -298,7 +298,7 @@ def test_stale_and_foreign_events_change_nothing() -> None:
     illegal = [
         (P, Returned(opening)),
         (P, Opened(open_, 0.1)),
-        (P, OpenFailed(open_, "x")),
+        (P, OpeningFailed(open_, "x")),
         (P, Declined(open_)),
         (P, NotMine(open_)),
         (P, Returned(closing)),

@@ -111,14 +111,14 @@ def test_the_newest_declaration_wins_with_one_warning_that_names_both() -> None:
     (notice,) = desk.hears(Q, Notice)
     assert "max_size=2" in notice.text
     assert "5" in notice.text
-    assert desk.pool.max_size == 5
+    assert desk.pool.capacity.max_size == 5
     assert not desk.hears(P, Notice)
 
 
 def test_an_older_declaration_changes_nothing() -> None:
     desk = Desk(P, max_size=2)
     desk.attach(Q, options=PoolOptions(max_size=5), age=100.0)
-    assert desk.pool.max_size == 2
+    assert desk.pool.capacity.max_size == 2
     assert not desk.hears(Q, Notice)
 
 
@@ -129,13 +129,13 @@ def test_the_newest_wins_in_whatever_order_they_are_heard() -> None:
     desk.attach(P, options=new, age=90.0)
     desk.attach(Q, options=new, age=10.0)  # the same options once more, and newer
     desk.attach(R, options=old, age=50.0)
-    assert desk.pool.max_size == 2
+    assert desk.pool.capacity.max_size == 2
 
 
 def test_a_pool_may_be_declared_after_attaching() -> None:
     desk = Desk(P)
     desk.say(P, Declare(declared(PoolOptions(max_size=1), pool="second")))
-    assert desk.books.pools["second"].max_size == 1
+    assert desk.books.pools["second"].capacity.max_size == 1
 
 
 def test_an_attach_tells_the_state_of_every_pool() -> None:
@@ -175,7 +175,7 @@ def test_a_bound_that_was_set_outlives_the_server_whichever_declarations_there_a
                 for process in order:
                     options = newer if process == Q else PoolOptions(max_size=6)
                     desk.attach(process, options=options, age=ages[process])
-                assert desk.pool.max_size == 2
+                assert desk.pool.capacity.max_size == 2
                 desk.command(Reset(POOL))  # something to write down
 
 
@@ -185,10 +185,10 @@ def test_a_declaration_made_after_it_changes_the_bound_that_it_says_otherwise() 
     desk.command(Resize(POOL, 2, True, None))
     desk.clock.advance(1.0)
     desk.attach(Q, options=PoolOptions(max_size=6, min_size=2, timeout=5.0))
-    assert (desk.pool.max_size, desk.pool.min_size) == (2, 2)
+    assert (desk.pool.capacity.max_size, desk.pool.min_size.size) == (2, 2)
     desk.clock.advance(1.0)
     desk.attach(R, options=PoolOptions(max_size=7, min_size=2))
-    assert (desk.pool.max_size, desk.pool.min_size) == (7, 2)
+    assert (desk.pool.capacity.max_size, desk.pool.min_size.size) == (7, 2)
 
 
 def test_what_was_declared_is_known_to_the_next_server_although_nobody_is_left_who_declared_it() -> (
@@ -199,10 +199,10 @@ def test_what_was_declared_is_known_to_the_next_server_although_nobody_is_left_w
     desk.command(Resize(POOL, 2, True, None))
     desk = next_books(desk)
     desk.attach(Q, options=PoolOptions(max_size=6, timeout=3.0))  # born into it
-    assert desk.pool.max_size == 2
+    assert desk.pool.capacity.max_size == 2
     desk.clock.advance(1.0)
     desk.attach(R, options=PoolOptions(max_size=3))
-    assert desk.pool.max_size == 3
+    assert desk.pool.capacity.max_size == 3
 
 
 def test_setting_one_bound_is_not_setting_the_other() -> None:
@@ -210,7 +210,7 @@ def test_setting_one_bound_is_not_setting_the_other() -> None:
     desk.clock.advance(10.0)
     desk.command(Resize(POOL, 2, True, None))
     desk.attach(Q, options=PoolOptions(max_size=5, min_size=1), age=1.0)
-    assert (desk.pool.max_size, desk.pool.min_size) == (2, 1)
+    assert (desk.pool.capacity.max_size, desk.pool.min_size.size) == (2, 1)
 
 
 # --- closed, and opened again ----------------------------------------------------------------------------------------

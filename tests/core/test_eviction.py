@@ -12,7 +12,7 @@ from mppool.core.events import (
     Declare,
     IdleTooLong,
     Opened,
-    OpenFailed,
+    OpeningFailed,
     Resize,
     TokenReplaced,
     WantReady,
@@ -26,7 +26,7 @@ OWN, ALICE, BOB = "k", "k\0alice", "k\0bob"
 
 
 def idle_too_long(desk: Desk, process: ProcessId, number: GrantNumber) -> object:
-    """What is answered to a resource that was idle for `max_idle`."""
+    """The answer to a resource that was idle for `max_idle`."""
     decisions = desk.say(process, IdleTooLong(number))
     (answer,) = (d for d in decisions if getattr(d, "number", None) == number)
     if isinstance(answer, Close):
@@ -73,7 +73,7 @@ def test_the_identity_that_is_being_asked_for_is_not_evicted() -> None:
     number = desk.opened(P, ALICE)
     ticket = desk.queue(P, ALICE)
     answer = idle_too_long(desk, P, number)
-    assert isinstance(answer, Grant)  # kept open, for whoever asks
+    assert isinstance(answer, Grant)  # kept open, for the one that asks
     assert (answer.ticket, answer.fresh) == (ticket, False)
     assert evicted(desk) == 0
 
@@ -98,7 +98,7 @@ def test_min_size_holds_no_other_identity_alive() -> None:
 
 def test_an_identity_that_could_not_log_in_was_never_there() -> None:
     desk = Desk(P)
-    desk.say(P, OpenFailed(desk.granted(P, ALICE), "refused"))
+    desk.say(P, OpeningFailed(desk.granted(P, ALICE), "refused"))
     assert (evicted(desk), identities(desk)) == (0, 0)
 
 
@@ -115,7 +115,7 @@ def test_the_death_of_a_process_evicts_what_it_had_alone() -> None:
 
 
 def fail(desk: Desk, key: str) -> None:
-    desk.say(P, OpenFailed(desk.granted(P, key), "refused"))
+    desk.say(P, OpeningFailed(desk.granted(P, key), "refused"))
 
 
 def anything(desk: Desk) -> None:
@@ -202,7 +202,7 @@ def test_a_process_that_learns_its_own_identity_moves_min_size_to_it() -> None:
     (first,) = desk.hears(P, Grant)
     assert (first.key, first.ticket) == ("k\0?", NOBODY)
     redeclare(desk, P, ALICE, age=5.0)  # the same declaration as before: it is older by now
-    desk.say(P, OpenFailed(first.number, "not this one", counted=False))
+    desk.say(P, OpeningFailed(first.number, "not this one", counted=False))
     (second,) = desk.hears(P, Grant)
     assert second.key == ALICE
 

@@ -1,10 +1,9 @@
-"""The order of service: what is kept ready in heaps equals what sorting everything afresh would say."""
+"""The order of service: what is kept ready in heaps equals what sorting everything again would say."""
 
 from __future__ import annotations
 
 import math
 from collections import Counter
-from types import SimpleNamespace
 from typing import Any
 
 from hypothesis import HealthCheck, settings
@@ -12,7 +11,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from mppool.core import sharing
+from mppool.core.breaker import Breakers
+from mppool.core.capacity import Capacity
 from mppool.core.reclaim import Reclaimer
+from mppool.core.sharing import OpeningTimes
 from mppool.core.slot import Slot, SlotState
 from mppool.core.table import SlotTable
 from mppool.core.waiting import Waiter, Waiting
@@ -31,15 +33,10 @@ class Line(RuleBasedStateMachine):
         self.now = 1000.0
         self.slots = SlotTable()
         self.waiting = Waiting(self.slots.levels)
-        self.reclaimer = Reclaimer(self.slots)
+        capacity = Capacity(self.slots, Breakers(), ())
+        self.reclaimer = Reclaimer("p", self.waiting, capacity, OpeningTimes(), PROCESSES)
         self.slots.level_changed = self.level_changed
         self.asked: dict[ProcessId, tuple[list[ProcessId], float]] = {}
-        self.everybody: Any = SimpleNamespace(
-            name="p",
-            slots=self.slots,
-            is_attached=lambda process: True,
-            tell=lambda process, decision: None,
-        )
         self.waiters: list[Waiter] = []
         self.starving: dict[Any, tuple[float, int]] = {}
         self.arrivals = 0
@@ -150,14 +147,14 @@ class Line(RuleBasedStateMachine):
 
     @rule(process=a_process, taker=a_process)
     def ask(self, process: ProcessId, taker: ProcessId) -> None:
-        if self.reclaimer._spare(self.everybody, process, self.now) > 0:
-            self.reclaimer._ask(self.everybody, process, self.now, taker)
+        if self.reclaimer._spare(process, self.now) > 0:
+            self.reclaimer._ask(process, self.now, taker)
             takers, _ = self.asked.get(process, ([], 0.0))
             self.asked[process] = ([*takers, taker], self.now + sharing.ANSWER_S)
 
     @rule(process=a_process, given=st.booleans())
     def bring_back(self, process: ProcessId, given: bool) -> None:
-        self.reclaimer.brought_back(self.everybody, process, self.now, given=given)
+        self.reclaimer.brought_back(process, self.now, given=given)
         if process in self.asked:
             takers, until = self.asked.pop(process)
             if len(takers) > 1 and given:
@@ -172,7 +169,7 @@ class Line(RuleBasedStateMachine):
             left[process] -= len(takers) if until > self.now else 10**6
         for process, until in self.in_peace.items():
             left[process] -= 10**6 if until > self.now else 0
-        found = list(self.reclaimer._by_spare(self.everybody, self.now))
+        found = list(self.reclaimer._by_spare(self.now))
         assert dict(found) == {process: spare for process, spare in left.items() if spare > 0}
         assert [spare for _, spare in found] == sorted(dict(found).values(), reverse=True)
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mppool.core.decisions import Grant
-from mppool.core.events import Closed, Opened, OpenFailed
+from mppool.core.events import Closed, Opened, OpeningFailed
 from mppool.core.table import HEARD_WITHIN_S, OPENING_PATIENCE_S
 from tests.core.desk import Desk, P, Q, R, held
 from tests.core.test_restart import next_server, remembered
@@ -18,7 +18,7 @@ def test_no_more_resources_are_opened_at_a_time_than_max_opening_says() -> None:
     desk.say(P, Opened(first, LOGIN_S))
     assert [grant.ticket for grant in desk.hears(P, Grant)] == tickets[:1]
     assert not desk.hears(Q, Grant)
-    desk.say(Q, OpenFailed(second, "no", counted=False))
+    desk.say(Q, OpeningFailed(second, "no", counted=False))
     assert [grant.ticket for grant in desk.hears(Q, Grant)] == tickets[1:]
 
 
@@ -116,7 +116,7 @@ def test_an_opening_that_hangs_counts_against_the_cap_for_as_long_as_it_hangs() 
     ticket = desk.queue(Q)
     desk.wait(3 * OPENING_PATIENCE_S)
     assert not desk.hears(Q, Grant)
-    desk.say(P, OpenFailed(hung, "no", counted=False))
+    desk.say(P, OpeningFailed(hung, "no", counted=False))
     assert [grant.ticket for grant in desk.hears(Q, Grant)] == [ticket]
 
 

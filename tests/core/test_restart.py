@@ -15,7 +15,7 @@ from mppool.core.decisions import (
     RecordPool,
     Refuse,
 )
-from mppool.core.events import Attach, Closed, Detached, Opened, OpenFailed, Remembered, Reset
+from mppool.core.events import Attach, Closed, Detached, Opened, OpeningFailed, Remembered, Reset
 from mppool.core.slot import SlotState
 from mppool.ids import GrantNumber, ProcessId, Session, grant_number
 from mppool.options import PoolOptions
@@ -203,7 +203,11 @@ def test_what_a_process_does_not_name_of_undeclared_pools_is_forgotten_when_it_a
 def test_resize_reset_and_close_survive_the_server() -> None:
     desk = next_server([], [RecordPool(POOL, 7, 1, 3, True)], max_size=2)
     desk.attach(P)
-    assert (desk.pool.max_size, desk.pool.min_size, desk.pool.generation) == (7, 1, 3)
+    assert (
+        desk.pool.capacity.max_size,
+        desk.pool.min_size.size,
+        desk.pool.generations.current,
+    ) == (7, 1, 3)
     assert desk.ask(P).reason == "closed"
 
 
@@ -221,7 +225,7 @@ def test_a_generation_that_the_journal_has_forgotten_is_learned_and_told_to_ever
     assert [c.generation for c in desk.hears(Q, PoolChanged)] == [3]
     assert desk.brings_back(Q, N1) == Close(N1, "retired")
     desk.command(Reset(POOL))
-    assert desk.pool.generation == 4
+    assert desk.pool.generations.current == 4
 
 
 # --- a torn journal --------------------------------------------------------------------------------------------------
@@ -274,12 +278,12 @@ def test_a_session_is_known_only_while_it_lasts() -> None:
 def test_options_of_the_declaration_hold_where_the_journal_says_nothing() -> None:
     desk = next_server([], max_size=2)
     desk.attach(P, options=PoolOptions(max_size=3))
-    assert desk.pool.max_size == 3
+    assert desk.pool.capacity.max_size == 3
 
 
 def test_an_inventory_closes_no_breaker_by_an_opening_that_goes_on() -> None:
     desk = Desk(P)
-    desk.say(P, OpenFailed(desk.granted(P), "no"))
+    desk.say(P, OpeningFailed(desk.granted(P), "no"))
     desk.wait(0.1)
     probe = desk.granted(P)
     desk.attach(P, [held(probe, "opening")])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from mppool.core.decisions import Close, Grant, Keep, Reclaim
-from mppool.core.events import Abandoned, Closed, Detached, OpenFailed, Reset, Resize, Returned
+from mppool.core.events import Abandoned, Closed, Detached, OpeningFailed, Reset, Resize, Returned
 from mppool.core.sharing import ANSWER_S
 from mppool.ids import GrantNumber
 from tests.core.desk import Desk, P, Q, R, S, held
@@ -384,6 +384,6 @@ def test_if_one_process_does_not_bring_the_excess_another_one_must() -> None:
 
 def test_a_failed_opening_does_not_count_as_closed() -> None:
     desk = Desk(P, max_size=1)
-    desk.say(P, OpenFailed(desk.granted(P), "no"))
+    desk.say(P, OpeningFailed(desk.granted(P), "no"))
     assert desk.pool.counters["closed"] == 0
     assert desk.pool.counters["open_failed"] == 1

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from mppool.core.decisions import Close, Grant, Keep, Reclaim
-from mppool.core.events import Abandoned, Closed, Declined, Opened, OpenFailed, Starves
+from mppool.core.events import Abandoned, Closed, Declined, Opened, OpeningFailed, Starves
 from mppool.core.sharing import (
     ANSWER_S,
     EARNED_BY_THE_RICH,
@@ -397,7 +397,7 @@ def test_a_process_starves_until_one_of_its_waiters_is_served(how: str) -> None:
     desk.say(Q, Starves(tickets[0]))
     if how == "by the server":
         assert spare is not None
-        desk.say(P, OpenFailed(spare, "no", counted=False))
+        desk.say(P, OpeningFailed(spare, "no", counted=False))
         (grant,) = desk.hears(Q, Grant)
         desk.say(Q, Opened(grant.number, 0.0))
     elif how == "at home":

@@ -80,7 +80,7 @@ class TokenMachine(RuleBasedStateMachine):
             self.appoint(decision.fetch, decision.key, process, asked[2])
             assert decision.key == asked[0]
             assert decision.claims == asked[2], (
-                "somebody fetches for another challenge than his own"
+                "somebody fetches for another challenge than its own"
             )
         elif isinstance(decision, TokenGiven):
             key, ends, number = self.born[decision.issued.token]
@@ -94,13 +94,13 @@ class TokenMachine(RuleBasedStateMachine):
                 self.appoint(decision.duty, decision.key, process, "")
 
     def check_suits(self, text: str, number: int, asked: Any) -> None:
-        """A challenge wants what was fetched for it; another asker anything but what he has refused."""
+        """A challenge wants what was fetched for it; another asker anything but what it has refused."""
         _, _, claims, bad, near = asked
         if claims:
             assert self.challenges[number] == claims, "a challenge was answered with another token"
         elif bad == text:
             recent = self.given_again.get(text, -math.inf) + REFRESH_AGAIN_S
-            assert near, "who found his copy expired got it again"
+            assert near, "one that found its copy expired got it again"
             assert self.desk.clock() < recent, "nobody has asked the issuer for another one"
 
     def appoint(self, fetch: int, key: TokenKey, process: ProcessId, claims: str) -> None:

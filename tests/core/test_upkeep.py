@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from mppool.core import upkeep
+from mppool.core import generations
 from mppool.core.breaker import FIRST_BACK_OFF_S, PROBE_PATIENCE_S
 from mppool.core.decisions import (
     NOBODY,
@@ -27,7 +27,7 @@ from mppool.core.events import (
     Detached,
     IdleTooLong,
     Opened,
-    OpenFailed,
+    OpeningFailed,
     Reset,
     Resize,
     Returned,
@@ -51,7 +51,7 @@ def ready(desk: Desk, process: ProcessId = P) -> Readiness:
 
 
 def open_all(desk: Desk, *processes: ProcessId) -> list[GrantNumber]:
-    """Whatever is granted for shelves is opened, until nothing is granted any more."""
+    """All that is granted for shelves is opened, until nothing is granted any more."""
     opened: list[GrantNumber] = []
     while True:
         granted = [(process, number) for process in processes for number in fills(desk, process)]
@@ -210,8 +210,8 @@ def test_an_opening_that_fails_is_tried_again_when_the_back_off_is_over() -> Non
     desk = Desk(P, Q, min_size=2, fail_fast=False)
     desk.command(WantReady(POOL))
     mine, theirs = fills(desk, P), fills(desk, Q)
-    desk.say(P, OpenFailed(mine[0], "refused"))
-    desk.say(Q, OpenFailed(theirs[0], "refused"))
+    desk.say(P, OpeningFailed(mine[0], "refused"))
+    desk.say(Q, OpeningFailed(theirs[0], "refused"))
     assert ready(desk).error == "refused"
     assert fills(desk, P) == fills(desk, Q) == []
     desk.wait(FIRST_BACK_OFF_S)
@@ -231,7 +231,7 @@ def test_a_database_that_stays_away_is_tried_once_per_step_of_the_back_off() -> 
         granted = [(process, n) for process in (P, Q, R) for n in fills(desk, process)]
         tries += len(granted)
         for process, number in granted:
-            desk.say(process, OpenFailed(number, "refused"))
+            desk.say(process, OpeningFailed(number, "refused"))
         due = desk.books.next_deadline(desk.clock())
         assert due is not None
         desk.clock.now = due
@@ -369,24 +369,24 @@ def test_a_reset_forgets_what_was_remembered_of_single_keys() -> None:
     desk = Desk(P)
     desk.opened(P)
     desk.say(P, BackendFailed(POOL, "k", 0))
-    assert len(desk.pool.upkeep._stale_before) == 1
+    assert len(desk.pool.generations._stale_before) == 1
     desk.command(Reset(POOL))
-    assert not desk.pool.upkeep._stale_before
+    assert not desk.pool.generations._stale_before
     assert desk.ask(P).generation == 2
 
 
 def test_a_failure_of_one_key_too_many_begins_a_generation_for_all(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(upkeep, "MOST_STALE_KEYS", 2)
+    monkeypatch.setattr(generations, "MOST_STALE_KEYS", 2)
     desk = Desk(P, Q)
     bobs = desk.opened(P, "bob")
     for key in ("alice", "carol"):
         desk.say(P, BackendFailed(POOL, key, 0))
     desk.forget()
     desk.say(P, BackendFailed(POOL, "dave", 0))
-    assert not desk.pool.upkeep._stale_before
-    assert desk.pool.generation == 4  # greater than the three of single keys
+    assert not desk.pool.generations._stale_before
+    assert desk.pool.generations.current == 4  # greater than the three of single keys
     for process in (P, Q):
         assert desk.hears(process, PoolChanged) == [PoolChanged(POOL, 4, False)]
     desk.say(P, Returned(bobs))

@@ -34,7 +34,7 @@ TOKEN_BUGS = [
     Bug(
         "forgotten-unheard",
         "core/token_books.py",
-        "            self._tell(process, TokensForgotten(identity, number))\n",
+        "            self._outbox.tell(process, TokensForgotten(identity, number))\n",
         "            pass\n",
         "a process that attaches later uses what is forgotten",
         ("tests/core/test_tokens.py",),
@@ -228,7 +228,7 @@ TOKEN_BUGS = [
         "core/token_books.py",
         "            if fetch is not None and fetch.process == process and fetch.ticket == ticket:\n                self._end_fetch(key, entry)\n",
         "            if False:\n                self._end_fetch(key, entry)\n",
-        "who was interrupted while he asked is appointed and does not know it",
+        "a process that was interrupted while it asked is appointed and does not know it",
         _BOOKS,
     ),
     Bug(

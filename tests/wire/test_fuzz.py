@@ -30,7 +30,7 @@ from mppool.core.events import (
     Held,
     NotMine,
     Opened,
-    OpenFailed,
+    OpeningFailed,
     Returned,
 )
 from mppool.ids import GrantNumber, ProcessId, Session, Ticket, own_process
@@ -98,7 +98,7 @@ class Fuzzer:
                 Checkout("fuzz", self.text(), self.ticket(), self.seconds()),
                 Abandoned(self.ticket()),
                 Opened(self.number(), self.seconds()),
-                OpenFailed(self.number(), self.text()),
+                OpeningFailed(self.number(), self.text()),
                 Declined(self.number()),
                 Returned(self.number()),
                 Closed(self.number(), "discarded"),

@@ -20,7 +20,7 @@ from mppool.core.events import (
     IdleTooLong,
     NotMine,
     Opened,
-    OpenFailed,
+    OpeningFailed,
     Returned,
 )
 from mppool.ids import GrantNumber, Session
@@ -58,9 +58,9 @@ class Books:
     def hear(self, event: Event) -> None:
         if isinstance(event, (NotMine, BackendFailed)):
             return
-        assert isinstance(event, (Opened, Returned, IdleTooLong, Closed, Declined, OpenFailed))
+        assert isinstance(event, (Opened, Returned, IdleTooLong, Closed, Declined, OpeningFailed))
         state = self.slots[event.number]
-        if isinstance(event, (Declined, OpenFailed)):
+        if isinstance(event, (Declined, OpeningFailed)):
             assert state == "opening"
             del self.slots[event.number]
         elif isinstance(event, Closed):

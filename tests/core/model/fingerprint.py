@@ -15,7 +15,6 @@ _SKIPPED = {
     "earlier",
     "born",
     "_counted_earlier",
-    "_around",
     "jitter",
     "_jitter",
     "_labels",
@@ -47,6 +46,13 @@ _SKIPPED |= {"set_at", "declared_at", "closed_at", "_said", "_said_until", "_new
 # Derived from the slots (`check_tables` compares them with a recount).
 _SKIPPED |= {"by_key", "_by_both", "_by_state", "_open_by_key", "_closing_of", "_promised_to"}
 _SKIPPED |= {"_closing_by_key"}
+# Parts that a part only reads: their owner shows them.
+_SKIPPED |= {"_slots", "_waiting", "_capacity", "_breakers", "_openings", "_generations"}
+_SKIPPED |= {"_declarations", "_attached", "_outbox", "_numbers", "_shared", "_born"}
+_SKIPPED |= {"_granted", "_waiters", "_awaited", "awaited", "pool", "_pool"}
+# Parts without a state of their own, and aliases of what others own.
+_SKIPPED |= {"ledger", "returns", "refusals", "control"}
+_ALIASES = {"Capacity": {"slots", "breakers"}}
 
 _attributes: dict[type, tuple[str, ...]] = {}
 
@@ -74,6 +80,7 @@ def _names(value: Any) -> tuple[str, ...]:
             names = value.__struct_fields__
         else:
             slots = getattr(type(value), "__slots__", None)
-            names = tuple(n for n in (slots or vars(value)) if n not in _SKIPPED)
+            skipped = _SKIPPED | _ALIASES.get(type(value).__name__, set())
+            names = tuple(n for n in (slots or vars(value)) if n not in skipped)
         _attributes[type(value)] = names
     return names

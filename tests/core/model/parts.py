@@ -49,7 +49,7 @@ class Rules:
         self.returned_lies_aside = True
         # Rule 6: a grant that comes too late is declined.
         self.late_grants_are_declined = True
-        # Rule 3: who lost a session attaches again although he has nothing, for the journal may count more.
+        # Rule 3: a process that lost a session attaches again although it has nothing, for the journal may count more.
         self.unheard_attach = True
         # Hazard 7: the end of an errand channel is not the death of its process.
         self.end_of_errands_is_no_death = True

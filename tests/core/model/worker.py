@@ -25,7 +25,7 @@ from mppool.core.events import (
     Held,
     NotMine,
     Opened,
-    OpenFailed,
+    OpeningFailed,
     Returned,
     Starves,
 )
@@ -175,7 +175,7 @@ class Worker:
         entry = self._entry_of(thread)
         del self.table[entry.number]
         thread.entry = None
-        self.tell(OpenFailed(entry.number, "no route to database"))
+        self.tell(OpeningFailed(entry.number, "no route to database"))
         self._answered(thread, "failed")
 
     def starve(self, thread: Thread) -> None:
@@ -221,7 +221,7 @@ class Worker:
         self._begin_close(entry, "discarded")
 
     def attend(self, key: str, contended: bool) -> None:
-        """What lies on the shelf goes to whoever waits: the server, or the oldest waiter here."""
+        """A resource on the shelf goes to the server, or to the oldest waiter here."""
         for number in [n for n in self.shelf if self.table[n].key == key]:
             if contended:
                 self._bring_back(number)

@@ -47,7 +47,7 @@ class World:
         self.threads = threads
         self.workers: list[Worker] = []
         self.deaths: list[ProcessId] = []
-        # Whoever has a resource keeps it.
+        # A thread that has a resource keeps it.
         self.holding = False
         for _ in range(processes):
             self.new_worker()

@@ -1,0 +1,215 @@
+"""Every transition of a slot of one pool, with its record for the journal, its message and its counter.
+
+Nobody else changes the table of slots. So what stands in the journal, what a process was told, what the counters say
+and what the breakers know cannot differ from the table: each transition is one method here.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from mppool.core.breaker import Breaker, Breakers
+from mppool.core.decisions import Close, Erase, Grant, Keep, Record
+from mppool.core.events import CloseReason, Held, OpeningFailed, Remembered
+from mppool.core.outbox import Outbox
+from mppool.core.sharing import ANSWER_S
+from mppool.core.slot import Slot, SlotState
+from mppool.core.table import SlotTable
+from mppool.ids import GrantNumbers, ProcessId, Ticket, epoch_of
+from mppool.stats.names import SERVER_COUNTERS
+
+_STATE_OF_HELD = {
+    "opening": SlotState.OPENING,
+    "open": SlotState.OPEN,
+    "returned": SlotState.OPEN,
+    "closing": SlotState.CLOSING,
+}
+
+
+class Ledger:
+    """The writer of `slots` and `counters`; everybody may read both.
+
+    A slot is counted from its grant until its end is proved: by the process itself (Closed, OpeningFailed,
+    Declined, NotMine), by its inventory, or by its death. The end of a connection proves nothing.
+
+    earlier: what earlier servers had counted, as far as it is known; it is in the counters.
+    """
+
+    def __init__(
+        self,
+        pool: str,
+        slots: SlotTable,
+        breakers: Breakers,
+        outbox: Outbox,
+        numbers: GrantNumbers,
+    ) -> None:
+        self.slots = slots
+        self.counters: Counter[str] = Counter(dict.fromkeys(SERVER_COUNTERS, 0))
+        self.earlier: Counter[str] = Counter()
+        self._pool = pool
+        self._breakers = breakers
+        self._outbox = outbox
+        self._numbers = numbers
+
+    # --- a slot begins -----------------------------------------------------------------------------------
+
+    def grant(
+        self,
+        process: ProcessId,
+        key: str,
+        ticket: Ticket,
+        generation: int,
+        opening_s: float,
+        now: float,
+    ) -> None:
+        """Give a process the right to open a resource, for a waiter or (NOBODY) for its shelf.
+
+        opening_s: what an opening lately takes.
+        """
+        number = self._numbers.next()
+        opened_before = self.counters["opened"] + self.slots.in_state(SlotState.OPENING)
+        slot = Slot(
+            number,
+            process,
+            key,
+            generation,
+            SlotState.OPENING,
+            now,
+            ticket,
+            opened_before,
+            self._pool,
+        )
+        self.slots.add(slot)
+        self._outbox.write_down(Record(self._pool, key, number, process, generation))
+        if self._breakers:
+            self._breakers.granted(key, number, now)
+        self._tell_grant(slot, ticket, opening_s, fresh=True)
+
+    def remember(self, item: Remembered, now: float) -> None:
+        """A slot from the journal: held until its process attaches, or is proved dead."""
+        state = SlotState.OPEN
+        slot = Slot(
+            item.number, item.process, item.key, item.generation, state, now, pool=self._pool
+        )
+        self.slots.remember(slot, now)
+
+    def adopt(self, process: ProcessId, item: Held, now: float) -> None:
+        """An inventory names a slot: it is held as the inventory says."""
+        slot = self.slots.get(item.number)
+        state = _STATE_OF_HELD[item.state]
+        if slot is None:
+            slot = Slot(
+                item.number, process, item.key, item.generation, state, now, pool=self._pool
+            )
+            self.slots.add(slot)
+            self._record(slot)
+        elif slot.process != process:
+            # The number was granted to somebody else, so this resource is in no books.
+            self._outbox.tell(process, Close(item.number, "retired"))
+            return
+        else:
+            if slot.state is SlotState.OPENING and state is not SlotState.OPENING:
+                self.opened(slot, now)  # what said so was lost
+            self.slots.move(slot, state)
+            self.slots.rename(slot, item.key)  # the journal has no room for a long key
+        if state is SlotState.CLOSING:
+            self.slots.expect_end(slot, now + ANSWER_S)
+        slot.opened_before = item.opened_before
+        # What earlier servers saw opened; this one's own count is exact.
+        if epoch_of(item.number) < self._numbers.epoch:
+            count = item.opened_before + (state is not SlotState.OPENING)
+            self.counted_earlier({"opened": count})
+
+    # --- it changes --------------------------------------------------------------------------------------
+
+    def opened(self, slot: Slot, now: float) -> None:
+        """The resource is open."""
+        self.slots.move(slot, SlotState.OPEN)
+        slot.opened_at = now
+        self.counters["opened"] += 1
+        self._breakers.forget(slot.key)
+
+    def keep(self, slot: Slot) -> None:
+        """A resource that was brought back goes to the shelf of its process."""
+        self._outbox.tell(slot.process, Keep(slot.number))
+
+    def give(self, slot: Slot, ticket: Ticket, opening_s: float) -> None:
+        """A resource that was brought back goes, kept open, to a waiter of its own process."""
+        self.slots.give_to(slot, ticket)
+        self._tell_grant(slot, ticket, opening_s, fresh=False)
+
+    def close(
+        self, slot: Slot, reason: CloseReason, now: float, promised_to: ProcessId | None = None
+    ) -> None:
+        """A resource that was brought back is closed, for the process `promised_to`, if for any."""
+        if reason == "moved":
+            self.counters["moved"] += 1
+        self.slots.move(slot, SlotState.CLOSING)
+        self.slots.expect_end(slot, now + ANSWER_S, promised_to)
+        self._outbox.tell(slot.process, Close(slot.number, reason))
+
+    # --- it ends -----------------------------------------------------------------------------------------
+
+    def failed(self, slot: Slot, event: OpeningFailed, now: float, jitter: float) -> Breaker | None:
+        """Opening failed; returns the breaker of its key, if that counts."""
+        breaker = None
+        if event.counted:
+            self.counters["open_failed"] += 1
+            working = self.slots.open_for(slot.key) > 0
+            breaker = self._breakers.failed(slot, event, now, working=working, jitter=jitter)
+        self.free(slot)
+        return breaker
+
+    def closed(self, slot: Slot, reason: CloseReason) -> None:
+        """The resource was closed. What never opened is not counted."""
+        if slot.state is not SlotState.OPENING:
+            self.counters["closed"] += 1
+            if reason in self.counters and reason != "moved":  # that was counted with the verdict
+                self.counters[reason] += 1
+        self.free(slot)
+
+    def died(self, slot: Slot) -> None:
+        """The process of the slot is dead."""
+        self.counters["died_with_process"] += 1
+        self.free(slot)
+
+    def free(self, slot: Slot) -> None:
+        """The end of the slot was proved."""
+        self.slots.remove(slot)
+        if self._breakers:
+            self._breakers.probe_lost(slot.key, slot.number)
+        self._outbox.write_down(Erase(slot.number))
+
+    # --- counters ----------------------------------------------------------------------------------------
+
+    def count(self, name: str) -> None:
+        """Count something other than a transition of a slot."""
+        self.counters[name] += 1
+
+    def counted_earlier(self, counters: Mapping[str, int]) -> None:
+        """Earlier servers had counted so much; what this one counts comes on top."""
+        for name, count in counters.items():
+            if name in self.counters and count > self.earlier[name]:
+                self.counters[name] += count - self.earlier[name]
+                self.earlier[name] = count
+
+    # --- how it is done ----------------------------------------------------------------------------------
+
+    def _record(self, slot: Slot) -> None:
+        self._outbox.write_down(
+            Record(self._pool, slot.key, slot.number, slot.process, slot.generation)
+        )
+
+    def _tell_grant(self, slot: Slot, ticket: Ticket, opening_s: float, *, fresh: bool) -> None:
+        grant = Grant(
+            self._pool,
+            slot.key,
+            slot.number,
+            ticket,
+            slot.generation,
+            fresh,
+            slot.opened_before,
+            opening_s,
+        )
+        self._outbox.tell(slot.process, grant)

@@ -1,0 +1,99 @@
+"""Checkouts that get nothing are told why: how many resources there are, who has them, and why there are no more."""
+
+from __future__ import annotations
+
+import heapq
+import math
+
+from mppool.core.capacity import Capacity
+from mppool.core.decisions import Refuse, RefuseReason
+from mppool.core.events import Checkout
+from mppool.core.outbox import Outbox
+from mppool.core.slot import Slot
+from mppool.core.waiting import Waiting
+from mppool.ids import ProcessId, Ticket
+
+MOST_NAMED = 3
+
+FRESH_S = 0.05
+"""Many time out together: what was said to one of them is said to the others."""
+
+
+class Refusals:
+    """Refuses checkouts, and takes those that wait out of the line. Texts are for people, without secrets.
+
+    State: who holds what, as it was said last.
+    """
+
+    def __init__(self, waiting: Waiting, capacity: Capacity, outbox: Outbox) -> None:
+        self._waiting = waiting
+        self._capacity = capacity
+        self._outbox = outbox
+        self._said, self._said_until = "", -math.inf
+
+    def refuse(self, process: ProcessId, ticket: Ticket, reason: RefuseReason, text: str) -> None:
+        """A checkout gets nothing."""
+        self._outbox.tell(process, Refuse(ticket, reason, text))
+
+    def nothing_at_once(self, process: ProcessId, event: Checkout, now: float) -> None:
+        """A checkout that waits for nobody gets nothing."""
+        text = self.how_full(event.key, now)
+        self._outbox.answer(process, Refuse(event.ticket, "timeout", text))
+
+    def line_is_full(self, process: ProcessId, event: Checkout, limit: int, now: float) -> None:
+        """A checkout is refused because `max_waiting` others wait already."""
+        if limit == 0:
+            text = "there is nothing to be had at once, and max_waiting=0 lets nobody wait"
+        else:
+            others = "one checkout waits" if limit == 1 else f"{limit} checkouts wait"
+            text = f"{others} already, and max_waiting={limit} lets no more of them wait"
+        text = f"{text}; {self.how_full(event.key, now)}"
+        self.refuse(process, event.ticket, "too_many_waiting", text)
+
+    def refuse_expired(self, now: float) -> None:
+        """Those whose time is over wait no longer."""
+        for waiter in self._waiting.expired(now):
+            text = self.how_full(waiter.key, now)
+            self.refuse(waiter.process, waiter.ticket, "timeout", text)
+
+    def refuse_key(self, key: str, error: str) -> None:
+        """Opening for this key failed, and those who wait for it are told so."""
+        for waiter in self._waiting.of_key(key):
+            self._waiting.remove(waiter.process, waiter.ticket)
+            self.refuse(waiter.process, waiter.ticket, "open_failed", error)
+
+    def refuse_all(self, text: str) -> None:
+        """The pool is closed: nobody waits any longer."""
+        for waiter in self._waiting:
+            self._waiting.remove(waiter.process, waiter.ticket)
+            self.refuse(waiter.process, waiter.ticket, "closed", text)
+
+    def how_full(self, key: str, now: float) -> str:
+        """How many resources there are, and why there are no more for this key."""
+        capacity, slots = self._capacity, self._capacity.slots
+        cap = "no cap" if capacity.max_size is None else f"max_size={capacity.max_size}"
+        text = f"{len(slots.by_number)} resources exist ({cap}) in {len(slots.levels)} processes"
+        if capacity.opens_enough():
+            text = f"{text}, {slots.may_be_opening()} of them are being opened (max_opening)"
+        if slots.by_number:
+            text = f"{text}: {self._who_holds(now)}"
+        breaker = capacity.breakers.get(key)
+        return f"{text}; opening failed last with: {breaker.error}" if breaker else text
+
+    def _who_holds(self, now: float) -> str:
+        """The processes that have the most, with their labels, and since when. As of a moment ago, at most."""
+        if now >= self._said_until:
+            slots = self._capacity.slots
+            levels = slots.levels
+            most = heapq.nlargest(MOST_NAMED, levels.items(), key=lambda item: item[1])
+            named = [self._named(slots.oldest_of(process), process, n, now) for process, n in most]
+            if len(levels) > len(named):
+                named.append(f"{len(levels) - len(named)} more processes the rest")
+            self._said, self._said_until = ", ".join(named), now + FRESH_S
+        return self._said
+
+    def _named(self, oldest: Slot | None, process: ProcessId, count: int, now: float) -> str:
+        label = self._outbox.labels.get(process, "")
+        who = f"{label} (pid {process.pid})" if label else f"pid {process.pid}"
+        since = 0.0 if oldest is None else max(0.0, now - oldest.granted_at)
+        return f"{who} has {count} (the oldest for {since:.1f} s)"
