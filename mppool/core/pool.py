@@ -60,7 +60,7 @@ class PoolBooks:
         name = self.name = declaration.pool
         self._outbox, self._jitter = shared.outbox, shared.jitter
         self.slots = SlotTable(shared.slots, shared.granted)
-        self.waiting = Waiting(self.slots.levels, shared.waiters)
+        self.waiting = Waiting(self.slots.levels, self.slots.by_process_and_key, shared.waiters)
         self.breakers = Breakers(self.waiting.count_of_key)
         self.openings = OpeningTimes()
         self.declarations = Declarations(declaration, declared_at)
@@ -444,6 +444,6 @@ class PoolBooks:
         self.min_size.configure(bounds.min_size.value or 0)
         self.eviction.configure(options.max_idle)
 
-    def _level_changed(self, process: ProcessId) -> None:
-        self.waiting.level_changed(process)
+    def _level_changed(self, process: ProcessId, key: str) -> None:
+        self.waiting.level_changed(process, key)
         self.reclaimer.level_changed(process)

@@ -112,13 +112,15 @@ def surplus_after_s(opening_s: float) -> float:
     return max(SHORTEST_SURPLUS_S, SURPLUS_OPENINGS * opening_s)
 
 
-def rank(level: int, since: float) -> tuple[int, float]:
-    """The lowest gets the next slot: of the poorest process, then of the one that has waited for longest.
+def rank(level: int, level_of_key: int, since: float) -> tuple[int, int, float]:
+    """The lowest gets the next slot: of the poorest process; there, of the poorest identity; then the longest wait.
 
-    level: slots that the process has. since: when its oldest waiter came, or when it gave a slot to another one.
+    level: slots that the process has. level_of_key: those of them that are for the key of the waiter. So an identity
+    that asks for much comes after one that has nothing, however early it asked.
+    since: when the waiter came, or when its process gave a slot to another one.
     A waiter that starves has the rank of one in a process without slots, from when its process said so.
     """
-    return (level, since)
+    return (level, level_of_key, since)
 
 
 def least_giving_level(taker_level: int, *, starves: bool) -> int:

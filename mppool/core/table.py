@@ -25,7 +25,8 @@ class SlotTable:
     levels: slots by process. by_key: slots by identity. by_number: all of them.
     by_ticket: the slot that was granted to a ticket of a process, while it is in use; shared by all pools,
         for a process gives a ticket once.
-    level_changed: is told of every process that has more or fewer slots, or closes more or fewer of them.
+    by_process_and_key: slots by both.
+    level_changed: is told of every process and key that has more or fewer slots, or closes more or fewer of them.
     anywhere: the slots of all pools, by number, for those who look for the pool of one.
     """
 
@@ -38,13 +39,13 @@ class SlotTable:
         self.by_number: dict[GrantNumber, Slot] = {}
         self.levels: Counter[ProcessId] = Counter()
         self.by_key: Counter[str] = Counter()
-        self.level_changed: Callable[[ProcessId], None] = lambda process: None
+        self.level_changed: Callable[[ProcessId, str], None] = lambda process, key: None
         self._of_process: dict[ProcessId, dict[GrantNumber, Slot]] = {}
         self.by_ticket = {} if by_ticket is None else by_ticket
         # Slots whose ends are counted on, in the order in which they will have been counted on for too long.
         self._expected: OrderedDict[GrantNumber, Slot] = OrderedDict()
         self._closing_by_key: Counter[str] = Counter()
-        self._by_both: Counter[tuple[ProcessId, str]] = Counter()
+        self.by_process_and_key: Counter[tuple[ProcessId, str]] = Counter()
         self._by_state: Counter[SlotState] = Counter()
         self._open_by_key: Counter[str] = Counter()
         self._closing_of: Counter[ProcessId] = Counter()
@@ -81,7 +82,7 @@ class SlotTable:
 
     def level_of(self, process: ProcessId, key: str) -> int:
         """How many slots a process has for a key."""
-        return self._by_both[process, key]
+        return self.by_process_and_key[process, key]
 
     def closing_of(self, process: ProcessId) -> int:
         """How many resources of a process are being closed."""
@@ -180,9 +181,9 @@ class SlotTable:
             self.by_ticket[slot.process, slot.ticket] = slot
         self.levels[slot.process] += 1
         self.by_key[slot.key] += 1
-        self._by_both[slot.process, slot.key] += 1
+        self.by_process_and_key[slot.process, slot.key] += 1
         self._count_state(slot)
-        self.level_changed(slot.process)
+        self.level_changed(slot.process, slot.key)
 
     def move(self, slot: Slot, state: SlotState) -> None:
         """Put a slot into another state."""
@@ -191,7 +192,7 @@ class SlotTable:
         self._uncount_state(slot)
         slot.state = state
         self._count_state(slot)
-        self.level_changed(slot.process)
+        self.level_changed(slot.process, slot.key)
 
     def rename(self, slot: Slot, key: str) -> None:
         """The slot turns out to be for another key than was believed."""
@@ -214,10 +215,10 @@ class SlotTable:
         self._opening_until.pop(slot.number, None)
         _decrement(self.levels, slot.process)
         _decrement(self.by_key, slot.key)
-        _decrement(self._by_both, (slot.process, slot.key))
+        _decrement(self.by_process_and_key, (slot.process, slot.key))
         self._uncount_state(slot)
         slot.state = SlotState.FREE
-        self.level_changed(slot.process)
+        self.level_changed(slot.process, slot.key)
 
     def _forget_ticket(self, slot: Slot) -> None:
         if slot.ticket and self.by_ticket.get((slot.process, slot.ticket)) is slot:

@@ -48,13 +48,15 @@ _Name = tuple[ProcessId, Ticket]
 _Group = tuple[ProcessId, str]
 _Queue = OrderedDict[_Name, Waiter]  # its front is found at once, however much was taken from there
 _Deadline = tuple[float, int, ProcessId, Ticket]
-_Entry = tuple[int, float, int, ProcessId]
+_Entry = tuple[int, int, float, int, ProcessId]
+_Head = tuple[int, int, str]
 
 
 class Waiting:
     """The waiters of one pool. Time only ever goes on from one call to the next.
 
-    levels: slots by process, kept by somebody else, who calls `level_changed` after every change.
+    levels, levels_of_keys: slots by process, and by process and key, kept by somebody else, who calls `level_changed`
+        after every change.
     anywhere: the waiters of all pools, for those who look for the pool of one; a process gives a ticket once.
     by_name: all of them, in order of arrival.
     noted: is told of the key of every waiter that has come (1) or gone (-1).
@@ -65,9 +67,13 @@ class Waiting:
     """
 
     def __init__(
-        self, levels: Mapping[ProcessId, int], anywhere: dict[_Name, Waiter] | None = None
+        self,
+        levels: Mapping[ProcessId, int],
+        levels_of_keys: Mapping[_Group, int],
+        anywhere: dict[_Name, Waiter] | None = None,
     ) -> None:
         self._levels = levels
+        self._levels_of_keys = levels_of_keys
         self._anywhere = {} if anywhere is None else anywhere
         self.noted: Callable[[str, int], None] = lambda key, change: None
         self.by_name: _Queue = OrderedDict()
@@ -78,11 +84,11 @@ class Waiting:
         self._starving: OrderedDict[_Group, tuple[float, int]] = OrderedDict()
         # Of processes with waiters that gave a slot to another one: when. They wait from then on.
         self._gave_at: dict[ProcessId, float] = {}
-        # Heaps. One entry per deadline; of every process with waiters one for its rank and its oldest
-        # waiter, and, in a heap of its own, one for the oldest waiter of each key.
+        # Heaps. One entry per deadline; of every process with waiters one for its rank and its first
+        # waiter, and, in a heap of its own, one for the level and the oldest waiter of each key.
         self._deadlines: list[_Deadline] = []
         self._poorest: list[_Entry] = []
-        self._heads: dict[ProcessId, list[tuple[int, str]]] = {}
+        self._heads: dict[ProcessId, list[_Head]] = {}
         self._serial = 0
 
     def __len__(self) -> int:
@@ -104,8 +110,7 @@ class Waiting:
         _put_into(groups, waiter.key, name, waiter)
         if len(groups[waiter.key]) == 1:
             self._rank_group(waiter)
-        if len(self._of_process[waiter.process]) == 1:
-            self._rank_process(waiter)
+            self._rank_process(waiter.process)
         if waiter.deadline != math.inf:
             self._forget_outdated()
             heapq.heappush(
@@ -120,7 +125,6 @@ class Waiting:
             return None
         if self._anywhere.get(name) is waiter:
             del self._anywhere[name]
-        oldest = self._oldest_of(process)
         groups = self._groups[process]
         _take_from(self._of_process, process, name)
         _take_from(self._of_key, waiter.key, name)
@@ -133,11 +137,11 @@ class Waiting:
             del self._groups[process], self._heads[process]
             self._gave_at.pop(process, None)
             return waiter
-        head = self.first(process, waiter.key)
-        if head is not None and was_head:
-            self._rank_group(head)
-        if waiter is oldest:
-            self._rank_process(next(iter(self._of_process[process].values())))
+        if was_head:
+            head = self.first(process, waiter.key)
+            if head is not None:
+                self._rank_group(head)
+            self._rank_process(process)
         return waiter
 
     def starves(self, process: ProcessId, ticket: Ticket, now: float) -> bool:
@@ -158,10 +162,9 @@ class Waiting:
 
     def gave(self, process: ProcessId, now: float) -> None:
         """A process gives a slot to another one: it has had its turn, and its waiters wait from now on."""
-        oldest = self._oldest_of(process)
-        if oldest is not None:
+        if process in self._groups:
             self._gave_at[process] = now
-            self._rank_process(oldest)
+            self._rank_process(process)
 
     def served(self, process: ProcessId, ticket: Ticket) -> Waiter | None:
         """Take a waiter out because it gets something; its group does not starve any longer."""
@@ -218,22 +221,23 @@ class Waiting:
         )
         return heapq.merge(starving, ranked, key=self.place)
 
-    def place(self, waiter: Waiter) -> tuple[int, float, int]:
+    def place(self, waiter: Waiter) -> tuple[int, int, float, int]:
         """The lowest comes first."""
         starving = self._starving.get((waiter.process, waiter.key))
         if starving is not None:
             since, serial = starving
-            return (*sharing.rank(0, since), serial)
+            return (*sharing.rank(0, 0, since), serial)
         return (*self._rank(waiter), waiter.serial)
 
-    def _rank(self, waiter: Waiter) -> tuple[int, float]:
+    def _rank(self, waiter: Waiter) -> tuple[int, int, float]:
         """The rank of a waiter, if its group does not starve."""
         process = waiter.process
         since = max(waiter.since, self._gave_at.get(process, waiter.since))
-        return sharing.rank(self._levels.get(process, 0), since)
+        level_of_key = self._levels_of_keys.get((process, waiter.key), 0)
+        return sharing.rank(self._levels.get(process, 0), level_of_key, since)
 
     def _in_order_of_rank(self) -> Iterator[Waiter]:
-        # The oldest waiter of a process comes before those of its other groups: these join the line when
+        # The first waiter of a process comes before those of its other groups: these join the line when
         # the line has passed the process.
         others: list[tuple[Any, Waiter, Iterator[Waiter]]] = []
 
@@ -260,20 +264,36 @@ class Waiting:
             join(heads)
 
     def _heads_in_line(self, process: ProcessId) -> Iterator[Waiter]:
-        """The oldest waiter of every group of a process, in order of arrival."""
-        ranked = self._heads[process]
-        while not self._is_head(process, *ranked[0]):
-            heapq.heappop(ranked)
-        for serial, key in ascending(ranked):
-            if self._is_head(process, serial, key):
+        """The oldest waiter of every group of a process: the poorest key first, then in order of arrival."""
+        self._first_of(process)
+        seen: set[str] = set()
+        for entry in ascending(self._heads[process]):
+            key = entry[-1]
+            if key not in seen and self._is_head(process, entry):
+                seen.add(key)
                 yield next(iter(self._groups[process][key].values()))
 
-    def _is_head(self, process: ProcessId, serial: int, key: str) -> bool:
+    def _first_of(self, process: ProcessId) -> Waiter | None:
+        """The waiter of a process that comes first; what has been overtaken by events is dropped in front."""
+        ranked = self._heads.get(process)
+        if ranked is None:
+            return None
+        while not self._is_head(process, ranked[0]):
+            heapq.heappop(ranked)
+        return next(iter(self._groups[process][ranked[0][-1]].values()))
+
+    def _is_head(self, process: ProcessId, entry: _Head) -> bool:
+        """Whether an entry of `_heads` has not been overtaken by events."""
+        level, serial, key = entry
         head = self.first(process, key)
-        return head is not None and head.serial == serial
+        return (
+            head is not None
+            and head.serial == serial
+            and self._levels_of_keys.get((process, key), 0) == level
+        )
 
     def _poorest_in_line(self) -> Iterator[Waiter]:
-        """The oldest waiter of every process, in the order of `sharing.rank`."""
+        """The first waiter of every process, in the order of `sharing.rank`."""
         while self._poorest and not self._is_current(self._poorest[0]):
             heapq.heappop(self._poorest)  # else everybody would have to pass it
         seen: set[ProcessId] = set()
@@ -281,43 +301,50 @@ class Waiting:
             process = entry[-1]
             if process not in seen and self._is_current(entry):
                 seen.add(process)
-                yield next(iter(self._of_process[process].values()))
+                first = self._first_of(process)
+                if first is not None:
+                    yield first
 
     def _is_current(self, entry: _Entry) -> bool:
         """Whether an entry of `_poorest` has not been overtaken by events."""
-        waiter = self._oldest_of(entry[-1])
+        waiter = self._first_of(entry[-1])
         return waiter is not None and entry == self._entry_of(waiter)
 
-    def _entry_of(self, oldest: Waiter) -> _Entry:
-        return (*self._rank(oldest), oldest.serial, oldest.process)
+    def _entry_of(self, first: Waiter) -> _Entry:
+        return (*self._rank(first), first.serial, first.process)
 
-    def level_changed(self, process: ProcessId) -> None:
-        """A process has more or fewer slots than before."""
-        waiter = self._oldest_of(process)
-        if waiter is not None:
-            self._rank_process(waiter)
+    def level_changed(self, process: ProcessId, key: str) -> None:
+        """A process has more or fewer slots than before, of this key."""
+        if process in self._groups:
+            head = self.first(process, key)
+            if head is not None:
+                self._rank_group(head)
+            self._rank_process(process)
 
-    def _oldest_of(self, process: ProcessId) -> Waiter | None:
-        queue = self._of_process.get(process)
-        return next(iter(queue.values())) if queue else None
-
-    def _rank_process(self, oldest: Waiter) -> None:
-        """Enter a process into the order of service again: its oldest waiter or its rank is another."""
-        heapq.heappush(self._poorest, self._entry_of(oldest))
+    def _rank_process(self, process: ProcessId) -> None:
+        """Enter a process into the order of service again: its first waiter or its rank is another."""
+        first = self._first_of(process)
+        assert first is not None
+        heapq.heappush(self._poorest, self._entry_of(first))
         if len(self._poorest) > 4 * len(self._of_process) + 64:
-            heads = [next(iter(queue.values())) for queue in self._of_process.values()]
-            self._poorest = [self._entry_of(head) for head in heads]
+            found = [self._first_of(each) for each in self._of_process]
+            self._poorest = [self._entry_of(each) for each in found if each is not None]
             heapq.heapify(self._poorest)
 
     def _rank_group(self, head: Waiter) -> None:
-        """Enter a group into the order of its process: its oldest waiter is another."""
-        groups = self._groups[head.process]
-        ranked = self._heads.setdefault(head.process, [])
-        heapq.heappush(ranked, (head.serial, head.key))
+        """Enter a group into the order of its process: its level or its oldest waiter is another."""
+        process = head.process
+        groups = self._groups[process]
+        ranked = self._heads.setdefault(process, [])
+        heapq.heappush(ranked, self._head_entry(head))
         if len(ranked) > 4 * len(groups) + 64:
             heads = (next(iter(group.values())) for group in groups.values())
-            ranked[:] = [(waiter.serial, waiter.key) for waiter in heads]
+            ranked[:] = [self._head_entry(waiter) for waiter in heads]
             heapq.heapify(ranked)
+
+    def _head_entry(self, head: Waiter) -> _Head:
+        level = self._levels_of_keys.get((head.process, head.key), 0)
+        return (level, head.serial, head.key)
 
     # --- time --------------------------------------------------------------------------------------------
 

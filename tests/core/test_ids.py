@@ -31,7 +31,7 @@ def test_a_name_with_blanks_and_brackets_does_not_confuse_the_birth(
 ) -> None:
     fields = ["S", *(str(n) for n in range(4, 60))]
     text = f"7 (a) S 1 (b c) {' '.join(fields)}"
-    monkeypatch.setattr("mppool.ids.Path.read_text", lambda *a, **k: text)
+    monkeypatch.setattr("mppool.ids.Path.read_bytes", lambda *a, **k: text.encode())
     assert birth_of(7) == 22
 
 

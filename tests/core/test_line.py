@@ -32,7 +32,7 @@ class Line(RuleBasedStateMachine):
         super().__init__()
         self.now = 1000.0
         self.slots = SlotTable()
-        self.waiting = Waiting(self.slots.levels)
+        self.waiting = Waiting(self.slots.levels, self.slots.by_process_and_key)
         capacity = Capacity(self.slots, Breakers(), ())
         self.reclaimer = Reclaimer("p", self.waiting, capacity, OpeningTimes(), PROCESSES)
         self.slots.level_changed = self.level_changed
@@ -45,8 +45,8 @@ class Line(RuleBasedStateMachine):
         self.held: list[Slot] = []
         self.serial = 0
 
-    def level_changed(self, process: ProcessId) -> None:
-        self.waiting.level_changed(process)
+    def level_changed(self, process: ProcessId, key: str) -> None:
+        self.waiting.level_changed(process, key)
         self.reclaimer.level_changed(process)
 
     def next(self) -> int:
@@ -134,14 +134,15 @@ class Line(RuleBasedStateMachine):
         for waiter in self.waiters:
             heads.setdefault((waiter.process, waiter.key), waiter)
         levels = Counter(slot.process for slot in self.held)
+        of_keys = Counter((slot.process, slot.key) for slot in self.held)
 
         def place(waiter: Waiter) -> Any:
             level = levels[waiter.process]
             since = max(waiter.since, self.gave_at.get(waiter.process, 0.0))
             group = (waiter.process, waiter.key)
             if group in self.starving:
-                return (0, *self.starving[group])
-            return (level, since, waiter.serial)
+                return (0, 0, *self.starving[group])
+            return (level, of_keys[group], since, waiter.serial)
 
         assert list(self.waiting.in_line()) == sorted(heads.values(), key=place)
 

@@ -257,8 +257,8 @@ BUGS = [
     Bug(
         "group-not-ranked-again",
         "core/waiting.py",
-        "            self._rank_group(head)\n        if waiter is oldest",
-        "            pass\n        if waiter is oldest",
+        "                self._rank_group(head)\n            self._rank_process(process)\n        return waiter",
+        "                pass\n            self._rank_process(process)\n        return waiter",
         "the next waiter of a group is never in line",
     ),
     Bug(

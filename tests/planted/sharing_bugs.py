@@ -183,7 +183,7 @@ SHARING_BUGS = [
     Bug(
         "starving-comes-last",
         "core/waiting.py",
-        "            return (*sharing.rank(0, since), serial)\n",
+        "            return (*sharing.rank(0, 0, since), serial)\n",
         "            pass\n",
         "those that starve wait behind all that do not",
     ),
@@ -242,6 +242,22 @@ SHARING_BUGS = [
         "self.slots.may_be_opening() >= self.max_opening",
         "self.slots.may_be_opening() > self.max_opening",
         "one login more at a time than the database bears",
+    ),
+    Bug(
+        "who-asks-for-most",
+        "core/sharing.py",
+        "    return (level, level_of_key, since)\n",
+        "    return (level, 0, since)\n",
+        "one tenant floods, and all others wait behind everything that it asked for",
+        ("tests/core/test_tenants.py",),
+    ),
+    Bug(
+        "key-not-ranked-again",
+        "core/waiting.py",
+        "            if head is not None:\n                self._rank_group(head)\n            self._rank_process(process)\n\n    def _rank_process",
+        "            self._rank_process(process)\n\n    def _rank_process",
+        "an identity that has got a slot, or lost one, is never in line again",
+        ("tests/core/test_tenants.py", "tests/core/test_line.py"),
     ),
     Bug(
         "hung-opening-counts-for-ever",

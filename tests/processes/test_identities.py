@@ -325,3 +325,36 @@ def test_threads_with_many_identities_never_meet(manager: Any) -> None:
     for lease in leases:
         lease.release()
     pool.close()
+
+
+def test_a_tenant_that_floods_keeps_no_other_from_its_turn(manager: Any) -> None:
+    """Threads of one identity want all there is, without a pause; those of others want one turn each."""
+    pool = manager.pool("p", Things(), max_size=2, timeout=None)
+    over = threading.Event()
+    turns: list[str] = []
+
+    def flood() -> None:
+        while not over.is_set():
+            with pool.checkout(identity="flood"):
+                over.wait(0.001)
+
+    def quiet(name: str) -> None:
+        with pool.checkout(identity=name) as thing:
+            turns.append(thing.identity)
+
+    floods = [threading.Thread(target=flood) for _ in range(12)]
+    names = [f"tenant {number}" for number in range(8)]
+    others = [threading.Thread(target=quiet, args=(name,)) for name in names]
+    for thread in floods:
+        thread.start()
+    try:
+        wait_until(lambda: pool.stats()["in_use"] == 2, "all there is is taken")
+        for thread in others:
+            thread.start()
+        wait_until(lambda: len(turns) == len(others), "everybody has its turn")
+    finally:
+        over.set()
+        for thread in [*floods, *others]:
+            if thread.ident is not None:
+                thread.join()
+    assert sorted(turns) == sorted(names)

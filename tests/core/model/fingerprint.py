@@ -29,6 +29,7 @@ _SKIPPED |= {
     "_richest",
     "_expected",
     "_levels",
+    "_levels_of_keys",
     "_heads",
 }
 _SKIPPED |= {
@@ -44,7 +45,14 @@ _SKIPPED |= {"_ends", "_retries", "_states", "_shut", "_kept_out", "_waiting_for
 _SKIPPED |= {"deadline", "_deadlines", "touched", "_known_in", "_anywhere", "_owner"}
 _SKIPPED |= {"set_at", "declared_at", "closed_at", "_said", "_said_until", "_newest"}
 # Derived from the slots (`check_tables` compares them with a recount).
-_SKIPPED |= {"by_key", "_by_both", "_by_state", "_open_by_key", "_closing_of", "_promised_to"}
+_SKIPPED |= {
+    "by_key",
+    "by_process_and_key",
+    "_by_state",
+    "_open_by_key",
+    "_closing_of",
+    "_promised_to",
+}
 _SKIPPED |= {"_closing_by_key"}
 # Parts that a part only reads: their owner shows them.
 _SKIPPED |= {"_slots", "_waiting", "_capacity", "_breakers", "_openings", "_generations"}
