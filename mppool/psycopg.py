@@ -190,6 +190,11 @@ class AsyncPsycopgRecipe(AsyncRecipe[Any]):
             raise
         return True
 
+    async def cancel(self, connection: Any) -> bool:
+        """Have the statement that another task runs end with an error."""
+        await connection.cancel_safe()
+        return True
+
     async def close(self, connection: Any) -> None:
         """Close the connection."""
         await connection.close()

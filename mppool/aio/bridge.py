@@ -132,6 +132,10 @@ class LoopRecipe(Recipe[Any]):
 
     _reset = _on_checkout
 
+    def _cancel(self, resource: OnLoop) -> bool | None:
+        said: bool | None = self._look(resource, self.asynchronous.cancel)
+        return said
+
     def _stats(self, resource: OnLoop) -> Mapping[str, Any]:
         return self._look(resource, self.asynchronous.stats) or {}
 

@@ -138,7 +138,7 @@ def _nothing() -> Entry:
 class Homes:
     """All of them, of one pool in this process.
 
-    by_loop: read without a lock. _changing: guards its changes; nothing long happens while it is held.
+    by_loop: always the same dict, read without a lock. _changing: guards its changes; nothing long happens while it is held.
     """
 
     def __init__(self, face: Face) -> None:
@@ -149,8 +149,8 @@ class Homes:
 
     def after_fork_in_child(self) -> None:
         """See Forkable."""
-        make_immortal(self.by_loop)
-        self.by_loop = {}
+        make_immortal(dict(self.by_loop))
+        self.by_loop.clear()  # it stays the same one, see Lender
         self._changing = threading.Lock()
 
     def first(self) -> Home | None:

@@ -35,9 +35,9 @@ class AsyncLease(Generic[T]):
 
     __slots__ = ("__weakref__", "_held", "_lender")
 
-    def __init__(self, lender: Lender) -> None:
-        self._lender = lender
-        self._held: list[Entry] = []
+    # No __init__: to call one takes a tenth of a warm checkout. Whoever makes a lease sets these two.
+    _lender: Lender
+    _held: list[Entry]
 
     @property
     def resource(self) -> T:
@@ -70,16 +70,24 @@ class AsyncLease(Generic[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        entry = self._put_back(error)
+        if entry is not None:
+            await self._lender.give_back(entry, suspect=error is not None)
+
+    def _put_back(self, error: BaseException | None) -> Entry | None:
+        """Give the resource back, as far as that is nothing but an append; else it is the caller's to give back."""
         try:
             entry = self._held.pop()
         except IndexError:
             self._refuse_second()
-            return
+            return None
         if entry.inventory.forked:
             self._held.append(entry)  # it is our parent's, and `resource` shall say so
-            return
+            return None
         face, now = entry.face, monotonic()
         used = now - entry.lent_at
+        if used >= BRIEF_S and not entry.killed:
+            face.observe("use", used)
         if (
             now < entry.retire_at
             and (face.plain or self._lender.is_clean(entry))
@@ -90,17 +98,25 @@ class AsyncLease(Generic[T]):
             entry.shelf.append(entry)
             if face.attention or entry.retire_at <= now:
                 look_after_shelving(entry)
-        else:
-            await self._lender.give_back(entry, suspect=error is not None)
-        if used >= BRIEF_S and not entry.killed:
-            face.observe("use", used)
+            return None
+        return entry
 
     async def release(self) -> None:
         """Give the resource back. A second release is refused, harmless, counted and logged."""
         await self.__aexit__(None, None, None)
 
+    def release_soon(self) -> None:
+        """Give the resource back where nothing can be awaited; what has to be is a task of its loop."""
+        entry = self._put_back(None)
+        if entry is not None:
+            self._lender.give_back_soon(entry)
+
     async def discard(self) -> None:
         """Close the resource instead of giving it back, for one that is known to be broken."""
+        self.discard_soon()
+
+    def discard_soon(self) -> None:
+        """The same where nothing can be awaited."""
         entry = self._take_out()
         if entry is not None:
             face = entry.face
@@ -108,11 +124,20 @@ class AsyncLease(Generic[T]):
             entry.lent_at = 0.0
             face.member.close_soon(entry, "discarded")
 
-    def invalidate(self) -> None:
+    async def cancel(self) -> bool:
+        """Have the recipe tell the driver to end what is being done with the resource; see Lease.cancel.
+
+        Called in the loop of the resource, by another task. True: it was told. False: the recipe has no `cancel`, or its
+        driver cannot, or the lease has ended.
+        """
+        held = list(self._held)
+        return bool(held) and not held[0].killed and await self._lender.cancel(held[0])
+
+    def invalidate(self, *, renewed: bool = False) -> None:
         """Tell that the resource has lost its backend, and with it everything that is as old; see Lease."""
         self.resource  # noqa: B018  # raises where it is not ours any more
         entry = self._held[0]
-        entry.face.backend_failed(entry)
+        entry.face.backend_failed(entry, renewed=renewed)
 
     def _take_out(self) -> Entry | None:
         """The entry, for the first who asks. None: it is our parent's, or was given back already."""
@@ -177,26 +202,17 @@ class AsyncLease(Generic[T]):
 class AsyncCheckout(AsyncLease[T]):
     """What `pool.checkout()` returns: `async with` it for the resource, or `await` it for the lease."""
 
-    __slots__ = ("_credential", "_identity", "_timeout")
+    __slots__ = ("_for_whom", "_seconds")
 
-    def __init__(
-        self,
-        lender: Lender,
-        timeout: float | None,
-        identity: str | None,
-        credential: Any,
-    ) -> None:
-        self._lender = lender
-        self._held = []
-        self._timeout = timeout
-        self._identity = identity
-        self._credential = credential
+    # See AsyncLease. _for_whom: identity and credential, where they are named.
+    _seconds: float | None
+    _for_whom: tuple[str | None, Any] | None
 
     async def __aenter__(self) -> T:
         lender = self._lender
-        if self._identity is None and self._credential is None:
+        if self._for_whom is None:
             face = lender.face
-            home = lender.homes.by_loop.get(running_loop())
+            home = lender.by_loop.get(running_loop())
             if home is not None and not face.attention and face.ours[0]:
                 try:
                     entry = home.pop()
@@ -218,7 +234,8 @@ class AsyncCheckout(AsyncLease[T]):
             raise PoolError(
                 f"pool {self._lender.name!r}: this checkout was used already; call pool.checkout() for each"
             )
-        entry = await self._lender.check_out(self._timeout, self._identity, self._credential)
+        identity, credential = self._for_whom or (None, None)
+        entry = await self._lender.check_out(self._seconds, identity, credential)
         if self._lender.face.options.track_leaks:
             entry.stack = "".join(traceback.format_stack()[:-2])
         self._held.append(entry)
@@ -229,7 +246,8 @@ class AsyncCheckout(AsyncLease[T]):
 
     async def _lease(self) -> AsyncLease[T]:
         await self.__aenter__()
-        lease: AsyncLease[T] = AsyncLease(self._lender)
+        lease: AsyncLease[T] = AsyncLease()
+        lease._lender = self._lender
         held, self._held = self._held, []
         lease._held = held
         return lease

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from mppool.aio.bridge import LoopRecipe, opens_in
 from mppool.aio.hooks import TaskHooks
+from mppool.aio.recipe import has_hook, settled
 from mppool.logs import Log
 from mppool.process.fork import notice_fork
 from mppool.worker.task_checkout import TaskCheckout
@@ -23,12 +24,16 @@ log = Log("mppool")
 
 
 class Lender:
-    """Between leases and the pool of this process. It holds nothing itself."""
+    """Between leases and the pool of this process. It holds nothing itself.
+
+    by_loop: that of the homes, one step nearer for warm checkouts.
+    """
 
     def __init__(self, face: Face, recipe: LoopRecipe) -> None:
         self.face = face
         self.name = face.name
         self.homes = recipe.homes_of(face)
+        self.by_loop = self.homes.by_loop
         self._recipe = recipe
 
     async def check_out(
@@ -82,20 +87,46 @@ class Lender:
             and not self._recipe.asynchronous.needs_reset(held.resource)
         )
 
+    async def cancel(self, entry: Entry) -> bool:
+        """Run the recipe's hook; whether the driver was told."""
+        recipe = self._recipe.asynchronous
+        if not has_hook(recipe, "cancel"):
+            return False
+        try:
+            return await settled(recipe.cancel(entry.resource.resource)) is not False
+        except Exception:
+            self.face.count("hook_errors")
+            log.warning("pool %r: the cancel hook raised", self.name, exc_info=True)
+            return False
+
     async def give_back(self, entry: Entry, *, suspect: bool) -> None:
         """In the loop that owns the resource; to the end, also where the caller is cancelled."""
-        face = self.face
-        if not entry.inventory.end_lease(entry):
-            log.warning("pool %r: a lease was released after it had been killed", face.name)
+        home = self._home_of_released(entry)
+        if home is None:
             return
-        home: Home = entry.resource.home
-        if not home.runs:
-            face.member.close_soon(entry, "discarded")
-            return
-        work = TaskHooks(face, home).give_back(entry, suspect=suspect)
+        work = TaskHooks(self.face, home).give_back(entry, suspect=suspect)
         if home.loop is running_loop():
             await asyncio.shield(home.spawn(work))
         else:
             await asyncio.shield(
                 asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, home.loop))
             )
+
+    def give_back_soon(self, entry: Entry) -> None:
+        """The same, where nothing can be awaited. Called by any thread."""
+        home = self._home_of_released(entry)
+        if home is not None:
+            asyncio.run_coroutine_threadsafe(
+                TaskHooks(self.face, home).give_back(entry, suspect=False), home.loop
+            )
+
+    def _home_of_released(self, entry: Entry) -> Home | None:
+        """Where what was released is looked after; None: it is gone, or being closed."""
+        if not entry.inventory.end_lease(entry):
+            log.warning("pool %r: a lease was released after it had been killed", self.name)
+            return None
+        home: Home = entry.resource.home
+        if not home.runs:
+            self.face.member.close_soon(entry, "discarded")
+            return None
+        return home

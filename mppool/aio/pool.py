@@ -70,8 +70,12 @@ class AsyncPool(Generic[T]):
             type(timeout) is not float or not 0.0 <= timeout <= LONGEST_S
         ):
             timeout = checked_timeout(self.name, timeout)
-        seconds = self.options.timeout if timeout is _DEFAULT else timeout
-        return AsyncCheckout(self._lender, seconds, identity, credential)
+        made: AsyncCheckout[T] = AsyncCheckout()
+        made._lender = self._lender
+        made._held = []
+        made._seconds = self._face.options.timeout if timeout is _DEFAULT else timeout
+        made._for_whom = None if identity is None and credential is None else (identity, credential)
+        return made
 
     # --- what this process has ------------------------------------------------------------------------------
 
@@ -143,6 +147,14 @@ class AsyncPool(Generic[T]):
     async def close_idle(self) -> int:
         """Close what lies idle in this process, and return how many that were. The pool goes on."""
         return await in_thread(self._face.member.chores, self._blocking.close_idle)
+
+    def close_idle_soon(self) -> None:
+        """The same where nothing can be awaited."""
+
+        def close() -> None:
+            self._blocking.close_idle()
+
+        self._face.member.chores.add(close)
 
     async def aclose(self, *, everywhere: bool = False) -> None:
         """Hand out nothing any more in this process, in none of its loops; see Pool.close."""

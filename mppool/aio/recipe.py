@@ -59,6 +59,9 @@ class AsyncRecipe(Generic[T]):
         if callable(close):
             await settled(close())
 
+    async def cancel(self, resource: T) -> bool | None:
+        """Have what its user is doing with the resource end early; see Recipe.cancel. Runs beside that, in the same loop."""
+
     def abandon(self, resource: T) -> None:
         """End a resource whose event loop does not run any more. A plain method, for nothing can be awaited.
 

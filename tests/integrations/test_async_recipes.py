@@ -144,6 +144,25 @@ def test_a_cancelled_query_costs_no_session_and_no_slot(make: Make, postgresql: 
         asyncio.run(main())
 
 
+def test_a_statement_is_cancelled_from_another_task(postgresql: Database) -> None:
+    psycopg = pytest.importorskip("psycopg")
+    where = f"host=127.0.0.1 port={postgresql.port} dbname={postgresql.name} user=postgres"
+    with InProcessManager() as manager:
+        pool = manager.apool("p", AsyncPsycopgRecipe(where), max_size=1)
+
+        async def main() -> None:
+            lease = await pool.checkout()
+            sleeping = asyncio.ensure_future(lease.resource.execute("select pg_sleep(60)"))
+            await until(lambda: postgresql.states() == ["active"], "the query to run")
+            assert await lease.cancel()
+            with pytest.raises(psycopg.errors.QueryCanceled):
+                await sleeping
+            await lease.release()
+            assert not await lease.cancel()
+
+        asyncio.run(main())
+
+
 # asyncio complains of transports whose loop was closed under them.
 @pytest.mark.filterwarnings("ignore::ResourceWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")

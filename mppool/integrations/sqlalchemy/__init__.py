@@ -7,6 +7,7 @@ the queue of QueuePool is replaced.
 
   pool.py        SharedPool: the pool class
   record.py      Record and Held: a connection, as SQLAlchemy sees it and as mppool keeps it
+  asynchronous.py  the same for asynchronous engines
   opening.py     the recipe: how a record is opened, checked and closed; whose token it was opened with
 """
 
@@ -30,7 +31,7 @@ from mppool.options import checked_name
 if TYPE_CHECKING:
     from mppool.base_manager import Manager
 
-__all__ = ["SharedPool", "shared_pool"]
+__all__ = ["SharedPool", "shared_async_pool", "shared_pool"]
 
 
 def shared_pool(
@@ -50,9 +51,28 @@ def shared_pool(
 
     Raises ConfigurationError for a bad name, and for options that SQLAlchemy's own say.
     """
+    return _made(SharedPool, manager, name, options, open_in_caller=open_in_caller)
+
+
+def shared_async_pool(manager: Manager, name: str, **options: Any) -> type[SharedPool]:
+    """The same for `create_async_engine(url, poolclass=...)`: connections that belong to event loops.
+
+    Tested over asyncpg and psycopg. A task that waits blocks no loop.
+    One engine may be used in several loops: each has connections of its own, under one cap.
+
+    Raises ConfigurationError as `shared_pool` does.
+    """
+    from mppool.integrations.sqlalchemy.asynchronous import SharedAsyncPool
+
+    return _made(SharedAsyncPool, manager, name, options)
+
+
+def _made(
+    kind: type[SharedPool], manager: Manager, name: str, options: dict[str, Any], **more: Any
+) -> type[SharedPool]:
     if not callable(getattr(manager, "pool", None)):
         raise ConfigurationError(
-            f"the manager of shared_pool is {manager!r:.80}; give a manager: shared_pool(PoolManager('shop'), {name!r})"
+            f"the manager of pool {name!r} is {manager!r:.80}; give a manager: shared_pool(PoolManager('shop'), {name!r})"
         )
     checked_name("pool", name)
     for option in options:
@@ -61,5 +81,5 @@ def shared_pool(
                 f"pool {name!r}: {option} follows from create_engine's {OWN_OPTIONS[option]}; say it there"
             )
     # The module is the one under which applications look for the log of a pool.
-    own = {"manager": manager, "name": name, "more": options, "open_in_caller": open_in_caller}
-    return type("SharedPool", (SharedPool,), {**own, "__module__": "sqlalchemy.pool.impl"})
+    own = {"manager": manager, "name": name, "more": options, **more}
+    return type(kind.__name__, (kind,), {**own, "__module__": "sqlalchemy.pool.impl"})

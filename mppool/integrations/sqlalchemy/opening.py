@@ -25,14 +25,17 @@ from mppool.recipe import Opening, Recipe
 from mppool.worker.pool import Pool
 
 if TYPE_CHECKING:
+    from mppool.aio.pool import AsyncPool
     from mppool.integrations.sqlalchemy.pool import SharedPool
+
+    SomePool = Pool[Held] | AsyncPool[Held]
 
 log = Log("mppool.sqlalchemy")
 
 _FINGERPRINT_KEY = b"mppool.integrations.sqlalchemy 1"
 
 # Each pool of this process with the recipe that it was declared with first, which is the one that it uses.
-_declared: dict[Pool[Held], tuple[Pool[Held], EngineRecipe]] = {}
+_declared: dict[SomePool, tuple[SomePool, EngineRecipe]] = {}
 
 # Opaque parts of creators: as long as they are here their ids are theirs.
 _known: dict[int, object] = {}
@@ -156,7 +159,7 @@ class EngineRecipe(Recipe[Held]):
         )
 
 
-def declare(shared: Pool[Held], recipe: EngineRecipe) -> tuple[Pool[Held], EngineRecipe]:
+def declare(shared: SomePool, recipe: EngineRecipe) -> tuple[SomePool, EngineRecipe]:
     """The pool and the recipe with which it was declared first in this process."""
     return _declared.setdefault(shared, (shared, recipe))
 

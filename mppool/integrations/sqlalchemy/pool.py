@@ -63,14 +63,17 @@ class SharedPool(Pool):
         self.disposed_at = 0.0
         recipe = opening.EngineRecipe(opening.fingerprint_of(creator, self._dialect))
         recipe.open_in_caller = self.open_in_caller
-        shared: OurPool[Held] = self.manager.pool(self.name, recipe, **self._options())
-        self._shared, self.recipe = opening.declare(shared, recipe)
+        self._shared, self.recipe = self._declare(recipe)
         self.identity = self.recipe.enter(self)
         self._checkout = (
             self._shared.checkout
             if self.identity is None
             else partial(self._shared.checkout, identity=self.identity)
         )
+
+    def _declare(self, recipe: opening.EngineRecipe) -> tuple[Any, opening.EngineRecipe]:
+        shared: OurPool[Held] = self.manager.pool(self.name, recipe, **self._options())
+        return opening.declare(shared, recipe)
 
     def _options(self) -> dict[str, Any]:
         unbounded = self._max_overflow < 0
@@ -97,12 +100,12 @@ class SharedPool(Pool):
             opening.asking.set(me)
         try:
             while True:
-                lease = self._checkout(self._timeout)
-                held = lease.resource
+                lease = self._lease()
+                held: Held = lease.resource
                 record: Record = held.record  # type: ignore[assignment]  # what lies idle has one
                 if held.pool is not self:
                     if held.pool.disposed_at > record.starttime:
-                        lease.discard()
+                        self._discard(lease)
                         continue
                     record.move_to(self)
                 held.record = None
@@ -112,6 +115,18 @@ class SharedPool(Pool):
             failure = error
         # Outside of the handler: SQLAlchemy's users know the errors of SQLAlchemy and of the driver.
         raise self._translated(failure)
+
+    def _lease(self) -> Any:
+        return self._checkout(self._timeout)
+
+    def _release(self, lease: Any) -> None:
+        lease.release()
+
+    def _discard(self, lease: Any) -> None:
+        lease.discard()
+
+    def _close_idle(self) -> None:
+        self._shared.close_idle()
 
     def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
         lease = record.lease  # type: ignore[attr-defined]
@@ -127,9 +142,9 @@ class SharedPool(Pool):
             and len(self.recipe.open_here) > self._size
             and self._shared.idle_here >= self._size
         ):
-            lease.discard()
+            self._discard(lease)
         else:
-            lease.release()
+            self._release(lease)
 
     def _translated(self, failure: PoolError) -> Exception:
         cause = failure.__cause__
@@ -165,7 +180,7 @@ class SharedPool(Pool):
     def dispose(self) -> None:
         """Close what lies idle in this process; what is in use goes when a later face of the pool meets it."""
         self.disposed_at = time.time()
-        self._shared.close_idle()
+        self._close_idle()
         self.logger.info("Pool disposed. %s", self.status())
 
     def recreate(self) -> SharedPool:
@@ -205,11 +220,11 @@ class SharedPool(Pool):
 
     def checkedin(self) -> int:
         """How many lie idle in this process."""
-        return self._shared.idle_here
+        return int(self._shared.idle_here)
 
     def checkedout(self) -> int:
         """How many are in use in this process."""
-        return self._shared.in_use_here
+        return int(self._shared.in_use_here)
 
     def overflow(self) -> int:
         """How many more than pool_size are open in this process."""

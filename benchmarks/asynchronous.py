@@ -1,0 +1,125 @@
+"""AsyncPool beside asyncpg's own pool and psycopg's AsyncConnectionPool, over one PostgreSQL.
+
+The database is named by $MPPOOL_BENCH_POSTGRES, a URL; without it there is no table. Nothing is executed but what the
+pools themselves send: asyncpg's reset at each release, which both it and AsyncpgRecipe do.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import time
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from typing import Any
+
+from benchmarks.command import command
+from benchmarks.load import private_manager
+from benchmarks.tables import Table
+
+VARIABLE = "MPPOOL_BENCH_POSTGRES"
+SIZE = 8
+TASKS = 64
+
+ASYNCPG, OURS_ASYNCPG = "asyncpg.Pool", "mppool, AsyncpgRecipe"
+PSYCOPG, OURS_PSYCOPG = "AsyncConnectionPool", "mppool, AsyncPsycopgRecipe"
+
+Checkout = Callable[[], AbstractAsyncContextManager[Any]]
+
+
+def run(quick: bool) -> list[Table]:
+    """One process, one loop; each sample is one round with a pool, and the pools take turns."""
+    url = os.environ.get(VARIABLE)
+    if not url:
+        return []
+    rounds, uses = (3, 50) if quick else (15, 1000)
+    warm, contended = asyncio.run(_samples(url, rounds, uses))
+    aims = [
+        f"{OURS_ASYNCPG}: at most 1 x {ASYNCPG}",
+        f"{OURS_PSYCOPG}: at most 1 x {PSYCOPG}",
+    ]
+    return [
+        Table(
+            "asynchronous",
+            "asyncio: a connection that lies ready, taken and given back",
+            "ns",
+            warm,
+            (ASYNCPG, PSYCOPG),
+            aims=aims,
+        ),
+        Table(
+            "asynchronous contended",
+            f"asyncio: {TASKS} tasks take turns at {SIZE} connections, for each use",
+            "ns",
+            contended,
+            (ASYNCPG, PSYCOPG),
+            aims=aims,
+        ),
+    ]
+
+
+async def _samples(
+    url: str, rounds: int, uses: int
+) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+    async with _pools(url) as checkouts:
+        warm: dict[str, list[float]] = {name: [] for name in checkouts}
+        contended: dict[str, list[float]] = {name: [] for name in checkouts}
+        for _ in range(rounds + 1):  # the first one opens
+            for name, checkout in checkouts.items():
+                warm[name].append(await _alone(checkout, uses))
+                contended[name].append(await _together(checkout, uses))
+        return (
+            {name: samples[1:] for name, samples in warm.items()},
+            {name: samples[1:] for name, samples in contended.items()},
+        )
+
+
+async def _alone(checkout: Checkout, uses: int) -> float:
+    began = time.perf_counter_ns()
+    for _ in range(uses):
+        async with checkout():
+            pass
+    return (time.perf_counter_ns() - began) / uses
+
+
+async def _together(checkout: Checkout, uses: int) -> float:
+    async def use() -> None:
+        for _ in range(uses // TASKS + 1):
+            async with checkout():
+                await asyncio.sleep(0)
+
+    began = time.perf_counter_ns()
+    await asyncio.gather(*(use() for _ in range(TASKS)))
+    return (time.perf_counter_ns() - began) / ((uses // TASKS + 1) * TASKS)
+
+
+@asynccontextmanager
+async def _pools(url: str) -> AsyncIterator[dict[str, Checkout]]:
+    import asyncpg
+    from psycopg_pool import AsyncConnectionPool
+
+    from mppool.asyncpg import AsyncpgRecipe
+    from mppool.psycopg import AsyncPsycopgRecipe
+
+    async with AsyncExitStack() as stack:
+        manager = stack.enter_context(private_manager())
+        theirs = await stack.enter_async_context(
+            asyncpg.create_pool(url, min_size=SIZE, max_size=SIZE)
+        )
+        psycopgs = await stack.enter_async_context(
+            AsyncConnectionPool(url, min_size=SIZE, max_size=SIZE, open=False)
+        )
+        ours = manager.apool("asyncpg", AsyncpgRecipe(url), max_size=SIZE)
+        stack.push_async_callback(ours.aclose)
+        others = manager.apool("psycopg", AsyncPsycopgRecipe(url), max_size=SIZE)
+        stack.push_async_callback(others.aclose)
+        yield {
+            ASYNCPG: theirs.acquire,
+            OURS_ASYNCPG: ours.checkout,
+            PSYCOPG: psycopgs.connection,
+            OURS_PSYCOPG: others.checkout,
+        }
+
+
+if __name__ == "__main__":
+    command({"asynchronous": run})
