@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any, TypeVar
 
-from mppool.clock import ManualClock
 from mppool.core.books import Books
 from mppool.core.decisions import Decision, Grant, Queued, Refuse
 from mppool.core.events import Attach, Checkout, Declaration, Died, Held, Opened, Returned
 from mppool.ids import GrantNumber, ProcessId, Session, Ticket
 from mppool.options import PoolOptions
+from tests.core.clock import ManualClock
 from tests.core.model.fingerprint import fingerprint
 from tests.core.model.parts import POOL, declaration
 

@@ -10,8 +10,8 @@ import sys
 import pytest
 
 from mppool import errors
-from mppool.clock import ManualClock
 from mppool.ids import ProcessId, birth_of, grant_number, own_process
+from tests.core.clock import ManualClock
 
 
 def test_a_process_is_its_pid_and_its_birth() -> None:

@@ -1,18 +1,10 @@
-"""Where the time comes from. The core never asks for it: it is told."""
+"""A clock for tests of the core: the core never asks for the time, it is told."""
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable
-
-# A clock is anything that gives seconds that never go backwards.
-Clock = Callable[[], float]
-
-monotonic: Clock = time.monotonic
-
 
 class ManualClock:
-    """A clock for tests that moves only when told to."""
+    """Moves only when told to. Seconds."""
 
     def __init__(self, now: float = 1000.0) -> None:
         self.now = now
