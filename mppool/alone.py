@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from mppool.base_manager import merged_alone, refuse_initializer
 from mppool.core.decisions import Draining
-from mppool.core.events import Drain, Reset, Resize
+from mppool.core.events import ClosePool, Drain, Reset, Resize
 from mppool.errors import ConfigurationError
 from mppool.options import checked_timeout
 
@@ -99,5 +99,5 @@ class Alone:
             generation = answer.generation
             threading.Event().wait(_DRAIN_POLL_S)
 
-    def _control_pool(self, event: Resize | Reset) -> None:
+    def _control_pool(self, event: Resize | Reset | ClosePool) -> None:
         self._link.command(event)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mppool.alone import Alone, link_alone
 from mppool.base_manager import Manager, refuse_initializer
 from mppool.core.decisions import Draining
-from mppool.core.events import Drain, Reset, Resize
+from mppool.core.events import ClosePool, Drain, Reset, Resize
 from mppool.core.tokens import ForgetTokens
 from mppool.errors import ConfigurationError, PoolError, ServerUnavailable
 from mppool.link.server_link import ServerLink
@@ -275,7 +275,14 @@ class PoolManager(Manager, BaseManager):
         """
         self._control_pool(Reset(pool))
 
-    def _control_pool(self, event: Resize | Reset) -> None:
+    def reopen(self, pool: str) -> None:
+        """Undo `Pool.close(everywhere=True)`, in all processes; starts no server.
+
+        A process that closed the pool for itself alone keeps it closed. Raises what `reset` raises.
+        """
+        self._control_pool(ClosePool(pool, reopened=True))
+
+    def _control_pool(self, event: Resize | Reset | ClosePool) -> None:
         answer = self._link.control(event, time.monotonic() + CONTROL_DEADLINE_S)
         if not isinstance(answer, Done):
             self._raise_undrained(answer)

@@ -139,6 +139,12 @@ def _add_commanding(command: Callable[..., _Command]) -> None:
         "mppool reset shop orders",
     ).manager().pool()
     command(
+        "reopen",
+        commanding.reopen,
+        "open a pool that was closed in all processes",
+        "mppool reopen shop orders",
+    ).manager().pool()
+    command(
         "forget-tokens",
         commanding.forget_tokens,
         "have all processes fetch new tokens",

@@ -65,6 +65,13 @@ def reset(options: argparse.Namespace) -> int:
     return OK
 
 
+def reopen(options: argparse.Namespace) -> int:
+    """`mppool reopen NAME POOL`."""
+    _manager_with(options).reopen(options.pool)
+    print(f"pool {options.pool}: open in all processes but those that closed it for themselves")
+    return OK
+
+
 def forget_tokens(options: argparse.Namespace) -> int:
     """`mppool forget-tokens NAME [--identity IDENTITY]`."""
     manager = running_manager(options.name, options.runtime_dir)

@@ -404,7 +404,7 @@ class Books:
         elif isinstance(event, WantReady):
             pool.want_ready(process, now)
         else:
-            pool.close(now)
+            pool.close(now, reopened=event.reopened)
 
     _handlers: ClassVar[dict[type[Event], Callable[[Books, ProcessId, Any, float], None]]] = {
         Checkout: _checkout,

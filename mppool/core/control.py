@@ -4,6 +4,8 @@ what the next server has to know.
 
 from __future__ import annotations
 
+import math
+
 from mppool.core.decisions import Draining, DropToken, Notice, PoolChanged, RecordPool
 from mppool.core.declarations import Declarations
 from mppool.core.events import BackendFailed, Declaration, Held, Resize, TokenReplaced
@@ -76,9 +78,12 @@ class Control:
         self._generations.begin()
         self._announce()
 
-    def close(self, now: float) -> None:
-        """The pool hands out nothing any more."""
-        self._generations.close(now)
+    def close(self, now: float, *, reopened: bool) -> None:
+        """The pool hands out nothing any more; reopened: it hands out again."""
+        if not reopened:
+            self._generations.close(now)
+        elif not self._generations.reopen(math.inf):
+            return  # it was open
         self._announce()
 
     def drained(self, process: ProcessId, generation: int, left: int) -> None:

@@ -223,9 +223,10 @@ class Drain(Event, frozen=True, tag=True):
 
 
 class ClosePool(Event, frozen=True, tag=True):
-    """The pool hands out nothing any more."""
+    """The pool hands out nothing any more; `reopened`: it hands out again."""
 
     pool: str
+    reopened: bool = False
 
 
 # --- what the server sees --------------------------------------------------------------------------------

@@ -55,7 +55,7 @@ class Generations:
         self.closed, self.closed_at = True, now
 
     def reopen(self, made_at: float) -> bool:
-        """A declaration was made then. True if it opens a pool that was closed before."""
+        """A declaration was made then, or (inf) a command says so. True if it opens a pool that was closed before."""
         if not self.closed or made_at <= self.closed_at:
             return False
         self.closed = False

@@ -123,11 +123,12 @@ class PoolBooks:
         left = sum(slot.generation < generation for slot in self.slots)
         self.control.drained(process, generation, left)
 
-    def close(self, now: float) -> None:
-        """Hand out nothing any more; what is out goes when it is released."""
-        self.refusals.refuse_all(f"pool {self.name!r} was closed")
-        self.control.close(now)
-        self.eviction.start_again()
+    def close(self, now: float, *, reopened: bool = False) -> None:
+        """Hand out nothing any more; what is out goes when it is released. reopened: hand out again."""
+        if not reopened:
+            self.refusals.refuse_all(f"pool {self.name!r} was closed")
+            self.eviction.start_again()
+        self.control.close(now, reopened=reopened)
         self._settle(now)
 
     def want_ready(self, process: ProcessId, now: float) -> None:

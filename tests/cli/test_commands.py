@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from mppool import PoolManager
+from mppool import PoolClosed, PoolManager
 from mppool.cli.looking import for_javascript
 from mppool.cli.output import Table, as_text
 from mppool.worker.pool import Pool
@@ -173,6 +173,23 @@ def test_resize_and_reset_reach_pools_of_other_processes(orders: Pool[Thing]) ->
     assert orders.stats()["generation"] > before
 
 
+def test_a_pool_that_was_closed_everywhere_is_reopened(orders: Pool[Thing]) -> None:
+    orders.close(everywhere=True)
+    with pytest.raises(PoolClosed):
+        orders.checkout()
+    done = mppool("reopen", "shop", "orders")
+    assert (done.returncode, done.stderr) == (0, "")
+
+    def serves() -> bool:  # the word goes round
+        try:
+            orders.checkout(timeout=20).release()
+        except PoolClosed:
+            return False
+        return True
+
+    wait_until(serves, "an open pool")
+
+
 def test_leases_are_listed_with_their_holders(orders: Pool[Thing]) -> None:
     assert mppool("leases", "shop").stdout == "nothing is lent\n"
     with orders.checkout():
@@ -211,6 +228,7 @@ COMMANDS = [
     "drain",
     "resize",
     "reset",
+    "reopen",
     "forget-tokens",
     "shutdown",
     "clean",

@@ -73,6 +73,20 @@ def test_a_closed_pool_retires_what_comes_back_and_stays_closed() -> None:
     assert desk.ask(P).reason == "closed"
 
 
+def test_a_pool_that_is_reopened_hands_out_again_and_everybody_is_told() -> None:
+    desk = Desk(P, max_size=2)
+    desk.command(ClosePool(POOL))
+    assert desk.ask(P).reason == "closed"
+    desk.forget()
+    desk.command(ClosePool(POOL, reopened=True))
+    assert [c.closed for c in desk.hears(P, PoolChanged)] == [False]
+    assert written(desk) == [(2, 0, 0, False)]
+    desk.granted(P)
+    desk.forget()
+    desk.command(ClosePool(POOL, reopened=True))
+    assert not written(desk)
+
+
 def test_a_resize_is_journalled() -> None:
     desk = Desk(P, max_size=2)
     desk.forget()

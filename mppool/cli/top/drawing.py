@@ -77,7 +77,8 @@ def _header(watch: Watch, choices: Choices) -> Text:
         stats = watch.stats
         text.append(
             f"   server {stats['server_pid']}, up {duration(stats['uptime'])}   "
-            f"{len(stats['processes'])} processes   {len(stats['pools'])} pools",
+            f"{counted(len(stats['processes']), 'process', 'processes')}   "
+            f"{counted(len(stats['pools']), 'pool', 'pools')}",
             "none",
         )
         left = [one["expires_in"] for one in stats["tokens"] if one["expires_in"] is not None]
@@ -86,6 +87,11 @@ def _header(watch: Watch, choices: Choices) -> Text:
     if choices.is_paused:
         text.append("   PAUSED", BAD)
     return text
+
+
+def counted(number: int, one: str, more: str) -> str:
+    """1 pool, 2 pools."""
+    return f"{number} {one if number == 1 else more}"
 
 
 def _footer(choices: Choices) -> Text:
