@@ -1,36 +1,33 @@
-"""Checkout for asyncio: what blocks happens in a thread, and never in the event loop's.
+"""Checkout of blocking resources for asyncio: a task waits for a future, and what blocks happens in a thread.
 
-Checkouts of a pool wait in threads of that pool's own, not in the loop's executor: full of waiting checkouts, that
-would never run what the holders of resources need it for (`asyncio.to_thread`, name look-ups). Giving back does
-not wait behind them: it is a chore of the member, for which there is always a thread.
+A task stands in the same line as the threads that wait (see tasks.py), and takes no thread while it does. Hooks that block
+(check, on_checkout, reset) run in threads of the pool's own, not in the loop's executor.
 """
 
 from __future__ import annotations
 
 import asyncio
-from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from mppool.errors import CheckoutTimeout
 from mppool.logs import Log
-from mppool.process.executor import MOST_THREADS as MOST_WAITS
+from mppool.process.fork import notice_fork
+from mppool.worker.inventory import NEVER
 from mppool.worker.lease import Lease
+from mppool.worker.task_checkout import TaskCheckout
+from mppool.worker.tasks import Desk, in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
     from types import TracebackType
 
     from mppool.worker.face import Face
-
-    Blocking = Callable[[float | None], Lease[Any]]
+    from mppool.worker.inventory import Entry
+    from mppool.worker.principal import Principal
 
 T = TypeVar("T")
 
 log = Log("mppool")
-
-_START_S = 0.1
-"""So long a free thread may take to begin; after that it is taken for granted that there is none."""
 
 
 class AsyncLease(Lease[T]):
@@ -81,132 +78,117 @@ def _give_back(lease: Lease[Any], error: BaseException | None) -> asyncio.Future
     return done
 
 
-class _Attempt:
-    """One checkout, for whose waiting there is a thread.
+class ThreadHooks:
+    """How a blocking resource is made ready for a task: what may block happens in a thread. See task_checkout.Hooks."""
 
-    _lot: one item, which is taken either by the thread that begins or by the loop that gives up before;
-        popping it is atomic, as it is with `_got`.
-    _got: what the thread has got, for whoever pops it. The thread appends first and reads `_given_up` then; the
-        loop sets that first and looks into `_got` then. So one of the two gives it back, also where the loop
-        ends before it hears of it.
-    """
-
-    def __init__(self, face: Face, seconds: float | None, blocking: Blocking) -> None:
+    def __init__(self, face: Face) -> None:
         self._face = face
-        self._seconds = seconds
-        self._deadline = None if seconds is None else monotonic() + seconds
-        self._blocking = blocking
-        self._loop = asyncio.get_running_loop()
-        self._lot = deque([None])
-        self._got: deque[Lease[Any]] = deque()
-        self._given_up = False
-        self._done: asyncio.Future[None] = self._loop.create_future()
 
-    async def lease(self) -> Lease[Any]:
-        """Wait for it. Cancelled, it is not begun any more, or what the thread still gets is given back."""
-        timer = None
-        if self._seconds is not None:
-            timer = self._loop.call_later(self._seconds + _START_S, self._expire)
-        try:
-            self._begin()
-            await self._done
-            return self._got.pop()
-        except GeneratorExit:  # perhaps by the garbage collector, in which no lock may be taken
-            self._given_up = True
-            raise
-        except BaseException:
-            self._given_up = True
-            self._is_mine()
-            if self._got:
-                self._face.member.chores.add(self._give_back)
-            raise
-        finally:
-            if timer is not None:
-                timer.cancel()
+    async def prepare(
+        self, entry: Entry, principal: Principal | None, deadline: float | None
+    ) -> bool:
+        """A resource from the shelf is made ready; False: it had to be closed instead."""
+        face, now = self._face, monotonic()
+        if now < entry.retire_at and now - entry.released_at < face.trust_s:
+            face.lend(entry, now)
+            return True
+        return await in_thread(
+            face.member.chores,
+            lambda: face.prepare(entry, monotonic(), principal, deadline),
+            lambda is_ready: self._give_back(entry) if is_ready else None,
+        )
 
-    def _begin(self) -> None:
-        try:
-            self._face.waits.add(self._run)
-        except BaseException:
-            self._face.waits.interrupted()
-            raise
-
-    def _is_mine(self) -> bool:
-        """True for the first who asks."""
-        try:
-            self._lot.pop()
-        except IndexError:
-            return False
-        return True
-
-    def _run(self) -> None:
-        """The thread's part."""
-        if not self._is_mine():
+    async def lend(self, entry: Entry) -> None:
+        """A resource that was opened a moment ago is made ready."""
+        if self._face.on_checkout is None:
+            self._face.lend(entry, monotonic())
             return
-        failure = None
-        left = None if self._deadline is None else max(0.0, self._deadline - monotonic())
-        try:
-            self._got.append(self._blocking(left))
-        except BaseException as error:  # noqa: BLE001  # it is raised where it is awaited
-            failure = error
-        try:
-            self._loop.call_soon_threadsafe(self._settle, failure)
-        except RuntimeError:  # the loop was closed
-            self._given_up = True
-        finally:
-            failure = None  # its traceback refers to this frame
-        if self._given_up:
-            self._give_back()
+        await in_thread(
+            self._face.member.chores,
+            lambda: self._face.lend(entry, monotonic()),
+            lambda _: self._give_back(entry),
+        )
 
-    def _give_back(self) -> None:
-        """In a thread, for a reset may take its time."""
-        try:
-            lease = self._got.pop()
-        except IndexError:
-            return  # somebody else does it, or there is none
-        lease.release()
-
-    def _settle(self, failure: BaseException | None) -> None:
-        if self._done.done():
-            return
-        if failure is None:
-            self._done.set_result(None)
-        else:
-            self._done.set_exception(failure)
-
-    def _expire(self) -> None:
-        """All threads wait for others until now."""
-        if self._is_mine() and not self._done.done():
-            self._face.count("timeouts")
-            self._done.set_exception(
-                CheckoutTimeout(
-                    f"pool {self._face.name!r}: nothing could be had within {self._seconds:g} s: "
-                    f"{MOST_WAITS} asynchronous checkouts of this process wait already; release leases sooner, "
-                    "raise max_size or wait longer"
-                )
-            )
+    def _give_back(self, entry: Entry) -> None:
+        """Its task was cancelled meanwhile. In a thread, for a reset may take its time."""
+        self._face.put_back_slowly(entry, monotonic())
 
 
-class AsyncCheckout:
+class Desks:
+    """The desks of a pool, one for each event loop of this process. See Keeper."""
+
+    def __init__(self) -> None:
+        self._by_loop: dict[asyncio.AbstractEventLoop, Desk] = {}
+
+    def here(self, face: Face) -> Desk:
+        """Of the running loop. Raises RuntimeError where none runs."""
+        loop = asyncio.get_running_loop()
+        desk = self._by_loop.get(loop)
+        if desk is None:
+            desk = self._by_loop.setdefault(loop, Desk(face, loop))
+            face.member.housekeeper.look_after(self)
+        return desk
+
+    def look(self, now: float) -> float:
+        """What tasks that were never finished have left."""
+        for loop, desk in list(self._by_loop.items()):
+            desk.look_after_deserted()
+            if loop.is_closed():
+                self._by_loop.pop(loop, None)
+        return NEVER
+
+    def is_over(self) -> bool:
+        """Nothing to look after while no loop uses the pool."""
+        return not self._by_loop
+
+
+class AsyncCheckout(Generic[T]):
     """What `pool.acheckout()` returns: awaitable, and an asynchronous context manager."""
 
-    __slots__ = ("_blocking", "_face", "_lease", "_seconds")
+    __slots__ = ("_desks", "_face", "_lease", "_make", "_seconds", "_whose")
 
-    def __init__(self, face: Face, seconds: float | None, blocking: Blocking) -> None:
-        """seconds: to wait, from when this is awaited; `blocking` does it, within the seconds it is told."""
+    def __init__(
+        self,
+        face: Face,
+        desks: Desks,
+        seconds: float | None,
+        whose: tuple[str | None, Any],
+        make: Callable[[Entry], Lease[T]],
+    ) -> None:
+        """seconds: to wait, from when this is awaited. whose: identity and credential. make: the lease of an entry."""
         self._face = face
+        self._desks = desks
         self._seconds = seconds
-        self._blocking = blocking
-        self._lease: AsyncLease[Any] | None = None
+        self._whose = whose
+        self._make = make
+        self._lease: AsyncLease[T] | None = None
 
-    async def _checkout(self) -> AsyncLease[Any]:
-        lease = await _Attempt(self._face, self._seconds, self._blocking).lease()
-        return lease.for_asyncio()
+    async def _checkout(self) -> AsyncLease[T]:
+        face, seconds, started = self._face, self._seconds, monotonic()
+        notice_fork()
+        desk = self._desks.here(face)
+        if not face.is_sealed:
+            await in_thread(face.member.asker, face.member.seal)
+        principal = await self._principal()
+        key = face.default_key if principal is None else principal.key
+        if principal is not None and principal.fetched is not None and seconds is not None:
+            seconds = max(0.0, seconds - (monotonic() - started))
+        entry = await TaskCheckout(desk, ThreadHooks(face), key, seconds, principal).run()
+        return self._make(entry).for_asyncio()
 
-    def __await__(self) -> Any:
+    async def _principal(self) -> Principal | None:
+        """For whom this is, which may take a token."""
+        face, (identity, credential) = self._face, self._whose
+        if credential is None and (identity is not None or face.recipe.credential is None):
+            return face.identities.of(identity, credential, self._seconds)
+        return await in_thread(
+            face.member.chores, lambda: face.identities.of(identity, credential, self._seconds)
+        )
+
+    def __await__(self) -> Generator[Any, None, AsyncLease[T]]:
         return self._checkout().__await__()
 
-    async def __aenter__(self) -> Any:
+    async def __aenter__(self) -> T:
         self._lease = await self._checkout()
         return self._lease.resource
 

@@ -14,7 +14,6 @@ from typing import TYPE_CHECKING, Any
 from mppool.core.events import BackendFailed, Declaration, Declare, TokenReplaced
 from mppool.errors import ConfigurationMismatch
 from mppool.logs import Log, logged_afterwards
-from mppool.process.executor import BackgroundExecutor
 from mppool.recipe import Recipe, overrides
 from mppool.stats.names import BOUNDS, HISTOGRAMS, WORKER_COUNTERS
 from mppool.worker.checking import Checkers, is_healthy
@@ -140,9 +139,6 @@ class Face:
         self.borrowed: Entry | None = None
         self.checks_here = self.recipe.open_in_caller
         self.checkers = Checkers(self.name)
-        self.waits = BackgroundExecutor(
-            f"{self.member.name}-{self.name}"
-        )  # of asynchronous checkouts
         self.identities.renew()
         self.pop: Callable[[], Entry] = own_popper(self)
         self.ours = inventory.mark

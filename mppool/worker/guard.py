@@ -316,6 +316,10 @@ class GuardedPool(Pool[T]):
         guarded: GuardedLease[T] = GuardedLease(lease._held.pop(), lease._face)
         return guarded
 
+    def _lease_for_task(self, entry: Entry) -> Lease[T]:
+        guarded: GuardedLease[T] = GuardedLease(entry, self._face)
+        return guarded
+
     def lease_of(self, resource: T) -> Lease[T]:
         """See Pool.lease_of; the proxy of a resource is known, and that of a cursor."""
         known: Any = resource

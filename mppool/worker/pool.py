@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mppool.stats.shape import ManagerStats, PoolStats
-    from mppool.worker.aio import AsyncCheckout
+    from mppool.worker.aio import AsyncCheckout, Desks
     from mppool.worker.face import Face
     from mppool.worker.inventory import Entry
 
@@ -89,6 +89,7 @@ class Pool(Generic[T]):
         self._face = face
         self._all_stats = all_stats
         self._rebuild = rebuild
+        self._desks: Desks | None = None
         self.name = face.name
 
     @property
@@ -257,19 +258,23 @@ class Pool(Generic[T]):
         *,
         identity: str | None = None,
         credential: Any = None,
-    ) -> AsyncCheckout:
-        """Like `checkout`, for asyncio: the event loop goes on while a thread waits.
+    ) -> AsyncCheckout[T]:
+        """Like `checkout`, for asyncio: the event loop goes on while a task waits, and no thread waits for it.
 
         `async with pool.acheckout() as resource`, or `lease = await pool.acheckout()`. Raises
         ConfigurationError at once for a bad timeout, and what `checkout` raises when it is awaited.
         """
-        from mppool.worker.aio import AsyncCheckout
+        from mppool.worker.aio import AsyncCheckout, Desks
 
+        if self._desks is None:
+            self._desks = Desks()
+        whose = (identity, credential)
         return AsyncCheckout(
-            self._face,
-            self._seconds(timeout),
-            lambda seconds: self.checkout(seconds, identity=identity, credential=credential),
+            self._face, self._desks, self._seconds(timeout), whose, self._lease_for_task
         )
+
+    def _lease_for_task(self, entry: Entry) -> Lease[T]:
+        return self._lease(entry)
 
     # --- what this process has ---------------------------------------------------------------------------
 

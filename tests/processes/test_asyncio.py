@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
@@ -10,8 +11,10 @@ from typing import Any
 import pytest
 
 from mppool import CheckoutTimeout, ConfigurationError, InProcessManager, Pool
-from mppool.worker.aio import MOST_WAITS
 from tests.helpers import wait_until
+
+MANY = 200
+"""More tasks than there were ever threads for them."""
 
 
 class Thing:
@@ -110,7 +113,7 @@ def test_those_who_hold_a_resource_can_use_the_executor_while_many_wait(
     in_small_loop(main)
 
 
-def test_a_timeout_is_kept_also_by_more_checkouts_than_there_are_threads(
+def test_a_timeout_is_kept_while_many_wait(
     manager: InProcessManager,
 ) -> None:
     pool: Pool[Thing] = manager.pool("p", Thing, max_size=1)
@@ -123,9 +126,9 @@ def test_a_timeout_is_kept_also_by_more_checkouts_than_there_are_threads(
 
     async def main() -> list[float]:
         async with pool.acheckout():
-            patient = [asyncio.ensure_future(pool.acheckout(timeout=20)) for _ in range(MOST_WAITS)]
+            patient = [asyncio.ensure_future(pool.acheckout(timeout=20)) for _ in range(MANY)]
             await asyncio.to_thread(
-                wait_until, lambda: pool.stats()["waiting"] == MOST_WAITS, "all threads to wait"
+                wait_until, lambda: pool.stats()["waiting"] == MANY, "all tasks to wait"
             )
             took = await asyncio.gather(*(late(timeout) for timeout in (0, 0.2, 0.2, 0.4)))
             for task in patient:
@@ -141,18 +144,16 @@ def test_a_timeout_is_kept_also_by_more_checkouts_than_there_are_threads(
     )
 
 
-def test_a_cancelled_checkout_that_no_thread_has_begun_takes_nothing(
+def test_cancelled_checkouts_take_nothing(
     manager: InProcessManager,
 ) -> None:
     pool: Pool[Thing] = manager.pool("p", Thing, max_size=1)
 
     async def main() -> None:
         async with pool.acheckout():
-            tasks = [
-                asyncio.ensure_future(pool.acheckout(timeout=None)) for _ in range(MOST_WAITS + 9)
-            ]
+            tasks = [asyncio.ensure_future(pool.acheckout(timeout=None)) for _ in range(MANY)]
             await asyncio.to_thread(
-                wait_until, lambda: pool.stats()["waiting"] == MOST_WAITS, "all threads to wait"
+                wait_until, lambda: pool.stats()["waiting"] == MANY, "all tasks to wait"
             )
             for task in tasks:
                 task.cancel()
@@ -160,7 +161,24 @@ def test_a_cancelled_checkout_that_no_thread_has_begun_takes_nothing(
 
     in_small_loop(main)
     wait_until(lambda: pool.stats()["waiting"] == pool.stats()["in_use"] == 0, "all to leave")
-    assert pool.stats()["counters"]["checkouts"] == 1 + MOST_WAITS
+    assert pool.stats()["counters"]["checkouts"] == 1
+
+
+def test_waiting_takes_no_thread(manager: InProcessManager) -> None:
+    pool: Pool[Thing] = manager.pool("p", Thing, max_size=1)
+
+    async def main() -> None:
+        async with pool.acheckout():
+            before = threading.active_count()
+            tasks = [asyncio.ensure_future(pool.acheckout(timeout=None)) for _ in range(MANY)]
+            await asyncio.to_thread(
+                wait_until, lambda: pool.stats()["waiting"] == MANY, "all tasks to wait"
+            )
+            assert threading.active_count() < before + 10
+        for task in tasks:
+            (await task).release()
+
+    in_small_loop(main)
 
 
 def test_a_bad_timeout_is_refused_at_once(manager: InProcessManager) -> None:
