@@ -215,6 +215,18 @@ def test_no_loop_starts_a_server_itself(manager: PoolManager, witness: Witness) 
     asyncio.run(main())
 
 
+def test_gunicorns_hook_leaves_it_to_the_first_request(
+    manager: PoolManager, witness: Witness
+) -> None:
+    from types import SimpleNamespace
+
+    from mppool.integrations.gunicorn import post_worker_init
+
+    pool = manager.apool("p", AsyncSessionRecipe(witness.path), max_size=2)
+    post_worker_init(SimpleNamespace(pid=os.getpid()))
+    assert (pool.idle_here, witness.figures()["opened"]) == (0, 0)
+
+
 def test_it_pickles_and_is_the_same_pool(manager: PoolManager, witness: Witness) -> None:
     import pickle
 
