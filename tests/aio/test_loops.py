@@ -186,6 +186,7 @@ def test_a_lease_may_be_released_in_another_loop(manager: Manager) -> None:
             thing.touch()
 
     asyncio.run(main())
+    assert recipe.most == 1
 
 
 def test_trio_is_refused_with_the_way_out(manager: Manager) -> None:

@@ -194,7 +194,7 @@ def test_a_dead_session_is_replaced_unseen(postgres: dict[str, Any], postgresql:
 
 
 def test_a_child_never_speaks_on_its_parents_connection(postgres: dict[str, Any]) -> None:
-    say(
+    said = say(
         postgres,
         """
         mine = one("SELECT pg_backend_pid()")
@@ -223,8 +223,10 @@ def test_a_child_never_speaks_on_its_parents_connection(postgres: dict[str, Any]
             assert os.waitpid(pid, 0)[1] == 0
             assert one("SELECT x FROM t") == 1
         connection.close()
+        print("unharmed")
         """,
     )
+    assert said == "unharmed\n"
 
 
 def test_a_failing_login_is_djangos_error_without_the_password_elsewhere(runtime_dir: Path) -> None:

@@ -111,6 +111,7 @@ def test_those_who_hold_a_resource_can_use_the_executor_while_many_wait(
         await asyncio.wait_for(asyncio.gather(*(use() for _ in range(20))), 20)
 
     in_small_loop(main)
+    assert pool.stats()["counters"]["checkouts"] == 20
 
 
 def test_a_timeout_is_kept_while_many_wait(

@@ -489,6 +489,7 @@ def test_hazard_6_a_child_that_outlives_its_parent_keeps_nothing_of_it(
         os.kill(child.pid, signal.SIGKILL)
         with pool.checkout(timeout=20) as session:
             session.ask("ours")
+            assert witness.figures()["pids"] == [os.getpid()]
     finally:
         os.kill(grandchild, signal.SIGKILL)
         os.close(reading)

@@ -250,7 +250,9 @@ def test_a_lock_that_nobody_gives_back_delays_but_does_not_stop(
     paths.prepare()
     descriptor = os.open(paths.start_lock, os.O_RDWR | os.O_CREAT)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
-    Client(paths, start=True).close()
+    client = Client(paths, start=True)
+    assert isinstance(client.hello("control"), Welcome)
+    client.close()
     os.close(descriptor)
 
 

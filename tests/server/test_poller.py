@@ -111,3 +111,4 @@ def test_what_was_never_registered_is_unregistered_without_a_word(
     poller: Poller[str], pairs: Pairs
 ) -> None:
     poller.unregister(pairs[0][1].fileno())
+    assert poller.at_once() == []

@@ -99,8 +99,8 @@ def test_a_declaration_after_the_close_opens_it_again_in_this_process(declare: D
     pool.close()
     again = declare(max_size=2)
     for one in (pool, again):
-        with one.checkout(timeout=5):
-            pass
+        with one.checkout(timeout=20) as thing:
+            assert thing.number == 1
 
 
 @pytest.mark.parametrize("who", ["the one that closed it", "another", "one born later"])
