@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -64,7 +65,14 @@ def test_a_process_pool_executor_shares_the_pool(
     _use(pool)
     context = multiprocessing.get_context(method)
     with ProcessPoolExecutor(3, mp_context=context) as executor:
-        numbers = list(executor.map(_use_in_executor, [pool] * 6, range(6)))
+        results = executor.map(_use_in_executor, [pool] * 6, range(6))
+        processes = list(executor._processes.values())
+        try:
+            numbers = list(results)
+        except BrokenProcessPool:
+            for process in processes:
+                process.join(5)
+            pytest.fail(f"exit codes {[process.exitcode for process in processes]}")
     assert all(numbers)
     assert witness.figures()["peak"] <= 2
 
