@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 
 from tests import secrecy
-from tests.helpers import is_alive, processes_using
+from tests.helpers import PATIENCE, is_alive, processes_using
 
 # Examples are bounded in number; how long one takes says more about the machine than about the code.
 settings.register_profile("mppool", deadline=None)
@@ -74,10 +74,14 @@ def _end_servers(directory: Path) -> list[str]:
                 if pid not in asked:
                     asked.add(pid)
                     _kill(pid, signal.SIGTERM)
-                elif waited > 5.0:
-                    problems.append(f"server {pid} did not leave within 5 s of SIGTERM: {command}")
+                elif waited > PATIENCE:
+                    problems.append(
+                        f"server {pid} did not leave within {PATIENCE:g} s of SIGTERM: {command}"
+                    )
                     _kill(pid, signal.SIGKILL)
-            elif waited > 1.0:  # before, it may just be ending
+            elif (
+                waited > PATIENCE
+            ):  # before, it may just be ending: what is left behind stays for ever
                 problems.append(f"process {pid} still used the runtime directory: {command}")
                 _kill(pid, signal.SIGKILL)
         time.sleep(0.01)

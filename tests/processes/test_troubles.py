@@ -286,8 +286,8 @@ def test_closes_that_hang_hold_up_nothing_but_their_own_slots(manager: PoolManag
         assert asyncio.run(use()) < 5
         lost = good.checkout(timeout=20)
         del lost
-        wait_until(lambda: good.stats()["counters"]["leaked"] == 1, "the leak is found", timeout=10)
-        wait_until(lambda: good.stats()["size"] == 0, "what leaked is closed", timeout=10)
+        wait_until(lambda: good.stats()["counters"]["leaked"] == 1, "the leak is found")
+        wait_until(lambda: good.stats()["size"] == 0, "what leaked is closed")
     finally:
         go.set()
     wait_until(lambda: dead.stats()["size"] == 0, "all are closed")

@@ -112,7 +112,7 @@ def test_what_is_released_before_the_end_of_its_life_does_not_outlive_it(
     with pool.checkout():
         other.checkout().release()
         wait_until(lambda: gone, "the housekeeper to look")
-    wait_until(lambda: scene.count("close") == 1, "it to be closed", timeout=5)
+    wait_until(lambda: scene.count("close") == 1, "it to be closed")
 
 
 # --- health ---------------------------------------------------------------------------------------------
