@@ -38,12 +38,12 @@ def test_identities_that_have_as_many_take_turns_by_arrival() -> None:
     assert [grant.ticket for grant in frees(desk, first)] == tickets[1:]
 
 
-def test_the_poorest_process_comes_first_whatever_its_identities_have() -> None:
+def test_the_poorest_process_comes_first_and_then_the_poorest_identity() -> None:
     desk = Desk(P, Q, max_size=3)
     first, _ = desk.opened(P, "alice"), desk.opened(P, "bob")
     desk.opened(Q, "bob")
-    desk.queue(P, "carol")
     ticket = desk.queue(Q, "bob")
+    desk.queue(P, "carol")
     desk.say(P, Closed(first, "discarded"))
     # One slot each now: of two processes that are equally rich the identity without any comes first.
     assert [grant.key for grant in desk.hears(P, Grant)] == ["carol"]
