@@ -168,7 +168,7 @@ def worker(quick: bool) -> Table:
             code = WORKER.format(
                 root=str(ROOT),
                 page=os.sysconf("SC_PAGE_SIZE"),
-                directory=manager._meeting.runtime_dir,
+                directory=manager._locator.runtime_dir,
             ).replace('"x"', repr(manager.name))
             before, imported, used, extra = map(int, _python(code).stdout.split())
         samples["mppool, imported"].append((imported - before) / 1024)

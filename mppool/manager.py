@@ -63,19 +63,19 @@ def members() -> list[Member]:
         return list(_members)
 
 
-def _member_for(meeting: ServerLocator) -> Member:
+def _member_for(locator: ServerLocator) -> Member:
     """The member of whatever managers there are that meet where this one does, by today's user."""
     notice_fork()
     with _finding:
-        where = (meeting.name, meeting.likely_directory())
+        where = (locator.name, locator.likely_directory())
         for member, other in list(_members.items()):
             if (other.name, other.likely_directory()) == where:
                 return member
         member = Member(
-            meeting.name,
-            link_alone if meeting.is_alone else lambda made: ServerLink(made, meeting),
+            locator.name,
+            link_alone if locator.is_alone else lambda made: ServerLink(made, locator),
         )
-        _members[member] = meeting
+        _members[member] = locator
         return member
 
 
@@ -110,17 +110,17 @@ class PoolManager(Manager, BaseManager):
         self.name = checked_name("manager", name)
         seconds = checked_linger(name, linger)
         directory = None if runtime_dir is None else _checked_directory(name, runtime_dir)
-        self._meeting = ServerLocator(name, directory, seconds)
+        self._locator = ServerLocator(name, directory, seconds)
         if label is not None:
             name_process(checked_label(name, label))
-        self._member = _member_for(self._meeting)
+        self._member = _member_for(self._locator)
 
     def __reduce__(self) -> tuple[Any, ...]:
-        meeting = self._meeting
+        locator = self._locator
         # The directory by name: the process that unpickles it may have another environment. A forkserver keeps
         # the one of its start, and its children would meet elsewhere, with a cap of their own.
-        directory = meeting.runtime_dir or os.environ.get("MPPOOL_RUNTIME_DIR") or None
-        return (_rebuild_manager, (self.name, directory, meeting.linger))
+        directory = locator.runtime_dir or os.environ.get("MPPOOL_RUNTIME_DIR") or None
+        return (_rebuild_manager, (self.name, directory, locator.linger))
 
     def __repr__(self) -> str:
         return f"<PoolManager {self.name!r}>"
@@ -140,7 +140,7 @@ class PoolManager(Manager, BaseManager):
         from mppool.rendezvous.liveness import lives
         from mppool.rendezvous.paths import read_address
 
-        paths = self._meeting.paths()
+        paths = self._locator.paths()
         found = read_address(paths)
         if found is None or not lives(found.server):
             return None
@@ -149,7 +149,7 @@ class PoolManager(Manager, BaseManager):
     @property
     def directory(self) -> Path:
         """Where the files of this manager lie; made if it is missing, owned by the user, mode 0700."""
-        paths = self._meeting.paths()
+        paths = self._locator.paths()
         paths.prepare()
         return paths.directory
 
@@ -163,7 +163,7 @@ class PoolManager(Manager, BaseManager):
         connected = self._link.connected_server()
         if connected is not None and lives(connected):
             return connected.pid
-        return server_pid(self._meeting.paths())
+        return server_pid(self._locator.paths())
 
     def start(self, initializer: Any = None, initargs: Any = ()) -> None:
         """Find the server, or start it, now instead of at the first checkout.
@@ -177,7 +177,7 @@ class PoolManager(Manager, BaseManager):
         """Attach to the server that is there. Raises ServerUnavailable if there is none."""
         if not self._attach(start=False):
             raise ServerUnavailable(
-                f"manager {self.name!r}: no server runs in {self._meeting.paths().runtime_dir}; start() one, "
+                f"manager {self.name!r}: no server runs in {self._locator.paths().runtime_dir}; start() one, "
                 "or just check out: the first checkout starts it"
             )
 
@@ -197,7 +197,7 @@ class PoolManager(Manager, BaseManager):
         """A server to run in this process: `manager.get_server().serve_forever()`."""
         from mppool.server.loop import Server as TheServer
 
-        return TheServer(self._meeting.paths(), linger=self._meeting.linger)
+        return TheServer(self._locator.paths(), linger=self._locator.linger)
 
     def shutdown(self) -> None:  # type: ignore[override]  # BaseManager has it as an attribute
         """End the server in order, from any process: leases that are out keep working.
@@ -214,7 +214,7 @@ class PoolManager(Manager, BaseManager):
         if not self._wait_until(lambda: self.server_pid != pid, _SHUTDOWN_PATIENCE_S):
             raise ServerUnavailable(
                 f"manager {self.name!r}: the server with pid {pid} was asked to leave and is still there; "
-                f"its log is {self._meeting.paths().log}"
+                f"its log is {self._locator.paths().log}"
             )
 
     def close(self) -> None:
@@ -291,7 +291,7 @@ class PoolManager(Manager, BaseManager):
         if isinstance(answer, Failed):
             raise PoolError(f"manager {self.name!r}: {answer.text}")
         raise ServerUnavailable(
-            f"manager {self.name!r}: no server runs in {self._meeting.paths().runtime_dir}, so nothing is "
+            f"manager {self.name!r}: no server runs in {self._locator.paths().runtime_dir}, so nothing is "
             "known of its pools"
         )
 

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 IN_CIRCLES: tuple[str, ...] = (
-    "mppool.integrations.sqlalchemy.opening",
-    "mppool.integrations.sqlalchemy.pool",
-    "mppool.integrations.sqlalchemy.record",
     "mppool.worker.aio",
     "mppool.worker.audit",
     "mppool.worker.checking",

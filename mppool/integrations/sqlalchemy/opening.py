@@ -16,7 +16,7 @@ from sqlalchemy import event
 from mppool.dbapi.recipe import shown
 from mppool.dbapi.secrets import secrets_in, without
 from mppool.errors import ConfigurationError, OpenFailed
-from mppool.integrations.sqlalchemy.record import Held, Record
+from mppool.integrations.sqlalchemy.record import Held, OurPool, Record
 from mppool.logs import Log
 from mppool.odbc import driver_manager
 from mppool.odbc.attributes import ACCESS_TOKEN, check_token_structure, text_of
@@ -26,7 +26,6 @@ from mppool.worker.pool import Pool
 
 if TYPE_CHECKING:
     from mppool.aio.pool import AsyncPool
-    from mppool.integrations.sqlalchemy.pool import SharedPool
 
     SomePool = Pool[Held] | AsyncPool[Held]
 
@@ -54,7 +53,7 @@ def _forget() -> None:
 call_in_children(_forget)
 
 
-asking: ContextVar[weakref.ref[SharedPool] | None] = ContextVar("mppool-asking", default=None)
+asking: ContextVar[weakref.ref[OurPool] | None] = ContextVar("mppool-asking", default=None)
 """The face that asked last in this context; a thread that opens on behalf of a waiting one has a copy of that."""
 
 
@@ -78,7 +77,7 @@ class EngineRecipe(Recipe[Held]):
     def __init__(self, fingerprint: str) -> None:
         self._fingerprint = fingerprint
         self.open_here: set[Held] = set()
-        self._faces: deque[weakref.ref[SharedPool]] = deque()
+        self._faces: deque[weakref.ref[OurPool]] = deque()
         self._engines: list[weakref.ref[Any]] = []
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -127,7 +126,7 @@ class EngineRecipe(Recipe[Held]):
         """A keyed hash of what the engine's URL and arguments say."""
         return self._fingerprint
 
-    def enter(self, pool: SharedPool) -> str | None:
+    def enter(self, pool: OurPool) -> str | None:
         """From now on this face may open; for whom its connections are: for its engine alone.
 
         Engines of one URL share a pool and its cap. But each prepares its connections in its own way, by its
@@ -147,7 +146,7 @@ class EngineRecipe(Recipe[Held]):
             self._engines[free : free + 1] = [weakref.ref(dialect)]
         return _name_of(free)
 
-    def _pool(self, identity: str | None) -> SharedPool:
+    def _pool(self, identity: str | None) -> OurPool:
         """Who asks; where this thread opens on behalf of another one, the newest of the same engine."""
         known = list(self._faces)
         for reference in (asking.get(), *reversed(known)):
@@ -219,7 +218,7 @@ def secrets_of(creator: Any) -> list[str]:
 # --- connecting -------------------------------------------------------------------------------------------
 
 
-def connected(pool: SharedPool, record: Any, connect: Any) -> Any:
+def connected(pool: OurPool, record: Any, connect: Any) -> Any:
     """Call the engine's creator for a record, and note what it has opened, and with whose token."""
     dialect = pool._dialect
     if getattr(dialect, "driver", "") == "pyodbc":
@@ -254,7 +253,7 @@ def _see_attributes(dialect: Any, record: Any, arguments: Any, keywords: Any) ->
     _seen.attributes = keywords.get("attrs_before")
 
 
-def _owner(pool: SharedPool, attributes: Any) -> str | None:
+def _owner(pool: OurPool, attributes: Any) -> str | None:
     """Whose access token a `do_connect` hook has given.
 
     The pool cannot know it before a checkout, so one engine is for one identity: raises ConfigurationError

@@ -12,13 +12,13 @@ from sqlalchemy.pool import Pool
 
 from mppool.errors import CheckoutTimeout, OpenFailed, PoolError, TooManyWaiting
 from mppool.integrations.sqlalchemy import opening
+from mppool.integrations.sqlalchemy.record import OurPool
 
 if TYPE_CHECKING:
     from sqlalchemy.pool import ConnectionPoolEntry, PoolProxiedConnection
 
     from mppool.base_manager import Manager
     from mppool.integrations.sqlalchemy.record import Held, Record
-    from mppool.worker.pool import Pool as OurPool
 
 OWN_OPTIONS = {
     "max_size": "pool_size and max_overflow",
@@ -33,7 +33,7 @@ _OVERFLOW_IDLE_S = 60.0
 """So long connections above pool_size stay idle where several processes have them."""
 
 
-class SharedPool(Pool):
+class SharedPool(OurPool):
     """Made by `shared_pool`, which says of which manager and of which name it is."""
 
     manager: ClassVar[Manager]
@@ -72,7 +72,7 @@ class SharedPool(Pool):
         )
 
     def _declare(self, recipe: opening.EngineRecipe) -> tuple[Any, opening.EngineRecipe]:
-        shared: OurPool[Held] = self.manager.pool(self.name, recipe, **self._options())
+        shared: ProcessPool[Held] = self.manager.pool(self.name, recipe, **self._options())
         return opening.declare(shared, recipe)
 
     def _options(self) -> dict[str, Any]:
@@ -95,7 +95,7 @@ class SharedPool(Pool):
     # --- checkout and return ------------------------------------------------------------------------------
 
     def _do_get(self) -> ConnectionPoolEntry:
-        me = weakref.ref(self)  # always the same object
+        me: weakref.ref[OurPool] = weakref.ref(self)  # always the same object
         if opening.asking.get() is not me:
             opening.asking.set(me)
         try:

@@ -10,17 +10,31 @@ SQLAlchemy's, lets go of its lease too: mppool closes what is behind it, and the
 from __future__ import annotations
 
 import weakref
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from sqlalchemy.pool import Pool
 from sqlalchemy.pool.base import _ConnectionRecord
 
 from mppool.process.fork import call_in_children
 
 if TYPE_CHECKING:
-    from mppool.integrations.sqlalchemy.pool import SharedPool
     from mppool.worker.lease import Lease
 
 _records: weakref.WeakSet[Record] = weakref.WeakSet()
+
+
+class OurPool(Pool):
+    """What a record and an opening must know of the pool class that is made of them (SharedPool).
+
+    recipe: the EngineRecipe with which its connections are opened. identity: of its engine, see EngineRecipe.enter.
+    secrets: what must not be in texts that travel. disposed_at: when its engine was disposed of.
+    """
+
+    name: ClassVar[str]
+    recipe: Any
+    identity: str | None
+    secrets: list[str]
+    disposed_at: float
 
 
 class Held:
@@ -34,7 +48,7 @@ class Held:
 
     __slots__ = ("__weakref__", "connection", "owner", "pool", "record")
 
-    def __init__(self, pool: SharedPool) -> None:
+    def __init__(self, pool: OurPool) -> None:
         self.connection: Any = None
         self.record: Record | None = None
         self.pool = pool
@@ -46,13 +60,13 @@ class Record(_ConnectionRecord):
 
     lease: Lease[Held] | None
 
-    def __init__(self, pool: SharedPool, held: Held) -> None:
+    def __init__(self, pool: OurPool, held: Held) -> None:
         super().__init__(pool, connect=False)
         self.held = held
         self.lease = None
         _records.add(self)
 
-    def move_to(self, pool: SharedPool) -> None:
+    def move_to(self, pool: OurPool) -> None:
         """From now on its events, its dialect and its return are those of this pool."""
         self._ConnectionRecord__pool = pool
         self.held.pool = pool
