@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 
     from mppool.base_manager import Manager
     from mppool.integrations.sqlalchemy.record import Held, Record
+    from mppool.worker.pool import Pool as ProcessPool
 
 OWN_OPTIONS = {
     "max_size": "pool_size and max_overflow",
