@@ -113,7 +113,9 @@ class TaskCheckout:
             # The books refuse in the same instant, and can say why.
             answer = await waiter.answer(self._deadline + REFUSAL_GRACE_S)
         if answer is None:
-            return Refuse(waiter.ticket, "timeout", self._face.line.why_nothing(self._key))
+            why = self._face.line.why_nothing(self._key)
+            text = f"{waiter.unanswered}; {why}" if waiter.unanswered else why
+            return Refuse(waiter.ticket, "timeout", text)
         return answer
 
     async def _at_once(self, waiter: TaskWaiter) -> Any:

@@ -29,6 +29,7 @@ from mppool.worker.shelf import shelve, take
 from mppool.worker.waiter import LocalWaiter, give_to_oldest
 
 if TYPE_CHECKING:
+    from mppool.ids import Ticket
     from mppool.process.executor import BackgroundExecutor
     from mppool.worker.demand import Demand
     from mppool.worker.face import Face
@@ -40,6 +41,9 @@ log = Log("mppool")
 running_loop = asyncio._get_running_loop
 """Of the calling thread; None: it runs none. Quicker than the public function, which raises."""
 
+ASK_AGAIN_S = 0.05
+"""Books that have not answered are asked again after so long."""
+
 MOST_TICKETS = 1000
 """So many questions of one pool are on their way at a time, where it has no cap."""
 
@@ -47,10 +51,11 @@ MOST_TICKETS = 1000
 class TaskWaiter(LocalWaiter):
     """A waiting task. Any thread may give to it and poke it; all else happens in its loop.
 
-    deadline: until which it waits; None: for ever. timeout: what that were in seconds when it began.
+    deadline: until which it waits; None: for ever. timeout: what that were in seconds when it began. unanswered: why the
+        books have not answered, where they have not.
     """
 
-    __slots__ = ("_answered", "_desk", "deadline", "timeout")
+    __slots__ = ("_answered", "_desk", "deadline", "timeout", "unanswered")
 
     def __init__(
         self,
@@ -67,6 +72,7 @@ class TaskWaiter(LocalWaiter):
         self._answered: asyncio.Future[None] = desk.loop.create_future()
         self.deadline = deadline
         self.timeout = timeout
+        self.unanswered = ""
 
     def give(self, answer: Any) -> bool:
         """See LocalWaiter."""
@@ -249,13 +255,22 @@ class Desk:
                 face.line.ticket_ended(ticket, None)
         except TimeoutError as error:
             member.tell(Abandoned(ticket))
-            face.line.ticket_ended(ticket, Refuse(ticket, "timeout", str(error)))
+            self._unanswered(waiter, ticket, str(error))
         except BaseException as error:  # noqa: BLE001  # the task raises it
             member.tell(Abandoned(ticket))
             if not face.line.ticket_ended(ticket, Failure(error)):
                 waiter.give(Failure(error))
         else:
             self._answered(waiter, answer)
+
+    def _unanswered(self, waiter: TaskWaiter, ticket: Ticket, text: str) -> None:
+        """The books do not answer now. A task that has time left goes on waiting: a neighbour may give it something."""
+        waiter.unanswered = text
+        if waiter.left() == 0:
+            self.face.line.ticket_ended(ticket, Refuse(ticket, "timeout", text))
+            return
+        threading.Event().wait(ASK_AGAIN_S)
+        self.face.line.ticket_ended(ticket, None)  # and another ticket is asked for
 
     def _answered(self, waiter: TaskWaiter, answer: Any) -> None:
         face = self.face
