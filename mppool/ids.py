@@ -125,3 +125,24 @@ def own_process() -> ProcessId:
             "processes apart; mount proc in this container or chroot"
         )
     return ProcessId(pid, birth)
+
+
+def key_of(fingerprint: str, identity: str | None) -> str:
+    """The key of a resource: what is opened, and for whom. Only equal keys are interchangeable."""
+    return fingerprint if identity is None else f"{fingerprint}\0{identity}"
+
+
+def sealed_with(secret: bytes, fingerprint: str) -> str:
+    """A hash that says nothing of the fingerprint to those who do not know the secret."""
+    if not secret:
+        return fingerprint
+    from hashlib import (
+        blake2b,  # it costs a process a megabyte, and who has a secret has it already
+    )
+
+    return "k:" + blake2b(fingerprint.encode(), key=secret, digest_size=16).hexdigest()
+
+
+def identity_of(key: str) -> str | None:
+    """The identity part of a key."""
+    return key.partition("\0")[2] or None

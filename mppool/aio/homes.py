@@ -24,9 +24,8 @@ from mppool.core.events import Declare
 from mppool.errors import ConfigurationError
 from mppool.logs import Log
 from mppool.process.fork import make_immortal, renew_in_children
-from mppool.worker.ending import retire
+from mppool.worker.ending import close_soon, retire
 from mppool.worker.inventory import NEVER
-from mppool.worker.shelf import popper_of
 from mppool.worker.tasks import Desk, running_loop
 
 if TYPE_CHECKING:
@@ -88,11 +87,10 @@ class Home:
         face = self.face
         if face.asks_plainly:
             key = self.key_for(face.default_key)
-            shelf = face.shelves.get(key)
-            if shelf is None and not self.number:
-                shelf = face.shelf_of(key)
+            shelves = face.idle.shelves
+            shelf = shelves.get(key) if self.number else shelves.of(key)
             if shelf is not self._shelf:
-                self._shelf, self.pop = shelf, popper_of(face, key)
+                self._shelf, self.pop = shelf, shelves.popper_of(shelf)
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run it as a task that outlives its caller. Called in the loop."""
@@ -127,7 +125,7 @@ class Home:
         for entry in self.entries():
             lent_at = entry.lent_at
             if lent_at > entry.released_at and entry.inventory.kill(entry, lent_at):
-                self.face.member.close_soon(entry, "discarded")
+                close_soon(entry, "discarded")
         retire(self.face, self.entries())
 
 

@@ -16,7 +16,7 @@ from mppool.aio.recipe import settled
 from mppool.errors import CheckoutTimeout
 from mppool.logs import Log
 from mppool.worker.checking import CHECK_GRACE_S
-from mppool.worker.shelf import shelve, shelve_where_it_lay
+from mppool.worker.ending import close_soon
 from mppool.worker.tasks import in_thread
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ class TaskHooks:
             goes_on = await in_thread(
                 face.member.chores,
                 lambda: face._goes_on(entry, principal),
-                lambda same: shelve_where_it_lay(entry) if same else None,
+                lambda same: entry.face.idle.put_where_it_lay(entry) if same else None,
             )
             if not goes_on:
                 return False
@@ -131,7 +131,7 @@ class TaskHooks:
         if check.cancelled() or check.exception() is not None:
             self._close(entry, "discarded")
         elif self._judge(entry, check.result()):
-            shelve(entry)
+            entry.face.idle.put_back(entry)
 
     def _judge(self, entry: Entry, outcome: Any) -> bool:
         """Whether the resource may be used; else it is closed. See `worker.checking` for what an outcome says."""
@@ -173,7 +173,7 @@ class TaskHooks:
             self._close(entry, "discarded")
         elif not suspect or face.check is None or await self._is_sound(entry):
             entry.released_at = monotonic()
-            shelve(entry)
+            entry.face.idle.put_back(entry)
 
     async def _is_sound(self, entry: Entry) -> bool:
         try:
@@ -192,7 +192,7 @@ class TaskHooks:
             raise
 
     def _close(self, entry: Entry, reason: CloseReason) -> None:
-        self._face.member.close_soon(entry, reason)
+        close_soon(entry, reason)
 
     async def _run(
         self, hook: str, call: Callable[[Any], Any], entry: Entry, limit: float | None = None

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from mppool.errors import ForkedLease, LeaseReleased, PoolError, StaleLease
 from mppool.logs import Log
 from mppool.stats.names import BRIEF_S
-from mppool.worker.shelf import look_after_shelving
+from mppool.worker.ending import close_soon
 from mppool.worker.tasks import running_loop
 
 if TYPE_CHECKING:
@@ -96,8 +96,9 @@ class AsyncLease(Generic[T]):
         ):
             entry.released_at = now
             entry.shelf.append(entry)
-            if face.attention or entry.retire_at <= now:
-                look_after_shelving(entry)
+            idle = face.idle
+            if idle.attention or entry.retire_at <= now:
+                idle.look_after(entry)
             return None
         return entry
 
@@ -122,7 +123,7 @@ class AsyncLease(Generic[T]):
             face = entry.face
             face.observe("use", monotonic() - entry.lent_at)
             entry.lent_at = 0.0
-            face.member.close_soon(entry, "discarded")
+            close_soon(entry, "discarded")
 
     async def cancel(self) -> bool:
         """Have the recipe tell the driver to end what is being done with the resource; see Lease.cancel.
@@ -213,7 +214,7 @@ class AsyncCheckout(AsyncLease[T]):
         if self._for_whom is None:
             face = lender.face
             home = lender.by_loop.get(running_loop())
-            if home is not None and not face.attention and face.ours[0]:
+            if home is not None and not face.idle.attention and face.ours[0]:
                 try:
                     entry = home.pop()
                 except IndexError:

@@ -11,6 +11,7 @@ from mppool.aio.hooks import TaskHooks
 from mppool.aio.recipe import has_hook, settled
 from mppool.logs import Log
 from mppool.process.fork import notice_fork
+from mppool.worker.ending import close_soon
 from mppool.worker.task_checkout import TaskCheckout
 from mppool.worker.tasks import in_thread, running_loop
 
@@ -127,6 +128,6 @@ class Lender:
             return None
         home: Home = entry.resource.home
         if not home.runs:
-            self.face.member.close_soon(entry, "discarded")
+            close_soon(entry, "discarded")
             return None
         return home

@@ -35,8 +35,8 @@ from mppool.ids import Ticket
 from mppool.link.connection import ASK_GRACE_S, SESSION_PAUSE_S, SessionLost
 from mppool.logs import Log
 from mppool.process.fork import notice_fork
+from mppool.process.waiter import LocalWaiter
 from mppool.tokens.cached_token import CachedToken, Fetched, Source, TokenUnavailable
-from mppool.worker.waiter import LocalWaiter
 
 if TYPE_CHECKING:
     from mppool.process.executor import BackgroundExecutor

@@ -17,13 +17,16 @@ For users
 
 A pool in this process
   face.py          what this process has of one pool, and what a checkout and a release do with a resource
-  shelf.py         where idle resources lie: how they are taken, put back, and brought back to the books
-  ending.py        the end of a resource: closing it, killing its lease, retiring what is too old
-  waiter.py        a thread that waits, and the one answer that it gets
+  own_pool.py      what the parts below know of the pool that they belong to
+  idle.py          idle resources, waiting threads, and contention (rule 6)
+  shelves.py       where idle resources lie, and how they are taken
   line.py          the threads that wait for resources of this pool
   demand.py        when waiting threads ask the books, and when they hope for each other; pure
   cold.py          a checkout that found nothing on the shelf: wait, and ask the books
   opening.py       what was granted is opened, in the thread that asked or beside it
+  checking.py      checks, which may hang
+  ending.py        the end of a resource: closing it, retiring what is too old
+  due.py           when a resource that lies idle has to be looked after
   inside.py        whether a thread is inside a hook of a recipe
 
 For whom a checkout is
@@ -31,12 +34,14 @@ For whom a checkout is
   principal.py     for whom one checkout is, and where its token comes from (mppool.credentials, mppool.tokens)
 
 A manager in this process
-  member.py        what all threads share of one manager: tells the books what happens
-  deciding.py      does what the books decide
+  member.py        composes the parts; forks, and leaves
+  context.py       what the pools share: inventory, link, executors, timers, tokens
   inventory.py     what this process holds, and the only writer of it; all that a forked child must not touch
+  dispatch.py      does what the books decide
   report.py        the figures of this process, for the statistics
 
 In the background, and in emergencies
   housekeeping.py  what has to be done when time has passed: recycling, checks, overdue leases
   audit.py         finds what nobody holds any more because a thread was interrupted
+  frames.py        tracebacks keep no resource alive
 """

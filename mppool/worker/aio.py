@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from mppool.logs import Log
 from mppool.process.fork import notice_fork
 from mppool.worker.inventory import NEVER
-from mppool.worker.lease import Lease
+from mppool.worker.lease import AsyncLease, Lease
 from mppool.worker.task_checkout import TaskCheckout
 from mppool.worker.tasks import Desk, in_thread
 
@@ -28,54 +28,6 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 log = Log("mppool")
-
-
-class AsyncLease(Lease[T]):
-    """A lease for `async with`."""
-
-    __slots__ = ()
-
-    def __init__(self, lease: Lease[T]) -> None:
-        self._face = lease._face
-        held, lease._held = lease._held, []
-        self._held = held
-
-    async def __aenter__(self) -> T:
-        return self.resource
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if self._is_forked() or (error is None and self._face.plain):
-            self.release()  # nothing but an append
-            return
-        # Shielded: a task that is cancelled here has given its lease back all the same.
-        await asyncio.shield(_give_back(self, error))
-
-
-def _give_back(lease: Lease[Any], error: BaseException | None) -> asyncio.Future[None]:
-    """Leave the lease, in another thread, for a reset may take its time."""
-    loop = asyncio.get_running_loop()
-    done: asyncio.Future[None] = loop.create_future()
-
-    def settle() -> None:
-        if not done.done():
-            done.set_result(None)
-
-    def chore() -> None:
-        try:
-            lease.__exit__(None if error is None else type(error), error, None)
-        finally:
-            try:
-                loop.call_soon_threadsafe(settle)
-            except RuntimeError:
-                log.debug("the event loop was closed before a lease had been given back")
-
-    lease._face.member.chores.add(chore)
-    return done
 
 
 class ThreadHooks:

@@ -17,15 +17,12 @@ from __future__ import annotations
 
 import sys
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from mppool.logs import Log, logged_afterwards
-
-if TYPE_CHECKING:
-    from types import TracebackType
-
-    from mppool.worker.inventory import Entry, Inventory
-    from mppool.worker.member import Member
+from mppool.worker.context import Context
+from mppool.worker.ending import close_soon
+from mppool.worker.inventory import Entry, Inventory
 
 log = Log("mppool")
 
@@ -67,8 +64,8 @@ class Audit:
     `_wanted` is set by whoever was interrupted; everything else belongs to the background thread.
     """
 
-    def __init__(self, member: Member) -> None:
-        self._member = member
+    def __init__(self, context: Context) -> None:
+        self._context = context
         self._wanted = False
         self._was_wanted = False
         self._pause = 0.0
@@ -77,7 +74,7 @@ class Audit:
     def want(self) -> None:
         """Something may be lost: look soon."""
         self._wanted = self._was_wanted = True
-        self._member.housekeeper.expects(monotonic())
+        self._context.housekeeper.expects(monotonic())
 
     def want_again(self) -> None:
         """Somebody waits: look again, if there was ever a reason to."""
@@ -91,15 +88,15 @@ class Audit:
         if not self._pause or not COUNTS_ARE_EXACT:
             return
         if now >= self._at:
-            close_lost(self._member, self._member.inventory)
+            close_lost(self._context, self._context.inventory)
             self._at, self._pause = now + self._pause, self._pause * 2
             if self._pause > LONGEST_PAUSE_S:
                 self._pause = 0.0
                 return
-        self._member.housekeeper.expects(self._at)
+        self._context.housekeeper.expects(self._at)
 
 
-def close_lost(member: Member, inventory: Inventory) -> int:
+def close_lost(context: Context, inventory: Inventory) -> int:
     """Close, or decline, what nobody holds; how many there were."""
     lost = 0
     for number in list(inventory.table):
@@ -115,9 +112,9 @@ def close_lost(member: Member, inventory: Inventory) -> int:
             entry.face.name,
         )
         if entry.state == "opening":
-            member.chores.add(lambda entry=entry: give_up_opening(entry))  # type: ignore[misc]
+            context.chores.add(lambda entry=entry: give_up_opening(entry))  # type: ignore[misc]
         else:
-            member.close_soon(entry, "discarded")
+            close_soon(entry, "discarded")
     return lost
 
 
@@ -157,24 +154,4 @@ def give_up_opening(entry: Entry, error: str | None = None, *, counted: bool = F
 def _tell_given_up(entry: Entry, error: str | None, counted: bool) -> None:
     entry.inventory.opening_ended(entry.number, error, counted=counted)
     entry.face.member.flush()
-    entry.face.line.poke(entry.key)
-
-
-def forget_frames(error: BaseException) -> None:
-    """Clear the local variables of our own frames in the traceback, which refer to resources."""
-    seen: set[int] = set()
-    pending: list[BaseException | None] = [error]
-    while pending:
-        current = pending.pop()
-        if current is None or id(current) in seen:
-            continue
-        seen.add(id(current))
-        pending += [current.__cause__, current.__context__]
-        trace: TracebackType | None = current.__traceback__
-        while trace is not None:
-            if trace.tb_frame.f_globals.get("__package__") == __package__:
-                try:
-                    trace.tb_frame.clear()
-                except RuntimeError:
-                    pass  # it is still running
-            trace = trace.tb_next
+    entry.face.idle.line.poke(entry.key)

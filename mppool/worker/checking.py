@@ -25,16 +25,15 @@ from typing import TYPE_CHECKING, Any
 from mppool.errors import CheckoutTimeout
 from mppool.logs import Log
 from mppool.process.fork import thread_ends
-from mppool.worker.ending import close, close_given_up, give_up
+from mppool.worker.ending import close, close_given_up, close_soon, give_up
 from mppool.worker.inside import inside
 from mppool.worker.inventory import NEVER
-from mppool.worker.shelf import shelve
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mppool.worker.face import Face
     from mppool.worker.inventory import Entry
+    from mppool.worker.own_pool import OwnPool
 
 log = Log("mppool")
 
@@ -49,7 +48,7 @@ class _Hung:
     """The outcome of a check that was given up."""
 
 
-def is_healthy(face: Face, entry: Entry, deadline: float | None = None) -> bool:
+def is_healthy(face: OwnPool, entry: Entry, deadline: float | None = None) -> bool:
     """Run the check. A resource that fails it is closed, as is one whose check raises or hangs.
 
     deadline: of the checkout that wants the resource. Raises CheckoutTimeout where the check outlasts it; the
@@ -69,7 +68,7 @@ def is_healthy(face: Face, entry: Entry, deadline: float | None = None) -> bool:
     return outcome is not _Hung and _judge(face, entry, outcome)
 
 
-def _outcome_of(face: Face, entry: Entry) -> Any:
+def _outcome_of(face: OwnPool, entry: Entry) -> Any:
     """True, False, or what the check raised."""
     limit = face.options.check_timeout
     try:
@@ -81,7 +80,7 @@ def _outcome_of(face: Face, entry: Entry) -> Any:
         return error
 
 
-def _judge(face: Face, entry: Entry, outcome: Any) -> bool:
+def _judge(face: OwnPool, entry: Entry, outcome: Any) -> bool:
     """Whether the resource may be used; else it is closed.
 
     A check that raises is counted apart. One that raises ConnectionError says no, and more: the backend is
@@ -95,7 +94,7 @@ def _judge(face: Face, entry: Entry, outcome: Any) -> bool:
         face.count("hung_checks")
         entry.doubtful = True
         face.backend_failed(entry, hung=True)
-        face.member.close_soon(entry, "unhealthy")
+        close_soon(entry, "unhealthy")
         return False
     if isinstance(outcome, ConnectionError):
         log.warning("pool %r: a check found the backend gone: %s", face.name, outcome)
@@ -111,7 +110,7 @@ def _judge(face: Face, entry: Entry, outcome: Any) -> bool:
     return False
 
 
-def _beside(face: Face, entry: Entry, limit: float, deadline: float | None) -> Any:
+def _beside(face: OwnPool, entry: Entry, limit: float, deadline: float | None) -> Any:
     """The outcome of a check in another thread."""
     check = _Check(face, entry, limit)
     try:
@@ -152,7 +151,7 @@ class _Check:
         `setdefault`, which is atomic.
     """
 
-    def __init__(self, face: Face, entry: Entry, limit: float) -> None:
+    def __init__(self, face: OwnPool, entry: Entry, limit: float) -> None:
         self._face, self._entry, self._limit = face, entry, limit
         self._started = monotonic()
         self._context = contextvars.copy_context()
@@ -180,7 +179,7 @@ class _Check:
         elif self._discard:
             close(self._entry, "discarded")
         elif _judge(self._face, self._entry, self._outcome):
-            shelve(self._entry)
+            self._face.idle.put_back(self._entry)
 
     # --- the caller's part -----------------------------------------------------------------------------------
 

@@ -20,18 +20,17 @@ from mppool.errors import (
 )
 from mppool.link.connection import ASK_GRACE_S, ASK_PATIENCE_S, SESSION_PAUSE_S, SessionLost
 from mppool.logs import Log
+from mppool.process.waiter import LocalWaiter, Retry
 from mppool.worker.face import Face
 from mppool.worker.hints import own_leases, warn_of_event_loop
 from mppool.worker.inside import inside
 from mppool.worker.inventory import Entry
 from mppool.worker.opening import Failure, open_beside, open_resource
-from mppool.worker.shelf import shelve, take
-from mppool.worker.waiter import LocalWaiter, Retry
 
 if TYPE_CHECKING:
     from mppool.ids import Ticket
+    from mppool.worker.context import Context
     from mppool.worker.inventory import Inventory
-    from mppool.worker.member import Member
     from mppool.worker.principal import Principal
 
 log = Log("mppool")
@@ -68,11 +67,11 @@ def check_out_at_once(face: Face) -> Entry:
     return ColdCheckout(face, face.default_key, 0.0).run(answer)
 
 
-def not_answered(member: Member, ticket: Ticket, error: SessionLost | TimeoutError) -> Refuse:
+def not_answered(context: Context, ticket: Ticket, error: SessionLost | TimeoutError) -> Refuse:
     """What a checkout gets that has no time left to ask again."""
     if isinstance(error, SessionLost):
         return Refuse(ticket, "timeout", "the server was leaving")
-    member.tell(Abandoned(ticket))
+    context.tell(Abandoned(ticket))
     return Refuse(ticket, "timeout", str(error))
 
 
@@ -132,11 +131,13 @@ class ColdCheckout:
                 self._face.observe("wait", waited)
                 return entry
             if self._timeout and self._left() == 0:  # what came was unusable, again and again
-                self._refused(Refuse(NOBODY, "timeout", self._face.line.why_nothing(self._key)))
+                self._refused(
+                    Refuse(NOBODY, "timeout", self._face.idle.line.why_nothing(self._key))
+                )
 
     def _from_shelf(self) -> Entry | None:
         face = self._face
-        while (entry := take(face, self._key)) is not None:
+        while (entry := face.idle.shelves.take(self._key)) is not None:
             if face.prepare(entry, monotonic(), self._bearer, self._deadline):
                 return entry
             if self._timeout and self._left() == 0:
@@ -179,7 +180,7 @@ class ColdCheckout:
         )
         answer: Any = None
         try:
-            face.line.enqueue(waiter)
+            face.idle.line.enqueue(waiter)
             if granted is not None:
                 waiter.asked = True
                 answer = self._take_up(granted, waiter)
@@ -199,7 +200,7 @@ class ColdCheckout:
         given = waiter.withdraw()
         if given is not None and given is not answer:
             self._hand_on(given, self._inventory)
-        self._face.line.dequeue(waiter, served=isinstance(answer, Entry))
+        self._face.idle.line.dequeue(waiter, served=isinstance(answer, Entry))
         self._waiter = None
 
     def _wait(self, waiter: LocalWaiter) -> Any:
@@ -207,23 +208,23 @@ class ColdCheckout:
         face, left_s = self._face, self._left()
         while True:
             # Enqueued first, looked again, and after each call: no release is missed.
-            if (entry := take(face, self._key)) is not None:
+            if (entry := face.idle.shelves.take(self._key)) is not None:
                 return entry
-            if self._can_ask() and face.line.must_ask(waiter, left_s):
-                answer = self._ask(waiter) or take(face, self._key)
+            if self._can_ask() and face.idle.line.must_ask(waiter, left_s):
+                answer = self._ask(waiter) or face.idle.shelves.take(self._key)
                 if answer is not None:
                     return answer
             until = self._wait_until(waiter)
-            look_at = face.line.look_at(waiter, left_s)
+            look_at = face.idle.line.look_at(waiter, left_s)
             at = look_at if until is None else min(until, look_at)
-            if not face.line.opens_for(self._key):
+            if not face.idle.line.opens_for(self._key):
                 warn_of_event_loop(face)
             answer = waiter.wait(None if at == math.inf else at)
             if answer is not None:
                 return answer
             if until is not None and monotonic() >= until:
                 return Refuse(waiter.ticket, "timeout", self._why_nothing())
-            starving = face.line.starving_ticket(waiter)
+            starving = face.idle.line.starving_ticket(waiter)
             if starving is not None:
                 self._member.tell(Starves(starving))
 
@@ -249,7 +250,7 @@ class ColdCheckout:
             return None
         if isinstance(answer, Grant):
             return self._take_up(answer, waiter)
-        self._face.line.ticket_ended(waiter.ticket, None)
+        self._face.idle.line.ticket_ended(waiter.ticket, None)
         if answer is not Retry:
             return answer
         # A pause, for the server may be saying farewell; a neighbour's release ends it.
@@ -260,7 +261,7 @@ class ColdCheckout:
     def _take_up(self, grant: Grant, waiter: LocalWaiter) -> Grant | None:
         """Have a grant opened beside us (None), or return it, to be opened in this thread."""
         if waiter.opens_here:
-            self._face.line.opens_for_itself(grant)
+            self._face.idle.line.opens_for_itself(grant)
             return grant
         open_beside(self._face, grant, waiter)
         return None
@@ -270,7 +271,7 @@ class ColdCheckout:
         try:
             return self._answer_to(ticket, self._ask_until)
         except TimeoutError as error:
-            why = TimeoutError(f"{error}; {self._face.line.why_nothing(self._key)}")
+            why = TimeoutError(f"{error}; {self._face.idle.line.why_nothing(self._key)}")
             return not_answered(self._member, ticket, why)
 
     def _call_patiently(self, ticket: Ticket) -> Any:
@@ -278,7 +279,7 @@ class ColdCheckout:
 
         A server that is stopped would have all threads wait for it, and neighbours release in vain.
         """
-        began, inventory, line = monotonic(), self._inventory, self._face.line
+        began, inventory, line = monotonic(), self._inventory, self._face.idle.line
         patience = ASK_PATIENCE_S if line.can_go_on(self._key) else LONGEST_ASK_S
         if inventory.session is None:
             patience += START_PATIENCE_S
@@ -311,12 +312,12 @@ class ColdCheckout:
         return not self._unanswered or left is None or left >= ASK_PATIENCE_S
 
     def _why_nothing(self) -> str:
-        text = self._face.line.why_nothing(self._key)
+        text = self._face.idle.line.why_nothing(self._key)
         return f"{self._unanswered}; {text}" if self._unanswered else text
 
     def _give_up(self, waiter: LocalWaiter) -> None:
         """Whether the books have our ticket in their queue is not known."""
-        self._face.line.ticket_ended(waiter.ticket, None)
+        self._face.idle.line.ticket_ended(waiter.ticket, None)
         self._member.tell(Abandoned(waiter.ticket))
 
     def _left(self) -> float | None:
@@ -365,10 +366,10 @@ class ColdCheckout:
     def _hand_on(self, given: Any, inventory: Inventory) -> None:
         """Something was given in the instant in which we stopped waiting: it goes to the next."""
         if isinstance(given, Entry):
-            shelve(given)
+            given.face.idle.put_back(given)
         elif isinstance(given, Grant):
             self._member.decline(given, inventory)
-            self._face.line.poke(given.key)
+            self._face.idle.line.poke(given.key)
         elif isinstance(given, Failure):
             log.warning("%s; the checkout that wanted it had gone", given.error)
 

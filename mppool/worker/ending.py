@@ -11,12 +11,11 @@ from mppool.logs import Log, logged_afterwards
 from mppool.recipe import overrides
 from mppool.worker.inside import inside
 from mppool.worker.inventory import AT_ONCE, LONG_CLOSE_S, Entry
-from mppool.worker.shelf import take_idle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mppool.worker.face import Face
+    from mppool.worker.own_pool import OwnPool
 
 log = Log("mppool")
 
@@ -36,10 +35,16 @@ def begin_close(entry: Entry) -> bool:
     return entry.inventory.begin_close(entry, monotonic())
 
 
+def close_soon(entry: Entry, reason: CloseReason) -> None:
+    """Close a resource that the caller owns, in another thread."""
+    if begin_close(entry):
+        entry.face.member.chores.add(lambda: finish_close(entry, reason))
+
+
 @logged_afterwards
 def finish_close(entry: Entry, reason: CloseReason) -> None:
     """Run the hook, and tell the books when it has returned."""
-    face = entry.face
+    face: OwnPool = entry.face
     face.member.housekeeper.expects(entry.closing_at + close_limit(entry))
     if reason == "killed" and overrides(face.recipe, "cancel"):
         _run_cancel(entry)  # its user is in the middle of something, perhaps
@@ -60,7 +65,7 @@ def finish_close(entry: Entry, reason: CloseReason) -> None:
         inside.hooks -= 1
         if not entry.inventory.inherited:
             entry.inventory.closed(entry, reason)
-            _is_gone(face)
+            face.member.is_gone()
 
 
 def _close_again(entry: Entry) -> None:
@@ -68,13 +73,6 @@ def _close_again(entry: Entry) -> None:
         entry.face.recipe.close(entry.resource)
     except Exception:
         log.debug("pool %r: it was closed already", entry.face.name, exc_info=True)
-
-
-def _is_gone(face: Face) -> None:
-    """One resource less: the books are told, and a process that is leaving may leave."""
-    face.member.flush()
-    if face.member.leaving:
-        face.member.wake()  # this may have been the last
 
 
 # --- giving up -------------------------------------------------------------------------------------------
@@ -90,7 +88,7 @@ def give_up(entry: Entry) -> bool:
     """See Inventory.give_up."""
     if not entry.inventory.give_up(entry, monotonic()):
         return False
-    _is_gone(entry.face)
+    entry.face.member.is_gone()
     return True
 
 
@@ -107,7 +105,7 @@ def close_given_up(entry: Entry) -> None:
 def give_up_closing(entry: Entry) -> None:
     """See Inventory.give_up_closing."""
     entry.inventory.give_up_closing(entry)
-    _is_gone(entry.face)
+    entry.face.member.is_gone()
 
 
 # --- the end of a lease ----------------------------------------------------------------------------------
@@ -142,7 +140,7 @@ def _run_cancel(entry: Entry) -> bool:
 
 
 def retire_older_than(
-    face: Face, generation: int, key: str | None, *, hung: bool = False
+    face: OwnPool, generation: int, key: str | None, *, hung: bool = False
 ) -> list[Entry]:
     """Let everything of an older generation end: what is idle is returned, to be closed by the caller.
 
@@ -159,17 +157,19 @@ def retire_older_than(
             and (face.closed or entry.generation < generation)
         ]
         face.inventory.retire(meant, hung=hung)
-    return take_idle(face, lambda entry: entry.retire_at == AT_ONCE)
+    return face.idle.shelves.take_all(lambda entry: entry.retire_at == AT_ONCE)
 
 
-def retire(face: Face, entries: list[Entry]) -> None:
+def retire(face: OwnPool, entries: list[Entry]) -> None:
     """Let these end: those that lie idle soon, the others when they are released."""
     face.inventory.retire(entries)
-    for entry in take_idle(face, lambda entry: entry.retire_at == AT_ONCE):
-        face.member.close_soon(entry, entry.retire_reason)
+    for entry in face.idle.shelves.take_all(lambda entry: entry.retire_at == AT_ONCE):
+        close_soon(entry, entry.retire_reason)
 
 
-def drop_token(face: Face, key: str, token: str) -> None:
+def drop_token(face: OwnPool, key: str, token: str) -> None:
     """Close what lies idle for this key and was opened with the token of this digest."""
-    for entry in take_idle(face, lambda entry: entry.token == token and entry.key == key):
-        face.member.close_soon(entry, "retired")
+    for entry in face.idle.shelves.take_all(
+        lambda entry: entry.token == token and entry.key == key
+    ):
+        close_soon(entry, "retired")

@@ -13,64 +13,41 @@ from typing import TYPE_CHECKING, Any
 
 from mppool.core.events import BackendFailed, Declaration, Declare, TokenReplaced
 from mppool.errors import ConfigurationMismatch
+from mppool.ids import identity_of, key_of, sealed_with
 from mppool.logs import Log, logged_afterwards
+from mppool.process.waiter import Retry
 from mppool.recipe import Recipe, overrides
 from mppool.stats.names import BOUNDS, HISTOGRAMS, WORKER_COUNTERS
 from mppool.worker.checking import Checkers, is_healthy
-from mppool.worker.ending import close, drop_token, retire_older_than
+from mppool.worker.ending import close, close_soon, drop_token, retire_older_than
+from mppool.worker.idle import Idle
 from mppool.worker.inside import inside
 from mppool.worker.inventory import AT_ONCE, Entry
-from mppool.worker.line import Line
 from mppool.worker.principals import Principals
-from mppool.worker.shelf import forget_shelf, own_popper, shelve, shelve_where_it_lay
-from mppool.worker.waiter import Retry
 
 if TYPE_CHECKING:
     from mppool.core.decisions import Grant
     from mppool.options import PoolOptions
+    from mppool.worker.context import Context
     from mppool.worker.inventory import Inventory
-    from mppool.worker.member import Member
     from mppool.worker.principal import Principal
 
 log = Log("mppool")
 
 
-def key_of(fingerprint: str, identity: str | None) -> str:
-    """The key of a resource: what is opened, and for whom. Only equal keys are interchangeable."""
-    return fingerprint if identity is None else f"{fingerprint}\0{identity}"
-
-
-def sealed_with(secret: bytes, fingerprint: str) -> str:
-    """A hash that says nothing of the fingerprint to those who do not know the secret."""
-    if not secret:
-        return fingerprint
-    from hashlib import (
-        blake2b,  # it costs a process a megabyte, and who has a secret has it already
-    )
-
-    return "k:" + blake2b(fingerprint.encode(), key=secret, digest_size=16).hexdigest()
-
-
-def identity_of(key: str) -> str | None:
-    """The identity part of a key."""
-    return key.partition("\0")[2] or None
+_CLOSE_POLL_S = 0.002
 
 
 class Face:
     """One pool as one process sees it. It survives a fork: `renew` gives the child empty hands.
 
-    The shelves are deques, whose single operations are atomic; they need no lock (see shelf.py; how a
-    resource ends is in ending.py). The queues of waiters change under the inventory's lock only; whoever gives
-    goes through a copy without it, for a waiter decides by itself whether it still takes what it is given.
+    idle: what lies idle, and who waits for it (rule 6). The queues of waiters change under the inventory's lock only;
+    whoever gives goes through a copy without it, for a waiter decides by itself whether it still takes what it is given.
     The counters, `past_uses` and `retired` are guarded by that lock too; histograms by nothing.
-
-    `contended` and `attention` are guarded by the inventory's lock, and read without it: a
-    release appends first and reads `attention` then; whoever sets it sweeps the shelf afterwards. So one
-    of the two sees the other, and nothing is left lying while somebody waits (rule 6).
     """
 
     def __init__(
-        self, member: Member, name: str, recipe: Recipe[Any], options: PoolOptions
+        self, member: Context, name: str, recipe: Recipe[Any], options: PoolOptions
     ) -> None:
         self.member = member
         self.name = name
@@ -85,7 +62,9 @@ class Face:
         self.mark = os.urandom(16).hex()
         self.on_checkout = recipe.on_checkout if overrides(recipe, "on_checkout") else None
         self.reset = recipe.reset if overrides(recipe, "reset") else None
-        self.check = recipe.check if overrides(recipe, "check") else None
+        self.check: Callable[[Any], bool | None] | None = (
+            recipe.check if overrides(recipe, "check") else None
+        )
         # A resource idle for longer than this goes through `prepare` at its checkout.
         self.trust_s = math.inf
         if self.check is not None and options.check_idle_for is not None:
@@ -124,23 +103,27 @@ class Face:
         self.inventory = inventory
         self.is_sealed = self.asks_plainly = False
         self.said_of_own_leases = (-math.inf, "")
-        self.shelves: dict[str, deque[Entry]] = {}
-        self.line = Line(self, inventory)
-        self.contended = False
-        self.attention = False
+        self.idle = Idle(
+            self.member,
+            inventory,
+            self.options,
+            self.plain,
+            close_soon,
+            self.identities.forget_name,
+        )
+        self.idle.own_key = self.default_key
         self.closed_here = self.closed_everywhere = False
         self.warned_of_event_loop = False
         self.retired: dict[str | None, int] = {}
         self.counters: Counter[str] = Counter(dict.fromkeys(WORKER_COUNTERS, 0))
         self.histograms = {name: [0] * (len(BOUNDS) + 1) for name in HISTOGRAMS}
         self.past_uses = 0
-        # Whether a background check is going on or about to, and of which resource.
+        # Whether a background check is going on or about to, .
         self.checking = False
-        self.borrowed: Entry | None = None
         self.checks_here = self.recipe.open_in_caller
         self.checkers = Checkers(self.name)
         self.identities.renew()
-        self.pop: Callable[[], Entry] = own_popper(self)
+        self.pop: Callable[[], Entry] = self.own_popper()
         self.ours = inventory.mark
 
     def key_for(self, identity: str | None) -> str:
@@ -156,16 +139,24 @@ class Face:
         sealed = sealed_with(secret, self.plain_fingerprint)
         if sealed != self.fingerprint:
             before = self.default_key
-            self.default_key = key_of(sealed, identity_of(before))
-            self.pop = own_popper(self)
+            self.own_key_is(key_of(sealed, identity_of(before)))
             self.fingerprint = sealed
-            self.shelves.pop(before, None)  # nothing was ever on it
+            self.idle.shelves.forget(before)  # nothing was ever on it
         self.asks_plainly = self.recipe.credential is None
         self.is_sealed = True
 
+    def own_key_is(self, key: str) -> None:
+        """`min_size`, and checkouts that name nobody, belong to this key from now on."""
+        self.default_key = self.idle.own_key = key
+        self.pop = self.own_popper()
+
+    def own_popper(self) -> Callable[[], Entry]:
+        """What a checkout that names nobody takes from at once."""
+        return self.idle.own_popper(is_known=self.identities.own_is_known)
+
     def shelf_of(self, key: str) -> deque[Entry]:
-        """The shelf of a key; made for its first resource (setdefault is atomic)."""
-        return self.shelves.setdefault(key, deque())
+        """The shelf of a key; made for its first resource."""
+        return self.idle.shelves.of(key)
 
     def check_same(self, recipe: Recipe[Any], options: PoolOptions) -> None:
         """Raises ConfigurationMismatch if a second declaration in this process differs from the first."""
@@ -210,21 +201,21 @@ class Face:
             entry.retire_at = AT_ONCE
         # Not before it is in the table: as long as it is, the shelf is not forgotten.
         entry.shelf = self.shelf_of(grant.key)
-        self.line.granted(grant, now)
+        self.idle.line.granted(grant, now)
 
     def opened(self, entry: Entry, seconds: float, now: float) -> None:
         """See Home."""
-        self.line.opened(entry.key, entry.number, seconds, now)
+        self.idle.line.opened(entry.key, entry.number, seconds, now)
 
     def closing(self, entry: Entry) -> None:
         """See Home."""
-        self.line.ended(entry.key, entry.number)
+        self.idle.line.ended(entry.key, entry.number)
 
     def gone(self, entry: Entry) -> None:
         """See Home."""
         self.past_uses += entry.uses
-        self.line.ended(entry.key, entry.number)
-        forget_shelf(self, entry.key)
+        self.idle.line.ended(entry.key, entry.number)
+        self.idle.forget(entry.key)
 
     def note_retired(self, generation: int, key: str | None) -> None:
         """What is granted in an older generation must end. key: None: of all keys. Caller holds the inventory's lock."""
@@ -265,7 +256,7 @@ class Face:
             self.member.is_sealed
         ):  # else nobody has heard of the pool yet; the next attachment says it all
             self.member.tell(Declare(self.declaration()))
-        for waiter in self.line.all_waiters():
+        for waiter in self.idle.line.all_waiters():
             waiter.give(Retry)  # and find it closed
         return self.entries()
 
@@ -273,6 +264,14 @@ class Face:
         """Everything that this process has of the pool."""
         with self.inventory.lock:
             return [entry for entry in self.inventory.table.values() if entry.face is self]
+
+    def wait_for_closes(self, until: float) -> bool:
+        """Wait until what is being closed has been; False if it has not by then."""
+        while any(entry.state == "closing" for entry in self.entries()):
+            if monotonic() >= until:
+                return False
+            threading.Event().wait(_CLOSE_POLL_S)
+        return True
 
     # --- checkout ----------------------------------------------------------------------------------------
 
@@ -315,7 +314,7 @@ class Face:
             if bearer.still_holds(entry):
                 return True
         except BaseException:  # no token could be had: that says nothing about the session
-            shelve_where_it_lay(entry)
+            self.idle.put_where_it_lay(entry)
             raise
         self.count("reopened")
         old = entry.token
@@ -355,7 +354,7 @@ class Face:
             entry.generation = generation + 1
         self.member.tell(BackendFailed(self.name, entry.key, generation, hung))
         for other in retire_older_than(self, generation + 1, entry.key, hung=hung):
-            self.member.close_soon(other, "retired")
+            close_soon(other, "retired")
 
     def run_hook(self, hook: str, call: Callable[[Any], Any], entry: Entry) -> bool:
         """Run a hook; False, logged and counted, if it raised."""
@@ -405,10 +404,10 @@ class Face:
         elif not suspect or self.check is None or self.is_healthy(entry):
             entry.released_at = monotonic()
             if self.options.keep:
-                shelve(entry)
+                self.idle.put_back(entry)
             else:
                 with self.member.chores.done_here():  # it is closed when the release returns
-                    shelve(entry)
+                    self.idle.put_back(entry)
 
     def _was_reset(self, entry: Entry) -> bool:
         assert self.reset is not None
@@ -433,4 +432,4 @@ class Face:
         """
         self.histograms[histogram][bisect_left(BOUNDS, seconds)] += 1
         if histogram == "use":
-            self.line.use_time.measured(seconds)
+            self.idle.line.use_time.measured(seconds)

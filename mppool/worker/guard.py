@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from mppool.errors import ForkedLease, LeaseReleased, PoolError
 from mppool.logs import Log
-from mppool.worker.aio import AsyncLease
-from mppool.worker.lease import Lease
+from mppool.worker.lease import AsyncLease, Lease
 from mppool.worker.pool import _DEFAULT, Pool
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""What has to be done with resources when time has passed. Runs in the member's background thread.
+"""What has to be done with resources when time has passed. Runs in the process's background thread.
 
 There is no fixed interval: the thread sleeps until the first resource of this process can possibly be due.
 A use only ever moves that instant into the future, so nothing needs to wake the thread earlier, but for
@@ -13,33 +13,25 @@ import os
 import threading
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING
 
 from mppool.core.events import IdleTooLong
 from mppool.logs import Log
-from mppool.worker.ending import close_limit, give_up_closing
-from mppool.worker.inventory import AT_ONCE, LONG_CLOSE_S, NEVER
-from mppool.worker.shelf import borrow, bring_back, shelve_where_it_lay, take_idle
+from mppool.worker.due import check_due, due_when_idle, recycling_due
+from mppool.worker.ending import close_limit, close_soon, give_up_closing
+from mppool.worker.inventory import LONG_CLOSE_S, NEVER
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from mppool.worker.context import Context, Keeper
     from mppool.worker.face import Face
     from mppool.worker.inventory import Entry
-    from mppool.worker.member import Member
 
 log = Log("mppool")
 
 KEEPER_PAUSE_S = 5.0
 """A keeper that failed is looked at again after so long."""
-
-
-class Keeper(Protocol):
-    """Something else than pools that wants to be looked after now and then, in the background thread."""
-
-    def look(self, now: float) -> float:
-        """Do what is due, without waiting for anything; when to look again at the latest (NEVER: no need)."""
-
-    def is_over(self) -> bool:
-        """Whether it wants nothing any more."""
 
 
 class Housekeeper:
@@ -51,8 +43,9 @@ class Housekeeper:
     lock to go through it. `_keepers_due` belongs to the thread alone.
     """
 
-    def __init__(self, member: Member) -> None:
-        self._member = member
+    def __init__(self, context: Context, pools: Mapping[str, Face]) -> None:
+        self._context = context
+        self._pools = pools
         self._planned = NEVER
         self._expected: deque[float] = deque()
         self._keepers: tuple[Keeper, ...] = ()
@@ -65,14 +58,14 @@ class Housekeeper:
             with self._changing:
                 if keeper not in self._keepers:
                     self._keepers = (*self._keepers, keeper)
-        self._member.link.ensure_thread()
-        self._member.wake()
+        self._context.link.ensure_thread()
+        self._context.wake()
 
     def expects(self, due: float) -> None:
         """Something is due at this instant, of which the thread may not know yet."""
         if due < self._planned:
             self._expected.append(due)
-            self._member.wake()
+            self._context.wake()
 
     def seconds_left(self, now: float) -> float | None:
         """How long the thread may sleep; None: until somebody wakes it."""
@@ -92,9 +85,9 @@ class Housekeeper:
         if now < self._planned:
             return
         self._planned = NEVER  # before looking: what is expected meanwhile is noted again
-        due = min(self._member.chores.look(now), self._member.openers.look(now))
-        for face in list(self._member.faces.values()):
-            due = min(due, self._look_after(face, now), face.line.give_up_spare(now))
+        due = min(self._context.chores.look(now), self._context.openers.look(now))
+        for face in list(self._pools.values()):
+            due = min(due, self._look_after(face, now), face.idle.line.give_up_spare(now))
         self._planned = due
 
     def _look_at_keepers(self, now: float) -> None:
@@ -104,7 +97,7 @@ class Housekeeper:
                 due = min(due, keeper.look(now))
             except Exception:
                 log.exception(
-                    "manager %r: looking after a %s failed", self._member.name, type(keeper)
+                    "manager %r: looking after a %s failed", self._context.name, type(keeper)
                 )
                 due = min(due, now + KEEPER_PAUSE_S)
         self._keepers_due = due
@@ -121,12 +114,12 @@ class Housekeeper:
                 _watch_close(face, entry, now)
             elif entry.lent_at and face.watched:
                 self._watch_lease(face, entry, now)
-        for entry in take_idle(face, lambda entry: _recycling_due(face, entry) <= now):
+        for entry in face.idle.shelves.take_all(lambda entry: recycling_due(face, entry) <= now):
             self._recycle(face, entry, now)
-        idle = [entry for shelf in list(face.shelves.values()) for entry in list(shelf)]
-        if not face.checking and any(_check_due(face, entry) <= now for entry in idle):
+        idle = face.idle.shelves.all()
+        if not face.checking and any(check_due(face, entry) <= now for entry in idle):
             face.checking = True
-            self._member.chores.add(lambda: check_idle(face))
+            self._context.chores.add(lambda: check_idle(face))
         numbers = {entry.number for entry in idle}
         return min(self._due(face, entry, entry.number in numbers, now) for entry in entries)
 
@@ -137,7 +130,7 @@ class Housekeeper:
         if entry.state != "open":
             return NEVER
         if idle:
-            return _recycling_due(face, entry) if face.checking else due_when_idle(face, entry)
+            return recycling_due(face, entry) if face.checking else due_when_idle(face, entry)
         due = NEVER
         if face.watched and entry.lent_at and not entry.killed:
             due = entry.lent_at + (
@@ -151,9 +144,9 @@ class Housekeeper:
     def _recycle(self, face: Face, entry: Entry, now: float) -> None:
         """The entry was taken from its shelf, so it is ours."""
         if now >= entry.retire_at or face.closed:
-            self._member.close_soon(entry, entry.retire_reason)
+            close_soon(entry, entry.retire_reason)
         else:
-            bring_back(entry, IdleTooLong(entry.number))
+            face.idle.bring_back(entry, IdleTooLong(entry.number))
 
     def _watch_lease(self, face: Face, entry: Entry, now: float) -> None:
         lent_at = entry.lent_at
@@ -165,7 +158,7 @@ class Housekeeper:
             if entry.inventory.kill(entry, lent_at):
                 _complain(face, entry, age, f"max_lease_kill={limit:g} s; its resource is closed")
                 face.observe("use", age)
-                self._member.close_soon(entry, "killed")
+                close_soon(entry, "killed")
         elif warn is not None and age >= warn and not entry.warned:
             entry.warned = True
             _complain(face, entry, age, f"max_lease_warn={warn:g} s")
@@ -198,27 +191,6 @@ def _watch_close(face: Face, entry: Entry, now: float) -> None:
         )
 
 
-def _recycling_due(face: Face, entry: Entry) -> float:
-    """When a resource that lies idle is retired or given up."""
-    due = entry.retire_at
-    if face.closed:
-        due = AT_ONCE
-    max_idle = face.options.max_idle
-    if max_idle is not None:
-        due = min(due, max(entry.kept_until, entry.released_at + max_idle))
-    return due
-
-
-def _check_due(face: Face, entry: Entry) -> float:
-    interval = face.options.check_interval
-    return NEVER if interval is None or face.check is None else entry.checked_at + interval
-
-
-def due_when_idle(face: Face, entry: Entry) -> float:
-    """When a resource that lies idle has to be looked after: retired, given up, or checked."""
-    return min(_recycling_due(face, entry), _check_due(face, entry))
-
-
 def check_idle(face: Face) -> None:
     """Check what lies idle and is due, one resource after the other, while nobody wants one.
 
@@ -226,9 +198,11 @@ def check_idle(face: Face) -> None:
     where it lay: neither its uses nor its last use change, so checks keep nothing alive.
     """
     try:
-        for entry in borrow(face, lambda entry: _check_due(face, entry) <= monotonic()):
+        for entry in face.idle.borrow(
+            lambda entry: not face.closed and check_due(face, entry) <= monotonic()
+        ):
             if face.is_healthy(entry):
-                shelve_where_it_lay(entry)
+                face.idle.put_where_it_lay(entry)
     finally:
         face.checking = False
         face.member.housekeeper.expects(monotonic())

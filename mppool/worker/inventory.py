@@ -55,6 +55,10 @@ class Home(Protocol):
 
     name: str
 
+    @property
+    def idle(self) -> Any:
+        """What lies idle in it, and who waits. Kept by its resources, for a release to go there at once."""
+
     def shelf_of(self, key: str) -> deque[Entry]:
         """Where it lies when it is idle."""
 
@@ -91,6 +95,7 @@ class Entry:
         "generation",
         "grant",
         "handed_at",
+        "idle",
         "inventory",
         "kept_until",
         "key",
@@ -128,6 +133,7 @@ class Entry:
         self.mark = inventory.mark
         self.number = number
         self.key = key
+        self.idle = face.idle
         self.shelf = face.shelf_of(key)
         self.generation = generation
         self.opened_before = opened_before

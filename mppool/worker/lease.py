@@ -9,12 +9,10 @@ from mppool.errors import ForkedLease, LeaseReleased, PoolError, StaleLease
 from mppool.logs import Log
 from mppool.stats.names import BRIEF_S
 from mppool.worker.ending import cancel
-from mppool.worker.shelf import look_after_shelving
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from mppool.worker.aio import AsyncLease
     from mppool.worker.face import Face
     from mppool.worker.inventory import Entry
 
@@ -103,17 +101,17 @@ class Lease(Generic[T]):
             if entry.inventory.forked:
                 self._held.append(entry)  # it is our parent's, and `resource` shall say so
                 return
-            face = entry.face
+            idle = entry.idle
             used = now - entry.lent_at
-            if face.plain and now < entry.retire_at:
+            if idle.plain and now < entry.retire_at:
                 entry.released_at = now
                 entry.shelf.append(entry)
-                if face.attention or entry.retire_at <= now:
-                    look_after_shelving(entry)
+                if idle.attention or entry.retire_at <= now:
+                    idle.look_after(entry)
             else:
-                face.put_back_slowly(entry, now)
+                entry.face.put_back_slowly(entry, now)
             if used >= BRIEF_S and not entry.killed:
-                face.observe("use", used)
+                entry.face.observe("use", used)
         except BaseException as error:
             entry = None  # the traceback keeps this frame, and must not keep it
             self._face.member.interrupted(error)
@@ -191,8 +189,6 @@ class Lease(Generic[T]):
 
     def for_asyncio(self) -> AsyncLease[T]:
         """The same lease, for `async with`; this one is nobody's from then on."""
-        from mppool.worker.aio import AsyncLease
-
         return AsyncLease(self)
 
     def __reduce__(self) -> NoReturn:
@@ -229,6 +225,35 @@ class Lease(Generic[T]):
             "pool %r: a lease was released a second time; refused, nothing was changed",
             self._face.name,
         )
+
+
+class AsyncLease(Lease[T]):
+    """A lease for `async with`."""
+
+    __slots__ = ()
+
+    def __init__(self, lease: Lease[T]) -> None:
+        self._face = lease._face
+        held, lease._held = lease._held, []
+        self._held = held
+
+    async def __aenter__(self) -> T:
+        return self.resource
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        if self._is_forked() or (error is None and self._face.plain):
+            self.release()  # nothing but an append
+            return
+        from mppool.worker.loops import done_in_thread  # asyncio is loaded here, if anywhere
+
+        # In a thread, for a reset may take its time.
+        kind = None if error is None else type(error)
+        await done_in_thread(self._face.member.chores, lambda: self.__exit__(kind, error, None))
 
 
 class _OfTheResource:

@@ -5,18 +5,36 @@ from __future__ import annotations
 import math
 from collections import deque
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from mppool.core.events import Abandoned
+from mppool.process.waiter import LocalWaiter, give_to_oldest, wake_oldest
 from mppool.worker.demand import Demand, Recent, hope_s
-from mppool.worker.shelf import forget_shelf
-from mppool.worker.waiter import LocalWaiter, give_to_oldest, wake_oldest
 
 if TYPE_CHECKING:
     from mppool.core.decisions import Grant
     from mppool.ids import GrantNumber, Ticket
-    from mppool.worker.face import Face
+    from mppool.options import PoolOptions
+    from mppool.worker.context import Context
     from mppool.worker.inventory import Inventory
+
+
+class Shelved(Protocol):
+    """What lies idle in the pool, as far as its line has to know: see Idle."""
+
+    contended: bool
+
+    def lying(self, key: str) -> int:
+        """How many resources of a key lie idle."""
+
+    def forget(self, key: str) -> None:
+        """Keep nothing of a key where nothing of it is left. Caller holds the inventory's lock."""
+
+    def look_whether_attention(self) -> None:
+        """Threads have begun, or stopped, to wait. Caller holds the inventory's lock."""
+
+    def nobody_waits(self, key: str) -> None:
+        """The last thread that waited for a key has left."""
 
 
 class Line:
@@ -32,10 +50,14 @@ class Line:
     asks_at_once: where the books must know of every thread that waits, none hopes.
     """
 
-    def __init__(self, face: Face, inventory: Inventory) -> None:
-        self._face = face
+    def __init__(
+        self, context: Context, inventory: Inventory, options: PoolOptions, idle: Shelved
+    ) -> None:
+        self._context = context
         self._inventory = inventory
-        self.asks_at_once = face.options.max_waiting is not None
+        self._idle = idle
+        self._max_size = options.max_size
+        self.asks_at_once = options.max_waiting is not None
         self.waiters: dict[str, deque[LocalWaiter]] = {}
         self.demands: dict[str, Demand] = {}
         self._asked: dict[Ticket, str] = {}
@@ -59,6 +81,11 @@ class Line:
         if demand is None:
             demand = self.demands[key] = Demand()
         return demand
+
+    def is_void(self, key: str) -> bool:
+        """Whether nothing of a key is wanted or held. Caller holds the inventory's lock."""
+        demand = self.demands.get(key)
+        return demand is None or demand.is_void
 
     def forget(self, key: str) -> None:
         """Nothing of a key is wanted or held any more. Caller holds the inventory's lock."""
@@ -101,7 +128,7 @@ class Line:
             self.waiters[waiter.key] = demand.waiting
             demand.begins_to_wait(waiter, waiter.since)
             self._note_spare(waiter.key, demand)
-            self._face.attention = True
+            self._idle.look_whether_attention()
 
     def dequeue(self, waiter: LocalWaiter, *, served: bool) -> None:
         """The waiter has been answered or has given up. served: it was given a resource."""
@@ -111,12 +138,15 @@ class Line:
             due = self._note_spare(waiter.key, demand)
             if not demand.waiting:
                 self.waiters.pop(waiter.key, None)
-                forget_shelf(self._face, waiter.key)
-            elif self._face.shelves.get(waiter.key):
+                self._idle.forget(waiter.key)
+            elif self._idle.lying(waiter.key):
                 wake_oldest(demand.waiting)  # this one may have been woken for what lies there
             elif demand.opening:
                 self._have_one_look(demand)  # this one may have been the one that does
-            self._look_whether_attention()
+            self._idle.look_whether_attention()
+            is_last = not demand.waiting
+        if is_last:
+            self._idle.nobody_waits(waiter.key)
         if due < math.inf:
             self._give_up_spare_later(due)
 
@@ -133,15 +163,15 @@ class Line:
             demand, now = self.demand_for(waiter.key), monotonic()
             if not self._may_ask(demand, waiter, now):
                 return False
-            if demand.can_go_on and now < self._face.member.silence.until:
+            if demand.can_go_on and now < self._context.silence.until:
                 return False
             if waiter.asked or not (waiter.opens_here or self.asks_at_once):
-                hope = 0.0 if self._face.contended else hope_s(self.opening_time.seconds, left_s)
-                idle = len(self._face.shelves.get(waiter.key, ()))
+                hope = 0.0 if self._idle.contended else hope_s(self.opening_time.seconds, left_s)
+                idle = self._idle.lying(waiter.key)
                 if not demand.must_ask(hope, idle, now):
                     return False
             if waiter.asked:  # its ticket was used up, by a neighbour or by a failure
-                waiter.ticket = self._face.member.next_ticket()
+                waiter.ticket = self._context.next_ticket()
             waiter.asked = True
             self._asked[waiter.ticket] = (
                 waiter.key
@@ -169,7 +199,7 @@ class Line:
                 hope = hope_s(self.opening_time.seconds, left_s)
                 asks_at = demand.look_at(hope, monotonic())
                 if demand.can_go_on:
-                    asks_at = max(asks_at, self._face.member.silence.until)
+                    asks_at = max(asks_at, self._context.silence.until)
                 waiter.looks_at = min(waiter.looks_at, asks_at)
             return waiter.looks_at
 
@@ -261,14 +291,14 @@ class Line:
             demand = self.demands.get(grant.key)
             if demand is not None:
                 demand.arrived(grant.number)
-                forget_shelf(self._face, grant.key)
+                self._idle.forget(grant.key)
 
     def why_nothing(self, key: str) -> str:
         """For a checkout whose time has passed, where the books have not said why."""
         with self._inventory.lock:
             demand = self.demand_for(key)
             waiting, opening, held = len(demand.waiting), len(demand.opening), len(demand.open)
-        cap = self._face.options.max_size
+        cap = self._max_size
         bound = "no cap" if cap is None else f"max_size={cap}"
         text = f"{held} resources of this process are in use ({bound}), and {waiting} of its threads wait"
         if opening:
@@ -290,7 +320,7 @@ class Line:
         if self.asks_at_once:
             self.give_up_spare(math.inf)
         else:
-            self._face.member.housekeeper.expects(due)
+            self._context.housekeeper.expects(due)
 
     def give_up_spare(self, now: float) -> float:
         """Give up tickets that no thread waits for; when this has to be looked at again."""
@@ -305,11 +335,11 @@ class Line:
                     for ticket in spare:
                         self._asked.pop(ticket, None)
                     given_up += spare
-                    forget_shelf(self._face, key)
+                    self._idle.forget(key)
                 again = min(again, self._note_spare(key, demand))
             self._inventory.tell(*(Abandoned(ticket) for ticket in given_up))
         if given_up:
-            self._face.member.flush()
+            self._context.flush()
         return again
 
     def _note_spare(self, key: str, demand: Demand) -> float:
@@ -320,19 +350,6 @@ class Line:
         else:
             self._spare.discard(key)
         return due
-
-    def _look_whether_attention(self) -> None:
-        """Caller holds the inventory's lock."""
-        self._face.attention = self._face.contended or any(self.waiters.values())
-
-    def set_contended(self, contended: bool) -> None:
-        """Whether every released resource is brought back."""
-        with self._inventory.lock:
-            self._face.contended = contended
-            self._look_whether_attention()
-        if contended:  # the books shall know what is wanted here
-            for key in list(self.waiters):
-                self.poke(key)
 
     def in_want(self) -> int:
         """How many threads wait without a resource being opened for them."""

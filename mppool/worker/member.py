@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import itertools
 import os
 import sys
 import threading
@@ -17,39 +16,33 @@ from mppool.core.events import (
     Attach,
     BackendFailed,
     Checkout,
-    CloseReason,
     Declaration,
     Declare,
-    Event,
 )
 from mppool.core.tokens import TokenFetched
 from mppool.errors import PoolError, ServerUnavailable
 from mppool.ids import Session, Ticket
 from mppool.link.connection import SessionLost
-from mppool.link.troubles import pool_error
 from mppool.logs import Log
-from mppool.process.executor import BackgroundExecutor
 from mppool.process.fork import Turn, make_immortal, notice_fork, renew_in_children
-from mppool.process.locks import release_own
 from mppool.recipe import Recipe
 from mppool.tokens.cache import TokenCache
 from mppool.tokens.in_process import LocalTokenBooks
-from mppool.worker.audit import Audit, forget_frames
-from mppool.worker.deciding import carry_out
-from mppool.worker.demand import Silence
+from mppool.worker.audit import Audit
+from mppool.worker.context import Context
+from mppool.worker.dispatch import Dispatch
 from mppool.worker.ending import (
     begin_close,
     close,
+    close_soon,
     finish_close,
     retire,
 )
 from mppool.worker.face import Face
 from mppool.worker.housekeeping import Housekeeper
-from mppool.worker.inventory import Entry, Inventory
+from mppool.worker.inventory import Entry
 from mppool.worker.opening import open_resource
 from mppool.worker.report import PatientReport, Reporter
-from mppool.worker.shelf import shelve, take_idle
-from mppool.worker.waiter import Retry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -63,9 +56,6 @@ log = Log("mppool")
 
 _NOT_IN_INVENTORIES = (BackendFailed, TokenFetched)
 """What an inventory does not say, so that the next server must hear it too."""
-
-MOST_OPENERS = 1000
-"""So many resources are opened at one time in this process: for each there is a thread that waits."""
 
 _CLOSE_POLL_S = 0.002
 _LEAST_DETACH_S = 0.25
@@ -113,60 +103,43 @@ def name_process(name: str) -> None:
     _process_name = name.encode("utf-8", "backslashreplace").decode()
 
 
-class Member:
-    """What all threads of a process share of one manager. Cheap to make: no I/O, no thread, no descriptor.
+class Member(Context):
+    """This process in one manager: it composes the parts, forks, and leaves. Cheap to make: no I/O, no thread, no
+    descriptor.
 
     `faces` grows under the interpreter's own atomicity (setdefault); everything else that threads share is
     in `inventory`, with its lock.
     """
 
+    housekeeper: Housekeeper
+    audit: Audit
+
     def __init__(self, name: str, make_link: Callable[[Member], Link]) -> None:
-        self.name = name
         self.faces: dict[str, Face] = {}
-        self.inventory = Inventory()
-        self._make_chores()
-        self.housekeeper = Housekeeper(self)
-        self.audit = Audit(self)
-        self.leaving = False
-        self.farewells: deque[Entry] = deque()
-        self.silence = Silence()
+        super().__init__(name)
         self.tokens = TokenCache(self, LocalTokenBooks)
-        self.report = PatientReport(self)
-        self._tickets = itertools.count(1)
-        self._secret: bytes | None = None
         self.link = make_link(self)
         renew_in_children(self, Turn.MEMBER)
         _members.add(self)
 
+    def _begin(self) -> None:
+        super()._begin()
+        self.housekeeper = Housekeeper(self, self.faces)
+        self.audit = Audit(self)
+        self.dispatch = Dispatch(self, self.faces)
+        self.farewells: deque[Entry] = deque()
+        self.report = PatientReport(self, self.faces)
+
     def reporter(self, send: Callable[[Report], None]) -> Reporter:
         """What answers the server's requests for the figures of this process."""
-        return Reporter(self, send)
-
-    def _make_chores(self) -> None:
-        def expects(due: float) -> None:
-            self.housekeeper.expects(due)
-
-        self.chores = BackgroundExecutor(self.name, expects=expects)
-        # On behalf of tasks, which must not wait.
-        self.asker = BackgroundExecutor(f"{self.name}-ask", most=1)
-        self.openers = BackgroundExecutor(
-            f"{self.name}-open", idle_s=0.0, most=MOST_OPENERS, expects=expects
-        )
+        return Reporter(self, self.faces, send)
 
     def after_fork_in_child(self) -> None:
-        """The parent's inventory are marked and buried; this process starts with none. See Forkable."""
+        """What the parent holds is marked and made immortal; this process starts with nothing. See Forkable."""
         parents = self.inventory
         parents.forked = True
         make_immortal(parents)
-        self.inventory = Inventory()
-        self._secret = None  # it may be another user's process, with another directory
-        self._make_chores()
-        self.housekeeper = Housekeeper(self)
-        self.audit = Audit(self)
-        self.leaving = False
-        self.farewells = deque()
-        self.report = PatientReport(self)
-        self.silence = Silence()
+        self._begin()
         self.tokens.forget_waiters()
         self.link.after_fork_in_child()
         for face in self.faces.values():
@@ -190,11 +163,6 @@ class Member:
         face.declare_again()
         return face
 
-    @property
-    def is_sealed(self) -> bool:
-        """Whether fingerprints may be told to others."""
-        return self._secret is not None
-
     def seal(self) -> None:
         """Have all fingerprints sealed, before anybody is told of them. The first time it may read a file."""
         if self._secret is None:
@@ -203,46 +171,6 @@ class Member:
             face.seal(self._secret)
 
     # --- to the books ------------------------------------------------------------------------------------
-
-    def next_ticket(self) -> Ticket:
-        """A ticket that this process has never used."""
-        return Ticket(next(self._tickets))
-
-    def call(self, event: Event, deadline: float | None) -> Any:
-        """Tell the books and return their answer; a Grant is registered in the table already."""
-        notice_fork()
-        try:
-            return self.link.call(event, deadline)
-        except (OSError, RuntimeError, UnicodeError) as error:
-            told = pool_error(self.name, error)
-            if told is None:
-                raise
-            raise told from error
-
-    def tell(self, event: Event) -> None:
-        """Tell the books, without an answer. Never blocks on the server."""
-        notice_fork()
-        self.inventory.tell(event)
-        self.link.flush()
-
-    def note(self, event: Event) -> None:
-        """Tell the books what is worth knowing, if this process is attached to any."""
-        if self.inventory.session is not None:
-            self.tell(event)
-
-    def attend(self) -> None:
-        """Hear, from soon on, what the server says to all."""
-        self.chores.add(self.link.attend)
-
-    def flush(self) -> None:
-        """Send what is in the outbox, as far as that is possible without waiting."""
-        if not self.inventory.inherited:  # else it is the outbox of our parent
-            self.link.flush()
-
-    def wake(self) -> None:
-        """Have the background thread look around. Safe in a finalizer: it writes to a descriptor."""
-        if not self.inventory.inherited:
-            self.link.wake()
 
     def declarations(self) -> list[Declaration]:
         """All pools that this process has declared."""
@@ -258,69 +186,28 @@ class Member:
         return Attach(_process_name, self.declarations(), self.inventory.held(), self.link.seen)
 
     def register(self, grant: Grant, session: Session) -> bool:
-        """Enter a fresh grant into the table; False if it belongs to another session, or was voided (rule 2)."""
-        face, inventory = self.faces[grant.pool], self.inventory
-        entry = Entry(
-            face, inventory, grant.number, grant.key, grant.generation, grant.opened_before
-        )
-        return inventory.register(entry, grant, session, monotonic())
-
-    def decline(self, grant: Grant, inventory: Inventory) -> None:
-        """A registered grant is not needed any more."""
-        inventory.opening_ended(grant.number)
-        self.flush()
+        """See Dispatch."""
+        return self.dispatch.register(grant, session)
 
     def retry(self, ticket: Ticket) -> None:
-        """The thread that waits with this ticket must ask again: its place in the queue is gone."""
-        self.answer(ticket, Retry)
-        self.tokens.retry(ticket, Retry)
-
-    def answer(self, ticket: Ticket, answer: Any) -> None:
-        """Answer the thread that waits with this ticket, if there is one."""
-        for face in list(self.faces.values()):
-            if face.line.ticket_ended(ticket, answer):
-                return
-
-    def interrupted(self, error: BaseException) -> None:
-        """A checkout or a release was left by an exception that is none of ours.
-
-        It may have struck between any two instructions. Whatever the thread has left behind is put in
-        order here, where that is one step, or found by the audit.
-        """
-        if isinstance(error, PoolError):
-            return
-        release_own(self.inventory.lock)
-        self.chores.interrupted()
-        self.openers.interrupted()
-        self.link.interrupted()
-        forget_frames(error)
-        self.audit.want()
+        """See Dispatch."""
+        self.dispatch.retry(ticket)
 
     # --- from the books ----------------------------------------------------------------------------------
 
     def deliver(self, decision: Any, session: Session) -> None:
         """Do what the books decided. Called in the order of the decisions, by one thread at a time."""
-        carry_out(self, decision, session)
-
-    def close_soon(self, entry: Entry, reason: CloseReason) -> None:
-        """Close a resource that the caller owns, in another thread."""
-        if begin_close(entry):
-            self.chores.add(lambda: finish_close(entry, reason))
+        self.dispatch.carry_out(decision, session)
 
     def session_lost(self) -> None:
         """Nobody can be told anything now: those who wait ask again, under the next session."""
-        for face in list(self.faces.values()):
-            face.line.set_contended(False)
-            face.line.forget_tickets()
-            for waiter in face.line.all_waiters():
-                waiter.give(Retry)
-        self.tokens.session_lost(Retry)
+        self.dispatch.session_lost()
 
     def server_leaves(self) -> None:
         """The server says goodbye: close what is idle (rule 8)."""
         for face in list(self.faces.values()):
-            for entry in take_idle(face, lambda entry: True):
-                self.close_soon(entry, "retired")
+            for entry in face.idle.shelves.take_all(lambda entry: True):
+                close_soon(entry, "retired")
 
     def warm_up(self, pool: str, seconds: float) -> None:
         """Have a resource of a pool open on the shelf, if a slot can be had without waiting.
@@ -330,7 +217,7 @@ class Member:
         Raises PoolError or OSError.
         """
         face = self.faces[pool]
-        if any(face.shelves.values()):
+        if face.idle.shelves.all():
             return
         self.seal()
         bearer = face.identities.own(seconds)
@@ -342,27 +229,14 @@ class Member:
         entry = self.inventory.table.get(answer.number) if isinstance(answer, Grant) else None
         if entry is not None:
             open_resource(entry, answer, seconds, bearer)
-            shelve(entry)
+            face.idle.put_back(entry)
         elif isinstance(answer, Refuse) and answer.reason != "timeout":
             raise PoolError(answer.text)
-
-    def wait_for_closes(self, face: Face | None, seconds: float) -> bool:
-        """Wait until what is being closed has been, of one pool or of all; False if that takes longer."""
-        until = monotonic() + seconds
-        while any(
-            entry.state == "closing"
-            for one in ([face] if face else list(self.faces.values()))
-            for entry in one.entries()
-        ):
-            if monotonic() >= until:
-                return False
-            threading.Event().wait(_CLOSE_POLL_S)
-        return True
 
     def close_idle(self) -> None:
         """Close what lies idle, in this thread."""
         for face in list(self.faces.values()):
-            for entry in take_idle(face, lambda entry: True):
+            for entry in face.idle.shelves.take_all(lambda entry: True):
                 close(entry, "drained")
 
     def leave(self, seconds: float) -> None:
@@ -373,7 +247,8 @@ class Member:
         until = monotonic() + seconds
         for face in list(self.faces.values()):
             retire(face, face.entries())
-        self.wait_for_closes(None, seconds)
+        for face in list(self.faces.values()):
+            face.wait_for_closes(until)
         if not self.needs_books():
             self.link.detach(max(until, monotonic() + _LEAST_DETACH_S))
         else:
@@ -386,7 +261,11 @@ class Member:
         In the background thread, for a close may hang, and no thread can be started any more.
         """
         until = monotonic() + seconds
-        idle = [e for f in list(self.faces.values()) for e in take_idle(f, lambda entry: True)]
+        idle = [
+            e
+            for f in list(self.faces.values())
+            for e in f.idle.shelves.take_all(lambda entry: True)
+        ]
         entries = [entry for entry in idle if begin_close(entry)]
         if not entries:
             return
@@ -403,18 +282,18 @@ class Member:
     def needs_books(self) -> bool:
         """Whether anything is held, or anybody waits."""
         return bool(self.inventory.table) or any(
-            face.line.waiters for face in list(self.faces.values())
+            face.idle.line.waiters for face in list(self.faces.values())
         )
 
     def session_begins(self) -> None:
         """See link.protocol.Process: this server will say itself who waits elsewhere."""
         for face in list(self.faces.values()):
-            face.line.set_contended(False)
+            face.idle.set_contended(False)
 
     def is_deaf(self) -> None:
         """See link.protocol.Process."""
         for face in list(self.faces.values()):
-            face.line.set_contended(True)
+            face.idle.set_contended(True)
 
     def do_soon(self, function: Callable[[], None]) -> None:
         """See link.protocol.Process."""
@@ -443,7 +322,7 @@ class Member:
                     entry.face.name,
                     f"; taken {age:.1f} s ago at\n{entry.stack}" if entry.stack else "",
                 )
-                self.close_soon(entry, "leaked")
+                close_soon(entry, "leaked")
 
     def look_around(self) -> None:
         """See link.protocol.Process."""

@@ -13,17 +13,17 @@ from mppool.credentials.secrets import repeats, secret_of
 from mppool.credentials.token_struct import NEAR_EXPIRY_S
 from mppool.errors import ForkedLease, PoolError
 from mppool.errors import OpenFailed as OpenFailedError
+from mppool.ids import identity_of
 from mppool.logs import Log, logged_afterwards
+from mppool.process.waiter import LocalWaiter, Retry
 from mppool.recipe import Opening
 from mppool.redaction import HIDDEN, forget_locals, without_secrets
 from mppool.worker.audit import give_up_opening
-from mppool.worker.face import Face, identity_of
+from mppool.worker.due import due_when_idle
+from mppool.worker.face import Face
 from mppool.worker.hints import refuse_none
-from mppool.worker.housekeeping import due_when_idle
 from mppool.worker.inside import inside
 from mppool.worker.inventory import NEVER, Entry
-from mppool.worker.shelf import shelve
-from mppool.worker.waiter import LocalWaiter, Retry, give_to_oldest
 
 if TYPE_CHECKING:
     from mppool.credentials.token_struct import TokenInfo
@@ -165,15 +165,15 @@ def _end_of_own_token(expires_on: float, now: float) -> float:
 
 def use_grant(face: Face, grant: Grant) -> None:
     """A thread of this process asked for the right to open, and the books have granted it by now."""
-    waiter = face.line.waiter_for(grant.key, grant.ticket)
+    waiter = face.idle.line.waiter_for(grant.key, grant.ticket)
     if waiter is not None and waiter.opens_here:
-        face.line.opens_for_itself(grant)
+        face.idle.line.opens_for_itself(grant)
     if waiter is None or (waiter.opens_here and not waiter.give(grant)):
         face.member.decline(grant, face.inventory)
-        face.line.poke(grant.key)
+        face.idle.line.poke(grant.key)
     elif not waiter.opens_here:
         open_beside(face, grant, waiter)
-        face.line.expects_opening(grant.key)
+        face.idle.line.expects_opening(grant.key)
 
 
 def open_beside(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
@@ -192,10 +192,10 @@ def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
     if entry is None:
         waiter.give(Retry)  # the session was lost, and the grant with it
         return
-    if not face.line.begins_opening(grant, waiter):
+    if not face.idle.line.begins_opening(grant, waiter):
         face.member.decline(grant, inventory)
         waiter.opening = None
-        face.line.poke(grant.key)
+        face.idle.line.poke(grant.key)
         return
     try:
         # A checkout that waits for nobody does not wait for another one's token either.
@@ -203,18 +203,15 @@ def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
     except BaseException as error:  # noqa: BLE001  # the thread that asked raises it, or it is logged
         if not waiter.give(Failure(error)):
             log.warning("%s; the checkout that wanted it had gone", error)
-        face.line.arrived(grant)
-        face.line.poke(grant.key)
+        face.idle.line.arrived(grant)
+        face.idle.line.poke(grant.key)
         return
-    queue = face.line.waiters.get(grant.key)
-    given = waiter.insists and waiter.give(entry)
-    if not given and (not queue or not give_to_oldest(queue, entry)):
-        shelve(entry)
+    face.idle.give_opened(entry, waiter)
     waiter.opening = None
-    face.line.arrived(grant)
+    face.idle.line.arrived(grant)
     if waiter.is_open:
         waiter.poke()  # somebody else got it
-    face.line.poke(grant.key)  # less is on its way than before
+    face.idle.line.poke(grant.key)  # less is on its way than before
 
 
 @logged_afterwards
@@ -242,7 +239,7 @@ def open_for_shelf(face: Face, grant: Grant) -> None:
     except BaseException:
         log.exception("pool %r: opening failed; it is tried again later (min_size)", face.name)
     else:
-        shelve(entry)
+        face.idle.put_back(entry)
 
 
 def _text_of(error: BaseException, secret: str = "") -> str:

@@ -20,7 +20,6 @@ from mppool.worker.ending import close, retire
 from mppool.worker.lease import Lease
 from mppool.worker.lookup import lease_of
 from mppool.worker.principal import Principal
-from mppool.worker.shelf import take_idle
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -281,7 +280,7 @@ class Pool(Generic[T]):
     @property
     def idle_here(self) -> int:
         """How many resources lie idle in this process. Asks nobody."""
-        return sum(map(len, list(self._face.shelves.values())))
+        return len(self._face.idle.shelves.all())
 
     @property
     def in_use_here(self) -> int:
@@ -296,7 +295,7 @@ class Pool(Generic[T]):
 
         The pool goes on: leases that are out keep working, and the next checkout opens a resource.
         """
-        idle = take_idle(self._face, lambda entry: True)
+        idle = self._face.idle.shelves.take_all(lambda entry: True)
         for entry in idle:
             close(entry, "drained")
         return len(idle)
@@ -395,7 +394,7 @@ class Pool(Generic[T]):
             retire(face, face.entries())
             return
         retire(face, face.close_here())
-        face.member.wait_for_closes(face, CLOSE_PATIENCE_S)
+        face.wait_for_closes(monotonic() + CLOSE_PATIENCE_S)
 
     def __eq__(self, other: object) -> bool:
         # The same name declared again in this process is the same pool.

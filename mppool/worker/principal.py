@@ -15,8 +15,8 @@ from mppool.worker.inventory import NEVER
 
 if TYPE_CHECKING:
     from mppool.credentials.token_struct import TokenInfo
-    from mppool.worker.face import Face
     from mppool.worker.inventory import Entry
+    from mppool.worker.own_pool import OwnPool
 
 log = Log("mppool")
 
@@ -34,7 +34,7 @@ class Principal:
 
     def __init__(
         self,
-        face: Face,
+        face: OwnPool,
         key: str,
         identity: str | None,
         credential: Any,
@@ -122,7 +122,7 @@ class Principal:
 
 
 def fetch(
-    face: Face,
+    face: OwnPool,
     credential: Any,
     scope: str,
     identity: str | None,

@@ -24,12 +24,11 @@ from mppool.credentials.loading import adapter
 from mppool.errors import ConfigurationError
 from mppool.worker.inventory import NEVER
 from mppool.worker.principal import Principal, fetch
-from mppool.worker.shelf import own_popper, popper_of
 
 if TYPE_CHECKING:
     from mppool.credentials.token_struct import TokenInfo
-    from mppool.worker.face import Face
     from mppool.worker.inventory import Entry
+    from mppool.worker.own_pool import OwnPool
 
 INSIST_AGAIN_S = 30.0
 """An issuer that gave the same token, or none, is asked again after so long (azure-identity's retry delay)."""
@@ -69,7 +68,7 @@ class Principals:
         credential: others may compare equal to it.
     """
 
-    def __init__(self, face: Face) -> None:
+    def __init__(self, face: OwnPool) -> None:
         self._face = face
         self.credential = face.recipe.credential
         self.known: dict[ReferenceType[Any], Known] = {}
@@ -159,8 +158,8 @@ class Principals:
         checked_identity(identity, f"pool {face.name!r}: ")
         source = self.credential if credential is None else credential
         key = face.key_for(identity)
-        if key in face.shelves:
-            self._named[identity] = Known(key, identity, popper_of(face, key), _never)
+        if key in face.idle.shelves.by_key:
+            self._named[identity] = Known(key, identity, face.idle.shelves.popper(key), _never)
         return Principal(face, key, identity, source, given=True)
 
     def _of_credential(self, credential: Any, timeout: float | None) -> Principal:
@@ -208,7 +207,7 @@ class Principals:
             return None
         if known is None or known.watch() is not credential:
             return None  # another one, which compares equal
-        known.pop = popper_of(self._face, known.key)
+        known.pop = self._face.idle.shelves.popper(known.key)
         return known
 
     def recall_name(self, identity: str, credential: Any) -> Known | None:
@@ -236,15 +235,14 @@ class Principals:
             return
         # Runs at any instruction, in any thread: one atomic step, for the hash is kept in the reference.
         watch = ref(credential, lambda gone: table.pop(reference, None))
-        pop = popper_of(self._face, principal.key)
+        pop = self._face.idle.shelves.popper(principal.key)
         table[reference] = Known(principal.key, principal.identity, pop, watch)
 
     def _own_key_is(self, key: str) -> None:
         """A token has told whom the recipe's credential stands for: `min_size` belongs to that from now on."""
         face = self._face
-        face.default_key = key
         # An account that has signed in is looked at each time: another one may.
         self.own_is_known = self.recall(self.credential) is not None
-        face.pop = own_popper(face)
+        face.own_key_is(key)
         if face.member.inventory.session is not None:
             face.member.tell(Declare(face.declaration()))

@@ -19,11 +19,11 @@ from mppool.wire.messages import Report
 from mppool.worker.inside import inside
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterator, Mapping
 
+    from mppool.worker.context import Context
     from mppool.worker.face import Face
     from mppool.worker.inventory import Entry
-    from mppool.worker.member import Member
 
 log = Log("mppool")
 
@@ -45,8 +45,11 @@ class Reporter:
     which is looked at again after the chore has said that it ends.
     """
 
-    def __init__(self, member: Member, send: Callable[[Report], None]) -> None:
-        self._member = member
+    def __init__(
+        self, context: Context, pools: Mapping[str, Face], send: Callable[[Report], None]
+    ) -> None:
+        self._context = context
+        self._pools = pools
         self._send = send
         self._wanted: int | None = None
         self._busy = False
@@ -58,16 +61,16 @@ class Reporter:
 
     def asked(self, request: int) -> None:
         """The server wants a report."""
-        if self._without_hooks or not _has_hooks(self._member):
-            send(self._member, request, self._send, hooks=False)
+        if self._without_hooks or not _has_hooks(self._pools):
+            send(self._pools, request, self._send, hooks=False)
             return
         self._asked = request
         self._due = monotonic() + HOOKS_PATIENCE_S
         self._wanted = request
         if not self._busy:
             self._busy = True
-            self._member.chores.add(self._ask_hooks)
-        self._member.housekeeper.expects(self._due)
+            self._context.chores.add(self._ask_hooks)
+        self._context.housekeeper.expects(self._due)
 
     @contextmanager
     def on_behalf_of_a_hook(self) -> Iterator[None]:
@@ -86,18 +89,18 @@ class Reporter:
         if now >= self._due:
             self._due = math.inf
             if self._answered != self._asked:
-                send(self._member, self._asked, self._send, hooks=False)
+                send(self._pools, self._asked, self._send, hooks=False)
 
     def _ask_hooks(self) -> None:
         try:
             while (request := self._wanted) is not None:
                 self._wanted = None
-                send(self._member, request, self._send)
+                send(self._pools, request, self._send)
                 self._answered = request
         finally:
             self._busy = False
         if self._wanted is not None:  # it came in this very moment
-            self._member.chores.add(self._ask_hooks)
+            self._context.chores.add(self._ask_hooks)
 
 
 class PatientReport:
@@ -106,37 +109,41 @@ class PatientReport:
     _asking: held while a chore asks the hooks; where they hang, others go without them and add no chore.
     """
 
-    def __init__(self, member: Member) -> None:
-        self._member = member
+    def __init__(self, context: Context, pools: Mapping[str, Face]) -> None:
+        self._context = context
+        self._pools = pools
         self._asking = threading.Lock()
 
     def __call__(self) -> Report:
         """The report. Called by any thread, with no lock held."""
-        member = self._member
         inside = getattr(_asking, "hook", None) is not None
-        if inside or not _has_hooks(member):
-            return build(member, 0, hooks=False)
+        if inside or not _has_hooks(self._pools):
+            return build(self._pools, 0, hooks=False)
         until = monotonic() + HOOKS_PATIENCE_S
         answers: deque[Report] = deque()
         if self._asking.acquire(timeout=HOOKS_PATIENCE_S):
             done = threading.Event()
-            member.chores.add(lambda: self._ask_hooks(answers, done))
+            self._context.chores.add(lambda: self._ask_hooks(answers, done))
             done.wait(max(0.0, until - monotonic()))
-        return answers[0] if answers else build(member, 0, hooks=False)
+        return answers[0] if answers else build(self._pools, 0, hooks=False)
 
     def _ask_hooks(self, answers: deque[Report], done: threading.Event) -> None:
         try:
-            answers.append(build(self._member, 0))
+            answers.append(build(self._pools, 0))
         finally:
             self._asking.release()
             done.set()
 
 
 def send(
-    member: Member, request: int, send_one: Callable[[Report], None], *, hooks: bool = True
+    pools: Mapping[str, Face],
+    request: int,
+    send_one: Callable[[Report], None],
+    *,
+    hooks: bool = True,
 ) -> None:
     """Build and send it, in parts, and with a pause for others after each, where there are many resources."""
-    whole = build(member, request, hooks=hooks)
+    whole = build(pools, request, hooks=hooks)
     for pool in whole.pools:
         while len(pool.resources) > AT_ONCE:
             some, pool.resources = pool.resources[-AT_ONCE:], pool.resources[:-AT_ONCE]
@@ -145,9 +152,9 @@ def send(
     send_one(whole)
 
 
-def build(member: Member, request: int, *, hooks: bool = True) -> Report:
+def build(pools: Mapping[str, Face], request: int, *, hooks: bool = True) -> Report:
     """All pools of this process; `hooks`: and what their hooks say of each resource."""
-    return Report(request, [_of_pool(face, hooks) for face in list(member.faces.values())])
+    return Report(request, [_of_pool(face, hooks) for face in list(pools.values())])
 
 
 def _of_pool(face: Face, hooks: bool) -> PoolReport:
@@ -157,8 +164,8 @@ def _of_pool(face: Face, hooks: bool) -> PoolReport:
         entries = [entry for entry in inventory.table.values() if entry.face is face]
         past = face.past_uses
         counters = dict(face.counters)
-    idle = {entry.number for shelf in list(face.shelves.values()) for entry in list(shelf)}
-    if (borrowed := face.borrowed) is not None:  # a background check is no use
+    idle = {entry.number for entry in face.idle.shelves.all()}
+    if (borrowed := face.idle.borrowed) is not None:  # a background check is no use
         idle.add(borrowed.number)
     uses = past + sum(entry.uses for entry in entries)
     counters["checkouts"] = uses
@@ -177,7 +184,7 @@ def _of_pool(face: Face, hooks: bool) -> PoolReport:
         pool=face.name,
         in_use=states.count("in_use"),
         idle=states.count("idle"),
-        waiting=face.line.in_want(),
+        waiting=face.idle.line.in_want(),
         counters=counters,
         histograms=histograms,
         resources=resources,
@@ -204,11 +211,11 @@ def _of_entry(face: Face, entry: Entry, idle: bool, now: float, hooks: bool) -> 
     )
 
 
-def _has_hooks(member: Member) -> bool:
+def _has_hooks(pools: Mapping[str, Face]) -> bool:
     """Whether a report calls the user's code, which may take its time."""
     return any(
         overrides(face.recipe, hook)
-        for face in list(member.faces.values())
+        for face in list(pools.values())
         for hook in ("stats", "describe")
     )
 

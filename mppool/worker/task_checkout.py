@@ -12,7 +12,6 @@ from mppool.link.connection import ASK_GRACE_S
 from mppool.worker.cold import REFUSAL_GRACE_S, timed_out
 from mppool.worker.inventory import Entry
 from mppool.worker.opening import Failure
-from mppool.worker.shelf import take
 from mppool.worker.tasks import TaskWaiter
 
 if TYPE_CHECKING:
@@ -66,7 +65,9 @@ class TaskCheckout:
                 self._face.observe("wait", monotonic() - self._started)
                 return entry
             if self._timeout and self._left() == 0:  # what came was unusable, again and again
-                self._refused(Refuse(NOBODY, "timeout", self._face.line.why_nothing(self._key)))
+                self._refused(
+                    Refuse(NOBODY, "timeout", self._face.idle.line.why_nothing(self._key))
+                )
 
     def _left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - monotonic())
@@ -74,8 +75,8 @@ class TaskCheckout:
     async def _from_shelf(self) -> Entry | None:
         """Where nobody waits; else it is the turn of those who have come earlier."""
         face = self._face
-        while not face.line.waiters.get(self._key):
-            entry = take(face, self._key)
+        while not face.idle.line.waiters.get(self._key):
+            entry = face.idle.shelves.take(self._key)
             if entry is None:
                 return None
             if await self._hooks.prepare(entry, self._bearer, self._deadline):
@@ -94,7 +95,7 @@ class TaskCheckout:
         )
         answer: Any = None
         try:
-            self._face.line.enqueue(waiter)
+            self._face.idle.line.enqueue(waiter)
             answer = await (self._at_once(waiter) if at_once else self._in_line(waiter))
         except GeneratorExit:  # perhaps by the garbage collector, in which no lock may be taken
             desk.desert(waiter, None)
@@ -113,7 +114,7 @@ class TaskCheckout:
             # The books refuse in the same instant, and can say why.
             answer = await waiter.answer(self._deadline + REFUSAL_GRACE_S)
         if answer is None:
-            why = self._face.line.why_nothing(self._key)
+            why = self._face.idle.line.why_nothing(self._key)
             text = f"{waiter.unanswered}; {why}" if waiter.unanswered else why
             return Refuse(waiter.ticket, "timeout", text)
         return answer

@@ -23,10 +23,9 @@ from mppool.core.decisions import Grant, Queued, Refuse
 from mppool.core.events import Abandoned, Checkout, Starves
 from mppool.link.connection import ASK_GRACE_S, SESSION_PAUSE_S, SessionLost
 from mppool.logs import Log
+from mppool.process.waiter import LocalWaiter, give_to_oldest
 from mppool.worker.inventory import Entry
 from mppool.worker.opening import Failure, open_beside
-from mppool.worker.shelf import shelve, take
-from mppool.worker.waiter import LocalWaiter, give_to_oldest
 
 if TYPE_CHECKING:
     from mppool.ids import Ticket
@@ -160,7 +159,7 @@ class Desk:
         del self._timers[key]
         oldest = self._oldest(key)
         if oldest is not None:
-            starving = self.face.line.starving_ticket(oldest)
+            starving = self.face.idle.line.starving_ticket(oldest)
             if starving is not None:
                 self.face.member.tell(Starves(starving))
         self.look(key)
@@ -168,10 +167,12 @@ class Desk:
     def look(self, key: str) -> None:
         """Hand out what lies here, ask the books where that is due, and see when to look again."""
         face = self.face
-        while (oldest := self._oldest(key)) is not None and face.shelves.get(key):
-            entry = take(face, key)
-            if entry is not None and not give_to_oldest(face.line.waiters.get(key, deque()), entry):
-                shelve(entry)
+        while (oldest := self._oldest(key)) is not None and face.idle.shelves.get(key):
+            entry = face.idle.shelves.take(key)
+            if entry is not None and not give_to_oldest(
+                face.idle.line.waiters.get(key, deque()), entry
+            ):
+                entry.face.idle.put_back(entry)
                 break
         while (waiter := self._to_ask(key)) is not None:
             face.member.asker.add(lambda waiter=waiter: self._ask(waiter))  # type: ignore[misc]
@@ -181,14 +182,14 @@ class Desk:
     def _oldest(self, key: str) -> TaskWaiter | None:
         """The first of this loop's tasks that still waits for a key."""
         with self.face.inventory.lock:
-            for waiter in self.face.line.waiters.get(key, ()):
+            for waiter in self.face.idle.line.waiters.get(key, ()):
                 if waiter.is_open and isinstance(waiter, TaskWaiter) and waiter._desk is self:
                     return waiter
         return None
 
     def _to_ask(self, key: str) -> TaskWaiter | None:
         """A waiter with whose ticket the books are to be asked now, if any; the ticket counts as sent."""
-        line = self.face.line
+        line = self.face.idle.line
         with self.face.inventory.lock:
             demand = line.demand_for(key)
             if self._asks_enough(demand):
@@ -207,14 +208,14 @@ class Desk:
 
     def _asks_enough(self, demand: Demand) -> bool:
         """Whether as much is asked for as there can be. Where all who wait are counted, all ask."""
-        if self.face.line.asks_at_once:
+        if self.face.idle.line.asks_at_once:
             return False
         most = self.face.options.max_size or MOST_TICKETS
         return len(demand.tickets) + len(demand.opening) >= most
 
     def _look_again(self, key: str, oldest: TaskWaiter) -> None:
         """Look again in time, unless that is planned already."""
-        line, now = self.face.line, monotonic()
+        line, now = self.face.idle.line, monotonic()
         planned = self._timers.get(key)
         with self.face.inventory.lock:
             demand = line.demand_for(key)
@@ -244,21 +245,21 @@ class Desk:
         until = None if left is None else monotonic() + max(left, ASK_GRACE_S)
         try:
             if not waiter.is_open:  # served, or gone, before it was asked for
-                face.line.ticket_ended(ticket, None)
+                face.idle.line.ticket_ended(ticket, None)
                 return
             answer = member.call(Checkout(face.name, key, ticket, left), until)
         except SessionLost as error:
             if left == 0:
-                face.line.ticket_ended(ticket, Refuse(ticket, "timeout", str(error)))
+                face.idle.line.ticket_ended(ticket, Refuse(ticket, "timeout", str(error)))
             else:
                 threading.Event().wait(SESSION_PAUSE_S)  # the server may be saying farewell
-                face.line.ticket_ended(ticket, None)
+                face.idle.line.ticket_ended(ticket, None)
         except TimeoutError as error:
             member.tell(Abandoned(ticket))
             self._unanswered(waiter, ticket, str(error))
         except BaseException as error:  # noqa: BLE001  # the task raises it
             member.tell(Abandoned(ticket))
-            if not face.line.ticket_ended(ticket, Failure(error)):
+            if not face.idle.line.ticket_ended(ticket, Failure(error)):
                 waiter.give(Failure(error))
         else:
             self._answered(waiter, answer)
@@ -267,10 +268,10 @@ class Desk:
         """The books do not answer now. A task that has time left goes on waiting: a neighbour may give it something."""
         waiter.unanswered = text
         if waiter.left() == 0:
-            self.face.line.ticket_ended(ticket, Refuse(ticket, "timeout", text))
+            self.face.idle.line.ticket_ended(ticket, Refuse(ticket, "timeout", text))
             return
         threading.Event().wait(ASK_AGAIN_S)
-        self.face.line.ticket_ended(ticket, None)  # and another ticket is asked for
+        self.face.idle.line.ticket_ended(ticket, None)  # and another ticket is asked for
 
     def _answered(self, waiter: TaskWaiter, answer: Any) -> None:
         face = self.face
@@ -279,7 +280,7 @@ class Desk:
         elif isinstance(answer, Grant):
             open_beside(face, answer, waiter)
         else:
-            face.line.ticket_ended(waiter.ticket, answer)
+            face.idle.line.ticket_ended(waiter.ticket, answer)
 
     def ask_at_once(self, waiter: TaskWaiter) -> None:
         """Ask for a checkout that waits for nobody. Called in the loop; answered by the asker's thread."""
@@ -316,7 +317,7 @@ class Desk:
         given = waiter.withdraw()
         if given is not None and given is not answer:
             self.hand_on(given)
-        self.face.line.dequeue(waiter, served=isinstance(answer, Entry))
+        self.face.idle.line.dequeue(waiter, served=isinstance(answer, Entry))
 
     def desert(self, waiter: TaskWaiter, answer: Any) -> None:
         """The same, from a finalizer: only note it."""
@@ -326,7 +327,7 @@ class Desk:
     def hand_on(self, given: Any) -> None:
         """Something was given in the instant in which a task stopped waiting: it goes to the next."""
         if isinstance(given, Entry):
-            shelve(given)
+            given.face.idle.put_back(given)
         elif isinstance(given, Failure):
             log.warning("%s; the checkout that wanted it had gone", given.error)
 
@@ -335,7 +336,7 @@ class Desk:
         while self.deserted:
             self.stop_waiting(*self.deserted.popleft())
         if self.loop.is_closed():
-            for waiter in self.face.line.all_waiters():
+            for waiter in self.face.idle.line.all_waiters():
                 if isinstance(waiter, TaskWaiter) and waiter._desk is self:
                     self.stop_waiting(waiter, None)
 

@@ -279,8 +279,11 @@ def test_nothing_is_kept_of_what_is_gone(manager: Any) -> None:
         use(pool, credential=StaticToken(f"{MARK} {number}"))
         use(pool, identity=f"name {number}")
         use(pool, identity=f"name {number}")
-    wait_until(lambda: len(face.shelves) <= 3, "the shelves of those who are gone to be forgotten")
-    assert not face.line.waiters
+    wait_until(
+        lambda: len(face.idle.shelves.by_key) <= 3,
+        "the shelves of those who are gone to be forgotten",
+    )
+    assert not face.idle.line.waiters
     assert len(face.identities._named) <= 3
     gc.collect()
     assert not face.identities.known

@@ -21,7 +21,7 @@ from typing import Any
 import pytest
 
 from mppool import CheckoutTimeout, InProcessManager, Pool, PoolManager
-from mppool.worker.waiter import _LOOK_S
+from mppool.process.waiter import _LOOK_S
 from tests.helpers import ROOT
 from tests.processes.witness import Session, Witness
 

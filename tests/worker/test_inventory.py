@@ -277,7 +277,7 @@ class InventoryMachine(RuleBasedStateMachine):
     @invariant()
     def the_line_knows_what_is_open(self) -> None:
         for key in "abc":
-            demand = self.face.line.demands.get(key)
+            demand = self.face.idle.line.demands.get(key)
             usable = {one.number for one in self.in_state("open", "returned") if one.key == key}
             coming = {one.number for one in self.in_state("opening") if one.key == key}
             reopened = {one.number for one in self.in_state("open") if one.closing_at}
@@ -294,7 +294,7 @@ class InventoryMachine(RuleBasedStateMachine):
     @invariant()
     def of_an_identity_that_is_gone_nothing_is_kept(self) -> None:
         if not self.inventory.table:
-            assert set(self.face.line.demands) <= {self.face.default_key}
+            assert set(self.face.idle.line.demands) <= {self.face.default_key}
 
 
 TestInventory = InventoryMachine.TestCase

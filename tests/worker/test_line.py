@@ -10,22 +10,22 @@ import pytest
 
 from mppool import InProcessManager
 from mppool.ids import Ticket
+from mppool.process.waiter import LocalWaiter, give_to_oldest, wake_oldest
 from mppool.worker.demand import LONGEST_SILENCE_S, SHORTEST_SILENCE_S, Silence
 from mppool.worker.line import Line
-from mppool.worker.waiter import LocalWaiter, give_to_oldest, wake_oldest
 
 
 @pytest.fixture
 def line() -> Line:
     """Of a pool that nobody uses: no thread, no books."""
     pool = InProcessManager().pool("p", object)
-    found: Line = pool._face.line
+    found: Line = pool._face.idle.line
     return found
 
 
 def waiting(line: Line, key: str = "k", **how: Any) -> LocalWaiter:
     """A thread that waits; with which ticket, its line tells."""
-    waiter = LocalWaiter(line._face.member.next_ticket(), key, **how)
+    waiter = LocalWaiter(line._context.next_ticket(), key, **how)
     line.enqueue(waiter)
     return waiter
 
@@ -111,7 +111,7 @@ def test_nothing_is_opened_in_the_hands_of_a_thread_that_is_in_a_call(line: Line
 def test_in_a_silence_a_thread_that_can_be_served_without_the_books_does_not_ask(
     line: Line,
 ) -> None:
-    silence = line._face.member.silence
+    silence = line._context.silence
     waiter = waiting(line)
     silence.begins(waiter.since, waiter.since + 1e9, stopped=True)
     assert line.must_ask(waiter, None), "nothing is open: nobody else could serve it"

@@ -31,7 +31,6 @@ from mppool.core.events import WantReady
 from mppool.errors import CheckoutTimeout, OpenFailed, PoolClosed, StaleLease
 from mppool.in_process import InProcessManager
 from mppool.worker.lease import Lease
-from mppool.worker.shelf import borrow, shelve_where_it_lay
 
 _numbers = itertools.count(1)
 
@@ -221,9 +220,9 @@ class Pool:
     def _check_health(self) -> None:
         """Check what is available, one after the other, while nobody waits for one."""
         face, began = self._core._face, monotonic()
-        for entry in borrow(face, lambda entry: entry.checked_at < began):
+        for entry in face.idle.borrow(lambda entry: not face.closed and entry.checked_at < began):
             if face.is_healthy(entry):
-                shelve_where_it_lay(entry)
+                face.idle.put_where_it_lay(entry)
 
     def shutdown(self, delay: float = 0.0) -> None:
         """Hand out nothing any more, and close everything, also what is in use.

@@ -1,0 +1,220 @@
+"""What lies idle in a pool, who waits for it, and whether it is wanted elsewhere (rule 6)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from time import monotonic
+from typing import TYPE_CHECKING
+
+from mppool.core.events import CloseReason, IdleTooLong, Returned
+from mppool.process.waiter import LocalWaiter, give_to_oldest, wake_oldest
+from mppool.worker.inventory import AT_ONCE, Entry, Inventory
+from mppool.worker.line import Line
+from mppool.worker.shelves import NO_SHELF, Shelves, lay_where_it_lay, remove
+
+if TYPE_CHECKING:
+    from mppool.options import PoolOptions
+    from mppool.worker.context import Context
+
+TURN_S = 0.005
+"""For so long after a resource was handed to a waiting thread, its releases wake the next thread and do not hand it
+over: the thread that gives back may take it again before the other is awake. So threads that use a resource very
+briefly, again and again, take turns instead of waiting for each other's wake-ups at each use."""
+
+
+class Idle:
+    """Idle resources, waiting threads, and contention. A forked child starts with another one.
+
+    `contended` (every released resource is brought back to the books) and `attention` (somebody waits, here or
+    elsewhere) are guarded by the inventory's lock, and read without it: a release appends first and reads `attention`
+    then; whoever sets it sweeps the shelf afterwards. So one of the two sees the other, and nothing is left lying
+    while somebody waits (rule 6).
+
+    plain: whether a release is nothing but an append (and a look at `attention`).
+    own_key: of the pool's own identity, whose shelf stays. borrowed: what a background check has taken for a moment.
+    forgotten: told of each other key of which nothing is left, under the inventory's lock.
+    close_soon: closes, in another thread, a resource that is not to be lent any more.
+    """
+
+    def __init__(
+        self,
+        context: Context,
+        inventory: Inventory,
+        options: PoolOptions,
+        plain: bool,
+        close_soon: Callable[[Entry, CloseReason], None],
+        forgotten: Callable[[str], None],
+    ) -> None:
+        self._context = context
+        self._inventory = inventory
+        self.plain = plain
+        self._keep = options.keep
+        self._close_soon = close_soon
+        self._forgotten = forgotten
+        self.own_key = ""
+        self.contended = False
+        self.attention = False
+        self.borrowed: Entry | None = None
+        self.shelves = Shelves(is_lifo=options.order == "lifo")
+        self.line = Line(context, inventory, options, self)
+
+    def own_popper(self, *, is_known: bool) -> Callable[[], Entry]:
+        """What a checkout that names nobody takes from at once.
+
+        is_known: without a token. Where only a token tells for whom, it finds nothing.
+        """
+        shelf = self.shelves.of(self.own_key) if is_known else NO_SHELF
+        return self.shelves.popper_of(shelf)
+
+    def lying(self, key: str) -> int:
+        """How many resources of a key lie idle."""
+        return len(self.shelves.get(key))
+
+    def forget(self, key: str) -> None:
+        """Where the sub-pool of an identity is empty, nothing is kept of it. Caller holds the inventory's lock."""
+        if key != self.own_key and self.line.is_void(key):
+            self.line.forget(key)
+            self.shelves.forget(key)
+            self._forgotten(key)
+
+    # --- putting back ------------------------------------------------------------------------------------
+
+    def put_back(self, entry: Entry) -> None:
+        """Put a resource on its shelf, and look whether somebody wants it."""
+        entry.shelf.append(entry)
+        self.look_after(entry)
+
+    def put_where_it_lay(self, entry: Entry) -> None:
+        """Put a resource back that was borrowed for a moment."""
+        lay_where_it_lay(entry)
+        self.look_after(entry)
+
+    def look_after(self, entry: Entry) -> None:
+        """What was put on a shelf may be wanted elsewhere, or not be wanted at all any more.
+
+        Both flags are set first by whoever sets them, and the shelf is swept afterwards: either it finds the
+        resource there, or it is seen here.
+        """
+        if entry.retire_at == AT_ONCE:
+            self._close_if_shelved(entry, entry.retire_reason)
+        if self.attention:
+            self._attend(entry)
+        if not self._keep and not self.line.waiters.get(entry.key):
+            self._close_if_shelved(entry, "expired_idle")
+
+    def nobody_waits(self, key: str) -> None:
+        """The last thread that waited for a key has left: what lay there for it, in a pool that keeps nothing, ends."""
+        if not self._keep:
+            while (entry := self.shelves.take(key)) is not None:
+                self._close_soon(entry, "expired_idle")
+
+    def _close_if_shelved(self, entry: Entry, reason: CloseReason) -> None:
+        """Close a resource that is not to be lent any more, unless somebody has taken it from its shelf."""
+        if remove(entry.shelf, entry):
+            self._close_soon(entry, reason)
+
+    def _attend(self, entry: Entry) -> None:
+        """Somebody waits, here or elsewhere: what was put on this shelf goes there."""
+        key = entry.key
+        if self.contended:
+            # Not more than lies here now: where the books are in this process, what they do not want is back at once.
+            self.sweep(key, len(entry.shelf), 0.0)
+            return
+        queue = self.line.waiters.get(key)
+        if not queue:
+            return
+        now = monotonic()
+        if now < entry.handed_at + TURN_S:
+            wake_oldest(queue)
+            return
+        shelf = entry.shelf
+        while any(waiter.is_ready for waiter in list(queue)):
+            try:
+                given = shelf.popleft()
+            except IndexError:
+                return
+            given.handed_at = now
+            if not give_to_oldest(queue, given):
+                self.put_back(given)  # and look again: somebody else may wait by now
+                return
+
+    def give(self, entry: Entry, ticket: int) -> None:
+        """The books give it to the thread with this ticket; else the oldest that waits has it, or the shelf."""
+        if not self.line.give_to(entry.key, ticket, entry):
+            self.put_back(entry)
+
+    def give_opened(self, entry: Entry, waiter: LocalWaiter) -> None:
+        """It was opened on behalf of this waiter, and goes to whoever waits for longest; else to the shelf.
+
+        A waiter that insists waits for this one alone.
+        """
+        if waiter.insists and waiter.give(entry):
+            return
+        queue = self.line.waiters.get(entry.key)
+        if not queue or not give_to_oldest(queue, entry):
+            self.put_back(entry)
+
+    # --- bringing back to the books ----------------------------------------------------------------------
+
+    def set_contended(self, contended: bool) -> None:
+        """Whether every released resource is brought back."""
+        with self._inventory.lock:
+            self.contended = contended
+            self.look_whether_attention()
+        if contended:  # the books shall know what is wanted here
+            for key in list(self.line.waiters):
+                self.line.poke(key)
+
+    def look_whether_attention(self) -> None:
+        """Threads have begun, or stopped, to wait. Caller holds the inventory's lock."""
+        self.attention = self.contended or any(self.line.waiters.values())
+
+    def sweep_all(self, most: int, idle_for: float) -> None:
+        """Bring back up to `most` idle resources, of whatever keys.
+
+        This comes again and again while somebody waits.
+        """
+        for key in self.shelves.keys_with_any():
+            if most <= 0:
+                break
+            most -= self.sweep(key, most, idle_for)
+
+    def sweep(self, key: str, most: float, idle_for: float) -> int:
+        """Bring back up to `most` idle resources of a key, those idle for longest first; how many."""
+        brought = 0
+        while brought < most:
+            released_by = monotonic() - idle_for if idle_for else math.inf
+            entry = self.shelves.take_oldest(key, released_by)
+            if entry is None:
+                break
+            self.bring_back(entry)
+            brought += 1
+        return brought
+
+    def bring_back(self, entry: Entry, event: Returned | IdleTooLong | None = None) -> None:
+        """Lay a resource aside until the books say what becomes of it."""
+        event = event or Returned(entry.number, monotonic() - entry.released_at)
+        entry.inventory.bring_back(entry, event)
+        self._context.flush()
+
+    # --- taking for a moment -----------------------------------------------------------------------------
+
+    def borrow(self, wanted: Callable[[Entry], bool]) -> Iterator[Entry]:
+        """Take the idle resources that are wanted, one after the other, each for a moment; none while somebody waits.
+
+        Whoever goes through them puts each back, or closes it, before the next one is taken.
+        """
+        try:
+            for shelf in list(self.shelves.by_key.values()):
+                for entry in list(shelf):
+                    if self.attention:
+                        return
+                    if wanted(entry):
+                        self.borrowed = entry
+                        if not remove(shelf, entry):
+                            continue  # a checkout was quicker
+                        yield entry
+                        self.borrowed = None
+        finally:
+            self.borrowed = None

@@ -1,0 +1,81 @@
+"""What the parts of a pool in this process know of the pool as a whole, so that they need not import it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any, Protocol
+
+from mppool.worker.inventory import Entry, Home
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mppool.core.events import Declaration
+    from mppool.options import PoolOptions
+    from mppool.recipe import Recipe
+    from mppool.worker.context import Context
+    from mppool.worker.idle import Idle
+    from mppool.worker.inventory import Inventory
+
+
+class Runner(Protocol):
+    """Runs checks, each beside its caller."""
+
+    def run(self, check: Callable[[], None]) -> None:
+        """Have it done at once. Raises RuntimeError where no thread is to be had."""
+
+
+class Whose(Protocol):
+    """For whom the pool's resources are: see Principals."""
+
+    def needs_no_look(self, principal: Any) -> bool:
+        """Whether nothing has to be asked of the credential now."""
+
+    def may_insist(self, key: str) -> bool:
+        """Whether the issuer is to be asked for another token now."""
+
+
+class OwnPool(Home, Protocol):
+    """A LocalPool, as it is known below: to what ends, opens and checks resources, and to what decides for whom.
+
+    Whatever stands in for a LocalPool offers this: it is all that dispatch, ending, checking and principals use.
+    """
+
+    options: PoolOptions
+    recipe: Recipe[Any]
+    member: Context
+    inventory: Inventory
+    idle: Idle
+    default_key: str
+    closed_everywhere: bool
+    check: Callable[[Any], bool | None] | None
+    checks_here: bool
+
+    @property
+    def checkers(self) -> Runner:
+        """Threads for checks."""
+
+    @property
+    def identities(self) -> Whose:
+        """For whom its resources are."""
+
+    @property
+    def closed(self) -> bool:
+        """Whether this process hands out nothing."""
+
+    def count(self, counter: str) -> None:
+        """Count something rare."""
+
+    def key_for(self, identity: str | None) -> str:
+        """The key of what this pool opens for an identity."""
+
+    def own_key_is(self, key: str) -> None:
+        """`min_size`, and checkouts that name nobody, belong to this key from now on."""
+
+    def declaration(self) -> Declaration:
+        """This pool as the books are told of it."""
+
+    def note_retired(self, generation: int, key: str | None) -> None:
+        """What is granted in an older generation must end. Caller holds the inventory's lock."""
+
+    def backend_failed(self, entry: Entry, *, renewed: bool = False, hung: bool = False) -> None:
+        """What this resource was connected to is gone, and with it everything as old, in all processes."""

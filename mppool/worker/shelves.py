@@ -1,0 +1,102 @@
+"""The shelves of a pool: where its idle resources lie, and how they are taken.
+
+A shelf is a deque, whose single operations are atomic, so it needs no lock: whoever has taken a resource
+from its shelf owns it. Several threads may be after the same one: the quickest gets it, and for the others
+`remove` raises, which only says that they have to look on.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from collections import deque
+from collections.abc import Callable, Iterator
+
+from mppool.worker.inventory import Entry
+
+NO_SHELF: deque[Entry] = deque()
+"""Of a key of which there is nothing. It stays empty: resources append to the shelves that they know."""
+
+
+class Shelves:
+    """By key. A shelf is made for the first resource of its key, and forgotten under the inventory's lock only."""
+
+    def __init__(self, *, is_lifo: bool) -> None:
+        self._is_lifo = is_lifo
+        self.by_key: dict[str, deque[Entry]] = {}
+
+    def of(self, key: str) -> deque[Entry]:
+        """The shelf of a key; made for its first resource (setdefault is atomic)."""
+        return self.by_key.setdefault(key, deque())
+
+    def get(self, key: str) -> deque[Entry]:
+        """The shelf of a key, to look at."""
+        return self.by_key.get(key, NO_SHELF)
+
+    def forget(self, key: str) -> None:
+        """Nothing of a key is left. Resources append themselves to the shelf that they know, so none may be left."""
+        self.by_key.pop(key, None)
+
+    def popper(self, key: str) -> Callable[[], Entry]:
+        """Takes from the shelf of a key; while there is none it finds nothing (IndexError)."""
+        return self.popper_of(self.get(key))
+
+    def popper_of(self, shelf: deque[Entry]) -> Callable[[], Entry]:
+        """Takes from a shelf. Releases append on the right, so the oldest lie on the left."""
+        return shelf.pop if self._is_lifo else shelf.popleft
+
+    def take(self, key: str) -> Entry | None:
+        """A resource from the shelf of a key, or None."""
+        try:
+            return self.popper(key)()
+        except IndexError:
+            return None
+
+    def take_all(self, wanted: Callable[[Entry], bool]) -> list[Entry]:
+        """Take whatever is wanted; each is owned by the caller then."""
+        return list(self.one_by_one(wanted))
+
+    def one_by_one(self, wanted: Callable[[Entry], bool]) -> Iterator[Entry]:
+        """Take whatever is wanted, each when the iterator is asked for it."""
+        for shelf in list(self.by_key.values()):
+            for entry in list(shelf):
+                if wanted(entry) and remove(shelf, entry):
+                    yield entry
+
+    def all(self) -> list[Entry]:
+        """What lies there now."""
+        return [entry for shelf in list(self.by_key.values()) for entry in list(shelf)]
+
+    def keys_with_any(self) -> list[str]:
+        """Of thousands of identities hardly any has something idle."""
+        return [key for key, shelf in list(self.by_key.items()) if shelf]
+
+    def take_oldest(self, key: str, released_by: float) -> Entry | None:
+        """What has been idle for longest, if it was released at that instant or before.
+
+        It stays on the shelf until it is taken, so that no checkout finds the shelf empty meanwhile.
+        """
+        shelf = self.get(key)
+        while True:
+            try:
+                entry = shelf[0]
+            except IndexError:
+                return None
+            if entry.released_at > released_by:
+                return None
+            if remove(shelf, entry):
+                return entry
+
+
+def remove(shelf: deque[Entry], entry: Entry) -> bool:
+    """Take this one from its shelf. False: a checkout was quicker."""
+    try:
+        shelf.remove(entry)
+    except ValueError:
+        return False
+    return True
+
+
+def lay_where_it_lay(entry: Entry) -> None:
+    """Put a resource back that was borrowed for a moment: its shelf is in the order of last uses."""
+    since = [other.released_at for other in list(entry.shelf)]
+    entry.shelf.insert(bisect_left(since, entry.released_at), entry)
