@@ -1,4 +1,4 @@
-"""The worker's side: what one process holds of a manager, and how it is handed to its threads.
+"""The worker's side: what one process holds of a manager, and how its threads get it.
 
 checkout --> shelf --------------------------------------------> lease      (warm: asks nobody)
     |                                                              |

@@ -61,7 +61,7 @@ _ENTRY_ALONE, _GRANT_ALONE = _measured()
 class Audit:
     """When to look, and what is found.
 
-    `_wanted` is set by whoever was interrupted; everything else belongs to the background thread.
+    `_wanted` is set by interrupted threads. Everything else belongs to the background thread.
     """
 
     def __init__(self, context: Context) -> None:

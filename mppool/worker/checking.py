@@ -76,7 +76,7 @@ def _outcome_of(face: OwnPool, entry: Entry) -> Any:
             assert face.check is not None
             return bool(face.check(entry.resource))
         return bool(face.recipe.check_within(entry.resource, limit))
-    except Exception as error:  # noqa: BLE001  # it is judged, logged and counted by whoever owns the resource
+    except Exception as error:  # noqa: BLE001  # the resource's owner judges, logs and counts it
         return error
 
 
@@ -147,7 +147,7 @@ class _Check:
     """One check beside its caller.
 
     _settled: who was first, twice. "caller": the thread, which has an outcome, or the caller, who leaves. "limit":
-        the thread, which returns to find the caller gone, or whoever gives the check up. Each entry is made by
+        the thread, which returns to find the caller gone, or the one that gives the check up. Each entry is made by
         `setdefault`, which is atomic.
     """
 

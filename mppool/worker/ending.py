@@ -1,4 +1,4 @@
-"""The end of a resource: it is closed by whoever owns it, or marked so that its next owner closes it."""
+"""The end of a resource: its owner closes it, or it is marked so that its next owner closes it."""
 
 from __future__ import annotations
 
@@ -114,7 +114,7 @@ def give_up_closing(entry: Entry) -> None:
 def cancel(entry: Entry, is_lent: Callable[[], bool]) -> bool:
     """Have what runs on a lent resource end with an error; False where the recipe cannot.
 
-    is_lent: whether its lease still has it. Closed is closed: whoever releases it from now on closes it, so that
+    is_lent: whether its lease still has it. A release closes it from now on, so that
         nobody else's call is ended.
     """
     if not overrides(entry.face.recipe, "cancel"):

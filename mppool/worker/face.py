@@ -42,7 +42,7 @@ class Face:
     """One pool as one process sees it. It survives a fork: `renew` gives the child empty hands.
 
     idle: what lies idle, and who waits for it (rule 6). The queues of waiters change under the inventory's lock only;
-    whoever gives goes through a copy without it, for a waiter decides by itself whether it still takes what it is given.
+    a giver goes through a copy without it, for a waiter decides by itself whether it still takes what it is given.
     The counters, `past_uses` and `retired` are guarded by that lock too; histograms by nothing.
     """
 
@@ -98,7 +98,7 @@ class Face:
         """Start with nothing: at the declaration, and in a forked child.
 
         asks_plainly: a checkout that names nobody needs no look at a credential, and nothing has to be sealed first.
-        ours: the mark, see fork.py. Last, for whoever finds it set uses all the rest.
+        ours: the mark, see fork.py. It is set last: a thread that finds it set uses all the rest.
         """
         self.inventory = inventory
         self.is_sealed = self.asks_plainly = False
@@ -225,7 +225,7 @@ class Face:
         self.retired[key] = max(generation, self.retired.get(key, 0))
 
     def forget_retired(self) -> None:
-        """Another server counts generations anew, and says at which it is. Caller holds the inventory's lock."""
+        """Another server has its own count of generations, and tells us its number. Caller holds the inventory's lock."""
         self.retired.clear()
 
     # --- closed or not -----------------------------------------------------------------------------------

@@ -17,7 +17,7 @@ log = Log("mppool")
 
 _MOST_LOOKED_AT = 1000
 _FRESH_S = 0.05
-"""Whoever asks again and again hears what was said a moment ago."""
+"""A thread that asks again and again hears what was said a moment ago."""
 
 
 def refuse_none(pool: str, opened: list[Any]) -> None:

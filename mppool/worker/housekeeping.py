@@ -195,7 +195,7 @@ def check_idle(face: Face) -> None:
     """Check what lies idle and is due, one resource after the other, while nobody wants one.
 
     Never more than one is off its shelf, so users hardly ever find it missing. A healthy one goes back to
-    where it lay: neither its uses nor its last use change, so checks keep nothing alive.
+    where it lay. Its uses and its last use do not change, so checks keep nothing alive.
     """
     try:
         for entry in face.idle.borrow(

@@ -28,7 +28,7 @@ class Idle:
 
     `contended` (every released resource is brought back to the books) and `attention` (somebody waits, here or
     elsewhere) are guarded by the inventory's lock, and read without it: a release appends first and reads `attention`
-    then; whoever sets it sweeps the shelf afterwards. So one of the two sees the other, and nothing is left lying
+    then; a thread that sets it sweeps the shelf afterwards. So one of the two sees the other, and nothing is left lying
     while somebody waits (rule 6).
 
     plain: whether a release is nothing but an append (and a look at `attention`).
@@ -93,8 +93,8 @@ class Idle:
     def look_after(self, entry: Entry) -> None:
         """What was put on a shelf may be wanted elsewhere, or not be wanted at all any more.
 
-        Both flags are set first by whoever sets them, and the shelf is swept afterwards: either it finds the
-        resource there, or it is seen here.
+        A thread that changes either sets it first and sweeps the shelf afterwards. So either that thread finds the
+        resource on the shelf, or the change is seen here.
         """
         if entry.retire_at == AT_ONCE:
             self._close_if_shelved(entry, entry.retire_reason)
@@ -145,7 +145,7 @@ class Idle:
             self.put_back(entry)
 
     def give_opened(self, entry: Entry, waiter: LocalWaiter) -> None:
-        """It was opened on behalf of this waiter, and goes to whoever waits for longest; else to the shelf.
+        """It was opened on behalf of this waiter, and goes to the thread that has waited for longest; else to the shelf.
 
         A waiter that insists waits for this one alone.
         """
@@ -203,7 +203,7 @@ class Idle:
     def borrow(self, wanted: Callable[[Entry], bool]) -> Iterator[Entry]:
         """Take the idle resources that are wanted, one after the other, each for a moment; none while somebody waits.
 
-        Whoever goes through them puts each back, or closes it, before the next one is taken.
+        The caller puts each back, or closes it, before it takes the next one.
         """
         try:
             for shelf in list(self.shelves.by_key.values()):

@@ -1,4 +1,4 @@
-"""Everything of a process that dies with a fork: what the parent holds, a child must neither use nor close.
+"""What a process holds, all of which ends with a fork: a child must not use, or close, what its parent holds.
 
 The inventory is the only writer of the table of resources, of the side table, of the outbox, and of an entry's state.
 Each transition is one method here:
@@ -78,7 +78,7 @@ class Home(Protocol):
 class Entry:
     """A resource and what is known of it.
 
-    Whoever took it from a shelf owns it until he puts it back, so most fields need no lock: `uses`,
+    The thread that took it from a shelf owns it until it puts it back, so most fields need no lock: `uses`,
     `released_at`, `lent_at` belong to the owner. `state` and `killed` are guarded by the inventory's lock.
     `retire_at` may be lowered by anybody at any time (a single store): from then on the resource is
     closed instead of being handed out.
@@ -139,7 +139,7 @@ class Entry:
         self.opened_before = opened_before
         self.resource: Any = None
         # While it is being opened: the grant, which its owner holds too, and the resource as soon as the
-        # open hook has returned it. Both are for whoever cleans up after an interrupt (audit.py).
+        # open hook has returned it. Both are for the audit, which cleans up after an interrupt.
         self.grant: Any = None
         self.opened: list[Any] = []
         self.state: EntryState = "opening"
@@ -213,7 +213,7 @@ class Inventory:
     # --- what the books are told -----------------------------------------------------------------------------
 
     def tell(self, *events: Event) -> None:
-        """Have these sent soon. Whoever calls this flushes afterwards; see Outgoing.flush."""
+        """Have these sent soon. Flush after every call of this; see Outgoing.flush."""
         self.outbox.extend(events)
 
     def held(self) -> list[Held]:
@@ -317,7 +317,7 @@ class Inventory:
     # --- letting end -----------------------------------------------------------------------------------------
 
     def retire(self, entries: Iterable[Entry], *, hung: bool = False) -> None:
-        """Have these closed by whoever owns them next. hung: see `Entry.doubtful`."""
+        """Have their next owners close these. hung: see `Entry.doubtful`."""
         with self.lock:
             for entry in entries:
                 entry.doubtful = entry.doubtful or hung
@@ -385,7 +385,7 @@ class Inventory:
                 entry.resource = None
 
     def take_given_up(self, entry: Entry) -> Any:
-        """A resource that was given up, for whoever closes it after all; None: somebody else does."""
+        """A resource that was given up, to be closed by the caller; None: another thread closes it."""
         return self.given_up.pop(entry.number, None)
 
     def reopen_lost(self, entry: Entry) -> None:

@@ -31,13 +31,13 @@ class Lease(Generic[T]):
     interpreter's global lock and on free-threaded builds; so of two threads that release at once exactly one
     gives the resource back. (To delete an attribute is atomic only with that lock.)
 
-    In a child of the process that took it a lease does nothing at all, whoever forked it and however early
+    In a child of the process that took it a lease does nothing at all, however the child was forked and however early
     it is finalized: nothing is taken out, no lock is taken, nothing is logged (see fork.py).
     """
 
     __slots__ = ("__weakref__", "_face", "_held")
 
-    # No __init__: to call one takes a tenth of a warm checkout. Whoever makes a lease sets these two, `_held` last:
+    # No __init__: to call one takes a tenth of a warm checkout. Code that makes a lease sets these two, `_held` last:
     # interrupted before, the finalizer has nothing to do.
     _face: Face
     _held: list[Entry]
@@ -184,7 +184,7 @@ class Lease(Generic[T]):
             entry.inventory.leaked.append(entry)
             entry.face.member.wake()
 
-    # For whoever keeps a lease on behalf of somebody else, and learns in a finalizer that he is gone.
+    # For code that keeps a lease on behalf of another object, and learns in a finalizer that the object is gone.
     abandon = __del__
 
     def for_asyncio(self) -> AsyncLease[T]:

@@ -130,7 +130,7 @@ class Pool(Generic[T]):
         try:
             if not face.ours[0]:  # forked by somebody who told nobody
                 notice_fork()
-            # Otherwise what is no timeout would show only when the pool is under pressure.
+            # Otherwise a wrong timeout would show only when the pool is under pressure.
             if (
                 timeout is not _DEFAULT
                 and (type(timeout) is not float or not 0.0 <= timeout <= LONGEST_S)

@@ -233,7 +233,7 @@ def _ask(face: Face, hook: str, entry: Entry, kind: Any) -> Any:
     inside.hooks += 1
     try:
         said = getattr(face.recipe, hook)(entry.resource)
-        # Through JSON and back: it must travel, and be a text for whoever reads the statistics.
+        # Through JSON and back: it must travel, and be text for readers of the statistics.
         answer = msgspec.json.decode(msgspec.json.encode(said), type=kind)
         msgspec.msgpack.encode(answer)  # whose whole numbers end at 64 bits
         return answer

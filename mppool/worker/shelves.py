@@ -1,7 +1,7 @@
 """The shelves of a pool: where its idle resources lie, and how they are taken.
 
-A shelf is a deque, whose single operations are atomic, so it needs no lock: whoever has taken a resource
-from its shelf owns it. Several threads may be after the same one: the quickest gets it, and for the others
+A shelf is a deque, whose single operations are atomic, so it needs no lock: the thread that has taken a
+resource from its shelf owns it. Several threads may be after the same one: the quickest gets it, and for the others
 `remove` raises, which only says that they have to look on.
 """
 

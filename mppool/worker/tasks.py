@@ -367,7 +367,7 @@ async def in_thread(
 class _Work(Generic[T]):
     """Something that a thread does for a task.
 
-    _outcome: whoever pops it owns the result. The thread appends first and reads `is_wanted` then; a task that leaves
+    _outcome: the one that pops it owns the result. The thread appends first and reads `is_wanted` then; a task that leaves
         clears that first, and has a thread look for an outcome then.
     """
 
