@@ -12,6 +12,7 @@ BUGS = [
     *planted.BUGS,
     *pytest.importorskip("tests.planted.sharing_bugs").SHARING_BUGS,
     *pytest.importorskip("tests.planted.token_bugs").TOKEN_BUGS,
+    *pytest.importorskip("tests.planted.worker_bugs").WORKER_BUGS,
 ]
 
 

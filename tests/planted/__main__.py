@@ -19,6 +19,7 @@ from pathlib import Path
 from tests.planted.bugs import BUGS, PACKAGE, Bug
 from tests.planted.sharing_bugs import SHARING_BUGS
 from tests.planted.token_bugs import TOKEN_BUGS
+from tests.planted.worker_bugs import WORKER_BUGS
 
 ROOT = PACKAGE.parent
 # The cheap ones first: most bugs are found within a second.
@@ -34,7 +35,7 @@ _PARTS = (
     "test_control",
 )
 ORDER = (*(f"tests/core/{part}.py" for part in _PARTS), "tests/core")
-ALL = [*BUGS, *SHARING_BUGS, *TOKEN_BUGS]
+ALL = [*BUGS, *SHARING_BUGS, *TOKEN_BUGS, *WORKER_BUGS]
 
 
 def main() -> int:

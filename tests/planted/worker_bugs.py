@@ -1,0 +1,86 @@
+"""Bugs of what a process does with its resources and its waiting threads."""
+
+from __future__ import annotations
+
+from tests.planted.bugs import Bug
+
+_INVENTORY = ("tests/worker/test_inventory.py",)
+_IDLE = ("tests/worker/test_idle.py",)
+_LINE = ("tests/worker/test_line.py",)
+
+WORKER_BUGS = [
+    # --- the inventory -----------------------------------------------------------------------------------
+    Bug(
+        "table-before-word",
+        "worker/inventory.py",
+        "        self.tell(event)\n        self.side.pop(entry.number, None)\n        del self.table[entry.number]\n",
+        "        self.side.pop(entry.number, None)\n        del self.table[entry.number]\n        self.tell(event)\n",
+        "what an interrupted thread closed is neither told nor found",
+        _INVENTORY,
+    ),
+    Bug(
+        "late-grant-registered",
+        "worker/inventory.py",
+        "if self.session != session or grant.number in self.voided:",
+        "if self.session != session:",
+        "a grant is used that the books were told is not ours: over the cap",
+        _INVENTORY,
+    ),
+    # --- idle resources and waiting threads --------------------------------------------------------------
+    Bug(
+        "no-look-at-waiters",
+        "worker/idle.py",
+        "        if self.attention:\n            self._attend(entry)\n",
+        "",
+        "a thread sleeps beside a shelf with what it waits for",
+        _IDLE,
+    ),
+    Bug(
+        "gives-to-a-caller",
+        "process/waiter.py",
+        "return any(waiter.is_ready and waiter.give(answer)",
+        "return any(waiter.give(answer)",
+        "a thread that waits for a stopped server holds what others could use",
+        _LINE,
+    ),
+    Bug(
+        "attention-ends-early",
+        "worker/idle.py",
+        "self.attention = self.contended or any(self.line.waiters.values())",
+        "self.attention = self.contended",
+        "releases do not look for waiting threads",
+        _IDLE,
+    ),
+    Bug(
+        "borrowed-at-the-end",
+        "worker/shelves.py",
+        "    entry.shelf.insert(bisect_left(since, entry.released_at), entry)",
+        "    pass",
+        "what a background check borrowed is lost",
+        _IDLE,
+    ),
+    Bug(
+        "ticket-never-ends",
+        "worker/line.py",
+        "        key = self._asked.get(ticket)\n",
+        "        key = None\n",
+        "answered tickets count as on their way for ever",
+        _LINE,
+    ),
+    Bug(
+        "poke-the-insistent",
+        "worker/line.py",
+        "        if waiter.insists or not waiter.is_open or self._is_asked_for(demand, waiter):",
+        "        if not waiter.is_open or self._is_asked_for(demand, waiter):",
+        "a thread is woken that cannot ask, and the one that could sleeps on",
+        _LINE,
+    ),
+    Bug(
+        "asks-in-a-silence",
+        "worker/line.py",
+        "            if demand.can_go_on and now < self._context.silence.until:",
+        "            if False:",
+        "all threads wait for a stopped server again and again",
+        _LINE,
+    ),
+]
