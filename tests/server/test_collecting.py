@@ -141,13 +141,13 @@ def test_a_report_that_breaks_off_leaves_nothing_to_the_next(
 
 
 def test_a_process_that_is_stopped_is_given_up_before_one_that_is_busy(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     stopped: set[int] = set()
     monkeypatch.setattr(collecting, "is_stopped", lambda pid: pid in stopped)
     for stopped_pids, answered_at in ((set(), 1.0), ({P.pid}, 0.2)):
         stopped = stopped_pids
-        collector, _, _ = scene(3)
+        collector, _, _ = scene(tmp_path, 3)
         wanting = Connection()
         collector.wanted(wanting, 0.0)  # type: ignore[arg-type]
         looks = [collector.deadline()]
