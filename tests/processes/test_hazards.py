@@ -41,7 +41,6 @@ from typing import Any
 import pytest
 
 from mppool import Pool, PoolManager
-from mppool.core import books
 from mppool.core.decisions import Grant, Refuse
 from mppool.core.events import Closed
 from mppool.ids import GrantNumber, ProcessId, birth_of, own_process
@@ -214,7 +213,7 @@ def test_hazard_4_a_stale_number_is_none_of_the_new_servers(
 ) -> None:
     """The stand-in: a server that counts from 1, as each before it has. It gives the slot away twice."""
     if naive:
-        monkeypatch.setattr(books, "grant_number", lambda epoch, sequence: GrantNumber(sequence))
+        monkeypatch.setattr("mppool.ids.grant_number", lambda epoch, sequence: GrantNumber(sequence))
     paths = manager_paths("t", runtime_dir)
     try:
         with Background(paths), Member(paths, max_size=1) as member:
