@@ -59,6 +59,16 @@ class afterwards:  # noqa: N801  # used as a function
                 noted.popleft()()
 
 
+def interrupted() -> None:
+    """The calling thread was interrupted somewhere in here, and has left: it is in no block any more.
+
+    A block whose end was interrupted would else keep all lines of its thread, for ever.
+    """
+    noted, _here.noted = _here.noted, None
+    while noted:
+        noted.popleft()()
+
+
 def logged_afterwards(function: F) -> F:
     """A function whose lines are logged when it has ended."""
 

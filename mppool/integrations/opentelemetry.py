@@ -7,7 +7,6 @@ one that holds a lock file. When that process ends, another one goes on.
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import importlib.util
 import os
 import threading
@@ -171,6 +170,8 @@ class _Turn:
             directory = None
         if directory is None:
             return True
+        import fcntl  # where there is a directory, there is this
+
         flags = os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
         descriptor = os.open(directory / _LOCK_FILE, flags, 0o600)
         try:

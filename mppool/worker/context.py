@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from typing import TYPE_CHECKING, Any, Protocol
 
+from mppool import logs
 from mppool.errors import PoolError
 from mppool.ids import Ticket
 from mppool.link.troubles import pool_error
@@ -169,3 +170,4 @@ class Context:
         self.link.interrupted()
         forget_frames(error)
         self.audit.want()
+        logs.interrupted()

@@ -213,7 +213,9 @@ def test_hazard_4_a_stale_number_is_none_of_the_new_servers(
 ) -> None:
     """The stand-in: a server that counts from 1, as each before it has. It gives the slot away twice."""
     if naive:
-        monkeypatch.setattr("mppool.ids.grant_number", lambda epoch, sequence: GrantNumber(sequence))
+        monkeypatch.setattr(
+            "mppool.ids.grant_number", lambda epoch, sequence: GrantNumber(sequence)
+        )
     paths = manager_paths("t", runtime_dir)
     try:
         with Background(paths), Member(paths, max_size=1) as member:

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import logging
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from types import FrameType
 from typing import Any
 
 import pytest
@@ -112,6 +114,42 @@ def test_a_handler_that_raises_costs_a_line(
         for _ in range(2):
             pool.checkout(timeout=10).release()
         wait_until(lambda before=before: len(handler.seen) > before, pool.name)  # type: ignore[misc]
+
+
+class _Interrupt(BaseException):
+    """As Ctrl-C."""
+
+
+def test_a_thread_whose_block_was_interrupted_at_its_end_logs_on(
+    any_manager: Any, install: Callable[..., _Handler]
+) -> None:
+    handler = install(lambda record: None)
+    pool = any_manager.pool("p", object, max_size=1, check=bool, check_idle_for=0.0)
+    pool.checkout(timeout=20).release()
+
+    def strike(frame: FrameType, event: str, argument: Any) -> Any:
+        if frame.f_code is afterwards.__exit__.__code__:
+            sys.settrace(None)
+            raise _Interrupt
+
+    def use() -> None:
+        sys.settrace(strike)
+        try:
+            pool.checkout(timeout=20)
+        except _Interrupt:
+            struck.append(True)
+        finally:
+            sys.settrace(None)
+        lease = pool.checkout(timeout=20)
+        lease.release()
+        lease.release()
+
+    struck: list[bool] = []
+    thread = threading.Thread(target=use)
+    thread.start()
+    thread.join(50)
+    assert struck
+    assert any("a second time" in line for line in handler.seen)
 
 
 def test_a_handler_that_uses_the_pool_itself_stops_nothing(
