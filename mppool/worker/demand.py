@@ -41,10 +41,10 @@ SHORTEST_STARVATION_S = 1.0
 STARVATION_OPENINGS = 2.0
 STARVATION_USES = 3.0
 
+"""A key starves where threads wait for it and nothing was given back for so long: see `starves_after_s`."""
+
 SHORTEST_SILENCE_S, LONGEST_SILENCE_S = 1.0, 8.0
 """For so long nobody asks books that have not answered in time, where it can go on without them."""
-
-"""A key starves where threads wait for it and nothing was given back for so long: see `starves_after_s`."""
 
 
 def hope_s(opening_s: float, left_s: float | None) -> float:
