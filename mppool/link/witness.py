@@ -13,20 +13,23 @@ _MEMBER_BITS = 62  # a whole number that every reader of msgpack takes
 class Witness:
     """A descriptor that is open for as long as this member is there, under a name that nobody else has.
 
-    It belongs to the owner of the session's lock for attaching.
+    `show` belongs to the owner of the session's lock for attaching. Any thread may ask for `process`, also two at the
+    same time, before there is one: all of them must get the same. `_processes` has at most one entry, which is made by
+    `setdefault`, for that is atomic.
     """
 
     def __init__(self) -> None:
-        self._process: ProcessId | None = None
+        self._processes: dict[None, ProcessId] = {}
         self._descriptor = -1
 
     def process(self) -> ProcessId:
         """Whom the books shall know."""
-        if self._process is None:
+        known = self._processes.get(None)
+        if known is None:
             own = own_process()
             number = secrets.randbits(_MEMBER_BITS) << 1 | hasattr(os, "memfd_create")
-            self._process = ProcessId(own.pid, own.birth, number)
-        return self._process
+            known = self._processes.setdefault(None, ProcessId(own.pid, own.birth, number))
+        return known
 
     def show(self) -> None:
         """Be seen. OSError where no descriptor can be had.
@@ -42,7 +45,7 @@ class Witness:
         except (
             PermissionError
         ):  # seccomp: then only the death of the process tells that the member is gone
-            self._process = ProcessId(process.pid, process.birth, process.member & ~1)
+            self._processes[None] = ProcessId(process.pid, process.birth, process.member & ~1)
 
     def descriptors(self) -> list[int]:
         """What a forked child must close."""
@@ -50,9 +53,8 @@ class Witness:
 
     def __del__(self) -> None:
         # Never another file: its number may be somebody else's by now.
-        if self._process is not None and _leads_to(
-            self._descriptor, witness_name(self._process.member)
-        ):
+        known = self._processes.get(None)
+        if known is not None and _leads_to(self._descriptor, witness_name(known.member)):
             os.close(self._descriptor)
 
 
