@@ -32,6 +32,7 @@ class ServerLocator:
         self.linger = linger
         self._named_by_environment = named_by_environment()
         self._paths: tuple[int, ManagerPaths] | None = None
+        self._resolved_for = -1  # the effective user for whom `_paths` are
         self._sign: SignOfLife | None = None
 
     def likely_directory(self) -> str:
@@ -40,7 +41,8 @@ class ServerLocator:
 
         if self.is_alone:
             return ""
-        if self._paths is not None and self._paths[0] == os.getpid():
+        # A forked child resolves it again at its first use. Until then it is taken to meet where its parent does.
+        if self._paths is not None and self._resolved_for == os.geteuid():
             return os.path.realpath(self._paths[1].runtime_dir)
         return os.path.realpath(likely_runtime_dir(self.runtime_dir or self._named_by_environment))
 
@@ -52,7 +54,9 @@ class ServerLocator:
         if self._paths is None or self._paths[0] != os.getpid():
             check_no_eventlet(self.name)
             check_watching()
-            self._paths = (os.getpid(), manager_paths(self.name, self.runtime_dir))
+            paths = manager_paths(self.name, self.runtime_dir)
+            self._resolved_for = os.geteuid()
+            self._paths = (os.getpid(), paths)
         return self._paths[1]
 
     def prepare(self) -> None:

@@ -13,6 +13,7 @@ import pytest
 from mppool import CheckoutTimeout, PoolManager
 from mppool.ids import own_process, witness_name
 from mppool.rendezvous import liveness
+from mppool.rendezvous.locator import ServerLocator
 from tests.helpers import Fork, is_alive, wait_until
 from tests.processes.witness import Witness
 
@@ -225,3 +226,15 @@ def test_only_an_open_descriptor_of_this_very_process_is_a_witness(manager: Pool
 
     assert Fork(child).result() == (True, True)
     assert own_process().member == 0
+
+
+def test_a_child_takes_a_manager_to_meet_where_its_parent_does(
+    runtime_dir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a manager of one directory would be taken for one of another that has its name."""
+    monkeypatch.delenv("MPPOOL_RUNTIME_DIR")
+    locator = ServerLocator("elsewhere", None, 0.0)
+    monkeypatch.setenv("MPPOOL_RUNTIME_DIR", str(runtime_dir))
+    locator.paths()
+    monkeypatch.setenv("MPPOOL_RUNTIME_DIR", str(tmp_path))
+    assert Fork(locator.likely_directory).result() == str(runtime_dir)

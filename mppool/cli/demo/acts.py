@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mppool.manager import PoolManager
 
 _PATIENCE_S = 15.0
-_REUSE_PATIENCE_S = 2.0
+_REUSE_PATIENCE_S = 15.0
 _POLL_S = 0.002
 _TICK_S = 0.1
 
