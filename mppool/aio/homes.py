@@ -83,7 +83,7 @@ class Home:
         return f"{fingerprint}#loop{self.number}{separator}{identity}"
 
     def look_at_shelf(self) -> None:
-        """The shelf of the own key may have been made anew."""
+        """The shelf of the own key may be another one now."""
         face = self.face
         if face.asks_plainly:
             key = self.key_for(face.default_key)

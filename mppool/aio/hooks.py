@@ -96,7 +96,7 @@ class TaskHooks:
     async def is_healthy(self, entry: Entry, deadline: float | None = None) -> bool:
         """Run the check; a resource that fails it is closed.
 
-        It is a task of its own: whoever leaves it alone, at the deadline or cancelled, finds the resource on its shelf
+        It is a task of its own: a caller that leaves it alone, at the deadline or cancelled, finds the resource on its shelf
         later. Raises CheckoutTimeout at the deadline.
         """
         face, limit = self._face, self._face.options.check_timeout
@@ -124,7 +124,7 @@ class TaskHooks:
         """True, False, or what the check raised."""
         try:
             return bool(await bounded(settled(self._recipe.check(entry.resource.resource)), limit))
-        except Exception as error:  # noqa: BLE001  # it is judged, logged and counted by whoever owns the resource
+        except Exception as error:  # noqa: BLE001  # it is judged, logged and counted by the owner of the resource
             return error
 
     def _after_lonely_check(self, entry: Entry, check: asyncio.Task[Any]) -> None:

@@ -30,12 +30,12 @@ class AsyncLease(Generic[T]):
     Keep the lease for as long as the resource: when it is garbage-collected without having been released, its
     resource is closed, never handed out again. It is used in the event loop that opened the resource.
 
-    `_held` holds the entry until somebody takes it out, in one atomic step: whoever does so gives it back.
+    `_held` holds the entry until somebody takes it out, in one atomic step: who does so gives it back.
     """
 
     __slots__ = ("__weakref__", "_held", "_lender")
 
-    # No __init__: to call one takes a tenth of a warm checkout. Whoever makes a lease sets these two.
+    # No __init__: to call one takes a tenth of a warm checkout. The maker of a lease sets these two.
     _lender: Lender
     _held: list[Entry]
 

@@ -44,7 +44,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (PoolError, TimeoutError) as error:
         return _told(str(error), FAULT)
     except BrokenPipeError:
-        # Whoever read our output (head, less) has seen enough. What is still buffered must not raise
+        # The reader of our output (head, less) has seen enough. What is still buffered must not raise
         # again while the interpreter ends.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAULT

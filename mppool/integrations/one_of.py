@@ -60,7 +60,7 @@ class OneOf(Recipe[T]):
             for item in self._items:
                 if self._try(str(item)):
                     return item
-            # Whoever was killed has given his slot back; his last lock goes in the same moment.
+            # A process that was killed has given its slot back. Its last lock goes in the same moment.
             if time.monotonic() >= deadline:
                 raise OpenFailed(
                     f"none of the {len(self._items)} items is free; use max_size={len(self._items)} or less"

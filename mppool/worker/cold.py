@@ -49,7 +49,7 @@ REFUSAL_GRACE_S = 0.005
 def check_out_at_once(face: Face) -> Entry:
     """A checkout with a timeout of 0, for the pool's own identity, that has found nothing on the shelf.
 
-    Nearly always there is nothing to be had, and whoever asks again and again pays for every function that is
+    Nearly always there is nothing to be had, and a thread that asks again and again pays for every function that is
     passed (decision 11). So this one knows only that case; all else is left to ColdCheckout.
     """
     member, answer = face.member, None
@@ -82,6 +82,24 @@ def timed_out(face: Face, timeout: float | None, text: str) -> CheckoutTimeout:
         f"pool {face.name!r}: nothing could be had within {timeout:g} s{': ' + text if text else ''}"
         f"{own_leases(face)}; release leases sooner, raise max_size or wait longer"
     )
+
+
+def refusal(face: Face, timeout: float | None, refuse: Refuse) -> PoolError:
+    """The error of a checkout that the books have refused."""
+    if refuse.reason == "timeout":
+        return timed_out(face, timeout, refuse.text)
+    if refuse.reason == "too_many_waiting":
+        return TooManyWaiting(f"pool {face.name!r}: {refuse.text}; refused at once")
+    if refuse.reason == "open_failed":
+        return OpenFailedError(
+            f"pool {face.name!r}: opening fails at present, so it is not tried again at once; the "
+            f"last error was: {refuse.text}"
+        )
+    if refuse.reason == "closed":
+        return PoolClosed(f"{refuse.text}; it hands out nothing any more")
+    if refuse.reason == "journal":
+        return ServerUnavailable(refuse.text)
+    return PoolError(f"pool {face.name!r}: {refuse.text}")
 
 
 class ColdCheckout:
@@ -374,18 +392,4 @@ class ColdCheckout:
             log.warning("%s; the checkout that wanted it had gone", given.error)
 
     def _refused(self, refuse: Refuse) -> NoReturn:
-        face = self._face
-        if refuse.reason == "timeout":
-            raise timed_out(face, self._timeout, refuse.text) from self._last_error
-        if refuse.reason == "too_many_waiting":
-            raise TooManyWaiting(f"pool {face.name!r}: {refuse.text}; refused at once")
-        if refuse.reason == "open_failed":
-            raise OpenFailedError(
-                f"pool {face.name!r}: opening fails at present, so it is not tried again at once; the "
-                f"last error was: {refuse.text}"
-            )
-        if refuse.reason == "closed":
-            raise PoolClosed(f"{refuse.text}; it hands out nothing any more")
-        if refuse.reason == "journal":
-            raise ServerUnavailable(refuse.text)
-        raise PoolError(f"pool {face.name!r}: {refuse.text}")
+        raise refusal(self._face, self._timeout, refuse) from self._last_error

@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 from mppool.core.decisions import NOBODY, Refuse
 from mppool.errors import OpenFailed as OpenFailedError
-from mppool.errors import PoolClosed, PoolError, ServerUnavailable, TooManyWaiting
+from mppool.errors import PoolClosed
 from mppool.link.connection import ASK_GRACE_S
-from mppool.worker.cold import REFUSAL_GRACE_S, timed_out
+from mppool.worker.cold import REFUSAL_GRACE_S, refusal
 from mppool.worker.inventory import Entry
 from mppool.worker.opening import Failure
 from mppool.worker.tasks import TaskWaiter
@@ -150,18 +150,4 @@ class TaskCheckout:
         self._last_error = error
 
     def _refused(self, refuse: Refuse) -> NoReturn:
-        face = self._face
-        if refuse.reason == "timeout":
-            raise timed_out(face, self._timeout, refuse.text) from self._last_error
-        if refuse.reason == "too_many_waiting":
-            raise TooManyWaiting(f"pool {face.name!r}: {refuse.text}; refused at once")
-        if refuse.reason == "open_failed":
-            raise OpenFailedError(
-                f"pool {face.name!r}: opening fails at present, so it is not tried again at once; the "
-                f"last error was: {refuse.text}"
-            )
-        if refuse.reason == "closed":
-            raise PoolClosed(f"{refuse.text}; it hands out nothing any more")
-        if refuse.reason == "journal":
-            raise ServerUnavailable(refuse.text)
-        raise PoolError(f"pool {face.name!r}: {refuse.text}")
+        raise refusal(self._face, self._timeout, refuse) from self._last_error

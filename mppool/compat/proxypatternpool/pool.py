@@ -44,7 +44,7 @@ class Pool:
     max_use: uses after which an object is replaced; 0: never.
     max_avail_delay: seconds unused after which an object goes, but for `min_size`; 0: never.
     max_using_delay: seconds in use after which a warning is logged; by default `max_using_delay_kill`.
-    max_using_delay_kill: seconds in use after which the object is closed, whoever has it; 0: never.
+    max_using_delay_kill: seconds in use after which the object is closed, also while a caller has it; 0: never.
     health_freq: `health` is called for what is available in every so-many-th round.
     delay: seconds between rounds; 0: half the shortest of the delays above, 60 s with only `health`, no
         rounds and no thread with neither.
@@ -242,7 +242,7 @@ class Pool:
         self._manager.shutdown()
 
     def __delete__(self, instance: Any = None) -> None:
-        """Close everything, also what is in use. The next `get` starts afresh."""
+        """Close everything, also what is in use. The next `get` begins with nothing."""
         self._core.resize(min_size=0)
         self._register.begun = False
         self._close_all()

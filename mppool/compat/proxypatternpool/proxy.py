@@ -106,7 +106,7 @@ class Proxy:
     """Stands for an object, or for one per thread (greenlet, context) that a function makes.
 
     obj: the object; it can be set later.
-    fun: makes an object for whoever has none; called with the number of those made before.
+    fun: makes an object for a caller that has none; called with the number of those made before.
     set_name: prefix of the public setters; "set" gives `set`, `set_obj` and `set_fun`.
     scope: who shares an object, see ProxyScope.
     max_size: of the pool that the objects come from; 0: no cap; None: no pool.

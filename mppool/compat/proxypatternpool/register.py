@@ -17,7 +17,7 @@ _PLAIN_VALUES = (type(None), bool, int, float, complex, str, bytes, tuple, froze
 
 
 class Register:
-    """Everything of a pool that a forked child must begin anew.
+    """Everything of a pool that a forked child must begin again.
 
     lock: guards all the rest. While it is held nothing of the user's runs but finalizers, which may come
         back here: therefore it is reentrant.
