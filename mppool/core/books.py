@@ -251,10 +251,9 @@ class Books:
         if pool is None:
             text = f"no attached process has declared a pool {event.pool!r}"
             self._outbox.answer(process, Refuse(event.ticket, "unknown_pool", text))
-        else:
+        elif not pool.refuses_at_once(process, event, now):
             self._knows(pool, process)
-            if not pool.refuses_at_once(process, event, now):
-                self._touch(pool).checkout(process, event, now)
+            self._touch(pool).checkout(process, event, now)
 
     def _abandoned(self, process: ProcessId, event: Abandoned, now: float) -> None:
         self._abandon(process, event.ticket, now)

@@ -22,7 +22,7 @@ FRESH_S = 0.05
 class Refusals:
     """Refuses checkouts, and takes those that wait out of the line. Texts are for people, without secrets.
 
-    State: who holds what, as it was said last.
+    State: who holds what, as it was said last; and what those are told who wait for nobody, and ask again and again.
     """
 
     def __init__(self, waiting: Waiting, capacity: Capacity, outbox: Outbox) -> None:
@@ -30,6 +30,7 @@ class Refusals:
         self._capacity = capacity
         self._outbox = outbox
         self._said, self._said_until = "", -math.inf
+        self._nothing, self._nothing_for, self._nothing_until = "", ("", 0), -math.inf
 
     def refuse(self, process: ProcessId, ticket: Ticket, reason: RefuseReason, text: str) -> None:
         """A checkout gets nothing."""
@@ -37,8 +38,11 @@ class Refusals:
 
     def nothing_at_once(self, process: ProcessId, event: Checkout, now: float) -> None:
         """A checkout that waits for nobody gets nothing."""
-        text = self.how_full(event.key, now)
-        self._outbox.answer(process, Refuse(event.ticket, "timeout", text))
+        asked_for = (event.key, len(self._capacity.slots.by_number))
+        if asked_for != self._nothing_for or now >= self._nothing_until:
+            self._nothing = self.how_full(event.key, now)
+            self._nothing_for, self._nothing_until = asked_for, now + FRESH_S
+        self._outbox.answer(process, Refuse(event.ticket, "timeout", self._nothing))
 
     def line_is_full(self, process: ProcessId, event: Checkout, limit: int, now: float) -> None:
         """A checkout is refused because `max_waiting` others wait already."""
