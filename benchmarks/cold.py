@@ -133,11 +133,11 @@ def _servers() -> Iterator[dict[str, Callable[[], Callable[[], Any]]]]:
 
 
 def _exchange(pool: Pool[Any]) -> Callable[[], Any]:
-    face = pool._face
-    member = face.member
+    local = pool._local
+    member = local.member
 
     def ask() -> Any:
-        return member.call(Checkout(face.name, face.default_key, member.next_ticket(), 0.0), None)
+        return member.call(Checkout(local.name, local.default_key, member.next_ticket(), 0.0), None)
 
     return ask
 

@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from mppool.recipe import Recipe
     from mppool.stats.shape import ManagerStats
     from mppool.wire.messages import Report
-    from mppool.worker.face import Face
+    from mppool.worker.local_pool import LocalPool
 
 T = TypeVar("T")
 
@@ -61,8 +61,8 @@ class Manager:
         hooks = {setting: said[setting] for setting in SETTINGS if setting in said}
         given = {option: value for option, value in said.items() if option not in SETTINGS}
         checked = checked_options(name, given)
-        face = self._member.declare(name, as_recipe(recipe, hooks), checked)
-        return self._pool_of(face, (self, name, recipe, said))
+        local = self._member.declare(name, as_recipe(recipe, hooks), checked)
+        return self._pool_of(local, (self, name, recipe, said))
 
     def apool(
         self,
@@ -87,22 +87,22 @@ class Manager:
         given = {option: value for option, value in said.items() if option not in ASYNC_HOOKS}
         checked = checked_options(name, given)
         bridge = LoopRecipe(as_async_recipe(recipe, hooks))
-        face = self._member.declare(name, bridge, checked)
-        return self._apool_of(face, (self, name, recipe, said))
+        local = self._member.declare(name, bridge, checked)
+        return self._apool_of(local, (self, name, recipe, said))
 
-    def _apool_of(self, face: Face, declared: tuple[Any, ...]) -> AsyncPool[Any]:
+    def _apool_of(self, local: LocalPool, declared: tuple[Any, ...]) -> AsyncPool[Any]:
         from mppool.aio.pool import AsyncPool
 
-        return AsyncPool(face, self.stats, (_rebuild_apool, (*declared, face.mark)))
+        return AsyncPool(local, self.stats, (_rebuild_apool, (*declared, local.mark)))
 
-    def _pool_of(self, face: Face, declared: tuple[Any, ...]) -> Pool[Any]:
-        rebuild = (_rebuild_pool, (*declared, face.mark))
-        guard = face.options.guard
-        if not (face.recipe.guard if guard is None else guard):
-            return Pool(face, self.stats, rebuild)
+    def _pool_of(self, local: LocalPool, declared: tuple[Any, ...]) -> Pool[Any]:
+        rebuild = (_rebuild_pool, (*declared, local.mark))
+        guard = local.options.guard
+        if not (local.recipe.guard if guard is None else guard):
+            return Pool(local, self.stats, rebuild)
         from mppool.worker.guard import GuardedPool
 
-        return GuardedPool(face, self.stats, rebuild)
+        return GuardedPool(local, self.stats, rebuild)
 
     def credential(self, credential: Any, *, identity: str | None = None) -> SharedCredential:
         """A credential whose tokens are fetched once for all processes, for any Azure SDK client.
@@ -135,7 +135,7 @@ class Manager:
             snapshot = self._unattached_snapshot()
             stats = self._merge(snapshot, self._member.report(), seen=self._member.link.seen)
             stats["processes"], stats["server_pid"], stats["epoch"] = [], None, None
-        unknown = [name for name in self._member.faces if name not in stats["pools"]]
+        unknown = [name for name in self._member.local_pools if name not in stats["pools"]]
         if unknown:  # the server runs, but this process has not attached to it yet
             own = self._merge(self._unattached_snapshot(), self._member.report())
             stats["pools"].update({name: own["pools"][name] for name in unknown})
@@ -251,13 +251,13 @@ def _rebuild_pool(
     mark: of its declaration. A forked child has that declaration itself, credential and all: the copy of the
         credential that was pickled would look like somebody else's.
     """
-    face = manager._member.faces.get(name)
-    if face is not None and face.mark == mark:
-        return manager._pool_of(face, (manager, name, recipe, options))
+    local = manager._member.local_pools.get(name)
+    if local is not None and local.mark == mark:
+        return manager._pool_of(local, (manager, name, recipe, options))
     pool = manager.pool(name, recipe, **options)
-    if face is None:
-        pool._face.mark = mark
-        pool = manager._pool_of(pool._face, (manager, name, recipe, options))
+    if local is None:
+        pool._local.mark = mark
+        pool = manager._pool_of(pool._local, (manager, name, recipe, options))
     return pool
 
 
@@ -265,11 +265,11 @@ def _rebuild_apool(
     manager: Manager, name: str, recipe: Any, options: dict[str, Any], mark: str
 ) -> AsyncPool[Any]:
     """The pool in another process; see `_rebuild_pool`."""
-    face = manager._member.faces.get(name)
-    if face is not None and face.mark == mark:
-        return manager._apool_of(face, (manager, name, recipe, options))
+    local = manager._member.local_pools.get(name)
+    if local is not None and local.mark == mark:
+        return manager._apool_of(local, (manager, name, recipe, options))
     pool = manager.apool(name, recipe, **options)
-    if face is None:
-        pool._face.mark = mark
-        pool = manager._apool_of(pool._face, (manager, name, recipe, options))
+    if local is None:
+        pool._local.mark = mark
+        pool = manager._apool_of(pool._local, (manager, name, recipe, options))
     return pool

@@ -22,7 +22,7 @@ from mppool.worker.tasks import running_loop
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Mapping
 
-    from mppool.worker.face import Face
+    from mppool.worker.local_pool import LocalPool
 
 log = Log("mppool")
 
@@ -57,10 +57,10 @@ class LoopRecipe(Recipe[Any]):
             if hook not in ("configure", "close") and has_hook(recipe, hook):
                 setattr(self, hook, getattr(self, f"_{hook}"))
 
-    def homes_of(self, face: Face) -> Homes:
+    def homes_of(self, local: LocalPool) -> Homes:
         """The loops of this process that use the pool."""
         if self.homes is None:
-            self.homes = Homes(face)
+            self.homes = Homes(local)
         return self.homes
 
     def fills(self) -> bool:

@@ -29,8 +29,8 @@ from mppool.worker.inventory import NEVER
 from mppool.worker.tasks import Desk, running_loop
 
 if TYPE_CHECKING:
-    from mppool.worker.face import Face
-    from mppool.worker.inventory import Entry
+    from mppool.worker.inventory import PoolEntry
+    from mppool.worker.local_pool import LocalPool
 
 log = Log("mppool")
 
@@ -64,14 +64,14 @@ class Home:
     _tasks: what runs on behalf of the pool, for the loop itself refers to its tasks weakly.
     """
 
-    def __init__(self, face: Face, loop: asyncio.AbstractEventLoop, number: int) -> None:
-        self.face = face
+    def __init__(self, local: LocalPool, loop: asyncio.AbstractEventLoop, number: int) -> None:
+        self.local = local
         self.loop = loop
         self.number = number
-        self.desk = Desk(face, loop)
+        self.desk = Desk(local, loop)
         self.is_ending = self.is_over = False
-        self.pop: Callable[[], Entry] = _nothing
-        self._shelf: deque[Entry] | None = None
+        self.pop: Callable[[], PoolEntry] = _nothing
+        self._shelf: deque[PoolEntry] | None = None
         self.notice: AsyncGenerator[None, None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -84,10 +84,10 @@ class Home:
 
     def look_at_shelf(self) -> None:
         """The shelf of the own key may be another one now."""
-        face = self.face
-        if face.asks_plainly:
-            key = self.key_for(face.default_key)
-            shelves = face.idle.shelves
+        local = self.local
+        if local.asks_plainly:
+            key = self.key_for(local.default_key)
+            shelves = local.idle.shelves
             shelf = shelves.get(key) if self.number else shelves.of(key)
             if shelf is not self._shelf:
                 self._shelf, self.pop = shelf, shelves.popper_of(shelf)
@@ -104,13 +104,13 @@ class Home:
         """Whether a hook would be run now, as far as can be seen from a thread."""
         return not self.is_over and self.loop.is_running()
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[PoolEntry]:
         """What this loop has of the pool, openings that have not returned excepted."""
-        return [one for one in self.face.entries() if getattr(one.resource, "home", None) is self]
+        return [one for one in self.local.entries() if getattr(one.resource, "home", None) is self]
 
     async def close_in_order(self) -> None:
         """The loop ends: close what is idle, and what comes back now."""
-        retire(self.face, self.entries())
+        retire(self.local, self.entries())
         began = monotonic()
         while (left := self.entries()) and monotonic() < began + _CLOSES_S:
             closing = any(entry.state == "closing" for entry in left)
@@ -126,10 +126,10 @@ class Home:
             lent_at = entry.lent_at
             if lent_at > entry.released_at and entry.inventory.kill(entry, lent_at):
                 close_soon(entry, "discarded")
-        retire(self.face, self.entries())
+        retire(self.local, self.entries())
 
 
-def _nothing() -> Entry:
+def _nothing() -> PoolEntry:
     raise IndexError
 
 
@@ -139,8 +139,8 @@ class Homes:
     by_loop: always the same dict, read without a lock. _changing: guards its changes; nothing long happens while it is held.
     """
 
-    def __init__(self, face: Face) -> None:
-        self._face = face
+    def __init__(self, local: LocalPool) -> None:
+        self._local = local
         self.by_loop: dict[asyncio.AbstractEventLoop | None, Home] = {}
         self._changing = threading.Lock()
         renew_in_children(self)
@@ -164,7 +164,7 @@ class Homes:
             return home
         if loop is None:
             raise ConfigurationError(
-                f"pool {self._face.name!r}: an AsyncPool is used inside a running asyncio event loop (uvloop's and "
+                f"pool {self._local.name!r}: an AsyncPool is used inside a running asyncio event loop (uvloop's and "
                 "anyio's on asyncio too). With trio use a Pool of blocking resources: "
                 "`await trio.to_thread.run_sync(pool.checkout)`"
             )
@@ -172,13 +172,13 @@ class Homes:
         with self._changing:
             taken = {home.number for home in self.by_loop.values()}
             number = next(number for number in range(len(taken) + 1) if number not in taken)
-            home = Home(self._face, loop, number)
+            home = Home(self._local, loop, number)
             self.by_loop[loop] = home
         home.notice = self._until_the_end(home)
         await (
             home.notice.__anext__()
         )  # from now on the loop knows it, and finishes it at its own end
-        self._face.member.housekeeper.look_after(self)
+        self._local.member.housekeeper.look_after(self)
         if not number:
             self._declare()
         return home
@@ -203,9 +203,9 @@ class Homes:
 
     def _declare(self) -> None:
         """Tell the books whether `min_size` can be opened here; before the first attachment that says it all."""
-        member = self._face.member
-        if member.inventory.session is not None and not self._face.closed:
-            member.tell(Declare(self._face.declaration()))
+        member = self._local.member
+        if member.inventory.session is not None and not self._local.closed:
+            member.tell(Declare(self._local.declaration()))
 
     # --- see Keeper ---------------------------------------------------------------------------------------
 

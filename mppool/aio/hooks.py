@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from mppool.aio.homes import Home
     from mppool.core.events import CloseReason
-    from mppool.worker.face import Face
-    from mppool.worker.inventory import Entry
+    from mppool.worker.inventory import PoolEntry
+    from mppool.worker.local_pool import LocalPool
     from mppool.worker.principal import Principal
 
 log = Log("mppool")
@@ -34,36 +34,36 @@ log = Log("mppool")
 class TaskHooks:
     """The hooks of one pool in one loop."""
 
-    def __init__(self, face: Face, home: Home) -> None:
-        assert isinstance(face.recipe, LoopRecipe)
-        self._face = face
+    def __init__(self, local: LocalPool, home: Home) -> None:
+        assert isinstance(local.recipe, LoopRecipe)
+        self._local = local
         self._home = home
-        self._recipe = face.recipe.asynchronous
+        self._recipe = local.recipe.asynchronous
 
     # --- before a caller gets it ----------------------------------------------------------------------------
 
     async def prepare(
-        self, entry: Entry, principal: Principal | None, deadline: float | None
+        self, entry: PoolEntry, principal: Principal | None, deadline: float | None
     ) -> bool:
         """Make a resource from the shelf ready for a caller; False if it has to be closed instead.
 
         Raises CheckoutTimeout where its check outlasts the deadline.
         """
-        face = self._face
+        local = self._local
         if monotonic() >= entry.retire_at:
             self._close(entry, entry.retire_reason)
             return False
         if entry.token and principal is not None and time() >= entry.ask_at:
             goes_on = await in_thread(
-                face.member.chores,
-                lambda: face._goes_on(entry, principal),
-                lambda same: entry.face.idle.put_where_it_lay(entry) if same else None,
+                local.member.chores,
+                lambda: local._goes_on(entry, principal),
+                lambda same: entry.local.idle.put_where_it_lay(entry) if same else None,
             )
             if not goes_on:
                 return False
-        idle_for = face.options.check_idle_for
+        idle_for = local.options.check_idle_for
         if (
-            face.check is not None
+            local.check is not None
             and idle_for is not None
             and monotonic() - entry.released_at >= idle_for
             and not await self.is_healthy(entry, deadline)
@@ -72,35 +72,35 @@ class TaskHooks:
         await self.lend(entry)
         return True
 
-    async def lend(self, entry: Entry) -> None:
+    async def lend(self, entry: PoolEntry) -> None:
         """The resource goes to a caller: count it, and tell the hook."""
-        face = self._face
+        local = self._local
         entry.uses += 1
         entry.lent_at = monotonic()
-        if face.watched:
+        if local.watched:
             entry.warned = False
             entry.thread = threading.current_thread().name
-            face.member.housekeeper.expects(entry.lent_at + face.first_lease_limit_s)
-        if face.on_checkout is None:
+            local.member.housekeeper.expects(entry.lent_at + local.first_lease_limit_s)
+        if local.on_checkout is None:
             return
         try:
             await self._run("on_checkout", self._recipe.on_checkout, entry)
         except GeneratorExit:  # perhaps by the garbage collector, in which no lock may be taken
             entry.inventory.leaked.append(entry)
-            face.member.wake()
+            local.member.wake()
             raise
         except BaseException:  # cancelled: the caller gets no lease
             self._close(entry, "discarded")
             raise
 
-    async def is_healthy(self, entry: Entry, deadline: float | None = None) -> bool:
+    async def is_healthy(self, entry: PoolEntry, deadline: float | None = None) -> bool:
         """Run the check; a resource that fails it is closed.
 
         It is a task of its own: a caller that leaves it alone, at the deadline or cancelled, finds the resource on its shelf
         later. Raises CheckoutTimeout at the deadline.
         """
-        face, limit = self._face, self._face.options.check_timeout
-        face.count("checks")
+        local, limit = self._local, self._local.options.check_timeout
+        local.count("checks")
         entry.checked_at = monotonic()
         check = self._home.spawn(self._outcome(entry, limit))
         left = None
@@ -114,42 +114,42 @@ class TaskHooks:
         if check.done():
             return self._judge(entry, check.result())
         check.add_done_callback(lambda _: self._after_lonely_check(entry, check))
-        face.count("timeouts")
+        local.count("timeouts")
         raise CheckoutTimeout(
-            f"pool {face.name!r}: the timeout has passed while a resource was being checked; its check is given "
+            f"pool {local.name!r}: the timeout has passed while a resource was being checked; its check is given "
             f"up after check_timeout={limit:g} s; wait longer, or lower check_timeout"
         )
 
-    async def _outcome(self, entry: Entry, limit: float | None) -> Any:
+    async def _outcome(self, entry: PoolEntry, limit: float | None) -> Any:
         """True, False, or what the check raised."""
         try:
             return bool(await bounded(settled(self._recipe.check(entry.resource.resource)), limit))
         except Exception as error:  # noqa: BLE001  # it is judged, logged and counted by the owner of the resource
             return error
 
-    def _after_lonely_check(self, entry: Entry, check: asyncio.Task[Any]) -> None:
+    def _after_lonely_check(self, entry: PoolEntry, check: asyncio.Task[Any]) -> None:
         if check.cancelled() or check.exception() is not None:
             self._close(entry, "discarded")
         elif self._judge(entry, check.result()):
-            entry.face.idle.put_back(entry)
+            entry.local.idle.put_back(entry)
 
-    def _judge(self, entry: Entry, outcome: Any) -> bool:
+    def _judge(self, entry: PoolEntry, outcome: Any) -> bool:
         """Whether the resource may be used; else it is closed. See `worker.checking` for what an outcome says."""
-        face = self._face
+        local = self._local
         if outcome is True:
             return True
         if isinstance(outcome, (TimeoutError, asyncio.TimeoutError)):
-            log.warning("pool %r: a check got no answer: %s", face.name, outcome)
-            face.count("hung_checks")
+            log.warning("pool %r: a check got no answer: %s", local.name, outcome)
+            local.count("hung_checks")
             entry.doubtful = True
-            face.backend_failed(entry, hung=True)
+            local.backend_failed(entry, hung=True)
         elif isinstance(outcome, ConnectionError):
-            log.warning("pool %r: a check found the backend gone: %s", face.name, outcome)
-            face.backend_failed(entry)
+            log.warning("pool %r: a check found the backend gone: %s", local.name, outcome)
+            local.backend_failed(entry)
         elif outcome is not False:
-            face.count("check_errors")
+            local.count("check_errors")
             log.warning(
-                "pool %r: a check raised; the resource is replaced", face.name, exc_info=outcome
+                "pool %r: a check raised; the resource is replaced", local.name, exc_info=outcome
             )
             self._close(entry, "discarded")
             return False
@@ -158,53 +158,53 @@ class TaskHooks:
 
     # --- after its use --------------------------------------------------------------------------------------
 
-    async def give_back(self, entry: Entry, *, suspect: bool) -> None:
+    async def give_back(self, entry: PoolEntry, *, suspect: bool) -> None:
         """A lease has ended. suspect: an exception ended its use, so it is checked before anybody gets it.
 
         A task of its own: a caller that is cancelled has given it back all the same.
         """
-        face = self._face
-        limit = face.options.max_uses
+        local = self._local
+        limit = local.options.max_uses
         if monotonic() >= entry.retire_at:
             self._close(entry, entry.retire_reason)
         elif limit is not None and entry.uses >= limit:
             self._close(entry, "worn_out")
         elif not await self._was_reset(entry):
             self._close(entry, "discarded")
-        elif not suspect or face.check is None or await self._is_sound(entry):
+        elif not suspect or local.check is None or await self._is_sound(entry):
             entry.released_at = monotonic()
-            entry.face.idle.put_back(entry)
+            entry.local.idle.put_back(entry)
 
-    async def _is_sound(self, entry: Entry) -> bool:
+    async def _is_sound(self, entry: PoolEntry) -> bool:
         try:
             return await self.is_healthy(entry)
         except asyncio.CancelledError:  # its check puts it where it belongs
             return False
 
-    async def _was_reset(self, entry: Entry) -> bool:
-        face = self._face
-        if face.reset is None or not self._recipe.needs_reset(entry.resource.resource):
+    async def _was_reset(self, entry: PoolEntry) -> bool:
+        local = self._local
+        if local.reset is None or not self._recipe.needs_reset(entry.resource.resource):
             return True
         try:
-            return await self._run("reset", self._recipe.reset, entry, face.options.check_timeout)
+            return await self._run("reset", self._recipe.reset, entry, local.options.check_timeout)
         except BaseException:  # the loop is being ended: nobody knows in which state it is
             self._close(entry, "discarded")
             raise
 
-    def _close(self, entry: Entry, reason: CloseReason) -> None:
+    def _close(self, entry: PoolEntry, reason: CloseReason) -> None:
         close_soon(entry, reason)
 
     async def _run(
-        self, hook: str, call: Callable[[Any], Any], entry: Entry, limit: float | None = None
+        self, hook: str, call: Callable[[Any], Any], entry: PoolEntry, limit: float | None = None
     ) -> bool:
         """Run a hook; False, logged and counted, if it raised."""
-        face = self._face
+        local = self._local
         try:
             await bounded(settled(call(entry.resource.resource)), limit)
         except Exception as error:
-            face.count("hook_errors")
-            log.warning("pool %r: the hook %s raised", face.name, hook, exc_info=True)
+            local.count("hook_errors")
+            log.warning("pool %r: the hook %s raised", local.name, hook, exc_info=True)
             if hook == "reset" and isinstance(error, ConnectionError):
-                face.backend_failed(entry)
+                local.backend_failed(entry)
             return False
         return True

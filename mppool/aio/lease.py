@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mppool.aio.lender import Lender
-    from mppool.worker.inventory import Entry
+    from mppool.worker.inventory import PoolEntry
 
 T = TypeVar("T")
 
@@ -37,7 +37,7 @@ class AsyncLease(Generic[T]):
 
     # No __init__: to call one takes a tenth of a warm checkout. The maker of a lease sets these two.
     _lender: Lender
-    _held: list[Entry]
+    _held: list[PoolEntry]
 
     @property
     def resource(self) -> T:
@@ -74,7 +74,7 @@ class AsyncLease(Generic[T]):
         if entry is not None:
             await self._lender.give_back(entry, suspect=error is not None)
 
-    def _put_back(self, error: BaseException | None) -> Entry | None:
+    def _put_back(self, error: BaseException | None) -> PoolEntry | None:
         """Give the resource back, as far as that is nothing but an append; else it is the caller's to give back."""
         try:
             entry = self._held.pop()
@@ -84,19 +84,19 @@ class AsyncLease(Generic[T]):
         if entry.inventory.forked:
             self._held.append(entry)  # it is our parent's, and `resource` shall say so
             return None
-        face, now = entry.face, monotonic()
+        local, now = entry.local, monotonic()
         used = now - entry.lent_at
         if used >= BRIEF_S and not entry.killed:
-            face.observe("use", used)
+            local.observe("use", used)
         if (
             now < entry.retire_at
-            and (face.plain or self._lender.is_clean(entry))
-            and (error is None or face.check is None)
+            and (local.plain or self._lender.is_clean(entry))
+            and (error is None or local.check is None)
             and not entry.killed
         ):
             entry.released_at = now
             entry.shelf.append(entry)
-            idle = face.idle
+            idle = local.idle
             if idle.attention or entry.retire_at <= now:
                 idle.look_after(entry)
             return None
@@ -120,8 +120,8 @@ class AsyncLease(Generic[T]):
         """The same where nothing can be awaited."""
         entry = self._take_out()
         if entry is not None:
-            face = entry.face
-            face.observe("use", monotonic() - entry.lent_at)
+            local = entry.local
+            local.observe("use", monotonic() - entry.lent_at)
             entry.lent_at = 0.0
             close_soon(entry, "discarded")
 
@@ -138,9 +138,9 @@ class AsyncLease(Generic[T]):
         """Tell that the resource has lost its backend, and with it everything that is as old; see Lease."""
         self.resource  # noqa: B018  # raises where it is not ours any more
         entry = self._held[0]
-        entry.face.backend_failed(entry, renewed=renewed)
+        entry.local.backend_failed(entry, renewed=renewed)
 
-    def _take_out(self) -> Entry | None:
+    def _take_out(self) -> PoolEntry | None:
         """The entry, for the first who asks. None: it is our parent's, or was given back already."""
         try:
             if not self._held[0].mark[0]:
@@ -161,7 +161,7 @@ class AsyncLease(Generic[T]):
             return
         if not entry.killed:
             entry.inventory.leaked.append(entry)
-            entry.face.member.wake()
+            entry.local.member.wake()
 
     def __enter__(self) -> NoReturn:
         raise PoolError(f"pool {self._lender.name!r}: use `async with`; its resources are awaited")
@@ -179,7 +179,7 @@ class AsyncLease(Generic[T]):
         state = "in use" if self._held else "released"
         return f"<{type(self).__name__} of pool {self._lender.name!r}, {state}>"
 
-    def _raise_unusable(self, entry: Entry) -> NoReturn:
+    def _raise_unusable(self, entry: PoolEntry) -> NoReturn:
         if entry.inventory.inherited:
             raise ForkedLease(
                 f"pool {self._lender.name!r}: this lease was taken by the parent of this process, and its resource "
@@ -191,12 +191,12 @@ class AsyncLease(Generic[T]):
         )
 
     def _refuse_second(self) -> None:
-        face = self._lender.face
-        if face.inventory.inherited:
+        local = self._lender.local
+        if local.inventory.inherited:
             return
-        face.count("double_releases")
+        local.count("double_releases")
         log.warning(
-            "pool %r: a lease was released a second time; refused, nothing was changed", face.name
+            "pool %r: a lease was released a second time; refused, nothing was changed", local.name
         )
 
 
@@ -212,16 +212,16 @@ class AsyncCheckout(AsyncLease[T]):
     async def __aenter__(self) -> T:
         lender = self._lender
         if self._for_whom is None:
-            face = lender.face
+            local = lender.local
             home = lender.by_loop.get(running_loop())
-            if home is not None and not face.idle.attention and face.ours[0]:
+            if home is not None and not local.idle.attention and local.ours[0]:
                 try:
                     entry = home.pop()
                 except IndexError:
                     pass  # nothing on the shelf; not handled here, so that errors do not name this one too
                 else:
                     now = monotonic()
-                    if now < entry.retire_at and now - entry.released_at < face.trust_s:
+                    if now < entry.retire_at and now - entry.released_at < local.trust_s:
                         entry.uses += 1
                         entry.lent_at = now
                         self._held.append(entry)
@@ -237,7 +237,7 @@ class AsyncCheckout(AsyncLease[T]):
             )
         identity, credential = self._for_whom or (None, None)
         entry = await self._lender.check_out(self._seconds, identity, credential)
-        if self._lender.face.options.track_leaks:
+        if self._lender.local.options.track_leaks:
             entry.stack = "".join(traceback.format_stack()[:-2])
         self._held.append(entry)
         return entry.resource.resource  # type: ignore[no-any-return]

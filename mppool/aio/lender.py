@@ -17,8 +17,8 @@ from mppool.worker.tasks import in_thread, running_loop
 
 if TYPE_CHECKING:
     from mppool.aio.homes import Home
-    from mppool.worker.face import Face
-    from mppool.worker.inventory import Entry
+    from mppool.worker.inventory import PoolEntry
+    from mppool.worker.local_pool import LocalPool
     from mppool.worker.principal import Principal
 
 log = Log("mppool")
@@ -30,27 +30,27 @@ class Lender:
     by_loop: that of the homes, one step nearer for warm checkouts.
     """
 
-    def __init__(self, face: Face, recipe: LoopRecipe) -> None:
-        self.face = face
-        self.name = face.name
-        self.homes = recipe.homes_of(face)
+    def __init__(self, local: LocalPool, recipe: LoopRecipe) -> None:
+        self.local = local
+        self.name = local.name
+        self.homes = recipe.homes_of(local)
         self.by_loop = self.homes.by_loop
         self._recipe = recipe
 
     async def check_out(
         self, seconds: float | None, identity: str | None, credential: Any
-    ) -> Entry:
+    ) -> PoolEntry:
         """A resource, beyond the quickest way."""
-        face = self.face
-        if not face.ours[0]:  # forked by somebody who told nobody
+        local = self.local
+        if not local.ours[0]:  # forked by somebody who told nobody
             notice_fork()
         home = await self.homes.here()
         started = monotonic()
-        if not face.is_sealed:
-            await in_thread(face.member.asker, face.member.seal)
+        if not local.is_sealed:
+            await in_thread(local.member.asker, local.member.seal)
         home.look_at_shelf()
         principal = await self._principal(identity, credential, seconds)
-        key = home.key_for(face.default_key if principal is None else principal.key)
+        key = home.key_for(local.default_key if principal is None else principal.key)
         if principal is not None:
             principal.key = key
             if principal.fetched is not None and seconds is not None:
@@ -58,7 +58,7 @@ class Lender:
         where = opens_in.set(home)
         try:
             entry = await TaskCheckout(
-                home.desk, TaskHooks(face, home), key, seconds, principal
+                home.desk, TaskHooks(local, home), key, seconds, principal
             ).run()
         finally:
             opens_in.reset(where)
@@ -69,26 +69,26 @@ class Lender:
         self, identity: str | None, credential: Any, seconds: float | None
     ) -> Principal | None:
         """For whom this is, which may take a token."""
-        face = self.face
-        if credential is None and (identity is not None or face.recipe.credential is None):
-            return face.identities.of(identity, credential, seconds)
+        local = self.local
+        if credential is None and (identity is not None or local.recipe.credential is None):
+            return local.identities.of(identity, credential, seconds)
         return await in_thread(
-            face.member.chores, lambda: face.identities.of(identity, credential, seconds)
+            local.member.chores, lambda: local.identities.of(identity, credential, seconds)
         )
 
-    def is_clean(self, entry: Entry) -> bool:
+    def is_clean(self, entry: PoolEntry) -> bool:
         """Whether a release is nothing but an append, because there is nothing to reset."""
-        face, options = self.face, self.face.options
+        local, options = self.local, self.local.options
         return (
-            face.reset is not None
+            local.reset is not None
             and options.max_uses is None
             and options.keep
-            and not face.watched
+            and not local.watched
             and (held := entry.resource) is not None
             and not self._recipe.asynchronous.needs_reset(held.resource)
         )
 
-    async def cancel(self, entry: Entry) -> bool:
+    async def cancel(self, entry: PoolEntry) -> bool:
         """Run the recipe's hook; whether the driver was told."""
         recipe = self._recipe.asynchronous
         if not has_hook(recipe, "cancel"):
@@ -96,16 +96,16 @@ class Lender:
         try:
             return await settled(recipe.cancel(entry.resource.resource)) is not False
         except Exception:
-            self.face.count("hook_errors")
+            self.local.count("hook_errors")
             log.warning("pool %r: the cancel hook raised", self.name, exc_info=True)
             return False
 
-    async def give_back(self, entry: Entry, *, suspect: bool) -> None:
+    async def give_back(self, entry: PoolEntry, *, suspect: bool) -> None:
         """In the loop that owns the resource; to the end, also where the caller is cancelled."""
         home = self._home_of_released(entry)
         if home is None:
             return
-        work = TaskHooks(self.face, home).give_back(entry, suspect=suspect)
+        work = TaskHooks(self.local, home).give_back(entry, suspect=suspect)
         if home.loop is running_loop():
             await asyncio.shield(home.spawn(work))
         else:
@@ -113,15 +113,15 @@ class Lender:
                 asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, home.loop))
             )
 
-    def give_back_soon(self, entry: Entry) -> None:
+    def give_back_soon(self, entry: PoolEntry) -> None:
         """The same, where nothing can be awaited. Called by any thread."""
         home = self._home_of_released(entry)
         if home is not None:
             asyncio.run_coroutine_threadsafe(
-                TaskHooks(self.face, home).give_back(entry, suspect=False), home.loop
+                TaskHooks(self.local, home).give_back(entry, suspect=False), home.loop
             )
 
-    def _home_of_released(self, entry: Entry) -> Home | None:
+    def _home_of_released(self, entry: PoolEntry) -> Home | None:
         """Where what was released is looked after; None: it is gone, or being closed."""
         if not entry.inventory.end_lease(entry):
             log.warning("pool %r: a lease was released after it had been killed", self.name)

@@ -20,7 +20,7 @@ from mppool.worker.tasks import in_thread
 if TYPE_CHECKING:
     from mppool.stats.health import Health
     from mppool.stats.shape import ManagerStats, PoolStats
-    from mppool.worker.face import Face
+    from mppool.worker.local_pool import LocalPool
 
 T = TypeVar("T")
 
@@ -36,22 +36,22 @@ class AsyncPool(Generic[T]):
 
     def __init__(
         self,
-        face: Face,
+        local: LocalPool,
         all_stats: Callable[[], ManagerStats],
         rebuild: tuple[Callable[..., AsyncPool[T]], tuple[Any, ...]],
     ) -> None:
-        assert isinstance(face.recipe, LoopRecipe)
-        self._face = face
-        self._lender: Lender = Lender(face, face.recipe)
+        assert isinstance(local.recipe, LoopRecipe)
+        self._local = local
+        self._lender: Lender = Lender(local, local.recipe)
         self._rebuild = rebuild
-        self.name = face.name
+        self.name = local.name
         # Its commands block, and are used in threads.
-        self._blocking: Pool[Any] = Pool(face, all_stats, (_never, ()))
+        self._blocking: Pool[Any] = Pool(local, all_stats, (_never, ()))
 
     @property
     def options(self) -> PoolOptions:
         """The options as they were declared in this process."""
-        return self._face.options
+        return self._local.options
 
     def checkout(
         self,
@@ -73,7 +73,7 @@ class AsyncPool(Generic[T]):
         made: AsyncCheckout[T] = AsyncCheckout()
         made._lender = self._lender
         made._held = []
-        made._seconds = self._face.options.timeout if timeout is _DEFAULT else timeout
+        made._seconds = self._local.options.timeout if timeout is _DEFAULT else timeout
         made._for_whom = None if identity is None and credential is None else (identity, credential)
         return made
 
@@ -93,22 +93,22 @@ class AsyncPool(Generic[T]):
 
     async def stats(self) -> PoolStats:
         """See Pool.stats."""
-        return await in_thread(self._face.member.chores, self._blocking.stats)
+        return await in_thread(self._local.member.chores, self._blocking.stats)
 
     async def health(self) -> Health:
         """See Pool.health."""
-        return await in_thread(self._face.member.chores, self._blocking.health)
+        return await in_thread(self._local.member.chores, self._blocking.health)
 
     async def resize(self, *, max_size: int | None = UNCHANGED, min_size: int = UNCHANGED) -> None:
         """See Pool.resize."""
         await in_thread(
-            self._face.member.chores,
+            self._local.member.chores,
             lambda: self._blocking.resize(max_size=max_size, min_size=min_size),
         )
 
     async def reset(self) -> None:
         """See Pool.reset."""
-        await in_thread(self._face.member.chores, self._blocking.reset)
+        await in_thread(self._local.member.chores, self._blocking.reset)
 
     async def drain(self, timeout: float = 30.0) -> int:
         """See Pool.drain."""
@@ -129,7 +129,7 @@ class AsyncPool(Generic[T]):
         await self._lender.homes.here()
         while True:
             answer = await self._command(WantReady(self.name), deadline)
-            if self._face.closed:
+            if self._local.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed; nothing is opened any more")
             if answer.open >= answer.wanted:
                 return True
@@ -141,12 +141,12 @@ class AsyncPool(Generic[T]):
             await asyncio.sleep(_POLL_S)
 
     async def _command(self, event: Any, deadline: float | None) -> Any:
-        link = self._face.member.link
-        return await in_thread(self._face.member.chores, lambda: link.command(event, deadline))
+        link = self._local.member.link
+        return await in_thread(self._local.member.chores, lambda: link.command(event, deadline))
 
     async def close_idle(self) -> int:
         """Close what lies idle in this process, and return how many that were. The pool goes on."""
-        return await in_thread(self._face.member.chores, self._blocking.close_idle)
+        return await in_thread(self._local.member.chores, self._blocking.close_idle)
 
     def close_idle_soon(self) -> None:
         """The same where nothing can be awaited."""
@@ -154,32 +154,34 @@ class AsyncPool(Generic[T]):
         def close() -> None:
             self._blocking.close_idle()
 
-        self._face.member.chores.add(close)
+        self._local.member.chores.add(close)
 
     async def aclose(self, *, everywhere: bool = False) -> None:
         """Hand out nothing any more in this process, in none of its loops; see Pool.close."""
         if everywhere:
-            await in_thread(self._face.member.chores, lambda: self._blocking.close(everywhere=True))
+            await in_thread(
+                self._local.member.chores, lambda: self._blocking.close(everywhere=True)
+            )
             return
-        retire(self._face, self._face.close_here())
+        retire(self._local, self._local.close_here())
         deadline = monotonic() + CLOSE_PATIENCE_S
         while monotonic() < deadline and any(
-            entry.state == "closing" for entry in self._face.entries()
+            entry.state == "closing" for entry in self._local.entries()
         ):
             await asyncio.sleep(_POLL_S / 10)
 
     def __eq__(self, other: object) -> bool:
         # The same name declared again in this process is the same pool.
-        return isinstance(other, AsyncPool) and self._face is other._face
+        return isinstance(other, AsyncPool) and self._local is other._local
 
     def __hash__(self) -> int:
-        return hash(self._face)
+        return hash(self._local)
 
     def __reduce__(self) -> tuple[Any, ...]:
         return self._rebuild
 
     def __repr__(self) -> str:
-        return f"<AsyncPool {self.name!r} of manager {self._face.member.name!r}>"
+        return f"<AsyncPool {self.name!r} of manager {self._local.member.name!r}>"
 
 
 def _never() -> Any:

@@ -58,9 +58,9 @@ def post_worker_init(worker: Any) -> None:
     """
     deadline = monotonic() + WARM_UP_S
     for member in managers.members():
-        for name, face in list(member.faces.items()):
+        for name, local in list(member.local_pools.items()):
             left = deadline - monotonic()
-            if left > 0 and not face.recipe.belongs_to_loop:  # which does not run yet
+            if left > 0 and not local.recipe.belongs_to_loop:  # which does not run yet
                 _warm_up(member, name, left)
 
 

@@ -16,13 +16,13 @@ For users
   lease.py         Lease: the right to use one resource until it is given back
 
 A pool in this process
-  face.py          what this process has of one pool, and what a checkout and a release do with a resource
+  local_pool.py    what this process has of one pool, and what a checkout and a release do with a resource
   own_pool.py      what the parts below know of the pool that they belong to
   idle.py          idle resources, waiting threads, and contention (rule 6)
   shelves.py       where idle resources lie, and how they are taken
   line.py          the threads that wait for resources of this pool
   demand.py        when waiting threads ask the books, and when they hope for each other; pure
-  cold.py          a checkout that found nothing on the shelf: wait, and ask the books
+  checkout.py      a checkout that found nothing on the shelf: wait, and ask the books
   opening.py       what was granted is opened, in the thread that asked or beside it
   checking.py      checks, which may hang
   ending.py        the end of a resource: closing it, retiring what is too old

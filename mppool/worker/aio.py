@@ -21,8 +21,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Generator
     from types import TracebackType
 
-    from mppool.worker.face import Face
-    from mppool.worker.inventory import Entry
+    from mppool.worker.inventory import PoolEntry
+    from mppool.worker.local_pool import LocalPool
     from mppool.worker.principal import Principal
 
 T = TypeVar("T")
@@ -33,37 +33,37 @@ log = Log("mppool")
 class ThreadHooks:
     """How a blocking resource is made ready for a task: what may block happens in a thread. See task_checkout.Hooks."""
 
-    def __init__(self, face: Face) -> None:
-        self._face = face
+    def __init__(self, local: LocalPool) -> None:
+        self._local = local
 
     async def prepare(
-        self, entry: Entry, principal: Principal | None, deadline: float | None
+        self, entry: PoolEntry, principal: Principal | None, deadline: float | None
     ) -> bool:
         """A resource from the shelf is made ready; False: it had to be closed instead."""
-        face, now = self._face, monotonic()
-        if now < entry.retire_at and now - entry.released_at < face.trust_s:
-            face.lend(entry, now)
+        local, now = self._local, monotonic()
+        if now < entry.retire_at and now - entry.released_at < local.trust_s:
+            local.lend(entry, now)
             return True
         return await in_thread(
-            face.member.chores,
-            lambda: face.prepare(entry, monotonic(), principal, deadline),
+            local.member.chores,
+            lambda: local.prepare(entry, monotonic(), principal, deadline),
             lambda is_ready: self._give_back(entry) if is_ready else None,
         )
 
-    async def lend(self, entry: Entry) -> None:
+    async def lend(self, entry: PoolEntry) -> None:
         """A resource that was opened a moment ago is made ready."""
-        if self._face.on_checkout is None:
-            self._face.lend(entry, monotonic())
+        if self._local.on_checkout is None:
+            self._local.lend(entry, monotonic())
             return
         await in_thread(
-            self._face.member.chores,
-            lambda: self._face.lend(entry, monotonic()),
+            self._local.member.chores,
+            lambda: self._local.lend(entry, monotonic()),
             lambda _: self._give_back(entry),
         )
 
-    def _give_back(self, entry: Entry) -> None:
+    def _give_back(self, entry: PoolEntry) -> None:
         """Its task was cancelled meanwhile. In a thread, for a reset may take its time."""
-        self._face.put_back_slowly(entry, monotonic())
+        self._local.put_back_slowly(entry, monotonic())
 
 
 class Desks:
@@ -72,13 +72,13 @@ class Desks:
     def __init__(self) -> None:
         self._by_loop: dict[asyncio.AbstractEventLoop, Desk] = {}
 
-    def here(self, face: Face) -> Desk:
+    def here(self, local: LocalPool) -> Desk:
         """Of the running loop. Raises RuntimeError where none runs."""
         loop = asyncio.get_running_loop()
         desk = self._by_loop.get(loop)
         if desk is None:
-            desk = self._by_loop.setdefault(loop, Desk(face, loop))
-            face.member.housekeeper.look_after(self)
+            desk = self._by_loop.setdefault(loop, Desk(local, loop))
+            local.member.housekeeper.look_after(self)
         return desk
 
     def look(self, now: float) -> float:
@@ -97,18 +97,18 @@ class Desks:
 class AsyncCheckout(Generic[T]):
     """What `pool.acheckout()` returns: awaitable, and an asynchronous context manager."""
 
-    __slots__ = ("_desks", "_face", "_lease", "_make", "_seconds", "_whose")
+    __slots__ = ("_desks", "_lease", "_local", "_make", "_seconds", "_whose")
 
     def __init__(
         self,
-        face: Face,
+        local: LocalPool,
         desks: Desks,
         seconds: float | None,
         whose: tuple[str | None, Any],
-        make: Callable[[Entry], Lease[T]],
+        make: Callable[[PoolEntry], Lease[T]],
     ) -> None:
         """seconds: to wait, from when this is awaited. whose: identity and credential. make: the lease of an entry."""
-        self._face = face
+        self._local = local
         self._desks = desks
         self._seconds = seconds
         self._whose = whose
@@ -116,25 +116,25 @@ class AsyncCheckout(Generic[T]):
         self._lease: AsyncLease[T] | None = None
 
     async def _checkout(self) -> AsyncLease[T]:
-        face, seconds, started = self._face, self._seconds, monotonic()
+        local, seconds, started = self._local, self._seconds, monotonic()
         notice_fork()
-        desk = self._desks.here(face)
-        if not face.is_sealed:
-            await in_thread(face.member.asker, face.member.seal)
+        desk = self._desks.here(local)
+        if not local.is_sealed:
+            await in_thread(local.member.asker, local.member.seal)
         principal = await self._principal()
-        key = face.default_key if principal is None else principal.key
+        key = local.default_key if principal is None else principal.key
         if principal is not None and principal.fetched is not None and seconds is not None:
             seconds = max(0.0, seconds - (monotonic() - started))
-        entry = await TaskCheckout(desk, ThreadHooks(face), key, seconds, principal).run()
+        entry = await TaskCheckout(desk, ThreadHooks(local), key, seconds, principal).run()
         return self._make(entry).for_asyncio()
 
     async def _principal(self) -> Principal | None:
         """For whom this is, which may take a token."""
-        face, (identity, credential) = self._face, self._whose
-        if credential is None and (identity is not None or face.recipe.credential is None):
-            return face.identities.of(identity, credential, self._seconds)
+        local, (identity, credential) = self._local, self._whose
+        if credential is None and (identity is not None or local.recipe.credential is None):
+            return local.identities.of(identity, credential, self._seconds)
         return await in_thread(
-            face.member.chores, lambda: face.identities.of(identity, credential, self._seconds)
+            local.member.chores, lambda: local.identities.of(identity, credential, self._seconds)
         )
 
     def __await__(self) -> Generator[Any, None, AsyncLease[T]]:

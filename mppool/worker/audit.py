@@ -22,7 +22,7 @@ from typing import Any
 from mppool.logs import Log, logged_afterwards
 from mppool.worker.context import Context
 from mppool.worker.ending import close_soon
-from mppool.worker.inventory import Entry, Inventory
+from mppool.worker.inventory import Inventory, PoolEntry
 
 log = Log("mppool")
 
@@ -106,10 +106,10 @@ def close_lost(context: Context, inventory: Inventory) -> int:
             entry = inventory.table[number]
             inventory.reopen_lost(entry)
         lost += 1
-        entry.face.count("recovered")
+        entry.local.count("recovered")
         log.warning(
             "pool %r: a resource was lost by a thread that was interrupted; it is closed",
-            entry.face.name,
+            entry.local.name,
         )
         if entry.state == "opening":
             context.chores.add(lambda entry=entry: give_up_opening(entry))  # type: ignore[misc]
@@ -128,20 +128,20 @@ def _is_lost(inventory: Inventory, number: Any) -> bool:
 
 
 @logged_afterwards
-def give_up_opening(entry: Entry, error: str | None = None, *, counted: bool = False) -> None:
+def give_up_opening(entry: PoolEntry, error: str | None = None, *, counted: bool = False) -> None:
     """An opening that is not completed: close what was opened, and give the grant back."""
-    inventory, face = entry.inventory, entry.face
+    inventory, local = entry.inventory, entry.local
     if inventory.inherited:
         return
     if entry.opened:
         resource = entry.opened.pop()
         try:
-            face.recipe.close(resource)
+            local.recipe.close(resource)
         except Exception:
-            face.count("hook_errors")
+            local.count("hook_errors")
             log.warning(
                 "pool %r: closing a resource that was not ready yet raised",
-                face.name,
+                local.name,
                 exc_info=True,
             )
         finally:
@@ -151,7 +151,7 @@ def give_up_opening(entry: Entry, error: str | None = None, *, counted: bool = F
     _tell_given_up(entry, error, counted)
 
 
-def _tell_given_up(entry: Entry, error: str | None, counted: bool) -> None:
+def _tell_given_up(entry: PoolEntry, error: str | None, counted: bool) -> None:
     entry.inventory.opening_ended(entry.number, error, counted=counted)
-    entry.face.member.flush()
-    entry.face.idle.line.poke(entry.key)
+    entry.local.member.flush()
+    entry.local.idle.line.poke(entry.key)

@@ -32,7 +32,7 @@ from mppool.worker.inventory import NEVER
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mppool.worker.inventory import Entry
+    from mppool.worker.inventory import PoolEntry
     from mppool.worker.own_pool import OwnPool
 
 log = Log("mppool")
@@ -48,39 +48,39 @@ class _Hung:
     """The outcome of a check that was given up."""
 
 
-def is_healthy(face: OwnPool, entry: Entry, deadline: float | None = None) -> bool:
+def is_healthy(local: OwnPool, entry: PoolEntry, deadline: float | None = None) -> bool:
     """Run the check. A resource that fails it is closed, as is one whose check raises or hangs.
 
     deadline: of the checkout that wants the resource. Raises CheckoutTimeout where the check outlasts it; the
         resource does not belong to the caller then.
     """
-    face.count("checks")
+    local.count("checks")
     entry.checked_at = monotonic()
-    limit = face.options.check_timeout
-    if limit is None or face.checks_here or inside.a_hook:
+    limit = local.options.check_timeout
+    if limit is None or local.checks_here or inside.a_hook:
         try:
-            outcome = _outcome_of(face, entry)
+            outcome = _outcome_of(local, entry)
         except BaseException:  # interrupted: nobody knows in which state it is
             close(entry, "discarded")
             raise
     else:
-        outcome = _beside(face, entry, limit, deadline)
-    return outcome is not _Hung and _judge(face, entry, outcome)
+        outcome = _beside(local, entry, limit, deadline)
+    return outcome is not _Hung and _judge(local, entry, outcome)
 
 
-def _outcome_of(face: OwnPool, entry: Entry) -> Any:
+def _outcome_of(local: OwnPool, entry: PoolEntry) -> Any:
     """True, False, or what the check raised."""
-    limit = face.options.check_timeout
+    limit = local.options.check_timeout
     try:
         if limit is None:
-            assert face.check is not None
-            return bool(face.check(entry.resource))
-        return bool(face.recipe.check_within(entry.resource, limit))
+            assert local.check is not None
+            return bool(local.check(entry.resource))
+        return bool(local.recipe.check_within(entry.resource, limit))
     except Exception as error:  # noqa: BLE001  # the resource's owner judges, logs and counts it
         return error
 
 
-def _judge(face: OwnPool, entry: Entry, outcome: Any) -> bool:
+def _judge(local: OwnPool, entry: PoolEntry, outcome: Any) -> bool:
     """Whether the resource may be used; else it is closed.
 
     A check that raises is counted apart. One that raises ConnectionError says no, and more: the backend is
@@ -90,19 +90,19 @@ def _judge(face: OwnPool, entry: Entry, outcome: Any) -> bool:
     if outcome is True:
         return True
     if isinstance(outcome, TimeoutError):
-        log.warning("pool %r: a check got no answer: %s", face.name, outcome)
-        face.count("hung_checks")
+        log.warning("pool %r: a check got no answer: %s", local.name, outcome)
+        local.count("hung_checks")
         entry.doubtful = True
-        face.backend_failed(entry, hung=True)
+        local.backend_failed(entry, hung=True)
         close_soon(entry, "unhealthy")
         return False
     if isinstance(outcome, ConnectionError):
-        log.warning("pool %r: a check found the backend gone: %s", face.name, outcome)
-        face.backend_failed(entry)
+        log.warning("pool %r: a check found the backend gone: %s", local.name, outcome)
+        local.backend_failed(entry)
     elif outcome is not False:
-        face.count("check_errors")
+        local.count("check_errors")
         log.warning(
-            "pool %r: a check raised; the resource is replaced", face.name, exc_info=outcome
+            "pool %r: a check raised; the resource is replaced", local.name, exc_info=outcome
         )
         close(entry, "discarded")
         return False
@@ -110,14 +110,14 @@ def _judge(face: OwnPool, entry: Entry, outcome: Any) -> bool:
     return False
 
 
-def _beside(face: OwnPool, entry: Entry, limit: float, deadline: float | None) -> Any:
+def _beside(local: OwnPool, entry: PoolEntry, limit: float, deadline: float | None) -> Any:
     """The outcome of a check in another thread."""
-    check = _Check(face, entry, limit)
+    check = _Check(local, entry, limit)
     try:
         try:
-            face.checkers.run(check.run)
+            local.checkers.run(check.run)
         except RuntimeError:  # no thread is to be had
-            return _outcome_of(face, entry)
+            return _outcome_of(local, entry)
         outcome = check.wait(deadline)
     except CheckoutTimeout:
         raise
@@ -128,12 +128,12 @@ def _beside(face: OwnPool, entry: Entry, limit: float, deadline: float | None) -
         close(entry, "discarded")
         raise outcome
     if isinstance(outcome, Exception) and _is_about_threads(outcome):
-        outcome = _outcome_of(face, entry)
+        outcome = _outcome_of(local, entry)
         if not isinstance(outcome, Exception):
-            face.checks_here = True
+            local.checks_here = True
             log.info(
                 "pool %r: its check works in the thread of its caller only; it runs there, without a bound",
-                face.name,
+                local.name,
             )
     return outcome
 
@@ -151,8 +151,8 @@ class _Check:
         `setdefault`, which is atomic.
     """
 
-    def __init__(self, face: OwnPool, entry: Entry, limit: float) -> None:
-        self._face, self._entry, self._limit = face, entry, limit
+    def __init__(self, local: OwnPool, entry: PoolEntry, limit: float) -> None:
+        self._local, self._entry, self._limit = local, entry, limit
         self._started = monotonic()
         self._context = contextvars.copy_context()
         self._settled: dict[str, str] = {}
@@ -169,7 +169,7 @@ class _Check:
     def run(self) -> None:
         """Check, and pass on what comes of it."""
         try:
-            self._outcome = self._context.run(_outcome_of, self._face, self._entry)
+            self._outcome = self._context.run(_outcome_of, self._local, self._entry)
         except BaseException as error:  # noqa: BLE001  # raised where somebody waits for it
             self._outcome = error
         if self._is_first("thread", "caller"):
@@ -178,8 +178,8 @@ class _Check:
             close_given_up(self._entry)
         elif self._discard:
             close(self._entry, "discarded")
-        elif _judge(self._face, self._entry, self._outcome):
-            self._face.idle.put_back(self._entry)
+        elif _judge(self._local, self._entry, self._outcome):
+            self._local.idle.put_back(self._entry)
 
     # --- the caller's part -----------------------------------------------------------------------------------
 
@@ -195,10 +195,10 @@ class _Check:
         if until == end:
             self._give_up()
             return _Hung
-        self._face.member.housekeeper.look_after(self)
-        self._face.count("timeouts")
+        self._local.member.housekeeper.look_after(self)
+        self._local.count("timeouts")
         raise CheckoutTimeout(
-            f"pool {self._face.name!r}: the timeout has passed while a resource was being checked; its check "
+            f"pool {self._local.name!r}: the timeout has passed while a resource was being checked; its check "
             f"is given up after check_timeout={self._limit:g} s; wait longer, or lower check_timeout"
         )
 
@@ -206,7 +206,7 @@ class _Check:
         """The caller was interrupted: nobody knows in which state the resource is."""
         self._discard = True
         if self._is_first("caller", "caller"):
-            self._face.member.housekeeper.look_after(self)
+            self._local.member.housekeeper.look_after(self)
         else:
             close(self._entry, "discarded")
 
@@ -227,17 +227,17 @@ class _Check:
         return "limit" in self._settled
 
     def _give_up(self) -> None:
-        entry, face = self._entry, self._face
+        entry, local = self._entry, self._local
         if not self._is_first("keeper", "limit") or not give_up(entry):
             return
-        face.count("hung_checks")
+        local.count("hung_checks")
         log.warning(
             "pool %r: a check has not returned after check_timeout=%g s; the resource is replaced, and with it "
             "everything that is as old",
-            face.name,
+            local.name,
             self._limit,
         )
-        face.backend_failed(entry, hung=True)
+        local.backend_failed(entry, hung=True)
 
 
 class Checkers:

@@ -26,11 +26,11 @@ from mppool.tokens.in_process import forget_all
 from mppool.wire.messages import Done, Failed
 from mppool.worker.context import Context
 from mppool.worker.ending import close_soon, drop_token, retire_older_than
-from mppool.worker.inventory import Entry
+from mppool.worker.inventory import PoolEntry
 from mppool.worker.opening import open_for_shelf, use_grant
 
 if TYPE_CHECKING:
-    from mppool.worker.face import Face
+    from mppool.worker.local_pool import LocalPool
 
 log = Log("mppool")
 
@@ -41,7 +41,7 @@ class Dispatch:
     pools: by name. What ending, opening and checking know of one of them stands in OwnPool.
     """
 
-    def __init__(self, context: Context, pools: Mapping[str, Face]) -> None:
+    def __init__(self, context: Context, pools: Mapping[str, LocalPool]) -> None:
         self._context = context
         self._pools = pools
         self._handlers: dict[type, Callable[[Any, Session], None]] = {
@@ -79,7 +79,7 @@ class Dispatch:
     def register(self, grant: Grant, session: Session) -> bool:
         """Enter a fresh grant into the table; False if it belongs to another session, or was voided (rule 2)."""
         pool, inventory = self._pools[grant.pool], self._context.inventory
-        entry = Entry(
+        entry = PoolEntry(
             pool, inventory, grant.number, grant.key, grant.generation, grant.opened_before
         )
         return inventory.register(entry, grant, session, monotonic())
@@ -125,7 +125,7 @@ class Dispatch:
     def _on_keep(self, keep: Keep, session: Session) -> None:
         entry = self._context.inventory.take_aside(keep.number)
         if entry is not None:
-            pool: Face = entry.face
+            pool: LocalPool = entry.local
             now, max_idle = monotonic(), pool.options.max_idle
             if max_idle is not None and max(entry.kept_until, entry.released_at + max_idle) <= now:
                 # It was offered because it was idle for long, and is wanted all the same (min_size).

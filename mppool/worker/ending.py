@@ -10,7 +10,7 @@ from mppool.core.events import CloseReason
 from mppool.logs import Log, logged_afterwards
 from mppool.recipe import overrides
 from mppool.worker.inside import inside
-from mppool.worker.inventory import AT_ONCE, LONG_CLOSE_S, Entry
+from mppool.worker.inventory import AT_ONCE, LONG_CLOSE_S, PoolEntry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -24,36 +24,36 @@ log = Log("mppool")
 
 
 @logged_afterwards
-def close(entry: Entry, reason: CloseReason) -> None:
+def close(entry: PoolEntry, reason: CloseReason) -> None:
     """Close a resource that the caller owns. Its slot is free when its close has returned."""
     if begin_close(entry):
         finish_close(entry, reason)
 
 
-def begin_close(entry: Entry) -> bool:
+def begin_close(entry: PoolEntry) -> bool:
     """See Inventory.begin_close."""
     return entry.inventory.begin_close(entry, monotonic())
 
 
-def close_soon(entry: Entry, reason: CloseReason) -> None:
+def close_soon(entry: PoolEntry, reason: CloseReason) -> None:
     """Close a resource that the caller owns, in another thread."""
     if begin_close(entry):
-        entry.face.member.chores.add(lambda: finish_close(entry, reason))
+        entry.local.member.chores.add(lambda: finish_close(entry, reason))
 
 
 @logged_afterwards
-def finish_close(entry: Entry, reason: CloseReason) -> None:
+def finish_close(entry: PoolEntry, reason: CloseReason) -> None:
     """Run the hook, and tell the books when it has returned."""
-    face: OwnPool = entry.face
-    face.member.housekeeper.expects(entry.closing_at + close_limit(entry))
-    if reason == "killed" and overrides(face.recipe, "cancel"):
+    local: OwnPool = entry.local
+    local.member.housekeeper.expects(entry.closing_at + close_limit(entry))
+    if reason == "killed" and overrides(local.recipe, "cancel"):
         _run_cancel(entry)  # its user is in the middle of something, perhaps
     inside.hooks += 1
     try:
-        face.recipe.close(entry.resource)
+        local.recipe.close(entry.resource)
     except Exception:
-        face.count("hook_errors")
-        log.warning("pool %r: closing a resource raised; it is gone", face.name, exc_info=True)
+        local.count("hook_errors")
+        log.warning("pool %r: closing a resource raised; it is gone", local.name, exc_info=True)
     except BaseException as error:
         # Interrupted, perhaps before anything was closed, and its frames or its user may keep it: it is
         # closed once more, for it must have ended before its slot is free.
@@ -65,72 +65,72 @@ def finish_close(entry: Entry, reason: CloseReason) -> None:
         inside.hooks -= 1
         if not entry.inventory.inherited:
             entry.inventory.closed(entry, reason)
-            face.member.is_gone()
+            local.member.is_gone()
 
 
-def _close_again(entry: Entry) -> None:
+def _close_again(entry: PoolEntry) -> None:
     try:
-        entry.face.recipe.close(entry.resource)
+        entry.local.recipe.close(entry.resource)
     except Exception:
-        log.debug("pool %r: it was closed already", entry.face.name, exc_info=True)
+        log.debug("pool %r: it was closed already", entry.local.name, exc_info=True)
 
 
 # --- giving up -------------------------------------------------------------------------------------------
 
 
-def close_limit(entry: Entry) -> float:
+def close_limit(entry: PoolEntry) -> float:
     """After how many seconds a close has to be looked at: it is warned of, or its slot is given back."""
-    limit = entry.face.options.check_timeout
+    limit = entry.local.options.check_timeout
     return LONG_CLOSE_S if limit is None or not entry.doubtful else min(limit, LONG_CLOSE_S)
 
 
-def give_up(entry: Entry) -> bool:
+def give_up(entry: PoolEntry) -> bool:
     """See Inventory.give_up."""
     if not entry.inventory.give_up(entry, monotonic()):
         return False
-    entry.face.member.is_gone()
+    entry.local.member.is_gone()
     return True
 
 
-def close_given_up(entry: Entry) -> None:
+def close_given_up(entry: PoolEntry) -> None:
     """The check has returned after all."""
     resource = entry.inventory.take_given_up(entry)
     if resource is not None and not entry.inventory.inherited:
         try:
-            entry.face.recipe.close(resource)
+            entry.local.recipe.close(resource)
         except Exception:
-            log.debug("pool %r: it was closed already", entry.face.name, exc_info=True)
+            log.debug("pool %r: it was closed already", entry.local.name, exc_info=True)
 
 
-def give_up_closing(entry: Entry) -> None:
+def give_up_closing(entry: PoolEntry) -> None:
     """See Inventory.give_up_closing."""
     entry.inventory.give_up_closing(entry)
-    entry.face.member.is_gone()
+    entry.local.member.is_gone()
 
 
 # --- the end of a lease ----------------------------------------------------------------------------------
 
 
-def cancel(entry: Entry, is_lent: Callable[[], bool]) -> bool:
+def cancel(entry: PoolEntry, is_lent: Callable[[], bool]) -> bool:
     """Have what runs on a lent resource end with an error; False where the recipe cannot.
 
     is_lent: whether its lease still has it. A release closes it from now on, so that
         nobody else's call is ended.
     """
-    if not overrides(entry.face.recipe, "cancel"):
+    if not overrides(entry.local.recipe, "cancel"):
         return False
     entry.inventory.retire([entry])
     return is_lent() and _run_cancel(entry)
 
 
-def _run_cancel(entry: Entry) -> bool:
-    face = entry.face
+def _run_cancel(entry: PoolEntry) -> bool:
+    local = entry.local
     inside.hooks += 1
     try:
-        return face.recipe.cancel(entry.resource) is not False
+        return local.recipe.cancel(entry.resource) is not False
     except Exception:
-        face.count("hook_errors")
-        log.warning("pool %r: the cancel hook raised", face.name, exc_info=True)
+        local.count("hook_errors")
+        log.warning("pool %r: the cancel hook raised", local.name, exc_info=True)
         return False
     finally:
         inside.hooks -= 1
@@ -140,36 +140,36 @@ def _run_cancel(entry: Entry) -> bool:
 
 
 def retire_older_than(
-    face: OwnPool, generation: int, key: str | None, *, hung: bool = False
-) -> list[Entry]:
+    local: OwnPool, generation: int, key: str | None, *, hung: bool = False
+) -> list[PoolEntry]:
     """Let everything of an older generation end: what is idle is returned, to be closed by the caller.
 
     key: only resources of this key are meant; None: all.
-    hung: one of them has not answered at all, see `Entry.doubtful`.
+    hung: one of them has not answered at all, see `PoolEntry.doubtful`.
     """
-    with face.inventory.lock:
-        face.note_retired(generation, key)
+    with local.inventory.lock:
+        local.note_retired(generation, key)
         meant = [
             entry
-            for entry in face.inventory.table.values()
-            if entry.face is face
+            for entry in local.inventory.table.values()
+            if entry.local is local
             and key in (None, entry.key)
-            and (face.closed or entry.generation < generation)
+            and (local.closed or entry.generation < generation)
         ]
-        face.inventory.retire(meant, hung=hung)
-    return face.idle.shelves.take_all(lambda entry: entry.retire_at == AT_ONCE)
+        local.inventory.retire(meant, hung=hung)
+    return local.idle.shelves.take_all(lambda entry: entry.retire_at == AT_ONCE)
 
 
-def retire(face: OwnPool, entries: list[Entry]) -> None:
+def retire(local: OwnPool, entries: list[PoolEntry]) -> None:
     """Let these end: those that lie idle soon, the others when they are released."""
-    face.inventory.retire(entries)
-    for entry in face.idle.shelves.take_all(lambda entry: entry.retire_at == AT_ONCE):
+    local.inventory.retire(entries)
+    for entry in local.idle.shelves.take_all(lambda entry: entry.retire_at == AT_ONCE):
         close_soon(entry, entry.retire_reason)
 
 
-def drop_token(face: OwnPool, key: str, token: str) -> None:
+def drop_token(local: OwnPool, key: str, token: str) -> None:
     """Close what lies idle for this key and was opened with the token of this digest."""
-    for entry in face.idle.shelves.take_all(
+    for entry in local.idle.shelves.take_all(
         lambda entry: entry.token == token and entry.key == key
     ):
         close_soon(entry, "retired")

@@ -24,8 +24,8 @@ from mppool.worker.pool import _DEFAULT, Pool
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from mppool.worker.face import Face
-    from mppool.worker.inventory import Entry, Inventory
+    from mppool.worker.inventory import Inventory, PoolEntry
+    from mppool.worker.local_pool import LocalPool
 
 T = TypeVar("T")
 
@@ -52,11 +52,11 @@ class _Loan:
         "resource",
     )
 
-    def __init__(self, resource: Any, inventory: Inventory, face: Face) -> None:
+    def __init__(self, resource: Any, inventory: Inventory, local: LocalPool) -> None:
         self.resource = resource
         self.inventory = inventory
-        self.pool = face.name
-        self.leaves_behind = face.recipe.leaves_behind
+        self.pool = local.name
+        self.leaves_behind = local.recipe.leaves_behind
         self.alive = True
         self.altered = ""
         self.cursors: weakref.WeakSet[Guard] = weakref.WeakSet()
@@ -243,11 +243,11 @@ class GuardedLease(Lease[T]):
 
     __slots__ = ("_guard", "_loan")
 
-    def __init__(self, entry: Entry, face: Face) -> None:
-        self._loan = _Loan(entry.resource, entry.inventory, face)
+    def __init__(self, entry: PoolEntry, local: LocalPool) -> None:
+        self._loan = _Loan(entry.resource, entry.inventory, local)
         self._guard = Guard(entry.resource, self._loan)
         self._loan.outer = weakref.ref(self._guard)
-        self._face = face
+        self._local = local
         self._held = [entry]
 
     @property
@@ -312,11 +312,11 @@ class GuardedPool(Pool[T]):
     def checkout(self, timeout: float | None = _DEFAULT, *args: Any, **more: Any) -> Lease[T]:
         """See Pool.checkout; the value of the lease is a proxy."""
         lease = super().checkout(timeout, *args, **more)
-        guarded: GuardedLease[T] = GuardedLease(lease._held.pop(), lease._face)
+        guarded: GuardedLease[T] = GuardedLease(lease._held.pop(), lease._local)
         return guarded
 
-    def _lease_for_task(self, entry: Entry) -> Lease[T]:
-        guarded: GuardedLease[T] = GuardedLease(entry, self._face)
+    def _lease_for_task(self, entry: PoolEntry) -> Lease[T]:
+        guarded: GuardedLease[T] = GuardedLease(entry, self._local)
         return guarded
 
     def lease_of(self, resource: T) -> Lease[T]:

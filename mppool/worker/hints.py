@@ -11,7 +11,7 @@ from mppool.errors import ConfigurationError
 from mppool.logs import Log
 
 if TYPE_CHECKING:
-    from mppool.worker.face import Face
+    from mppool.worker.local_pool import LocalPool
 
 log = Log("mppool")
 
@@ -32,36 +32,36 @@ def refuse_none(pool: str, opened: list[Any]) -> None:
         )
 
 
-def warn_of_event_loop(face: Face) -> None:
+def warn_of_event_loop(local: LocalPool) -> None:
     """A checkout that has to wait inside a running event loop stops everything else there. Warned of once."""
     asyncio = sys.modules.get("asyncio")
-    if asyncio is None or face.warned_of_event_loop or asyncio._get_running_loop() is None:
+    if asyncio is None or local.warned_of_event_loop or asyncio._get_running_loop() is None:
         return
-    face.warned_of_event_loop = True
+    local.warned_of_event_loop = True
     log.warning(
         "pool %r: a checkout has to wait inside a running event loop, and everything else in that loop waits "
         "with it, perhaps also what would give a resource back; use `async with pool.acheckout()` there",
-        face.name,
+        local.name,
     )
 
 
-def own_leases(face: Face) -> str:
+def own_leases(local: LocalPool) -> str:
     """What this process itself holds, for a checkout that waited in vain: "" for nothing."""
     now = monotonic()
-    until, text = face.said_of_own_leases
+    until, text = local.said_of_own_leases
     if now >= until:
-        text = _own_leases(face, now)
-        face.said_of_own_leases = (now + _FRESH_S, text)
+        text = _own_leases(local, now)
+        local.said_of_own_leases = (now + _FRESH_S, text)
     return text
 
 
-def _own_leases(face: Face, now: float) -> str:
-    with face.inventory.lock:
-        some = list(islice(face.inventory.table.values(), _MOST_LOOKED_AT))
+def _own_leases(local: LocalPool, now: float) -> str:
+    with local.inventory.lock:
+        some = list(islice(local.inventory.table.values(), _MOST_LOOKED_AT))
     since = [
         entry.lent_at
         for entry in some
-        if entry.face is face and entry.state == "open" and entry.lent_at > entry.released_at
+        if entry.local is local and entry.state == "open" and entry.lent_at > entry.released_at
     ]
     if not since:
         return ""

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping
 
     from mppool.worker.context import Context, Keeper
-    from mppool.worker.face import Face
-    from mppool.worker.inventory import Entry
+    from mppool.worker.inventory import PoolEntry
+    from mppool.worker.local_pool import LocalPool
 
 log = Log("mppool")
 
@@ -43,7 +43,7 @@ class Housekeeper:
     lock to go through it. `_keepers_due` belongs to the thread alone.
     """
 
-    def __init__(self, context: Context, pools: Mapping[str, Face]) -> None:
+    def __init__(self, context: Context, pools: Mapping[str, LocalPool]) -> None:
         self._context = context
         self._pools = pools
         self._planned = NEVER
@@ -86,8 +86,8 @@ class Housekeeper:
             return
         self._planned = NEVER  # before looking: what is expected meanwhile is noted again
         due = min(self._context.chores.look(now), self._context.openers.look(now))
-        for face in list(self._pools.values()):
-            due = min(due, self._look_after(face, now), face.idle.line.give_up_spare(now))
+        for local in list(self._pools.values()):
+            due = min(due, self._look_after(local, now), local.idle.line.give_up_spare(now))
         self._planned = due
 
     def _look_at_keepers(self, now: float) -> None:
@@ -105,69 +105,69 @@ class Housekeeper:
             with self._changing:
                 self._keepers = tuple(one for one in self._keepers if not one.is_over())
 
-    def _look_after(self, face: Face, now: float) -> float:
-        entries = face.entries()
+    def _look_after(self, local: LocalPool, now: float) -> float:
+        entries = local.entries()
         if not entries:
             return NEVER
         for entry in entries:
             if entry.state == "closing":
-                _watch_close(face, entry, now)
-            elif entry.lent_at and face.watched:
-                self._watch_lease(face, entry, now)
-        for entry in face.idle.shelves.take_all(lambda entry: recycling_due(face, entry) <= now):
-            self._recycle(face, entry, now)
-        idle = face.idle.shelves.all()
-        if not face.checking and any(check_due(face, entry) <= now for entry in idle):
-            face.checking = True
-            self._context.chores.add(lambda: check_idle(face))
+                _watch_close(local, entry, now)
+            elif entry.lent_at and local.watched:
+                self._watch_lease(local, entry, now)
+        for entry in local.idle.shelves.take_all(lambda entry: recycling_due(local, entry) <= now):
+            self._recycle(local, entry, now)
+        idle = local.idle.shelves.all()
+        if not local.checking and any(check_due(local, entry) <= now for entry in idle):
+            local.checking = True
+            self._context.chores.add(lambda: check_idle(local))
         numbers = {entry.number for entry in idle}
-        return min(self._due(face, entry, entry.number in numbers, now) for entry in entries)
+        return min(self._due(local, entry, entry.number in numbers, now) for entry in entries)
 
-    def _due(self, face: Face, entry: Entry, idle: bool, now: float) -> float:
+    def _due(self, local: LocalPool, entry: PoolEntry, idle: bool, now: float) -> float:
         """When something can be due next; for what is in use: as if it were released now."""
         if entry.state == "closing":
             return NEVER if entry.warned else entry.closing_at + close_limit(entry)
         if entry.state != "open":
             return NEVER
         if idle:
-            return recycling_due(face, entry) if face.checking else due_when_idle(face, entry)
+            return recycling_due(local, entry) if local.checking else due_when_idle(local, entry)
         due = NEVER
-        if face.watched and entry.lent_at and not entry.killed:
+        if local.watched and entry.lent_at and not entry.killed:
             due = entry.lent_at + (
-                face.options.max_lease_kill or NEVER if entry.warned else face.first_lease_limit_s
+                local.options.max_lease_kill or NEVER if entry.warned else local.first_lease_limit_s
             )
         if entry.retire_at > now:  # else its release closes it
             due = min(due, entry.retire_at)
-        soonest = min(face.options.max_idle or NEVER, face.options.check_interval or NEVER)
+        soonest = min(local.options.max_idle or NEVER, local.options.check_interval or NEVER)
         return min(due, now + soonest)
 
-    def _recycle(self, face: Face, entry: Entry, now: float) -> None:
+    def _recycle(self, local: LocalPool, entry: PoolEntry, now: float) -> None:
         """The entry was taken from its shelf, so it is ours."""
-        if now >= entry.retire_at or face.closed:
+        if now >= entry.retire_at or local.closed:
             close_soon(entry, entry.retire_reason)
         else:
-            face.idle.bring_back(entry, IdleTooLong(entry.number))
+            local.idle.bring_back(entry, IdleTooLong(entry.number))
 
-    def _watch_lease(self, face: Face, entry: Entry, now: float) -> None:
+    def _watch_lease(self, local: LocalPool, entry: PoolEntry, now: float) -> None:
         lent_at = entry.lent_at
         if not lent_at:
             return
         age = now - lent_at
-        warn, limit = face.options.max_lease_warn, face.options.max_lease_kill
+        warn, limit = local.options.max_lease_warn, local.options.max_lease_kill
         if limit is not None and age >= limit:
             if entry.inventory.kill(entry, lent_at):
-                _complain(face, entry, age, f"max_lease_kill={limit:g} s; its resource is closed")
-                face.observe("use", age)
+                _complain(local, entry, age, f"max_lease_kill={limit:g} s; its resource is closed")
+                local.observe("use", age)
                 close_soon(entry, "killed")
         elif warn is not None and age >= warn and not entry.warned:
             entry.warned = True
-            _complain(face, entry, age, f"max_lease_warn={warn:g} s")
+            _complain(local, entry, age, f"max_lease_warn={warn:g} s")
 
 
-def _complain(face: Face, entry: Entry, age: float, limit: str) -> None:
+def _complain(local: LocalPool, entry: PoolEntry, age: float, limit: str) -> None:
     log.warning(
         "pool %r: a lease is %.1f s old, longer than %s (taken in thread %r of process %d)%s",
-        face.name,
+        local.name,
         age,
         limit,
         entry.thread,
@@ -176,33 +176,33 @@ def _complain(face: Face, entry: Entry, age: float, limit: str) -> None:
     )
 
 
-def _watch_close(face: Face, entry: Entry, now: float) -> None:
+def _watch_close(local: LocalPool, entry: PoolEntry, now: float) -> None:
     if entry.doubtful and now >= entry.closing_at + close_limit(entry):
         give_up_closing(entry)
     elif not entry.warned and now >= entry.closing_at + LONG_CLOSE_S:
         entry.warned = True
-        face.count("long_closes")
+        local.count("long_closes")
         log.warning(
             "pool %r: closing a resource has been taking %.1f s in process %d; its slot is not free before "
             "the close hook returns",
-            face.name,
+            local.name,
             now - entry.closing_at,
             os.getpid(),
         )
 
 
-def check_idle(face: Face) -> None:
+def check_idle(local: LocalPool) -> None:
     """Check what lies idle and is due, one resource after the other, while nobody wants one.
 
     Never more than one is off its shelf, so users hardly ever find it missing. A healthy one goes back to
     where it lay. Its uses and its last use do not change, so checks keep nothing alive.
     """
     try:
-        for entry in face.idle.borrow(
-            lambda entry: not face.closed and check_due(face, entry) <= monotonic()
+        for entry in local.idle.borrow(
+            lambda entry: not local.closed and check_due(local, entry) <= monotonic()
         ):
-            if face.is_healthy(entry):
-                face.idle.put_where_it_lay(entry)
+            if local.is_healthy(entry):
+                local.idle.put_where_it_lay(entry)
     finally:
-        face.checking = False
-        face.member.housekeeper.expects(monotonic())
+        local.checking = False
+        local.member.housekeeper.expects(monotonic())

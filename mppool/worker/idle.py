@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from mppool.core.events import CloseReason, IdleTooLong, Returned
 from mppool.process.waiter import LocalWaiter, give_to_oldest, wake_oldest
-from mppool.worker.inventory import AT_ONCE, Entry, Inventory
+from mppool.worker.inventory import AT_ONCE, Inventory, PoolEntry
 from mppool.worker.line import Line
 from mppool.worker.shelves import NO_SHELF, Shelves, lay_where_it_lay, remove
 
@@ -43,7 +43,7 @@ class Idle:
         inventory: Inventory,
         options: PoolOptions,
         plain: bool,
-        close_soon: Callable[[Entry, CloseReason], None],
+        close_soon: Callable[[PoolEntry, CloseReason], None],
         forgotten: Callable[[str], None],
     ) -> None:
         self._context = context
@@ -55,11 +55,11 @@ class Idle:
         self.own_key = ""
         self.contended = False
         self.attention = False
-        self.borrowed: Entry | None = None
+        self.borrowed: PoolEntry | None = None
         self.shelves = Shelves(is_lifo=options.order == "lifo")
         self.line = Line(context, inventory, options, self)
 
-    def own_popper(self, *, is_known: bool) -> Callable[[], Entry]:
+    def own_popper(self, *, is_known: bool) -> Callable[[], PoolEntry]:
         """What a checkout that names nobody takes from at once.
 
         is_known: without a token. Where only a token tells for whom, it finds nothing.
@@ -80,17 +80,17 @@ class Idle:
 
     # --- putting back ------------------------------------------------------------------------------------
 
-    def put_back(self, entry: Entry) -> None:
+    def put_back(self, entry: PoolEntry) -> None:
         """Put a resource on its shelf, and look whether somebody wants it."""
         entry.shelf.append(entry)
         self.look_after(entry)
 
-    def put_where_it_lay(self, entry: Entry) -> None:
+    def put_where_it_lay(self, entry: PoolEntry) -> None:
         """Put a resource back that was borrowed for a moment."""
         lay_where_it_lay(entry)
         self.look_after(entry)
 
-    def look_after(self, entry: Entry) -> None:
+    def look_after(self, entry: PoolEntry) -> None:
         """What was put on a shelf may be wanted elsewhere, or not be wanted at all any more.
 
         A thread that changes either sets it first and sweeps the shelf afterwards. So either that thread finds the
@@ -109,12 +109,12 @@ class Idle:
             while (entry := self.shelves.take(key)) is not None:
                 self._close_soon(entry, "expired_idle")
 
-    def _close_if_shelved(self, entry: Entry, reason: CloseReason) -> None:
+    def _close_if_shelved(self, entry: PoolEntry, reason: CloseReason) -> None:
         """Close a resource that is not to be lent any more, unless somebody has taken it from its shelf."""
         if remove(entry.shelf, entry):
             self._close_soon(entry, reason)
 
-    def _attend(self, entry: Entry) -> None:
+    def _attend(self, entry: PoolEntry) -> None:
         """Somebody waits, here or elsewhere: what was put on this shelf goes there."""
         key = entry.key
         if self.contended:
@@ -139,12 +139,12 @@ class Idle:
                 self.put_back(given)  # and look again: somebody else may wait by now
                 return
 
-    def give(self, entry: Entry, ticket: int) -> None:
+    def give(self, entry: PoolEntry, ticket: int) -> None:
         """The books give it to the thread with this ticket; else the oldest that waits has it, or the shelf."""
         if not self.line.give_to(entry.key, ticket, entry):
             self.put_back(entry)
 
-    def give_opened(self, entry: Entry, waiter: LocalWaiter) -> None:
+    def give_opened(self, entry: PoolEntry, waiter: LocalWaiter) -> None:
         """It was opened on behalf of this waiter, and goes to the thread that has waited for longest; else to the shelf.
 
         A waiter that insists waits for this one alone.
@@ -192,7 +192,7 @@ class Idle:
             brought += 1
         return brought
 
-    def bring_back(self, entry: Entry, event: Returned | IdleTooLong | None = None) -> None:
+    def bring_back(self, entry: PoolEntry, event: Returned | IdleTooLong | None = None) -> None:
         """Lay a resource aside until the books say what becomes of it."""
         event = event or Returned(entry.number, monotonic() - entry.released_at)
         entry.inventory.bring_back(entry, event)
@@ -200,7 +200,7 @@ class Idle:
 
     # --- taking for a moment -----------------------------------------------------------------------------
 
-    def borrow(self, wanted: Callable[[Entry], bool]) -> Iterator[Entry]:
+    def borrow(self, wanted: Callable[[PoolEntry], bool]) -> Iterator[PoolEntry]:
         """Take the idle resources that are wanted, one after the other, each for a moment; none while somebody waits.
 
         The caller puts each back, or closes it, before it takes the next one.

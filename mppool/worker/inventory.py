@@ -59,23 +59,23 @@ class Home(Protocol):
     def idle(self) -> Any:
         """What lies idle in it, and who waits. Kept by its resources, for a release to go there at once."""
 
-    def shelf_of(self, key: str) -> deque[Entry]:
+    def shelf_of(self, key: str) -> deque[PoolEntry]:
         """Where it lies when it is idle."""
 
-    def granted(self, entry: Entry, grant: Grant, now: float) -> None:
+    def granted(self, entry: PoolEntry, grant: Grant, now: float) -> None:
         """It is in the table, and will be opened."""
 
-    def opened(self, entry: Entry, seconds: float, now: float) -> None:
+    def opened(self, entry: PoolEntry, seconds: float, now: float) -> None:
         """It is open; that took so many seconds."""
 
-    def closing(self, entry: Entry) -> None:
+    def closing(self, entry: PoolEntry) -> None:
         """It is being closed."""
 
-    def gone(self, entry: Entry) -> None:
+    def gone(self, entry: PoolEntry) -> None:
         """It has left the table."""
 
 
-class Entry:
+class PoolEntry:
     """A resource and what is known of it.
 
     The thread that took it from a shelf owns it until it puts it back, so most fields need no lock: `uses`,
@@ -83,7 +83,7 @@ class Entry:
     `retire_at` may be lowered by anybody at any time (a single store): from then on the resource is
     closed instead of being handed out.
 
-    face: the pool that it belongs to: a Home for the inventory, and a LocalPool for what is above.
+    local: the pool that it belongs to: a Home for the inventory, and a LocalPool for what is above.
     """
 
     __slots__ = (
@@ -91,7 +91,6 @@ class Entry:
         "checked_at",
         "closing_at",
         "doubtful",
-        "face",
         "generation",
         "grant",
         "handed_at",
@@ -101,6 +100,7 @@ class Entry:
         "key",
         "killed",
         "lent_at",
+        "local",
         "mark",
         "number",
         "opened",
@@ -121,20 +121,20 @@ class Entry:
 
     def __init__(
         self,
-        face: Any,
+        local: Any,
         inventory: Inventory,
         number: GrantNumber,
         key: str,
         generation: int,
         opened_before: int,
     ) -> None:
-        self.face = face
+        self.local = local
         self.inventory = inventory
         self.mark = inventory.mark
         self.number = number
         self.key = key
-        self.idle = face.idle
-        self.shelf = face.shelf_of(key)
+        self.idle = local.idle
+        self.shelf = local.shelf_of(key)
         self.generation = generation
         self.opened_before = opened_before
         self.resource: Any = None
@@ -187,13 +187,13 @@ class Inventory:
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
-        self.table: dict[GrantNumber, Entry] = {}
+        self.table: dict[GrantNumber, PoolEntry] = {}
         self.given_up: dict[GrantNumber, Any] = {}
-        self.side: dict[GrantNumber, Entry] = {}
+        self.side: dict[GrantNumber, PoolEntry] = {}
         self.voided: dict[GrantNumber, None] = {}
         self.session: Session | None = None
         self.outbox: deque[Event] = deque()
-        self.leaked: deque[Entry] = deque()
+        self.leaked: deque[PoolEntry] = deque()
         self.mark = own_mark()
         self.forked = False
 
@@ -220,7 +220,7 @@ class Inventory:
         """Everything that is held, or on its way in or out. Caller holds the lock."""
         return [
             Held(
-                entry.face.name,
+                entry.local.name,
                 entry.key,
                 entry.number,
                 entry.state,
@@ -243,14 +243,14 @@ class Inventory:
 
     # --- coming in -------------------------------------------------------------------------------------------
 
-    def register(self, entry: Entry, grant: Grant, session: Session, now: float) -> bool:
+    def register(self, entry: PoolEntry, grant: Grant, session: Session, now: float) -> bool:
         """A resource is going to be opened; False if its grant is of another session, or was voided (rule 2)."""
         with self.lock:
             if self.session != session or grant.number in self.voided:
                 return False
             entry.grant = grant
             self.table[grant.number] = entry
-            entry.face.granted(entry, grant, now)
+            entry.local.granted(entry, grant, now)
         return True
 
     def disown(self, number: GrantNumber) -> bool:
@@ -264,7 +264,7 @@ class Inventory:
             self.tell(NotMine(number))
             return True
 
-    def opened(self, entry: Entry, seconds: float, now: float, ends_at: float) -> None:
+    def opened(self, entry: PoolEntry, seconds: float, now: float, ends_at: float) -> None:
         """The open hook has returned, after so many seconds.
 
         ends_at: the end of its life; sooner where somebody has said so meanwhile.
@@ -276,7 +276,7 @@ class Inventory:
             if ends_at < entry.retire_at:
                 entry.retire_at, entry.retire_reason = ends_at, "expired_lifetime"
             self.tell(Opened(entry.number, seconds))
-            entry.face.opened(entry, seconds, now)
+            entry.local.opened(entry, seconds, now)
             entry.opened = []
 
     def opening_ended(
@@ -297,7 +297,7 @@ class Inventory:
 
     # --- to the books and back -------------------------------------------------------------------------------
 
-    def bring_back(self, entry: Entry, event: Returned | IdleTooLong) -> None:
+    def bring_back(self, entry: PoolEntry, event: Returned | IdleTooLong) -> None:
         """Lay a resource that the caller owns aside, until the books say what becomes of it."""
         with self.lock:
             # Told first: should this thread be interrupted in here, the books' answer finds nothing in the
@@ -306,7 +306,7 @@ class Inventory:
             entry.state = "returned"
             self.side[entry.number] = entry
 
-    def take_aside(self, number: GrantNumber) -> Entry | None:
+    def take_aside(self, number: GrantNumber) -> PoolEntry | None:
         """A resource that was brought back is the caller's again. None: it was lost on the way."""
         with self.lock:
             entry = self.side.pop(number, None)
@@ -316,8 +316,8 @@ class Inventory:
 
     # --- letting end -----------------------------------------------------------------------------------------
 
-    def retire(self, entries: Iterable[Entry], *, hung: bool = False) -> None:
-        """Have their next owners close these. hung: see `Entry.doubtful`."""
+    def retire(self, entries: Iterable[PoolEntry], *, hung: bool = False) -> None:
+        """Have their next owners close these. hung: see `PoolEntry.doubtful`."""
         with self.lock:
             for entry in entries:
                 entry.doubtful = entry.doubtful or hung
@@ -325,13 +325,13 @@ class Inventory:
                 entry.retire_reason = "retired"
                 entry.retire_at = AT_ONCE
 
-    def end_lease(self, entry: Entry) -> bool:
+    def end_lease(self, entry: PoolEntry) -> bool:
         """A lease is given back; False if it was killed before. Either this happens, or `kill`."""
         with self.lock:
             entry.lent_at = 0.0
             return not entry.killed
 
-    def kill(self, entry: Entry, lent_at: float) -> bool:
+    def kill(self, entry: PoolEntry, lent_at: float) -> bool:
         """End the lease that began then; False if it was given back before. The caller owns the resource then."""
         with self.lock:
             if entry.lent_at != lent_at or entry.killed or entry.state != "open":
@@ -341,7 +341,7 @@ class Inventory:
 
     # --- going out -------------------------------------------------------------------------------------------
 
-    def begin_close(self, entry: Entry, now: float) -> bool:
+    def begin_close(self, entry: PoolEntry, now: float) -> bool:
         """From now on nobody else closes it, or counts it as idle or in use. False if somebody does already.
 
         Somebody may be a hook that closes its own resource, or another thread.
@@ -352,12 +352,12 @@ class Inventory:
             if entry.state == "closing":
                 return False
             entry.state = "closing"
-            entry.face.closing(entry)
+            entry.local.closing(entry)
             entry.warned = False
             entry.closing_at = now
         return True
 
-    def closed(self, entry: Entry, reason: CloseReason) -> None:
+    def closed(self, entry: PoolEntry, reason: CloseReason) -> None:
         """The close hook has returned, so the slot is free; it is already where the closing was given up."""
         with self.lock:
             entry.resource = None
@@ -366,7 +366,7 @@ class Inventory:
             else:
                 self.given_up.pop(entry.number, None)
 
-    def give_up(self, entry: Entry, now: float) -> bool:
+    def give_up(self, entry: PoolEntry, now: float) -> bool:
         """Free the slot of a resource whose check hangs: nobody can close what is in use there.
 
         False if it is being closed already, or belongs to another process.
@@ -376,7 +376,7 @@ class Inventory:
         self.give_up_closing(entry)
         return True
 
-    def give_up_closing(self, entry: Entry) -> None:
+    def give_up_closing(self, entry: PoolEntry) -> None:
         """Free the slot of a resource whose close hangs: whatever it was connected to is out of reach."""
         with self.lock:
             if entry.number in self.table:
@@ -384,19 +384,19 @@ class Inventory:
                 self._leaves(entry, Closed(entry.number, "unhealthy"))
                 entry.resource = None
 
-    def take_given_up(self, entry: Entry) -> Any:
+    def take_given_up(self, entry: PoolEntry) -> Any:
         """A resource that was given up, to be closed by the caller; None: another thread closes it."""
         return self.given_up.pop(entry.number, None)
 
-    def reopen_lost(self, entry: Entry) -> None:
+    def reopen_lost(self, entry: PoolEntry) -> None:
         """Its close was interrupted: it is closed again. Caller holds the lock."""
         if entry.state == "closing":
             entry.state = "open"
 
-    def _leaves(self, entry: Entry, event: Event) -> None:
+    def _leaves(self, entry: PoolEntry, event: Event) -> None:
         """An entry is gone. Caller holds the lock."""
         # Told first: an interrupt in between leaves it in the table, where the audit finds it.
         self.tell(event)
         self.side.pop(entry.number, None)
         del self.table[entry.number]
-        entry.face.gone(entry)
+        entry.local.gone(entry)

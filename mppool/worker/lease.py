@@ -13,8 +13,8 @@ from mppool.worker.ending import cancel
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from mppool.worker.face import Face
-    from mppool.worker.inventory import Entry
+    from mppool.worker.inventory import PoolEntry
+    from mppool.worker.local_pool import LocalPool
 
 T = TypeVar("T")
 
@@ -35,12 +35,12 @@ class Lease(Generic[T]):
     it is finalized: nothing is taken out, no lock is taken, nothing is logged (see fork.py).
     """
 
-    __slots__ = ("__weakref__", "_face", "_held")
+    __slots__ = ("__weakref__", "_held", "_local")
 
     # No __init__: to call one takes a tenth of a warm checkout. Code that makes a lease sets these two, `_held` last:
     # interrupted before, the finalizer has nothing to do.
-    _face: Face
-    _held: list[Entry]
+    _local: LocalPool
+    _held: list[PoolEntry]
 
     @property
     def resource(self) -> T:
@@ -73,7 +73,7 @@ class Lease(Generic[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None and self._face.check is not None:
+        if error is not None and self._local.check is not None:
             self._release_suspect()
         else:
             self.release()
@@ -83,10 +83,10 @@ class Lease(Generic[T]):
         try:
             entry = self._take_out()
             if entry is not None:
-                entry.face.put_back_slowly(entry, monotonic(), suspect=True)
+                entry.local.put_back_slowly(entry, monotonic(), suspect=True)
         except BaseException as error:
             entry = None
-            self._face.member.interrupted(error)
+            self._local.member.interrupted(error)
             raise
 
     def release(self) -> None:
@@ -109,12 +109,12 @@ class Lease(Generic[T]):
                 if idle.attention or entry.retire_at <= now:
                     idle.look_after(entry)
             else:
-                entry.face.put_back_slowly(entry, now)
+                entry.local.put_back_slowly(entry, now)
             if used >= BRIEF_S and not entry.killed:
-                entry.face.observe("use", used)
+                entry.local.observe("use", used)
         except BaseException as error:
             entry = None  # the traceback keeps this frame, and must not keep it
-            self._face.member.interrupted(error)
+            self._local.member.interrupted(error)
             raise
 
     def discard(self) -> None:
@@ -122,10 +122,10 @@ class Lease(Generic[T]):
         try:
             entry = self._take_out()
             if entry is not None:
-                entry.face.throw_away(entry, monotonic())
+                entry.local.throw_away(entry, monotonic())
         except BaseException as error:
             entry = None
-            self._face.member.interrupted(error)
+            self._local.member.interrupted(error)
             raise
 
     def invalidate(self, *, renewed: bool = False) -> None:
@@ -139,7 +139,7 @@ class Lease(Generic[T]):
         """
         self.resource  # noqa: B018  # raises where it is not ours any more
         entry = self._held[0]
-        entry.face.backend_failed(entry, renewed=renewed)
+        entry.local.backend_failed(entry, renewed=renewed)
 
     def cancel(self) -> bool:
         """Have the call that runs on the resource end with an error, from any thread; its user sees the driver's.
@@ -155,7 +155,7 @@ class Lease(Generic[T]):
             self._raise_released()  # just now, in another thread
         return cancel(entry, lambda: bool(self._held) and not entry.killed)
 
-    def _take_out(self) -> Entry | None:
+    def _take_out(self) -> PoolEntry | None:
         """The entry, for the first who asks. None: it is our parent's, or was given back already."""
         held = self._held
         try:
@@ -182,7 +182,7 @@ class Lease(Generic[T]):
             return
         if not entry.killed:
             entry.inventory.leaked.append(entry)
-            entry.face.member.wake()
+            entry.local.member.wake()
 
     # For code that keeps a lease on behalf of another object, and learns in a finalizer that the object is gone.
     abandon = __del__
@@ -193,37 +193,37 @@ class Lease(Generic[T]):
 
     def __reduce__(self) -> NoReturn:
         raise PoolError(
-            f"a lease of pool {self._face.name!r} cannot be pickled: its resource belongs to this process; "
+            f"a lease of pool {self._local.name!r} cannot be pickled: its resource belongs to this process; "
             "send the Pool instead and check out there"
         )
 
     def __repr__(self) -> str:
         state = "released" if self.released else "in use"
-        return f"<Lease of pool {self._face.name!r}, {state}>"
+        return f"<Lease of pool {self._local.name!r}, {state}>"
 
     def _raise_released(self) -> NoReturn:
         raise LeaseReleased(
-            f"pool {self._face.name!r}: this lease was given back already; check out again to go on"
+            f"pool {self._local.name!r}: this lease was given back already; check out again to go on"
         )
 
-    def _raise_unusable(self, entry: Entry) -> NoReturn:
+    def _raise_unusable(self, entry: PoolEntry) -> NoReturn:
         if entry.inventory.inherited:
             raise ForkedLease(
-                f"pool {self._face.name!r}: this lease was taken by the parent of this process, and its "
+                f"pool {self._local.name!r}: this lease was taken by the parent of this process, and its "
                 "resource belongs to the parent; check out in this process instead"
             )
         raise StaleLease(
-            f"pool {self._face.name!r}: this lease was held for longer than max_lease_kill="
-            f"{entry.face.options.max_lease_kill:g} s, so its resource was closed; check out again"
+            f"pool {self._local.name!r}: this lease was held for longer than max_lease_kill="
+            f"{entry.local.options.max_lease_kill:g} s, so its resource was closed; check out again"
         )
 
     def _refuse_second(self) -> None:
-        if self._face.inventory.inherited:
+        if self._local.inventory.inherited:
             return  # a finalizer in a child, before any hook: locks may be held by nobody
-        self._face.count("double_releases")
+        self._local.count("double_releases")
         log.warning(
             "pool %r: a lease was released a second time; refused, nothing was changed",
-            self._face.name,
+            self._local.name,
         )
 
 
@@ -233,7 +233,7 @@ class AsyncLease(Lease[T]):
     __slots__ = ()
 
     def __init__(self, lease: Lease[T]) -> None:
-        self._face = lease._face
+        self._local = lease._local
         held, lease._held = lease._held, []
         self._held = held
 
@@ -246,14 +246,14 @@ class AsyncLease(Lease[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._is_forked() or (error is None and self._face.plain):
+        if self._is_forked() or (error is None and self._local.plain):
             self.release()  # nothing but an append
             return
         from mppool.worker.loops import done_in_thread  # asyncio is loaded here, if anywhere
 
         # In a thread, for a reset may take its time.
         kind = None if error is None else type(error)
-        await done_in_thread(self._face.member.chores, lambda: self.__exit__(kind, error, None))
+        await done_in_thread(self._local.member.chores, lambda: self.__exit__(kind, error, None))
 
 
 class _OfTheResource:

@@ -9,12 +9,12 @@ from mppool.errors import LeaseReleased
 from mppool.worker.lease import Lease
 
 if TYPE_CHECKING:
-    from mppool.worker.face import Face
+    from mppool.worker.local_pool import LocalPool
 
 
-def lease_of(face: Face, resource: Any) -> Lease[Any]:
+def lease_of(local: LocalPool, resource: Any) -> Lease[Any]:
     """See Pool.lease_of."""
-    for entry in face.entries():
+    for entry in local.entries():
         if entry.resource is resource and resource is not None:
             for held in gc.get_referrers(entry):
                 if type(held) is list and len(held) == 1 and held[0] is entry:
@@ -22,5 +22,5 @@ def lease_of(face: Face, resource: Any) -> Lease[Any]:
                         if issubclass(type(lease), Lease) and lease._held is held:
                             return lease  # type: ignore[no-any-return]
     raise LeaseReleased(
-        f"pool {face.name!r}: this process has no lease of that resource: it was given back, or is another pool's"
+        f"pool {local.name!r}: this process has no lease of that resource: it was given back, or is another pool's"
     )

@@ -38,9 +38,9 @@ from mppool.worker.ending import (
     finish_close,
     retire,
 )
-from mppool.worker.face import Face
 from mppool.worker.housekeeping import Housekeeper
-from mppool.worker.inventory import Entry
+from mppool.worker.inventory import PoolEntry
+from mppool.worker.local_pool import LocalPool
 from mppool.worker.opening import open_resource
 from mppool.worker.report import PatientReport, Reporter
 
@@ -107,7 +107,7 @@ class Member(Context):
     """This process in one manager: it composes the parts, forks, and leaves. Cheap to make: no I/O, no thread, no
     descriptor.
 
-    `faces` grows under the interpreter's own atomicity (setdefault); everything else that threads share is
+    `local_pools` grows under the interpreter's own atomicity (setdefault); everything else that threads share is
     in `inventory`, with its lock.
     """
 
@@ -115,7 +115,7 @@ class Member(Context):
     audit: Audit
 
     def __init__(self, name: str, make_link: Callable[[Member], Link]) -> None:
-        self.faces: dict[str, Face] = {}
+        self.local_pools: dict[str, LocalPool] = {}
         super().__init__(name)
         self.tokens = TokenCache(self, LocalTokenBooks)
         self.link = make_link(self)
@@ -124,15 +124,15 @@ class Member(Context):
 
     def _begin(self) -> None:
         super()._begin()
-        self.housekeeper = Housekeeper(self, self.faces)
+        self.housekeeper = Housekeeper(self, self.local_pools)
         self.audit = Audit(self)
-        self.dispatch = Dispatch(self, self.faces)
-        self.farewells: deque[Entry] = deque()
-        self.report = PatientReport(self, self.faces)
+        self.dispatch = Dispatch(self, self.local_pools)
+        self.farewells: deque[PoolEntry] = deque()
+        self.report = PatientReport(self, self.local_pools)
 
     def reporter(self, send: Callable[[Report], None]) -> Reporter:
         """What answers the server's requests for the figures of this process."""
-        return Reporter(self, self.faces, send)
+        return Reporter(self, self.local_pools, send)
 
     def after_fork_in_child(self) -> None:
         """What the parent holds is marked and made immortal; this process starts with nothing. See Forkable."""
@@ -142,47 +142,47 @@ class Member(Context):
         self._begin()
         self.tokens.forget_waiters()
         self.link.after_fork_in_child()
-        for face in self.faces.values():
-            face.renew(self.inventory)
+        for local in self.local_pools.values():
+            local.renew(self.inventory)
 
-    def declare(self, name: str, recipe: Recipe[Any], options: PoolOptions) -> Face:
-        """The face of a pool. Raises ConfigurationMismatch if it was declared otherwise in this process."""
+    def declare(self, name: str, recipe: Recipe[Any], options: PoolOptions) -> LocalPool:
+        """What this process has of a pool. Raises ConfigurationMismatch if it was declared otherwise in this process."""
         notice_fork()
-        face = self.faces.get(name)
-        if face is None:
-            face = self.faces.setdefault(name, Face(self, name, recipe, options))
+        local = self.local_pools.get(name)
+        if local is None:
+            local = self.local_pools.setdefault(name, LocalPool(self, name, recipe, options))
             if self._secret is not None:
-                # Said in any case: another thread may be attaching, and have counted the faces already. Where the
+                # Said in any case: another thread may be attaching, and have counted the local_pools already. Where the
                 # secret is not known yet, it will count them later.
-                face.seal(self._secret)
-                self.inventory.tell(Declare(face.declaration()))
+                local.seal(self._secret)
+                self.inventory.tell(Declare(local.declaration()))
                 if self.inventory.session is not None:
                     self.link.flush()
-            return face
-        face.check_same(recipe, options)
-        face.declare_again()
-        return face
+            return local
+        local.check_same(recipe, options)
+        local.declare_again()
+        return local
 
     def seal(self) -> None:
         """Have all fingerprints sealed, before anybody is told of them. The first time it may read a file."""
         if self._secret is None:
             self._secret = self.link.fingerprint_secret()
-        for face in list(self.faces.values()):
-            face.seal(self._secret)
+        for local in list(self.local_pools.values()):
+            local.seal(self._secret)
 
     # --- to the books ------------------------------------------------------------------------------------
 
     def declarations(self) -> list[Declaration]:
         """All pools that this process has declared."""
-        return [face.declaration() for face in list(self.faces.values())]
+        return [local.declaration() for local in list(self.local_pools.values())]
 
     def attachment(self) -> Attach:
         """The first word of a new session; what the outbox says is in it. Caller holds the inventory's lock."""
         self.inventory.told_as_a_whole(besides=_NOT_IN_INVENTORIES)
         self.silence.ends()
         _arrange_farewell()
-        for face in self.faces.values():
-            face.forget_retired()
+        for local in self.local_pools.values():
+            local.forget_retired()
         return Attach(_process_name, self.declarations(), self.inventory.held(), self.link.seen)
 
     def register(self, grant: Grant, session: Session) -> bool:
@@ -205,8 +205,8 @@ class Member(Context):
 
     def server_leaves(self) -> None:
         """The server says goodbye: close what is idle (rule 8)."""
-        for face in list(self.faces.values()):
-            for entry in face.idle.shelves.take_all(lambda entry: True):
+        for local in list(self.local_pools.values()):
+            for entry in local.idle.shelves.take_all(lambda entry: True):
                 close_soon(entry, "retired")
 
     def warm_up(self, pool: str, seconds: float) -> None:
@@ -216,12 +216,12 @@ class Member(Context):
         seconds: that this may take, as far as the recipe's open hook keeps to it.
         Raises PoolError or OSError.
         """
-        face = self.faces[pool]
-        if face.idle.shelves.all():
+        local = self.local_pools[pool]
+        if local.idle.shelves.all():
             return
         self.seal()
-        bearer = face.identities.own(seconds)
-        event = Checkout(pool, face.default_key, self.next_ticket(), 0.0)
+        bearer = local.identities.own(seconds)
+        event = Checkout(pool, local.default_key, self.next_ticket(), 0.0)
         try:
             answer = self.call(event, monotonic() + seconds)
         except SessionLost as error:
@@ -229,14 +229,14 @@ class Member(Context):
         entry = self.inventory.table.get(answer.number) if isinstance(answer, Grant) else None
         if entry is not None:
             open_resource(entry, answer, seconds, bearer)
-            face.idle.put_back(entry)
+            local.idle.put_back(entry)
         elif isinstance(answer, Refuse) and answer.reason != "timeout":
             raise PoolError(answer.text)
 
     def close_idle(self) -> None:
         """Close what lies idle, in this thread."""
-        for face in list(self.faces.values()):
-            for entry in face.idle.shelves.take_all(lambda entry: True):
+        for local in list(self.local_pools.values()):
+            for entry in local.idle.shelves.take_all(lambda entry: True):
                 close(entry, "drained")
 
     def leave(self, seconds: float) -> None:
@@ -245,10 +245,10 @@ class Member(Context):
         seconds: to wait for that. The next use attaches again.
         """
         until = monotonic() + seconds
-        for face in list(self.faces.values()):
-            retire(face, face.entries())
-        for face in list(self.faces.values()):
-            face.wait_for_closes(until)
+        for local in list(self.local_pools.values()):
+            retire(local, local.entries())
+        for local in list(self.local_pools.values()):
+            local.wait_for_closes(until)
         if not self.needs_books():
             self.link.detach(max(until, monotonic() + _LEAST_DETACH_S))
         else:
@@ -263,7 +263,7 @@ class Member(Context):
         until = monotonic() + seconds
         idle = [
             e
-            for f in list(self.faces.values())
+            for f in list(self.local_pools.values())
             for e in f.idle.shelves.take_all(lambda entry: True)
         ]
         entries = [entry for entry in idle if begin_close(entry)]
@@ -282,18 +282,18 @@ class Member(Context):
     def needs_books(self) -> bool:
         """Whether anything is held, or anybody waits."""
         return bool(self.inventory.table) or any(
-            face.idle.line.waiters for face in list(self.faces.values())
+            local.idle.line.waiters for local in list(self.local_pools.values())
         )
 
     def session_begins(self) -> None:
         """See link.protocol.Process: this server will say itself who waits elsewhere."""
-        for face in list(self.faces.values()):
-            face.idle.set_contended(False)
+        for local in list(self.local_pools.values()):
+            local.idle.set_contended(False)
 
     def is_deaf(self) -> None:
         """See link.protocol.Process."""
-        for face in list(self.faces.values()):
-            face.idle.set_contended(True)
+        for local in list(self.local_pools.values()):
+            local.idle.set_contended(True)
 
     def do_soon(self, function: Callable[[], None]) -> None:
         """See link.protocol.Process."""
@@ -315,11 +315,11 @@ class Member(Context):
             entry = leaked.popleft()
             if entry.state != "closing":
                 age = monotonic() - (entry.lent_at or entry.opened_at)
-                entry.face.observe("use", age)
+                entry.local.observe("use", age)
                 log.warning(
                     "pool %r: a lease was garbage-collected without being released; its resource is "
                     "closed. Keep the lease, not only its resource, and use `with`%s",
-                    entry.face.name,
+                    entry.local.name,
                     f"; taken {age:.1f} s ago at\n{entry.stack}" if entry.stack else "",
                 )
                 close_soon(entry, "leaked")

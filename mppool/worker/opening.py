@@ -20,10 +20,10 @@ from mppool.recipe import Opening
 from mppool.redaction import HIDDEN, forget_locals, without_secrets
 from mppool.worker.audit import give_up_opening
 from mppool.worker.due import due_when_idle
-from mppool.worker.face import Face
 from mppool.worker.hints import refuse_none
 from mppool.worker.inside import inside
-from mppool.worker.inventory import NEVER, Entry
+from mppool.worker.inventory import NEVER, PoolEntry
+from mppool.worker.local_pool import LocalPool
 
 if TYPE_CHECKING:
     from mppool.credentials.token_struct import TokenInfo
@@ -52,7 +52,7 @@ class Failure:
 
 @logged_afterwards
 def open_resource(
-    entry: Entry, grant: Grant, left: float | None, bearer: Principal | None = None
+    entry: PoolEntry, grant: Grant, left: float | None, bearer: Principal | None = None
 ) -> None:
     """Use a fresh grant: open and configure the resource. Raises OpenFailed, with its cause.
 
@@ -60,16 +60,16 @@ def open_resource(
         there are none left.
     bearer: whose token the recipe gets; None where no credential is involved.
     """
-    face, member = entry.face, entry.face.member
+    local, member = entry.local, entry.local.member
     started = monotonic()
     token: TokenInfo | None = None
     try:
         token = None if bearer is None else bearer.token(left)
         opening = Opening(grant.opened_before, identity_of(entry.key), token, left or None)
-        opening.label = f"{member.name}/{face.name}/{os.getpid()}"
-        _run_hooks(face, entry, opening)
+        opening.label = f"{member.name}/{local.name}/{os.getpid()}"
+        _run_hooks(local, entry, opening)
     except Exception as error:
-        if bearer is not None and token is not None and face.recipe.refuses_login(error):
+        if bearer is not None and token is not None and local.recipe.refuses_login(error):
             bearer.refused(token)
         # No variable holds the secret: this frame is part of the traceback, and some reporters show all of it.
         text = _text_of(error, secret_of(token))
@@ -78,7 +78,7 @@ def open_resource(
         give_up_opening(entry, text, counted=True)
         if isinstance(error, OpenFailedError) or entry.inventory.inherited:
             raise
-        failed = OpenFailedError(f"pool {face.name!r}: opening a resource failed: {text}")
+        failed = OpenFailedError(f"pool {local.name!r}: opening a resource failed: {text}")
         raise failed from (error if is_told else None)
     except BaseException as error:
         # What the hook had half opened lives as long as its frames: they end before the slot is given back.
@@ -87,41 +87,41 @@ def open_resource(
         give_up_opening(entry, type(error).__name__, counted=grant.ticket == NOBODY)
         raise
     seconds = monotonic() - started
-    face.observe("open", seconds)
+    local.observe("open", seconds)
     if bearer is not None and token is not None:
         bearer.note(entry, token)
     _enter_as_open(entry, started + seconds, seconds, opening)
     if opening.login and token is None:
         member.housekeeper.expects(_let_older_logins_end(entry, started, opening.login))
     member.flush()
-    member.housekeeper.expects(due_when_idle(face, entry))
+    member.housekeeper.expects(due_when_idle(local, entry))
 
 
-def _run_hooks(face: Face, entry: Entry, opening: Opening) -> None:
+def _run_hooks(local: LocalPool, entry: PoolEntry, opening: Opening) -> None:
     """Call what opens and configures the resource, and keep it with the entry."""
     inside.hooks += 1
     try:
         # In one call of C: no interrupt can strike between the hook's return and the storing, which would
         # leave an open resource to which nothing refers.
-        entry.opened.extend(map(face.recipe.open, (opening,)))
+        entry.opened.extend(map(local.recipe.open, (opening,)))
         if entry.inventory.inherited:
             raise ForkedLease(
-                f"pool {face.name!r}: this process was forked inside the open hook; the resource belongs "
+                f"pool {local.name!r}: this process was forked inside the open hook; the resource belongs "
                 "to its parent; check out again"
             )
         if not entry.opened:
             raise RuntimeError("the open hook raised StopIteration")
-        refuse_none(face.name, entry.opened)
+        refuse_none(local.name, entry.opened)
         entry.resource = entry.opened[0]
-        _configure(face, entry)
+        _configure(local, entry)
     finally:
         inside.hooks -= 1
 
 
-def _enter_as_open(entry: Entry, now: float, seconds: float, opening: Opening) -> None:
+def _enter_as_open(entry: PoolEntry, now: float, seconds: float, opening: Opening) -> None:
     """The resource is open: from now on it can be lent, and ends at its time."""
-    face: Face = entry.face
-    lifetime, ends_at = face.options.max_lifetime, NEVER
+    local: LocalPool = entry.local
+    lifetime, ends_at = local.options.max_lifetime, NEVER
     if lifetime is not None:
         # Each draws its own instant, so that a fleet opened together does not die together.
         ends_at = now + lifetime * (1 - LIFETIME_JITTER * random.random())
@@ -130,7 +130,7 @@ def _enter_as_open(entry: Entry, now: float, seconds: float, opening: Opening) -
     entry.inventory.opened(entry, seconds, now, ends_at)
 
 
-def _let_older_logins_end(entry: Entry, began: float, login: str) -> float:
+def _let_older_logins_end(entry: PoolEntry, began: float, login: str) -> float:
     """A secret has changed: what was opened with another one ends soon, each at its own instant.
 
     began: when this opening began; what was open by then is older. login: its digest, which stands where that of a
@@ -144,7 +144,7 @@ def _let_older_logins_end(entry: Entry, began: float, login: str) -> float:
             if (
                 is_older
                 and other.token != login
-                and (other.face, other.key) == (entry.face, entry.key)
+                and (other.local, other.key) == (entry.local, entry.key)
             ):
                 other.token = login  # once
                 ends = monotonic() + LOGIN_CHANGE_S * random.random()
@@ -163,39 +163,39 @@ def _end_of_own_token(expires_on: float, now: float) -> float:
     return now + left if left > 0 else NEVER
 
 
-def use_grant(face: Face, grant: Grant) -> None:
+def use_grant(local: LocalPool, grant: Grant) -> None:
     """A thread of this process asked for the right to open, and the books have granted it by now."""
-    waiter = face.idle.line.waiter_for(grant.key, grant.ticket)
+    waiter = local.idle.line.waiter_for(grant.key, grant.ticket)
     if waiter is not None and waiter.opens_here:
-        face.idle.line.opens_for_itself(grant)
+        local.idle.line.opens_for_itself(grant)
     if waiter is None or (waiter.opens_here and not waiter.give(grant)):
-        face.member.decline(grant, face.inventory)
-        face.idle.line.poke(grant.key)
+        local.member.decline(grant, local.inventory)
+        local.idle.line.poke(grant.key)
     elif not waiter.opens_here:
-        open_beside(face, grant, waiter)
-        face.idle.line.expects_opening(grant.key)
+        open_beside(local, grant, waiter)
+        local.idle.line.expects_opening(grant.key)
 
 
-def open_beside(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
+def open_beside(local: LocalPool, grant: Grant, waiter: LocalWaiter) -> None:
     """Have a granted resource opened in a thread of its own; it goes to the waiter that is next then.
 
     waiter: the thread that asked, which hears if the hook raises.
     """
     waiter.opening = grant.number
     context = waiter.context.copy()  # two openings may be made for one thread, one after its time
-    face.member.openers.add(lambda: context.run(_open_for_waiter, face, grant, waiter))
+    local.member.openers.add(lambda: context.run(_open_for_waiter, local, grant, waiter))
 
 
-def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
-    inventory = face.inventory
+def _open_for_waiter(local: LocalPool, grant: Grant, waiter: LocalWaiter) -> None:
+    inventory = local.inventory
     entry = inventory.table.get(grant.number)
     if entry is None:
         waiter.give(Retry)  # the session was lost, and the grant with it
         return
-    if not face.idle.line.begins_opening(grant, waiter):
-        face.member.decline(grant, inventory)
+    if not local.idle.line.begins_opening(grant, waiter):
+        local.member.decline(grant, inventory)
         waiter.opening = None
-        face.idle.line.poke(grant.key)
+        local.idle.line.poke(grant.key)
         return
     try:
         # A checkout that waits for nobody does not wait for another one's token either.
@@ -203,43 +203,43 @@ def _open_for_waiter(face: Face, grant: Grant, waiter: LocalWaiter) -> None:
     except BaseException as error:  # noqa: BLE001  # the thread that asked raises it, or it is logged
         if not waiter.give(Failure(error)):
             log.warning("%s; the checkout that wanted it had gone", error)
-        face.idle.line.arrived(grant)
-        face.idle.line.poke(grant.key)
+        local.idle.line.arrived(grant)
+        local.idle.line.poke(grant.key)
         return
-    face.idle.give_opened(entry, waiter)
+    local.idle.give_opened(entry, waiter)
     waiter.opening = None
-    face.idle.line.arrived(grant)
+    local.idle.line.arrived(grant)
     if waiter.is_open:
         waiter.poke()  # somebody else got it
-    face.idle.line.poke(grant.key)  # less is on its way than before
+    local.idle.line.poke(grant.key)  # less is on its way than before
 
 
 @logged_afterwards
-def open_for_shelf(face: Face, grant: Grant) -> None:
+def open_for_shelf(local: LocalPool, grant: Grant) -> None:
     """Use a grant for which nobody waits: `min_size` resources are kept open."""
-    inventory = face.inventory
+    inventory = local.inventory
     entry = inventory.table.get(grant.number)
     if entry is None:
         return
     try:
-        bearer = face.identities.own(None)
+        bearer = local.identities.own(None)
     except PoolError as error:
         log.warning("%s; it is tried again later (min_size)", error)
         give_up_opening(entry, _text_of(error), counted=True)
         return
-    if grant.key != face.default_key or not face.recipe.fills():
+    if grant.key != local.default_key or not local.recipe.fills():
         # A token has told that the recipe's own identity is another one; the books know that by now.
         # Or its event loop has ended meanwhile; they know that too.
-        face.member.decline(grant, inventory)
+        local.member.decline(grant, inventory)
         return
     try:
         open_resource(entry, grant, None, bearer)
     except OpenFailedError as error:
         log.warning("%s; it is tried again later (min_size)", error)
     except BaseException:
-        log.exception("pool %r: opening failed; it is tried again later (min_size)", face.name)
+        log.exception("pool %r: opening failed; it is tried again later (min_size)", local.name)
     else:
-        face.idle.put_back(entry)
+        local.idle.put_back(entry)
 
 
 def _text_of(error: BaseException, secret: str = "") -> str:
@@ -261,10 +261,10 @@ def _text_of(error: BaseException, secret: str = "") -> str:
     )
 
 
-def _configure(face: Face, entry: Entry) -> None:
+def _configure(local: LocalPool, entry: PoolEntry) -> None:
     try:
-        face.recipe.configure(entry.resource)
-        face.recipe.opened(entry.resource)
+        local.recipe.configure(entry.resource)
+        local.recipe.opened(entry.resource)
     except BaseException:
-        face.count("hook_errors")
+        local.count("hook_errors")
         raise

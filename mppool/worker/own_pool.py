@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mppool.worker.inventory import Entry, Home
+from mppool.worker.inventory import Home, PoolEntry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -77,5 +77,7 @@ class OwnPool(Home, Protocol):
     def note_retired(self, generation: int, key: str | None) -> None:
         """What is granted in an older generation must end. Caller holds the inventory's lock."""
 
-    def backend_failed(self, entry: Entry, *, renewed: bool = False, hung: bool = False) -> None:
+    def backend_failed(
+        self, entry: PoolEntry, *, renewed: bool = False, hung: bool = False
+    ) -> None:
         """What this resource was connected to is gone, and with it everything as old, in all processes."""

@@ -15,7 +15,7 @@ from mppool.process.fork import notice_fork
 from mppool.recipe import HOOKS, refuse_nameless
 from mppool.stats.advice import Advice, advise
 from mppool.stats.health import Health, asked
-from mppool.worker.cold import ColdCheckout, check_out_at_once
+from mppool.worker.checkout import ColdCheckout, check_out_at_once
 from mppool.worker.ending import close, retire
 from mppool.worker.lease import Lease
 from mppool.worker.lookup import lease_of
@@ -26,8 +26,8 @@ if TYPE_CHECKING:
 
     from mppool.stats.shape import ManagerStats, PoolStats
     from mppool.worker.aio import AsyncCheckout, Desks
-    from mppool.worker.face import Face
-    from mppool.worker.inventory import Entry
+    from mppool.worker.inventory import PoolEntry
+    from mppool.worker.local_pool import LocalPool
 
 T = TypeVar("T")
 
@@ -81,20 +81,20 @@ class Pool(Generic[T]):
 
     def __init__(
         self,
-        face: Face,
+        local: LocalPool,
         all_stats: Callable[[], ManagerStats],
         rebuild: tuple[Callable[..., Pool[T]], tuple[Any, ...]],
     ) -> None:
-        self._face = face
+        self._local = local
         self._all_stats = all_stats
         self._rebuild = rebuild
         self._desks: Desks | None = None
-        self.name = face.name
+        self.name = local.name
 
     @property
     def options(self) -> PoolOptions:
         """The options as they were declared in this process."""
-        return self._face.options
+        return self._local.options
 
     def lease_of(self, resource: T) -> Lease[T]:
         """The lease whose resource this is, in this process: to release, discard or cancel it where only that is at hand.
@@ -103,7 +103,7 @@ class Pool(Generic[T]):
         request.
         Raises LeaseReleased where the resource is not lent, or is another pool's.
         """
-        return lease_of(self._face, resource)
+        return lease_of(self._local, resource)
 
     def checkout(
         self,
@@ -126,9 +126,9 @@ class Pool(Generic[T]):
         TooManyWaiting, OpenFailed (its cause is what the recipe raised), PoolClosed, ServerUnavailable. A
         BaseException in a hook passes through as it is.
         """
-        face = self._face
+        local = self._local
         try:
-            if not face.ours[0]:  # forked by somebody who told nobody
+            if not local.ours[0]:  # forked by somebody who told nobody
                 notice_fork()
             # Otherwise a wrong timeout would show only when the pool is under pressure.
             if (
@@ -139,85 +139,85 @@ class Pool(Generic[T]):
                 self._seconds(timeout)
             if identity is None and credential is None:
                 try:
-                    entry = face.pop()
+                    entry = local.pop()
                 except IndexError:
                     pass  # nothing on the shelf; not handled here, so that errors do not name this one too
                 else:
                     now = monotonic()
-                    if now < entry.retire_at and now - entry.released_at < face.trust_s:
+                    if now < entry.retire_at and now - entry.released_at < local.trust_s:
                         entry.uses += 1
                         entry.lent_at = now
                         lease: Lease[T] = Lease()
-                        lease._face = face
+                        lease._local = local
                         lease._held = [entry]
                         return lease
                     bearer = None
                     if entry.token and time() >= entry.ask_at:
-                        bearer = face.identities.own_quickly(self._deadline(timeout))
-                    if face.prepare(entry, now, bearer, self._deadline(timeout)):
+                        bearer = local.identities.own_quickly(self._deadline(timeout))
+                    if local.prepare(entry, now, bearer, self._deadline(timeout)):
                         return self._lease(entry)
                     if bearer is not None and bearer.fetched is not None:
-                        return self._checkout_cold(face, timeout, bearer)
+                        return self._checkout_cold(local, timeout, bearer)
                     # Others may lie on the shelf: the books are not asked before it is empty.
-                    return self._checkout_anew(face, timeout, None, None)
-                if face.asks_plainly and (
-                    timeout == 0 or (timeout is _DEFAULT and face.options.timeout == 0)
+                    return self._checkout_anew(local, timeout, None, None)
+                if local.asks_plainly and (
+                    timeout == 0 or (timeout is _DEFAULT and local.options.timeout == 0)
                 ):
-                    return self._lease(check_out_at_once(face))
-                return self._checkout_anew(face, timeout, None, None)
-            return self._checkout_for(face, timeout, identity, credential)
+                    return self._lease(check_out_at_once(local))
+                return self._checkout_anew(local, timeout, None, None)
+            return self._checkout_for(local, timeout, identity, credential)
         except BaseException as error:
             entry = None  # the traceback keeps this frame, and must not keep it
-            face.member.interrupted(error)
+            local.member.interrupted(error)
             raise
 
     def _checkout_for(
-        self, face: Face, timeout: float | None, identity: str | None, credential: Any
+        self, local: LocalPool, timeout: float | None, identity: str | None, credential: Any
     ) -> Lease[T]:
         """A checkout that says for whom. What is remembered of a credential makes it nearly as short."""
         if identity is None:
             try:
-                known = face.identities.known.get(ref(credential))
+                known = local.identities.known.get(ref(credential))
             except TypeError:  # it cannot be referred to weakly, or hashed
                 known = None
             if known is None or known.watch() is not credential:
-                return self._checkout_anew(face, timeout, identity, credential)
+                return self._checkout_anew(local, timeout, identity, credential)
         else:
-            known = face.identities.recall_name(identity, credential)
+            known = local.identities.recall_name(identity, credential)
             if known is None:
-                return self._checkout_anew(face, timeout, identity, credential)
-            credential = face.identities.credential if credential is None else credential
+                return self._checkout_anew(local, timeout, identity, credential)
+            credential = local.identities.credential if credential is None else credential
         try:
             entry = known.pop()
         except IndexError:
-            return self._checkout_anew(face, timeout, identity, credential)
+            return self._checkout_anew(local, timeout, identity, credential)
         try:
             now = monotonic()
             if (
                 now < entry.retire_at
-                and now - entry.released_at < face.trust_s
+                and now - entry.released_at < local.trust_s
                 and time() < entry.ask_at
             ):
                 entry.uses += 1
                 entry.lent_at = now
                 lease: Lease[T] = Lease()
-                lease._face = face
+                lease._local = local
                 lease._held = [entry]
                 return lease
             bearer = Principal(
-                face, known.key, known.identity, credential, given=identity is not None
+                local, known.key, known.identity, credential, given=identity is not None
             )
             bearer.deadline = self._deadline(timeout)
-            if face.prepare(entry, now, bearer, bearer.deadline):
+            if local.prepare(entry, now, bearer, bearer.deadline):
                 return self._lease(entry)
-            return self._checkout_cold(face, timeout, bearer)
+            return self._checkout_cold(local, timeout, bearer)
         except BaseException:
             del entry  # the traceback keeps this frame, and must not keep it
             raise
 
     def _seconds(self, timeout: float | None) -> float | None:
         if timeout is _DEFAULT:
-            return self._face.options.timeout
+            return self._local.options.timeout
         return checked_timeout(self.name, timeout)
 
     def _deadline(self, timeout: float | None) -> float | None:
@@ -225,29 +225,29 @@ class Pool(Generic[T]):
         return None if seconds is None else monotonic() + seconds
 
     def _checkout_anew(
-        self, face: Face, timeout: float | None, identity: str | None, credential: Any
+        self, local: LocalPool, timeout: float | None, identity: str | None, credential: Any
     ) -> Lease[T]:
         """Find out for whom this is, which may take a token, and go on from there."""
         started, seconds = monotonic(), self._seconds(timeout)
-        if not face.is_sealed:
-            face.member.seal()
-        bearer = face.identities.of(identity, credential, seconds)
+        if not local.is_sealed:
+            local.member.seal()
+        bearer = local.identities.of(identity, credential, seconds)
         if bearer is not None and bearer.fetched is not None and seconds is not None:
             seconds = max(0.0, seconds - (monotonic() - started))
-        return self._checkout_cold(face, seconds, bearer)
+        return self._checkout_cold(local, seconds, bearer)
 
     def _checkout_cold(
-        self, face: Face, timeout: float | None, bearer: Principal | None
+        self, local: LocalPool, timeout: float | None, bearer: Principal | None
     ) -> Lease[T]:
-        key = face.default_key if bearer is None else bearer.key
-        return self._lease(ColdCheckout(face, key, self._seconds(timeout), bearer).run())
+        key = local.default_key if bearer is None else bearer.key
+        return self._lease(ColdCheckout(local, key, self._seconds(timeout), bearer).run())
 
-    def _lease(self, entry: Entry) -> Lease[T]:
-        if self._face.options.track_leaks:
+    def _lease(self, entry: PoolEntry) -> Lease[T]:
+        if self._local.options.track_leaks:
             entry.stack = "".join(traceback.format_stack()[:-2])
             entry.thread = threading.current_thread().name
         lease: Lease[T] = Lease()
-        lease._face = self._face
+        lease._local = self._local
         lease._held = [entry]
         return lease
 
@@ -269,10 +269,10 @@ class Pool(Generic[T]):
             self._desks = Desks()
         whose = (identity, credential)
         return AsyncCheckout(
-            self._face, self._desks, self._seconds(timeout), whose, self._lease_for_task
+            self._local, self._desks, self._seconds(timeout), whose, self._lease_for_task
         )
 
-    def _lease_for_task(self, entry: Entry) -> Lease[T]:
+    def _lease_for_task(self, entry: PoolEntry) -> Lease[T]:
         return self._lease(entry)
 
     # --- what this process has ---------------------------------------------------------------------------
@@ -280,14 +280,14 @@ class Pool(Generic[T]):
     @property
     def idle_here(self) -> int:
         """How many resources lie idle in this process. Asks nobody."""
-        return len(self._face.idle.shelves.all())
+        return len(self._local.idle.shelves.all())
 
     @property
     def in_use_here(self) -> int:
         """How many resources are lent in this process. Asks nobody."""
-        face = self._face
-        leaked = sum(entry.face is face for entry in list(face.inventory.leaked))
-        open_here = sum(entry.state == "open" for entry in face.entries())
+        local = self._local
+        leaked = sum(entry.local is local for entry in list(local.inventory.leaked))
+        open_here = sum(entry.state == "open" for entry in local.entries())
         return max(0, open_here - leaked - self.idle_here)
 
     def close_idle(self) -> int:
@@ -295,7 +295,7 @@ class Pool(Generic[T]):
 
         The pool goes on: leases that are out keep working, and the next checkout opens a resource.
         """
-        idle = self._face.idle.shelves.take_all(lambda entry: True)
+        idle = self._local.idle.shelves.take_all(lambda entry: True)
         for entry in idle:
             close(entry, "drained")
         return len(idle)
@@ -308,7 +308,7 @@ class Pool(Generic[T]):
 
     def health(self) -> Health:
         """Whether the pool can serve: `status` "ok", "degraded" or "down", and `reasons`. Opens nothing."""
-        if self._face.closed:
+        if self._local.closed:
             return {"status": "down", "reasons": ["it is closed in this process"]}
         whole = asked(self._all_stats)
         return whole["pools"].get(self.name) or {
@@ -330,15 +330,15 @@ class Pool(Generic[T]):
         the cap allows. Raises ConfigurationError for bounds that are not allowed.
         """
         event = resize_of(self.name, max_size, min_size)
-        self._face.member.link.command(event)
+        self._local.member.link.command(event)
 
     def reset(self) -> None:
         """A new generation: everything opened before now is closed when idle or released, everywhere."""
-        face = self._face
-        before = face.entries()
-        face.member.link.command(Reset(self.name))
+        local = self._local
+        before = local.entries()
+        local.member.link.command(Reset(self.name))
         # The word goes round on another connection; in this process nothing old is handed out from now on.
-        retire(face, before)
+        retire(local, before)
 
     def drain(self, timeout: float = 30.0) -> int:
         """Close what is idle, everywhere, and wait up to `timeout` seconds for leases to come back.
@@ -350,7 +350,7 @@ class Pool(Generic[T]):
         deadline = None if seconds is None else monotonic() + seconds
         generation = None
         while True:
-            answer = self._face.member.link.command(Drain(self.name, generation), deadline)
+            answer = self._local.member.link.command(Drain(self.name, generation), deadline)
             generation = answer.generation
             if not answer.left or (deadline is not None and monotonic() >= deadline):
                 return int(answer.left)
@@ -365,8 +365,8 @@ class Pool(Generic[T]):
         seconds = checked_timeout(self.name, timeout)
         deadline = None if seconds is None else monotonic() + seconds
         while True:
-            answer = self._face.member.link.command(WantReady(self.name), deadline)
-            if self._face.closed:
+            answer = self._local.member.link.command(WantReady(self.name), deadline)
+            if self._local.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed; nothing is opened any more")
             if answer.open >= answer.wanted:
                 return True
@@ -386,22 +386,22 @@ class Pool(Generic[T]):
         everywhere: in all processes, until somebody declares the pool once more: in a process that is born later,
             or by `manager.pool(...)` again in any of them. That opens it for all.
         """
-        face = self._face
+        local = self._local
         if everywhere:
             # Not later: the word that somebody has opened it again may come at any time from now on.
-            face.closed_everywhere = True
-            face.member.link.command(ClosePool(self.name))
-            retire(face, face.entries())
+            local.closed_everywhere = True
+            local.member.link.command(ClosePool(self.name))
+            retire(local, local.entries())
             return
-        retire(face, face.close_here())
-        face.wait_for_closes(monotonic() + CLOSE_PATIENCE_S)
+        retire(local, local.close_here())
+        local.wait_for_closes(monotonic() + CLOSE_PATIENCE_S)
 
     def __eq__(self, other: object) -> bool:
         # The same name declared again in this process is the same pool.
-        return isinstance(other, Pool) and self._face is other._face
+        return isinstance(other, Pool) and self._local is other._local
 
     def __hash__(self) -> int:
-        return hash(self._face)
+        return hash(self._local)
 
     def __reduce__(self) -> tuple[Any, ...]:
         _, (_, _, recipe, options, *_) = self._rebuild
@@ -411,4 +411,4 @@ class Pool(Generic[T]):
         return self._rebuild
 
     def __repr__(self) -> str:
-        return f"<Pool {self.name!r} of manager {self._face.member.name!r}>"
+        return f"<Pool {self.name!r} of manager {self._local.member.name!r}>"

@@ -15,7 +15,7 @@ from mppool.worker.inventory import NEVER
 
 if TYPE_CHECKING:
     from mppool.credentials.token_struct import TokenInfo
-    from mppool.worker.inventory import Entry
+    from mppool.worker.inventory import PoolEntry
     from mppool.worker.own_pool import OwnPool
 
 log = Log("mppool")
@@ -30,11 +30,11 @@ class Principal:
     deadline: of the checkout (monotonic), for finding out whether a session's token is still the right one.
     """
 
-    __slots__ = ("credential", "deadline", "face", "fetched", "given", "identity", "key")
+    __slots__ = ("credential", "deadline", "fetched", "given", "identity", "key", "local")
 
     def __init__(
         self,
-        face: OwnPool,
+        local: OwnPool,
         key: str,
         identity: str | None,
         credential: Any,
@@ -42,7 +42,7 @@ class Principal:
         *,
         given: bool = False,
     ) -> None:
-        self.face = face
+        self.local = local
         self.key = key
         self.identity = identity
         self.credential = credential
@@ -55,13 +55,13 @@ class Principal:
 
         unlike: digest of the token of a session that is near its end.
         """
-        scope = self.face.recipe.token_scope
+        scope = self.local.recipe.token_scope
         if self.credential is None or scope is None:
             return None
         token = self.fetched
         if token is None:
             identity = self.identity if self.given else None
-            token = fetch(self.face, self.credential, scope, identity, timeout, unlike)
+            token = fetch(self.local, self.credential, scope, identity, timeout, unlike)
             if not self.given:
                 self._check_owner(token)
         if self.given or not (self.identity or "").startswith("tok:"):
@@ -77,34 +77,34 @@ class Principal:
             now = adapter().identity_of(self.credential) or ""
         if now != identity:
             raise OpenFailed(
-                f"pool {self.face.name!r}: the credential has come to stand for somebody else, or has another "
+                f"pool {self.local.name!r}: the credential has come to stand for somebody else, or has another "
                 "token, while this checkout was under way; check out again"
             )
 
-    def note(self, entry: Entry, token: TokenInfo) -> None:
+    def note(self, entry: PoolEntry, token: TokenInfo) -> None:
         """The resource was opened with this token, or has been found to go on with it."""
         entry.token = digest_of(token)
-        if self.face.identities.needs_no_look(self):
+        if self.local.identities.needs_no_look(self):
             return
         entry.ask_at = -NEVER if token.expires_on is None else token.expires_on - NEAR_EXPIRY_S
 
     def refused(self, token: TokenInfo) -> None:
         """A login with this token was refused: the next one is tried with another, if the issuer has one."""
-        scope = self.face.recipe.token_scope
+        scope = self.local.recipe.token_scope
         self.fetched = None
         if self.credential is not None and scope is not None:
             identity = self.identity if self.given else None
-            member = self.face.member
+            member = self.local.member
             adapter().spurned(member, self.credential, scope, identity, digest_of(token))
 
-    def still_holds(self, entry: Entry) -> bool:
+    def still_holds(self, entry: PoolEntry) -> bool:
         """Whether the token of a session is still the one that its identity gets. Called near its end.
 
         False: there is another one, with which the next opening is done. Raises OpenFailed if the token
         has ended and no other can be had; while it is valid that is nobody's problem.
         """
         left = None if self.deadline is None else max(0.0, self.deadline - monotonic())
-        insists = self.face.identities.may_insist(self.key)
+        insists = self.local.identities.may_insist(self.key)
         try:
             token = self.token(left, entry.token if insists else "")
         except Exception as error:
@@ -122,7 +122,7 @@ class Principal:
 
 
 def fetch(
-    face: OwnPool,
+    local: OwnPool,
     credential: Any,
     scope: str,
     identity: str | None,
@@ -135,13 +135,13 @@ def fetch(
     because of it, so it is told without what could be a secret; then the error itself is not its cause.
     """
     try:
-        return adapter().fetch(face.member, credential, scope, identity, timeout, unlike)
+        return adapter().fetch(local.member, credential, scope, identity, timeout, unlike)
     except (ConfigurationError, OpenFailed):
         raise
     except Exception as error:  # noqa: BLE001  # told to the caller; logged where the caller goes on without
         text, complete = adapter().told(error)
         forget_locals(error)
         failed = OpenFailed(
-            f"pool {face.name!r}: no token can be had from a {type(credential).__name__}: {text}"
+            f"pool {local.name!r}: no token can be had from a {type(credential).__name__}: {text}"
         )
         raise failed from (error if complete else None)

@@ -27,7 +27,7 @@ from mppool.worker.principal import Principal, fetch
 
 if TYPE_CHECKING:
     from mppool.credentials.token_struct import TokenInfo
-    from mppool.worker.inventory import Entry
+    from mppool.worker.inventory import PoolEntry
     from mppool.worker.own_pool import OwnPool
 
 INSIST_AGAIN_S = 30.0
@@ -49,7 +49,7 @@ class Known:
     __slots__ = ("identity", "key", "pop", "watch")
 
     def __init__(
-        self, key: str, identity: str, pop: Callable[[], Entry], watch: Callable[[], Any]
+        self, key: str, identity: str, pop: Callable[[], PoolEntry], watch: Callable[[], Any]
     ) -> None:
         self.key = key
         self.identity = identity
@@ -68,9 +68,9 @@ class Principals:
         credential: others may compare equal to it.
     """
 
-    def __init__(self, face: OwnPool) -> None:
-        self._face = face
-        self.credential = face.recipe.credential
+    def __init__(self, local: OwnPool) -> None:
+        self._local = local
+        self.credential = local.recipe.credential
         self.known: dict[ReferenceType[Any], Known] = {}
         self._named: dict[str, Known] = {}
         self._insisted: dict[str, float] = {}
@@ -78,9 +78,9 @@ class Principals:
         self.own_is_known = True
         if self.credential is not None:
             adapter().check(self.credential)
-            if face.recipe.token_scope is None:
+            if local.recipe.token_scope is None:
                 raise ConfigurationError(
-                    f"pool {face.name!r}: its recipe has a credential and names no token_scope; name the "
+                    f"pool {local.name!r}: its recipe has a credential and names no token_scope; name the "
                     "scope of the token that open() wants"
                 )
 
@@ -91,12 +91,12 @@ class Principals:
 
     def declared_key(self) -> str:
         """The key that `min_size` belongs to, as far as it can be known without a token."""
-        face = self._face
+        local = self._local
         if self.credential is None:
-            return face.key_for(None)
+            return local.key_for(None)
         identity = self._identity_without_token(self.credential)
         self.own_is_known = identity is not None and not identity.startswith("acct:")
-        return face.key_for(identity or _UNKNOWN)
+        return local.key_for(identity or _UNKNOWN)
 
     def may_insist(self, key: str) -> bool:
         """Whether the issuer is to be asked for another token now, and not only the cache that all share.
@@ -125,7 +125,7 @@ class Principals:
         if self.credential is None:
             return None
         principal = self._of_credential(self.credential, timeout)
-        if principal.key != self._face.default_key:
+        if principal.key != self._local.default_key:
             self._own_key_is(principal.key)
         return principal
 
@@ -133,18 +133,18 @@ class Principals:
         """The same, for a resource that lay on the shelf of the own key."""
         if self.credential is None:
             return None
-        key = self._face.default_key
-        principal = Principal(self._face, key, key.partition("\0")[2], self.credential)
+        key = self._local.default_key
+        principal = Principal(self._local, key, key.partition("\0")[2], self.credential)
         principal.deadline = deadline
         return principal
 
     def of(self, identity: str | None, credential: Any, timeout: float | None) -> Principal | None:
         """Of a checkout with these arguments. Raises ConfigurationError, or OpenFailed for a missing token."""
-        face = self._face
+        local = self._local
         if credential is not None and type(credential) not in self._checked:
-            if face.recipe.token_scope is None:
+            if local.recipe.token_scope is None:
                 raise ConfigurationError(
-                    f"pool {face.name!r}: checkout(credential=...) wants a recipe that names a token_scope, "
+                    f"pool {local.name!r}: checkout(credential=...) wants a recipe that names a token_scope, "
                     "for instance OdbcRecipe; use identity= where the recipe authenticates by itself"
                 )
             adapter().check(credential)
@@ -155,36 +155,36 @@ class Principals:
                 if credential is None
                 else self._of_credential(credential, timeout)
             )
-        checked_identity(identity, f"pool {face.name!r}: ")
+        checked_identity(identity, f"pool {local.name!r}: ")
         source = self.credential if credential is None else credential
-        key = face.key_for(identity)
-        if key in face.idle.shelves.by_key:
-            self._named[identity] = Known(key, identity, face.idle.shelves.popper(key), _never)
-        return Principal(face, key, identity, source, given=True)
+        key = local.key_for(identity)
+        if key in local.idle.shelves.by_key:
+            self._named[identity] = Known(key, identity, local.idle.shelves.popper(key), _never)
+        return Principal(local, key, identity, source, given=True)
 
     def _of_credential(self, credential: Any, timeout: float | None) -> Principal:
-        face = self._face
+        local = self._local
         known = self.recall(credential)
         if known is not None:
-            return Principal(face, known.key, known.identity, credential)
+            return Principal(local, known.key, known.identity, credential)
         identity = self._identity_without_token(credential)
         token: TokenInfo | None = None
         if identity is None:
-            scope = face.recipe.token_scope
+            scope = local.recipe.token_scope
             assert scope is not None
-            token = fetch(face, credential, scope, None, timeout)
+            token = fetch(local, credential, scope, None, timeout)
             identity = adapter().identity_of(credential)
             if identity is None:
                 identity = adapter().identity_from(token)
                 if not adapter().is_brought(credential):
-                    return Principal(face, face.key_for(identity), identity, credential, token)
-        principal = Principal(face, face.key_for(identity), identity, credential, token)
+                    return Principal(local, local.key_for(identity), identity, credential, token)
+        principal = Principal(local, local.key_for(identity), identity, credential, token)
         self._remember(credential, principal)
         return principal
 
     def _identity_without_token(self, credential: Any) -> str | None:
         if adapter().is_brought(credential):
-            token = adapter().fetch(self._face.member, credential, "", None, None)
+            token = adapter().fetch(self._local.member, credential, "", None, None)
             return adapter().identity_from(token)
         return adapter().identity_of(credential)
 
@@ -207,7 +207,7 @@ class Principals:
             return None
         if known is None or known.watch() is not credential:
             return None  # another one, which compares equal
-        known.pop = self._face.idle.shelves.popper(known.key)
+        known.pop = self._local.idle.shelves.popper(known.key)
         return known
 
     def recall_name(self, identity: str, credential: Any) -> Known | None:
@@ -235,14 +235,14 @@ class Principals:
             return
         # Runs at any instruction, in any thread: one atomic step, for the hash is kept in the reference.
         watch = ref(credential, lambda gone: table.pop(reference, None))
-        pop = self._face.idle.shelves.popper(principal.key)
+        pop = self._local.idle.shelves.popper(principal.key)
         table[reference] = Known(principal.key, principal.identity, pop, watch)
 
     def _own_key_is(self, key: str) -> None:
         """A token has told whom the recipe's credential stands for: `min_size` belongs to that from now on."""
-        face = self._face
+        local = self._local
         # An account that has signed in is looked at each time: another one may.
         self.own_is_known = self.recall(self.credential) is not None
-        face.own_key_is(key)
-        if face.member.inventory.session is not None:
-            face.member.tell(Declare(face.declaration()))
+        local.own_key_is(key)
+        if local.member.inventory.session is not None:
+            local.member.tell(Declare(local.declaration()))

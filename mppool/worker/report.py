@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
 
     from mppool.worker.context import Context
-    from mppool.worker.face import Face
-    from mppool.worker.inventory import Entry
+    from mppool.worker.inventory import PoolEntry
+    from mppool.worker.local_pool import LocalPool
 
 log = Log("mppool")
 
@@ -46,7 +46,7 @@ class Reporter:
     """
 
     def __init__(
-        self, context: Context, pools: Mapping[str, Face], send: Callable[[Report], None]
+        self, context: Context, pools: Mapping[str, LocalPool], send: Callable[[Report], None]
     ) -> None:
         self._context = context
         self._pools = pools
@@ -109,7 +109,7 @@ class PatientReport:
     _asking: held while a chore asks the hooks; where they hang, others go without them and add no chore.
     """
 
-    def __init__(self, context: Context, pools: Mapping[str, Face]) -> None:
+    def __init__(self, context: Context, pools: Mapping[str, LocalPool]) -> None:
         self._context = context
         self._pools = pools
         self._asking = threading.Lock()
@@ -136,7 +136,7 @@ class PatientReport:
 
 
 def send(
-    pools: Mapping[str, Face],
+    pools: Mapping[str, LocalPool],
     request: int,
     send_one: Callable[[Report], None],
     *,
@@ -152,46 +152,48 @@ def send(
     send_one(whole)
 
 
-def build(pools: Mapping[str, Face], request: int, *, hooks: bool = True) -> Report:
+def build(pools: Mapping[str, LocalPool], request: int, *, hooks: bool = True) -> Report:
     """All pools of this process; `hooks`: and what their hooks say of each resource."""
-    return Report(request, [_of_pool(face, hooks) for face in list(pools.values())])
+    return Report(request, [_of_pool(local, hooks) for local in list(pools.values())])
 
 
-def _of_pool(face: Face, hooks: bool) -> PoolReport:
+def _of_pool(local: LocalPool, hooks: bool) -> PoolReport:
     now = monotonic()
-    inventory = face.inventory
+    inventory = local.inventory
     with inventory.lock:
-        entries = [entry for entry in inventory.table.values() if entry.face is face]
-        past = face.past_uses
-        counters = dict(face.counters)
-    idle = {entry.number for entry in face.idle.shelves.all()}
-    if (borrowed := face.idle.borrowed) is not None:  # a background check is no use
+        entries = [entry for entry in inventory.table.values() if entry.local is local]
+        past = local.past_uses
+        counters = dict(local.counters)
+    idle = {entry.number for entry in local.idle.shelves.all()}
+    if (borrowed := local.idle.borrowed) is not None:  # a background check is no use
         idle.add(borrowed.number)
     uses = past + sum(entry.uses for entry in entries)
     counters["checkouts"] = uses
     resources = []
     for number, entry in enumerate(entries, 1):
-        resources.append(_of_entry(face, entry, entry.number in idle, now, hooks))
+        resources.append(_of_entry(local, entry, entry.number in idle, now, hooks))
         if not number % AT_ONCE:
             let_others()
-    histograms = {name: list(counts) for name, counts in face.histograms.items()}
+    histograms = {name: list(counts) for name, counts in local.histograms.items()}
     states = [resource.state for resource in resources]
     # Uses and waits that were too short to be entered one by one fill the first bucket.
     over = uses - sum(entry.lent_at > entry.released_at for entry in entries)
     histograms["use"][0] += max(0, over - sum(histograms["use"]))
     histograms["wait"][0] += max(0, uses - sum(histograms["wait"]))
     return PoolReport(
-        pool=face.name,
+        pool=local.name,
         in_use=states.count("in_use"),
         idle=states.count("idle"),
-        waiting=face.idle.line.in_want(),
+        waiting=local.idle.line.in_want(),
         counters=counters,
         histograms=histograms,
         resources=resources,
     )
 
 
-def _of_entry(face: Face, entry: Entry, idle: bool, now: float, hooks: bool) -> ResourceReport:
+def _of_entry(
+    local: LocalPool, entry: PoolEntry, idle: bool, now: float, hooks: bool
+) -> ResourceReport:
     state: str = entry.state
     if state == "open":
         state = "idle" if idle else "in_use"
@@ -206,21 +208,21 @@ def _of_entry(face: Face, entry: Entry, idle: bool, now: float, hooks: bool) -> 
         age=now - entry.opened_at if entry.opened_at else 0.0,
         idle_for=now - entry.released_at if state == "idle" else None,
         held_for=now - max(entry.lent_at, entry.opened_at) if state == "in_use" else None,
-        description=_ask(face, "describe", entry, str) if looked_at else "",
-        extra=_ask(face, "stats", entry, dict[str, Any]) if looked_at else {},
+        description=_ask(local, "describe", entry, str) if looked_at else "",
+        extra=_ask(local, "stats", entry, dict[str, Any]) if looked_at else {},
     )
 
 
-def _has_hooks(pools: Mapping[str, Face]) -> bool:
+def _has_hooks(pools: Mapping[str, LocalPool]) -> bool:
     """Whether a report calls the user's code, which may take its time."""
     return any(
-        overrides(face.recipe, hook)
-        for face in list(pools.values())
+        overrides(local.recipe, hook)
+        for local in list(pools.values())
         for hook in ("stats", "describe")
     )
 
 
-def _ask(face: Face, hook: str, entry: Entry, kind: Any) -> Any:
+def _ask(local: LocalPool, hook: str, entry: PoolEntry, kind: Any) -> Any:
     """What `stats` or `describe` says, of that kind and JSON-compatible whatever it says.
 
     The resource may be in use meanwhile: these hooks only look. One that wants statistics itself gets them
@@ -232,16 +234,16 @@ def _ask(face: Face, hook: str, entry: Entry, kind: Any) -> Any:
     _asking.hook = hook
     inside.hooks += 1
     try:
-        said = getattr(face.recipe, hook)(entry.resource)
+        said = getattr(local.recipe, hook)(entry.resource)
         # Through JSON and back: it must travel, and be text for readers of the statistics.
         answer = msgspec.json.decode(msgspec.json.encode(said), type=kind)
         msgspec.msgpack.encode(answer)  # whose whole numbers end at 64 bits
         return answer
     except Exception:
-        face.count("hook_errors")
+        local.count("hook_errors")
         log.warning(
             "pool %r: the hook %s raised, or gave what is not JSON-compatible",
-            face.name,
+            local.name,
             hook,
             exc_info=True,
         )

@@ -11,9 +11,9 @@ from bisect import bisect_left
 from collections import deque
 from collections.abc import Callable, Iterator
 
-from mppool.worker.inventory import Entry
+from mppool.worker.inventory import PoolEntry
 
-NO_SHELF: deque[Entry] = deque()
+NO_SHELF: deque[PoolEntry] = deque()
 """Of a key of which there is nothing. It stays empty: resources append to the shelves that they know."""
 
 
@@ -22,13 +22,13 @@ class Shelves:
 
     def __init__(self, *, is_lifo: bool) -> None:
         self._is_lifo = is_lifo
-        self.by_key: dict[str, deque[Entry]] = {}
+        self.by_key: dict[str, deque[PoolEntry]] = {}
 
-    def of(self, key: str) -> deque[Entry]:
+    def of(self, key: str) -> deque[PoolEntry]:
         """The shelf of a key; made for its first resource (setdefault is atomic)."""
         return self.by_key.setdefault(key, deque())
 
-    def get(self, key: str) -> deque[Entry]:
+    def get(self, key: str) -> deque[PoolEntry]:
         """The shelf of a key, to look at."""
         return self.by_key.get(key, NO_SHELF)
 
@@ -36,33 +36,33 @@ class Shelves:
         """Nothing of a key is left. Resources append themselves to the shelf that they know, so none may be left."""
         self.by_key.pop(key, None)
 
-    def popper(self, key: str) -> Callable[[], Entry]:
+    def popper(self, key: str) -> Callable[[], PoolEntry]:
         """Takes from the shelf of a key; while there is none it finds nothing (IndexError)."""
         return self.popper_of(self.get(key))
 
-    def popper_of(self, shelf: deque[Entry]) -> Callable[[], Entry]:
+    def popper_of(self, shelf: deque[PoolEntry]) -> Callable[[], PoolEntry]:
         """Takes from a shelf. Releases append on the right, so the oldest lie on the left."""
         return shelf.pop if self._is_lifo else shelf.popleft
 
-    def take(self, key: str) -> Entry | None:
+    def take(self, key: str) -> PoolEntry | None:
         """A resource from the shelf of a key, or None."""
         try:
             return self.popper(key)()
         except IndexError:
             return None
 
-    def take_all(self, wanted: Callable[[Entry], bool]) -> list[Entry]:
+    def take_all(self, wanted: Callable[[PoolEntry], bool]) -> list[PoolEntry]:
         """Take whatever is wanted; each is owned by the caller then."""
         return list(self.one_by_one(wanted))
 
-    def one_by_one(self, wanted: Callable[[Entry], bool]) -> Iterator[Entry]:
+    def one_by_one(self, wanted: Callable[[PoolEntry], bool]) -> Iterator[PoolEntry]:
         """Take whatever is wanted, each when the iterator is asked for it."""
         for shelf in list(self.by_key.values()):
             for entry in list(shelf):
                 if wanted(entry) and remove(shelf, entry):
                     yield entry
 
-    def all(self) -> list[Entry]:
+    def all(self) -> list[PoolEntry]:
         """What lies there now."""
         return [entry for shelf in list(self.by_key.values()) for entry in list(shelf)]
 
@@ -70,7 +70,7 @@ class Shelves:
         """Of thousands of identities hardly any has something idle."""
         return [key for key, shelf in list(self.by_key.items()) if shelf]
 
-    def take_oldest(self, key: str, released_by: float) -> Entry | None:
+    def take_oldest(self, key: str, released_by: float) -> PoolEntry | None:
         """What has been idle for longest, if it was released at that instant or before.
 
         It stays on the shelf until it is taken, so that no checkout finds the shelf empty meanwhile.
@@ -87,7 +87,7 @@ class Shelves:
                 return entry
 
 
-def remove(shelf: deque[Entry], entry: Entry) -> bool:
+def remove(shelf: deque[PoolEntry], entry: PoolEntry) -> bool:
     """Take this one from its shelf. False: a checkout was quicker."""
     try:
         shelf.remove(entry)
@@ -96,7 +96,7 @@ def remove(shelf: deque[Entry], entry: Entry) -> bool:
     return True
 
 
-def lay_where_it_lay(entry: Entry) -> None:
+def lay_where_it_lay(entry: PoolEntry) -> None:
     """Put a resource back that was borrowed for a moment: its shelf is in the order of last uses."""
     since = [other.released_at for other in list(entry.shelf)]
     entry.shelf.insert(bisect_left(since, entry.released_at), entry)

@@ -9,8 +9,8 @@ from mppool.core.decisions import NOBODY, Refuse
 from mppool.errors import OpenFailed as OpenFailedError
 from mppool.errors import PoolClosed
 from mppool.link.connection import ASK_GRACE_S
-from mppool.worker.cold import REFUSAL_GRACE_S, refusal
-from mppool.worker.inventory import Entry
+from mppool.worker.checkout import REFUSAL_GRACE_S, refusal
+from mppool.worker.inventory import PoolEntry
 from mppool.worker.opening import Failure
 from mppool.worker.tasks import TaskWaiter
 
@@ -23,11 +23,11 @@ class Hooks(Protocol):
     """How a resource is made ready for a task. Both own it: what they raise at, or refuse, they have closed."""
 
     async def prepare(
-        self, entry: Entry, principal: Principal | None, deadline: float | None
+        self, entry: PoolEntry, principal: Principal | None, deadline: float | None
     ) -> bool:
         """A resource from the shelf is made ready; False: it had to be closed instead."""
 
-    async def lend(self, entry: Entry) -> None:
+    async def lend(self, entry: PoolEntry) -> None:
         """A resource that was opened a moment ago is made ready."""
 
 
@@ -43,7 +43,7 @@ class TaskCheckout:
         principal: Principal | None = None,
     ) -> None:
         self._desk = desk
-        self._face = desk.face
+        self._local = desk.local
         self._hooks = hooks
         self._key = key
         self._timeout = timeout
@@ -54,7 +54,7 @@ class TaskCheckout:
             principal.deadline = self._deadline
         self._last_error: OpenFailedError | None = None
 
-    async def run(self) -> Entry:
+    async def run(self) -> PoolEntry:
         """A resource that is ready for the task.
 
         Raises CheckoutTimeout, TooManyWaiting, OpenFailed, PoolClosed or ServerUnavailable.
@@ -62,21 +62,21 @@ class TaskCheckout:
         while True:
             entry = await self._from_shelf() or await self._by_waiting()
             if entry is not None:
-                self._face.observe("wait", monotonic() - self._started)
+                self._local.observe("wait", monotonic() - self._started)
                 return entry
             if self._timeout and self._left() == 0:  # what came was unusable, again and again
                 self._refused(
-                    Refuse(NOBODY, "timeout", self._face.idle.line.why_nothing(self._key))
+                    Refuse(NOBODY, "timeout", self._local.idle.line.why_nothing(self._key))
                 )
 
     def _left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - monotonic())
 
-    async def _from_shelf(self) -> Entry | None:
+    async def _from_shelf(self) -> PoolEntry | None:
         """Where nobody waits; else it is the turn of those who have come earlier."""
-        face = self._face
-        while not face.idle.line.waiters.get(self._key):
-            entry = face.idle.shelves.take(self._key)
+        local = self._local
+        while not local.idle.line.waiters.get(self._key):
+            entry = local.idle.shelves.take(self._key)
             if entry is None:
                 return None
             if await self._hooks.prepare(entry, self._bearer, self._deadline):
@@ -85,17 +85,17 @@ class TaskCheckout:
                 return None
         return None
 
-    async def _by_waiting(self) -> Entry | None:
+    async def _by_waiting(self) -> PoolEntry | None:
         """One round of waiting; None: look again."""
-        if self._face.closed:
-            raise PoolClosed(f"pool {self._face.name!r} is closed; it hands out nothing any more")
+        if self._local.closed:
+            raise PoolClosed(f"pool {self._local.name!r} is closed; it hands out nothing any more")
         desk, at_once = self._desk, self._timeout == 0
         waiter = TaskWaiter(
             desk, self._key, self._deadline, self._timeout, self._bearer, insists=at_once
         )
         answer: Any = None
         try:
-            self._face.idle.line.enqueue(waiter)
+            self._local.idle.line.enqueue(waiter)
             answer = await (self._at_once(waiter) if at_once else self._in_line(waiter))
         except GeneratorExit:  # perhaps by the garbage collector, in which no lock may be taken
             desk.desert(waiter, None)
@@ -107,14 +107,14 @@ class TaskCheckout:
         return await self._use(answer)
 
     async def _in_line(self, waiter: TaskWaiter) -> Any:
-        """Entry, Refuse, Retry or Failure: whatever comes first."""
+        """PoolEntry, Refuse, Retry or Failure: whatever comes first."""
         self._desk.look(self._key)  # enqueued first: no release is missed
         answer = await waiter.answer(self._deadline)
         if answer is None and waiter.asked and self._deadline is not None:
             # The books refuse in the same instant, and can say why.
             answer = await waiter.answer(self._deadline + REFUSAL_GRACE_S)
         if answer is None:
-            why = self._face.idle.line.why_nothing(self._key)
+            why = self._local.idle.line.why_nothing(self._key)
             text = f"{waiter.unanswered}; {why}" if waiter.unanswered else why
             return Refuse(waiter.ticket, "timeout", text)
         return answer
@@ -127,8 +127,8 @@ class TaskCheckout:
             answer = await waiter.answer(None)
         return answer or Refuse(waiter.ticket, "timeout", "the server has not answered yet")
 
-    async def _use(self, answer: Any) -> Entry | None:
-        if isinstance(answer, Entry):
+    async def _use(self, answer: Any) -> PoolEntry | None:
+        if isinstance(answer, PoolEntry):
             answer.handed_at = 0.0  # its next release goes to the next task too
             if answer.uses or answer.opened_at < self._started:
                 ready = await self._hooks.prepare(answer, self._bearer, self._deadline)
@@ -143,11 +143,11 @@ class TaskCheckout:
 
     def _failed(self, error: BaseException) -> None:
         """An opening on our behalf failed: that ends the checkout, or it goes on waiting."""
-        retries = isinstance(error, OpenFailedError) and not self._face.options.fail_fast
+        retries = isinstance(error, OpenFailedError) and not self._local.options.fail_fast
         if not retries or self._left() == 0:
             raise error
         assert isinstance(error, OpenFailedError)
         self._last_error = error
 
     def _refused(self, refuse: Refuse) -> NoReturn:
-        raise refusal(self._face, self._timeout, refuse) from self._last_error
+        raise refusal(self._local, self._timeout, refuse) from self._last_error

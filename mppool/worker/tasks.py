@@ -24,14 +24,14 @@ from mppool.core.events import Abandoned, Checkout, Starves
 from mppool.link.connection import ASK_GRACE_S, SESSION_PAUSE_S, SessionLost
 from mppool.logs import Log
 from mppool.process.waiter import LocalWaiter, give_to_oldest
-from mppool.worker.inventory import Entry
+from mppool.worker.inventory import PoolEntry
 from mppool.worker.opening import Failure, open_beside
 
 if TYPE_CHECKING:
     from mppool.ids import Ticket
     from mppool.process.executor import BackgroundExecutor
     from mppool.worker.demand import Demand
-    from mppool.worker.face import Face
+    from mppool.worker.local_pool import LocalPool
 
 T = TypeVar("T")
 
@@ -66,7 +66,7 @@ class TaskWaiter(LocalWaiter):
         *,
         insists: bool = False,
     ) -> None:
-        super().__init__(desk.face.member.next_ticket(), key, principal, insists=insists)
+        super().__init__(desk.local.member.next_ticket(), key, principal, insists=insists)
         self._desk = desk
         self._answered: asyncio.Future[None] = desk.loop.create_future()
         self.deadline = deadline
@@ -129,8 +129,8 @@ class Desk:
         be taken, and emptied by the background thread (see `Keeper`).
     """
 
-    def __init__(self, face: Face, loop: asyncio.AbstractEventLoop) -> None:
-        self.face = face
+    def __init__(self, local: LocalPool, loop: asyncio.AbstractEventLoop) -> None:
+        self.local = local
         self.loop = loop
         self.deserted: deque[tuple[TaskWaiter, Any]] = deque()
         self._due: set[str] = set()
@@ -159,38 +159,38 @@ class Desk:
         del self._timers[key]
         oldest = self._oldest(key)
         if oldest is not None:
-            starving = self.face.idle.line.starving_ticket(oldest)
+            starving = self.local.idle.line.starving_ticket(oldest)
             if starving is not None:
-                self.face.member.tell(Starves(starving))
+                self.local.member.tell(Starves(starving))
         self.look(key)
 
     def look(self, key: str) -> None:
         """Hand out what lies here, ask the books where that is due, and see when to look again."""
-        face = self.face
-        while (oldest := self._oldest(key)) is not None and face.idle.shelves.get(key):
-            entry = face.idle.shelves.take(key)
+        local = self.local
+        while (oldest := self._oldest(key)) is not None and local.idle.shelves.get(key):
+            entry = local.idle.shelves.take(key)
             if entry is not None and not give_to_oldest(
-                face.idle.line.waiters.get(key, deque()), entry
+                local.idle.line.waiters.get(key, deque()), entry
             ):
-                entry.face.idle.put_back(entry)
+                entry.local.idle.put_back(entry)
                 break
         while (waiter := self._to_ask(key)) is not None:
-            face.member.asker.add(lambda waiter=waiter: self._ask(waiter))  # type: ignore[misc]
+            local.member.asker.add(lambda waiter=waiter: self._ask(waiter))  # type: ignore[misc]
         if oldest is not None:
             self._look_again(key, oldest)
 
     def _oldest(self, key: str) -> TaskWaiter | None:
         """The first of this loop's tasks that still waits for a key."""
-        with self.face.inventory.lock:
-            for waiter in self.face.idle.line.waiters.get(key, ()):
+        with self.local.inventory.lock:
+            for waiter in self.local.idle.line.waiters.get(key, ()):
                 if waiter.is_open and isinstance(waiter, TaskWaiter) and waiter._desk is self:
                     return waiter
         return None
 
     def _to_ask(self, key: str) -> TaskWaiter | None:
         """A waiter with whose ticket the books are to be asked now, if any; the ticket counts as sent."""
-        line = self.face.idle.line
-        with self.face.inventory.lock:
+        line = self.local.idle.line
+        with self.local.inventory.lock:
             demand = line.demand_for(key)
             if self._asks_enough(demand):
                 return None
@@ -208,16 +208,16 @@ class Desk:
 
     def _asks_enough(self, demand: Demand) -> bool:
         """Whether as much is asked for as there can be. Where all who wait are counted, all ask."""
-        if self.face.idle.line.asks_at_once:
+        if self.local.idle.line.asks_at_once:
             return False
-        most = self.face.options.max_size or MOST_TICKETS
+        most = self.local.options.max_size or MOST_TICKETS
         return len(demand.tickets) + len(demand.opening) >= most
 
     def _look_again(self, key: str, oldest: TaskWaiter) -> None:
         """Look again in time, unless that is planned already."""
-        line, now = self.face.idle.line, monotonic()
+        line, now = self.local.idle.line, monotonic()
         planned = self._timers.get(key)
-        with self.face.inventory.lock:
+        with self.local.inventory.lock:
             demand = line.demand_for(key)
             enough = self._asks_enough(demand)
             if enough and planned is not None:
@@ -240,26 +240,26 @@ class Desk:
     # --- asking: in the asker's thread ----------------------------------------------------------------------
 
     def _ask(self, waiter: TaskWaiter) -> None:
-        face, ticket = self.face, waiter.ticket
-        member, key, left = face.member, waiter.key, waiter.left()
+        local, ticket = self.local, waiter.ticket
+        member, key, left = local.member, waiter.key, waiter.left()
         until = None if left is None else monotonic() + max(left, ASK_GRACE_S)
         try:
             if not waiter.is_open:  # served, or gone, before it was asked for
-                face.idle.line.ticket_ended(ticket, None)
+                local.idle.line.ticket_ended(ticket, None)
                 return
-            answer = member.call(Checkout(face.name, key, ticket, left), until)
+            answer = member.call(Checkout(local.name, key, ticket, left), until)
         except SessionLost as error:
             if left == 0:
-                face.idle.line.ticket_ended(ticket, Refuse(ticket, "timeout", str(error)))
+                local.idle.line.ticket_ended(ticket, Refuse(ticket, "timeout", str(error)))
             else:
                 threading.Event().wait(SESSION_PAUSE_S)  # the server may be saying farewell
-                face.idle.line.ticket_ended(ticket, None)
+                local.idle.line.ticket_ended(ticket, None)
         except TimeoutError as error:
             member.tell(Abandoned(ticket))
             self._unanswered(waiter, ticket, str(error))
         except BaseException as error:  # noqa: BLE001  # the task raises it
             member.tell(Abandoned(ticket))
-            if not face.idle.line.ticket_ended(ticket, Failure(error)):
+            if not local.idle.line.ticket_ended(ticket, Failure(error)):
                 waiter.give(Failure(error))
         else:
             self._answered(waiter, answer)
@@ -268,33 +268,33 @@ class Desk:
         """The books do not answer now. A task that has time left goes on waiting: a neighbour may give it something."""
         waiter.unanswered = text
         if waiter.left() == 0:
-            self.face.idle.line.ticket_ended(ticket, Refuse(ticket, "timeout", text))
+            self.local.idle.line.ticket_ended(ticket, Refuse(ticket, "timeout", text))
             return
         threading.Event().wait(ASK_AGAIN_S)
-        self.face.idle.line.ticket_ended(ticket, None)  # and another ticket is asked for
+        self.local.idle.line.ticket_ended(ticket, None)  # and another ticket is asked for
 
     def _answered(self, waiter: TaskWaiter, answer: Any) -> None:
-        face = self.face
+        local = self.local
         if isinstance(answer, Queued):
-            face.member.audit.want_again()
+            local.member.audit.want_again()
         elif isinstance(answer, Grant):
-            open_beside(face, answer, waiter)
+            open_beside(local, answer, waiter)
         else:
-            face.idle.line.ticket_ended(waiter.ticket, answer)
+            local.idle.line.ticket_ended(waiter.ticket, answer)
 
     def ask_at_once(self, waiter: TaskWaiter) -> None:
         """Ask for a checkout that waits for nobody. Called in the loop; answered by the asker's thread."""
-        self.face.member.asker.add(lambda: self._ask_at_once(waiter))
+        self.local.member.asker.add(lambda: self._ask_at_once(waiter))
 
     def _ask_at_once(self, waiter: TaskWaiter) -> None:
-        face, member, ticket = self.face, self.face.member, waiter.ticket
+        local, member, ticket = self.local, self.local.member, waiter.ticket
         if not waiter.is_open:
             return
         try:
             if member.link.is_stopped():
                 waiter.give(Refuse(ticket, "timeout", "the server is stopped"))
                 return
-            event = Checkout(face.name, waiter.key, ticket, 0.0)
+            event = Checkout(local.name, waiter.key, ticket, 0.0)
             answer = member.call(event, monotonic() + ASK_GRACE_S)
         except SessionLost:
             waiter.give(Refuse(ticket, "timeout", "the server was leaving"))
@@ -306,7 +306,7 @@ class Desk:
             waiter.give(Failure(error))
         else:
             if isinstance(answer, Grant):
-                open_beside(face, answer, waiter)
+                open_beside(local, answer, waiter)
             else:
                 waiter.give(answer)
 
@@ -317,17 +317,17 @@ class Desk:
         given = waiter.withdraw()
         if given is not None and given is not answer:
             self.hand_on(given)
-        self.face.idle.line.dequeue(waiter, served=isinstance(answer, Entry))
+        self.local.idle.line.dequeue(waiter, served=isinstance(answer, PoolEntry))
 
     def desert(self, waiter: TaskWaiter, answer: Any) -> None:
         """The same, from a finalizer: only note it."""
         self.deserted.append((waiter, answer))
-        self.face.member.wake()
+        self.local.member.wake()
 
     def hand_on(self, given: Any) -> None:
         """Something was given in the instant in which a task stopped waiting: it goes to the next."""
-        if isinstance(given, Entry):
-            given.face.idle.put_back(given)
+        if isinstance(given, PoolEntry):
+            given.local.idle.put_back(given)
         elif isinstance(given, Failure):
             log.warning("%s; the checkout that wanted it had gone", given.error)
 
@@ -336,7 +336,7 @@ class Desk:
         while self.deserted:
             self.stop_waiting(*self.deserted.popleft())
         if self.loop.is_closed():
-            for waiter in self.face.idle.line.all_waiters():
+            for waiter in self.local.idle.line.all_waiters():
                 if isinstance(waiter, TaskWaiter) and waiter._desk is self:
                     self.stop_waiting(waiter, None)
 

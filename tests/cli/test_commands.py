@@ -213,7 +213,7 @@ def test_numbers_in_json_are_such_as_javascript_can_hold(orders: Pool[Thing]) ->
 
     found = json.loads(mppool("stats", "shop", "--json").stdout)
     assert max(map(abs, numbers(found))) < 2**53
-    assert int(found["epoch"]) == orders._face.member.link.stats()["epoch"]
+    assert int(found["epoch"]) == orders._local.member.link.stats()["epoch"]
     assert for_javascript([2**53, -(2**53), 2**53 - 1]) == [str(2**53), str(-(2**53)), 2**53 - 1]
 
 

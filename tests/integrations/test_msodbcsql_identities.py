@@ -139,9 +139,9 @@ for arguments in (
             shown += [error, error.args, vars(error)]
 print(*map(repr, shown), *map(str, shown))
 print(json.dumps(manager.stats()), json.dumps(pool.stats()))
-for face in manager._member.faces.values():
-    print(repr(vars(face)))
-    for entry in face.entries():
+for local in manager._member.local_pools.values():
+    print(repr(vars(local)))
+    for entry in local.entries():
         print([getattr(entry, name) for name in entry.__slots__])
 pool.close()
 """

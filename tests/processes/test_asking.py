@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from mppool import CheckoutTimeout, PoolClosed, PoolManager
-from mppool.worker.cold import ColdCheckout
+from mppool.worker.checkout import ColdCheckout
 from tests.helpers import Fork, wait_until
 
 Forks = Callable[..., Fork]
@@ -78,7 +78,7 @@ def test_it_is_seen_where_the_server_is_stopped_and_that_it_goes_on(
     manager: PoolManager, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mppool.link.server_link.ASK_GRACE_S", 60.0)
-    monkeypatch.setattr("mppool.worker.cold.ASK_GRACE_S", 60.0)
+    monkeypatch.setattr("mppool.worker.checkout.ASK_GRACE_S", 60.0)
     pool = manager.pool("p", object, max_size=1)
     lease = pool.checkout(timeout=10)
     with pytest.raises(CheckoutTimeout, match="1 resources exist"):

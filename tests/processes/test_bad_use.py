@@ -394,7 +394,7 @@ def test_commands_are_seen_by_all_processes(
     assert fork(pool.drain, 5.0).result() == 0
     held = pool.checkout(timeout=5)
     fork(lambda: pool.close(everywhere=True)).result()
-    wait_until(lambda: pool._face.closed, "we hear of it")
+    wait_until(lambda: pool._local.closed, "we hear of it")
     with pytest.raises(PoolClosed):
         pool.checkout(timeout=5)
     held.resource.ask("works on")

@@ -265,7 +265,7 @@ def test_a_child_neither_closes_nor_finalizes_what_its_parent_holds(
     code: Any = {
         "exit": lambda: None,
         "use": lambda: _use(pool),
-        "collect": lambda: (gc.collect(), pool._face.member.collect_leaked()),
+        "collect": lambda: (gc.collect(), pool._local.member.collect_leaked()),
     }[leave]
     context = multiprocessing.get_context("fork")
     child = context.Process(target=code)

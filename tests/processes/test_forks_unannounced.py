@@ -102,7 +102,7 @@ def test_generators_that_hold_leases_in_other_threads_do_nothing_in_a_child(
         wait_until(lambda: pool.stats()["waiting"] == 1, "somebody waits")
     try:
         # In the middle of whatever this process holds: its locks are nobody's in the child.
-        with pool._face.inventory.lock:
+        with pool._local.inventory.lock:
             child = fork(lambda: "alive")
         assert child.result() == "alive"
         assert (asked.read_text() if asked.exists() else "") == before

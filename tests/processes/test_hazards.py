@@ -387,7 +387,7 @@ def _collects(garbage: list[Any], locks: list[Any], patience: float) -> bool:
 
 def _locks(pool: Pool[Session]) -> list[Any]:
     """Every lock that a call takes in this process."""
-    member: Any = pool._face.member
+    member: Any = pool._local.member
     link = member.link
     return [
         member.inventory.lock,
@@ -449,7 +449,7 @@ def test_hazard_15_a_lease_that_ends_in_the_middle_of_a_locked_region(
         wait_until(lambda: _pool_stats(manager)["waiting"] == 1, "a waiter elsewhere")
 
     def finalize() -> None:
-        with pool._face.member.inventory.lock:
+        with pool._local.member.inventory.lock:
             owners.clear()
 
     finalizing = threading.Thread(target=finalize, daemon=True)
@@ -472,8 +472,8 @@ def test_hazard_15_a_lease_that_is_released_after_it_was_finalized(
     """
     pool = manager.pool("p", witness.recipe(), max_size=1)
     lease = pool.checkout(timeout=10)
-    with pool._face.member.inventory.lock:  # the thread that closes it comes later
+    with pool._local.member.inventory.lock:  # the thread that closes it comes later
         lease.__del__()
         lease.release()
         with pytest.raises(IndexError):
-            pool._face.shelf_of(pool._face.default_key).pop()
+            pool._local.shelf_of(pool._local.default_key).pop()

@@ -273,20 +273,20 @@ def test_a_failing_close_is_logged_and_the_identity_is_gone(
 def test_nothing_is_kept_of_what_is_gone(manager: Any) -> None:
     """Thousands of users come and go: neither shelves nor queues nor credentials pile up."""
     pool = manager.pool("p", Things(), max_size=2)
-    face = pool._face
+    local = pool._local
     for number in range(100):
         use(pool, credential=Known(f"user {number}"))
         use(pool, credential=StaticToken(f"{MARK} {number}"))
         use(pool, identity=f"name {number}")
         use(pool, identity=f"name {number}")
     wait_until(
-        lambda: len(face.idle.shelves.by_key) <= 3,
+        lambda: len(local.idle.shelves.by_key) <= 3,
         "the shelves of those who are gone to be forgotten",
     )
-    assert not face.idle.line.waiters
-    assert len(face.identities._named) <= 3
+    assert not local.idle.line.waiters
+    assert len(local.identities._named) <= 3
     gc.collect()
-    assert not face.identities.known
+    assert not local.identities.known
     pool.close()
 
 

@@ -63,7 +63,7 @@ def test_a_checkout_is_interrupted_at_every_point(event: str, step: int, what: s
         if what == "moved":
             all_is_there(pool, bob, "the beginning")
         if what == "near its end":
-            pool._face.identities._insisted.clear()  # as after half a minute
+            pool._local.identities._insisted.clear()  # as after half a minute
         tracer = _RaiseAt(event, number)
         try:
             with tracer, pool.checkout(10.0, **whose) as thing:

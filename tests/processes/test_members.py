@@ -120,7 +120,7 @@ def test_what_a_process_held_is_free_soon_after_it_execs(
     pool = manager.pool("p", witness.recipe(), max_size=2)
     with pool.checkout(timeout=20):
         pass  # the server is ours
-    pool._face.member.close_idle()
+    pool._local.member.close_idle()
     holder = python(_TAKE_TWO + "os.execv('/bin/sleep', ['sleep', '60'])\n", str(witness.path))
     _hear(holder, "taken")
     with pytest.raises(CheckoutTimeout):
@@ -186,7 +186,7 @@ def test_a_stopped_process_and_one_that_has_lost_its_channel_keep_what_they_hold
     holder = python(
         _TAKE_TWO.replace(
             'print("taken"',
-            'pool._face.member.link.session.outgoing.channel.sock.shutdown(2); os.kill(os.getpid(), 19); print("taken"',
+            'pool._local.member.link.session.outgoing.channel.sock.shutdown(2); os.kill(os.getpid(), 19); print("taken"',
         ),
         str(witness.path),
     )

@@ -176,7 +176,7 @@ def test_another_credential_of_the_same_name_is_the_same(manager: PoolManager) -
     again = manager.credential(Credential(), identity="sales")
     other = manager.credential(Credential(), identity="stock")
     pool = manager.pool("p", Opens(first))
-    assert manager.pool("p", Opens(again))._face is pool._face
+    assert manager.pool("p", Opens(again))._local is pool._local
     with pytest.raises(ConfigurationError, match="different credentials"):
         manager.pool("p", Opens(other))
 

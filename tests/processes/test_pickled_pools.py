@@ -61,7 +61,7 @@ def test_in_its_own_process_it_is_the_same_pool(manager: PoolManager) -> None:
     pool = manager.pool("p", Sessions(Whoever()), max_size=4)
     again = pickle.loads(pickle.dumps(pool))
     again = pickle.loads(pickle.dumps(again))
-    assert again._face is pool._face
+    assert again._local is pool._local
 
 
 def test_a_declaration_with_another_credential_is_refused_all_the_same(
@@ -69,6 +69,6 @@ def test_a_declaration_with_another_credential_is_refused_all_the_same(
 ) -> None:
     pool = manager.pool("p", Sessions(Whoever()), max_size=4)
     pickled = pickle.dumps(pool)
-    pool._face.mark = "of another process"
+    pool._local.mark = "of another process"
     with pytest.raises(ConfigurationMismatch, match="credentials"):
         pickle.loads(pickled)

@@ -301,7 +301,7 @@ def test_what_a_neighbour_releases_serves_a_thread_that_the_stopped_server_does_
         wait_until(lambda: _state(server) == "T", "it has stopped")
         with ThreadPoolExecutor(1) as threads:
             waiting = threads.submit(pool.checkout, 60)
-            silence = pool._face.member.silence
+            silence = pool._local.member.silence
             wait_until(lambda: silence.until > time.monotonic(), "it has asked in vain")
             lease.release()
             waiting.result(timeout=30).release()

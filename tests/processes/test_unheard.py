@@ -86,7 +86,7 @@ def test_what_is_said_to_a_server_that_has_just_left_is_said_to_the_next_one(
     """Fault f05: it had read everything when it left, and this thread did not know yet that it had left."""
     pool = manager.pool("p", witness.recipe(), max_size=1)
     lease = pool.checkout(timeout=10)
-    errands: Any = pool._face.member.link.errands
+    errands: Any = pool._local.member.link.errands
     receive, noticed = errands._receive, threading.Event()
 
     def receive_late(channel: Any) -> None:
@@ -111,7 +111,7 @@ def test_after_an_orderly_shutdown_a_process_that_has_nothing_starts_nothing(
     assert _use(pool)
     manager.shutdown()
     wait_until(lambda: witness.figures()["held"] == 0, "what was idle to be closed")
-    link: Any = pool._face.member.link
+    link: Any = pool._local.member.link
     wait_until(lambda: link.session.outgoing.channel is None, "the end of the session")
     assert any(thread.name == "mppool-errands-t" for thread in threading.enumerate())
     assert not link.session.unheard

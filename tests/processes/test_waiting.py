@@ -170,7 +170,7 @@ def test_an_opening_that_has_become_needless_is_not_begun(
     # The thread that is to open comes too late: when it gets to work, nobody waits any more.
     late: list[Callable[[], None]] = []
     with monkeypatch.context() as patch:
-        patch.setattr(pool._face.member.openers, "add", late.append)
+        patch.setattr(pool._local.member.openers, "add", late.append)
         waiting = start(pool.checkout, PATIENCE)
         wait_until(lambda: late, "the opening is granted")
     first.release()

@@ -17,7 +17,7 @@ from mppool.ids import GrantNumber, Session
 from mppool.process.waiter import LocalWaiter
 from mppool.worker import idle as idle_module
 from mppool.worker.idle import Idle
-from mppool.worker.inventory import Entry, Inventory
+from mppool.worker.inventory import Inventory, PoolEntry
 
 NOW = 1000.0
 SESSION = Session(1)
@@ -29,39 +29,39 @@ class Scene:
 
     def __init__(self, **options: Any) -> None:
         pool = InProcessManager().pool("p", object, **options)
-        self.face = pool._face
+        self.local = pool._local
         self.inventory = Inventory()
         self.inventory.session = SESSION
-        self.closed: list[Entry] = []
+        self.closed: list[PoolEntry] = []
         self.forgotten: list[str] = []
-        self.face.renew(self.inventory)
-        self.idle = self.face.idle = Idle(
-            self.face.member,
+        self.local.renew(self.inventory)
+        self.idle = self.local.idle = Idle(
+            self.local.member,
             self.inventory,
-            self.face.options,
-            self.face.plain,
+            self.local.options,
+            self.local.plain,
             lambda entry, reason: self.closed.append(entry),
             self.forgotten.append,
         )
         self.idle.own_key = "own"
         self.serial = 0
 
-    def opened(self, key: str) -> Entry:
+    def opened(self, key: str) -> PoolEntry:
         """A resource, in the hands of whoever asks."""
         self.serial += 1
         grant = Grant("p", key, GrantNumber(self.serial), NOBODY, 0, fresh=True, opened_before=0)
-        entry = Entry(self.face, self.inventory, grant.number, key, 0, 0)
+        entry = PoolEntry(self.local, self.inventory, grant.number, key, 0, 0)
         assert self.inventory.register(entry, grant, SESSION, NOW)
         self.inventory.opened(entry, 0.0, NOW, math.inf)
         self.idle.line.arrived(grant)
         return entry
 
     def waiting(self, key: str, **how: Any) -> LocalWaiter:
-        waiter = LocalWaiter(self.face.member.next_ticket(), key, **how)
+        waiter = LocalWaiter(self.local.member.next_ticket(), key, **how)
         self.idle.line.enqueue(waiter)
         return waiter
 
-    def lying(self) -> list[Entry]:
+    def lying(self) -> list[PoolEntry]:
         return self.idle.shelves.all()
 
 
@@ -82,10 +82,10 @@ class IdleMachine(RuleBasedStateMachine):
         super().__init__()
         self.scene = Scene(keep=self.keep)
         self.idle = self.scene.idle
-        self.hands: list[Entry] = []
+        self.hands: list[PoolEntry] = []
         self.line: list[LocalWaiter] = []
 
-    def takes(self, entry: Entry | None) -> None:
+    def takes(self, entry: PoolEntry | None) -> None:
         if entry is not None:
             assert entry.state == "open"
             self.hands.append(entry)
@@ -96,7 +96,7 @@ class IdleMachine(RuleBasedStateMachine):
         self.line.remove(waiter)
         if given is not None and given is not answer:
             self.idle.put_back(given)
-        self.idle.line.dequeue(waiter, served=isinstance(answer, Entry))
+        self.idle.line.dequeue(waiter, served=isinstance(answer, PoolEntry))
         self.takes(answer)
 
     # --- threads -------------------------------------------------------------------------------------------

@@ -24,7 +24,7 @@ from mppool.core.events import (
     Returned,
 )
 from mppool.ids import GrantNumber, Session
-from mppool.worker.inventory import AT_ONCE, MOST_VOIDED, NEVER, Entry, Inventory
+from mppool.worker.inventory import AT_ONCE, MOST_VOIDED, NEVER, Inventory, PoolEntry
 
 NOW = 1000.0
 SESSION = Session(7)
@@ -80,19 +80,19 @@ class InventoryMachine(RuleBasedStateMachine):
     def __init__(self) -> None:
         super().__init__()
         self.pool = InProcessManager().pool("p", object)
-        self.face = self.pool._face
+        self.local = self.pool._local
         self.inventory = new_inventory()
-        self.face.renew(self.inventory)
+        self.local.renew(self.inventory)
         self.books = Books()
         self.now = NOW
         self.serial = 0
-        self.hung: list[Entry] = []
+        self.hung: list[PoolEntry] = []
         self.uses_of_the_gone = 0
 
-    def in_state(self, *states: str) -> list[Entry]:
+    def in_state(self, *states: str) -> list[PoolEntry]:
         return [entry for entry in self.inventory.table.values() if entry.state in states]
 
-    def pick(self, which: int, *states: str) -> Entry | None:
+    def pick(self, which: int, *states: str) -> PoolEntry | None:
         found = self.in_state(*states)
         return found[which % len(found)] if found else None
 
@@ -110,12 +110,14 @@ class InventoryMachine(RuleBasedStateMachine):
     def grant(self, key: str, generation: int, session: int) -> None:
         self.serial += 1
         grant = grant_of(self.serial, key, generation)
-        entry = Entry(self.face, self.inventory, grant.number, key, generation, grant.opened_before)
+        entry = PoolEntry(
+            self.local, self.inventory, grant.number, key, generation, grant.opened_before
+        )
         taken = self.inventory.register(entry, grant, Session(session), self.now)
         assert taken == (Session(session) == self.inventory.session)
         if taken:
             self.books.slots[grant.number] = "opening"
-            newest = max(self.face.retired.get(None, 0), self.face.retired.get(key, 0))
+            newest = max(self.local.retired.get(None, 0), self.local.retired.get(key, 0))
             assert (entry.retire_at == AT_ONCE) == (generation < newest)
 
     @rule(which=st.integers(0, 99))
@@ -124,7 +126,7 @@ class InventoryMachine(RuleBasedStateMachine):
         assert self.inventory.disown(number) == (number not in self.inventory.table)
         if number not in self.inventory.table and number > self.serial:
             self.serial = number
-            late = Entry(self.face, self.inventory, number, "a", 0, 0)
+            late = PoolEntry(self.local, self.inventory, number, "a", 0, 0)
             assert not self.inventory.register(late, grant_of(number), SESSION, self.now)
 
     @rule(which=st.integers(0, 99), life=st.sampled_from([5.0, NEVER]))
@@ -180,7 +182,7 @@ class InventoryMachine(RuleBasedStateMachine):
     @rule(generation=st.integers(0, 3), key=st.sampled_from(["a", "b", None]), hung=st.booleans())
     def retire(self, generation: int, key: str | None, hung: bool) -> None:
         with self.inventory.lock:
-            self.face.note_retired(generation, key)
+            self.local.note_retired(generation, key)
             meant = [
                 entry
                 for entry in self.inventory.table.values()
@@ -277,7 +279,7 @@ class InventoryMachine(RuleBasedStateMachine):
     @invariant()
     def the_line_knows_what_is_open(self) -> None:
         for key in "abc":
-            demand = self.face.idle.line.demands.get(key)
+            demand = self.local.idle.line.demands.get(key)
             usable = {one.number for one in self.in_state("open", "returned") if one.key == key}
             coming = {one.number for one in self.in_state("opening") if one.key == key}
             reopened = {one.number for one in self.in_state("open") if one.closing_at}
@@ -289,12 +291,12 @@ class InventoryMachine(RuleBasedStateMachine):
 
     @invariant()
     def uses_are_counted_when_it_is_gone(self) -> None:
-        assert self.face.past_uses == self.uses_of_the_gone
+        assert self.local.past_uses == self.uses_of_the_gone
 
     @invariant()
     def of_an_identity_that_is_gone_nothing_is_kept(self) -> None:
         if not self.inventory.table:
-            assert set(self.face.idle.line.demands) <= {self.face.default_key}
+            assert set(self.local.idle.line.demands) <= {self.local.default_key}
 
 
 TestInventory = InventoryMachine.TestCase
@@ -308,17 +310,17 @@ class _Interrupting(dict[Any, Any]):
         raise KeyboardInterrupt
 
 
-def an_entry(inventory: Inventory, face: Any, number: int = 1) -> Entry:
+def an_entry(inventory: Inventory, local: Any, number: int = 1) -> PoolEntry:
     grant = grant_of(number)
-    entry = Entry(face, inventory, grant.number, "k", 0, 0)
+    entry = PoolEntry(local, inventory, grant.number, "k", 0, 0)
     assert inventory.register(entry, grant, SESSION, NOW)
     return entry
 
 
 def test_what_ends_is_told_first_so_that_an_interrupt_leaves_it_where_the_audit_finds_it() -> None:
-    face, inventory = InProcessManager().pool("p", object)._face, new_inventory()
-    face.renew(inventory)
-    entry = an_entry(inventory, face)
+    local, inventory = InProcessManager().pool("p", object)._local, new_inventory()
+    local.renew(inventory)
+    entry = an_entry(inventory, local)
     inventory.opened(entry, 0.0, NOW, math.inf)
     assert inventory.begin_close(entry, NOW)
     inventory.table = _Interrupting(inventory.table)
@@ -329,9 +331,9 @@ def test_what_ends_is_told_first_so_that_an_interrupt_leaves_it_where_the_audit_
 
 
 def test_what_is_brought_back_is_told_first() -> None:
-    face, inventory = InProcessManager().pool("p", object)._face, new_inventory()
-    face.renew(inventory)
-    entry = an_entry(inventory, face)
+    local, inventory = InProcessManager().pool("p", object)._local, new_inventory()
+    local.renew(inventory)
+    entry = an_entry(inventory, local)
     inventory.opened(entry, 0.0, NOW, math.inf)
 
     class Full(dict[Any, Any]):

@@ -19,7 +19,7 @@ from mppool.worker.line import Line
 def line() -> Line:
     """Of a pool that nobody uses: no thread, no books."""
     pool = InProcessManager().pool("p", object)
-    found: Line = pool._face.idle.line
+    found: Line = pool._local.idle.line
     return found
 
 

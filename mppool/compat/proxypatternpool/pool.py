@@ -219,10 +219,10 @@ class Pool:
 
     def _check_health(self) -> None:
         """Check what is available, one after the other, while nobody waits for one."""
-        face, began = self._core._face, monotonic()
-        for entry in face.idle.borrow(lambda entry: not face.closed and entry.checked_at < began):
-            if face.is_healthy(entry):
-                face.idle.put_where_it_lay(entry)
+        local, began = self._core._local, monotonic()
+        for entry in local.idle.borrow(lambda entry: not local.closed and entry.checked_at < began):
+            if local.is_healthy(entry):
+                local.idle.put_where_it_lay(entry)
 
     def shutdown(self, delay: float = 0.0) -> None:
         """Hand out nothing any more, and close everything, also what is in use.

@@ -113,7 +113,7 @@ def test_a_declaration_after_a_close_everywhere_opens_it_for_all(
         colleague.do("checkout")
         colleague.do("release")
     one.do("call", "close", everywhere=True)
-    wait_until(lambda: pool._face.closed_everywhere or not pool._face.inventory.session, "word")
+    wait_until(lambda: pool._local.closed_everywhere or not pool._local.inventory.session, "word")
     for colleague in (one, two):
         with pytest.raises(PoolClosed):
             colleague.do("checkout", timeout=0)

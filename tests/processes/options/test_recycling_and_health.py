@@ -269,10 +269,10 @@ def test_what_went_stale_by_its_key_is_forgotten_with_the_next_generation_of_all
 ) -> None:
     """Else every identity whose backend was found gone would be remembered for as long as the process lives."""
     pool = declare()
-    face = pool._face
+    local = pool._local
     pool.checkout().release()
     for number in range(1, 51):
-        retire_older_than(face, number, f"{face.default_key}\0user {number}")
-    assert len(face.retired) >= 50
-    retire_older_than(face, 60, None)
-    assert set(face.retired) == {None}
+        retire_older_than(local, number, f"{local.default_key}\0user {number}")
+    assert len(local.retired) >= 50
+    retire_older_than(local, 60, None)
+    assert set(local.retired) == {None}

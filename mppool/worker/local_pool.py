@@ -22,7 +22,7 @@ from mppool.worker.checking import Checkers, is_healthy
 from mppool.worker.ending import close, close_soon, drop_token, retire_older_than
 from mppool.worker.idle import Idle
 from mppool.worker.inside import inside
-from mppool.worker.inventory import AT_ONCE, Entry
+from mppool.worker.inventory import AT_ONCE, PoolEntry
 from mppool.worker.principals import Principals
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ log = Log("mppool")
 _CLOSE_POLL_S = 0.002
 
 
-class Face:
+class LocalPool:
     """One pool as one process sees it. It survives a fork: `renew` gives the child empty hands.
 
     idle: what lies idle, and who waits for it (rule 6). The queues of waiters change under the inventory's lock only;
@@ -123,7 +123,7 @@ class Face:
         self.checks_here = self.recipe.open_in_caller
         self.checkers = Checkers(self.name)
         self.identities.renew()
-        self.pop: Callable[[], Entry] = self.own_popper()
+        self.pop: Callable[[], PoolEntry] = self.own_popper()
         self.ours = inventory.mark
 
     def key_for(self, identity: str | None) -> str:
@@ -150,11 +150,11 @@ class Face:
         self.default_key = self.idle.own_key = key
         self.pop = self.own_popper()
 
-    def own_popper(self) -> Callable[[], Entry]:
+    def own_popper(self) -> Callable[[], PoolEntry]:
         """What a checkout that names nobody takes from at once."""
         return self.idle.own_popper(is_known=self.identities.own_is_known)
 
-    def shelf_of(self, key: str) -> deque[Entry]:
+    def shelf_of(self, key: str) -> deque[PoolEntry]:
         """The shelf of a key; made for its first resource."""
         return self.idle.shelves.of(key)
 
@@ -193,7 +193,7 @@ class Face:
 
     # --- what the inventory tells: see Home ------------------------------------------------------------------
 
-    def granted(self, entry: Entry, grant: Grant, now: float) -> None:
+    def granted(self, entry: PoolEntry, grant: Grant, now: float) -> None:
         """See Home."""
         # A grant comes on another connection than the word that its generation is over.
         newest = max(self.retired.get(None, 0), self.retired.get(grant.key, 0))
@@ -203,15 +203,15 @@ class Face:
         entry.shelf = self.shelf_of(grant.key)
         self.idle.line.granted(grant, now)
 
-    def opened(self, entry: Entry, seconds: float, now: float) -> None:
+    def opened(self, entry: PoolEntry, seconds: float, now: float) -> None:
         """See Home."""
         self.idle.line.opened(entry.key, entry.number, seconds, now)
 
-    def closing(self, entry: Entry) -> None:
+    def closing(self, entry: PoolEntry) -> None:
         """See Home."""
         self.idle.line.ended(entry.key, entry.number)
 
-    def gone(self, entry: Entry) -> None:
+    def gone(self, entry: PoolEntry) -> None:
         """See Home."""
         self.past_uses += entry.uses
         self.idle.line.ended(entry.key, entry.number)
@@ -249,7 +249,7 @@ class Face:
         if attached:
             self.member.tell(Declare(self.declaration()))
 
-    def close_here(self) -> list[Entry]:
+    def close_here(self) -> list[PoolEntry]:
         """Hand out nothing in this process any more; what it has of the pool."""
         self.closed_here = True
         if (
@@ -260,10 +260,10 @@ class Face:
             waiter.give(Retry)  # and find it closed
         return self.entries()
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[PoolEntry]:
         """Everything that this process has of the pool."""
         with self.inventory.lock:
-            return [entry for entry in self.inventory.table.values() if entry.face is self]
+            return [entry for entry in self.inventory.table.values() if entry.local is self]
 
     def wait_for_closes(self, until: float) -> bool:
         """Wait until what is being closed has been; False if it has not by then."""
@@ -278,7 +278,7 @@ class Face:
     @logged_afterwards
     def prepare(
         self,
-        entry: Entry,
+        entry: PoolEntry,
         now: float,
         bearer: Principal | None = None,
         deadline: float | None = None,
@@ -305,7 +305,7 @@ class Face:
         self.lend(entry, now)
         return True
 
-    def _goes_on(self, entry: Entry, bearer: Principal) -> bool:
+    def _goes_on(self, entry: PoolEntry, bearer: Principal) -> bool:
         """Whether the token of this session is still the one of its identity; else it is closed.
 
         What lies idle with the old token goes with it, in all processes; the caller opens with the new one.
@@ -323,7 +323,7 @@ class Face:
         drop_token(self, entry.key, old)
         return False
 
-    def lend(self, entry: Entry, now: float) -> None:
+    def lend(self, entry: PoolEntry, now: float) -> None:
         """The resource goes to a caller: count it, and tell the hook."""
         entry.uses += 1
         entry.lent_at = now
@@ -338,11 +338,13 @@ class Face:
                 close(entry, "discarded")
                 raise
 
-    def is_healthy(self, entry: Entry) -> bool:
+    def is_healthy(self, entry: PoolEntry) -> bool:
         """Run the check, which somebody other than a checkout wants; see `checking`."""
         return is_healthy(self, entry)
 
-    def backend_failed(self, entry: Entry, *, renewed: bool = False, hung: bool = False) -> None:
+    def backend_failed(
+        self, entry: PoolEntry, *, renewed: bool = False, hung: bool = False
+    ) -> None:
         """What this resource was connected to is gone, and with it everything as old, in all processes.
 
         Here at once, so that the next checkout does not find the same out again; elsewhere by the books.
@@ -356,7 +358,7 @@ class Face:
         for other in retire_older_than(self, generation + 1, entry.key, hung=hung):
             close_soon(other, "retired")
 
-    def run_hook(self, hook: str, call: Callable[[Any], Any], entry: Entry) -> bool:
+    def run_hook(self, hook: str, call: Callable[[Any], Any], entry: PoolEntry) -> bool:
         """Run a hook; False, logged and counted, if it raised."""
         inside.hooks += 1
         try:
@@ -374,7 +376,7 @@ class Face:
     # --- release -----------------------------------------------------------------------------------------
 
     @logged_afterwards
-    def throw_away(self, entry: Entry, now: float) -> None:
+    def throw_away(self, entry: PoolEntry, now: float) -> None:
         """A lease was discarded."""
         held = now - entry.lent_at
         if not entry.inventory.inherited and entry.inventory.end_lease(entry):
@@ -384,7 +386,7 @@ class Face:
             log.warning("pool %r: a lease was discarded after it had been killed", self.name)
 
     @logged_afterwards
-    def put_back_slowly(self, entry: Entry, now: float, *, suspect: bool = False) -> None:
+    def put_back_slowly(self, entry: PoolEntry, now: float, *, suspect: bool = False) -> None:
         """A lease was released, and there is more to do than an append (see Lease.release).
 
         suspect: an exception ended its use, so whether it still works is checked before anybody gets it.
@@ -409,7 +411,7 @@ class Face:
                 with self.member.chores.done_here():  # it is closed when the release returns
                     self.idle.put_back(entry)
 
-    def _was_reset(self, entry: Entry) -> bool:
+    def _was_reset(self, entry: PoolEntry) -> bool:
         assert self.reset is not None
         try:
             return self.run_hook("reset", self.reset, entry)

@@ -21,10 +21,10 @@ from mppool.errors import (
 from mppool.link.connection import ASK_GRACE_S, ASK_PATIENCE_S, SESSION_PAUSE_S, SessionLost
 from mppool.logs import Log
 from mppool.process.waiter import LocalWaiter, Retry
-from mppool.worker.face import Face
 from mppool.worker.hints import own_leases, warn_of_event_loop
 from mppool.worker.inside import inside
-from mppool.worker.inventory import Entry
+from mppool.worker.inventory import PoolEntry
+from mppool.worker.local_pool import LocalPool
 from mppool.worker.opening import Failure, open_beside, open_resource
 
 if TYPE_CHECKING:
@@ -46,25 +46,25 @@ REFUSAL_GRACE_S = 0.005
 """How much longer than its timeout a checkout waits to be told why there was nothing."""
 
 
-def check_out_at_once(face: Face) -> Entry:
+def check_out_at_once(local: LocalPool) -> PoolEntry:
     """A checkout with a timeout of 0, for the pool's own identity, that has found nothing on the shelf.
 
     Nearly always there is nothing to be had, and a thread that asks again and again pays for every function that is
     passed (decision 11). So this one knows only that case; all else is left to ColdCheckout.
     """
-    member, answer = face.member, None
-    if not (face.closed_here or face.closed_everywhere):
+    member, answer = local.member, None
+    if not (local.closed_here or local.closed_everywhere):
         ticket = member.next_ticket()
         try:
-            answer = member.link.ask_at_once(Checkout(face.name, face.default_key, ticket, 0.0))
+            answer = member.link.ask_at_once(Checkout(local.name, local.default_key, ticket, 0.0))
         except (SessionLost, TimeoutError) as error:
             answer = not_answered(member, ticket, error)
         except BaseException:
             member.tell(Abandoned(ticket))
             raise
         if type(answer) is Refuse and answer.reason == "timeout":
-            raise timed_out(face, 0.0, answer.text)
-    return ColdCheckout(face, face.default_key, 0.0).run(answer)
+            raise timed_out(local, 0.0, answer.text)
+    return ColdCheckout(local, local.default_key, 0.0).run(answer)
 
 
 def not_answered(context: Context, ticket: Ticket, error: SessionLost | TimeoutError) -> Refuse:
@@ -75,42 +75,42 @@ def not_answered(context: Context, ticket: Ticket, error: SessionLost | TimeoutE
     return Refuse(ticket, "timeout", str(error))
 
 
-def timed_out(face: Face, timeout: float | None, text: str) -> CheckoutTimeout:
+def timed_out(local: LocalPool, timeout: float | None, text: str) -> CheckoutTimeout:
     """The error of a checkout that got nothing in its time; it is counted."""
-    face.count("timeouts")
+    local.count("timeouts")
     return CheckoutTimeout(
-        f"pool {face.name!r}: nothing could be had within {timeout:g} s{': ' + text if text else ''}"
-        f"{own_leases(face)}; release leases sooner, raise max_size or wait longer"
+        f"pool {local.name!r}: nothing could be had within {timeout:g} s{': ' + text if text else ''}"
+        f"{own_leases(local)}; release leases sooner, raise max_size or wait longer"
     )
 
 
-def refusal(face: Face, timeout: float | None, refuse: Refuse) -> PoolError:
+def refusal(local: LocalPool, timeout: float | None, refuse: Refuse) -> PoolError:
     """The error of a checkout that the books have refused."""
     if refuse.reason == "timeout":
-        return timed_out(face, timeout, refuse.text)
+        return timed_out(local, timeout, refuse.text)
     if refuse.reason == "too_many_waiting":
-        return TooManyWaiting(f"pool {face.name!r}: {refuse.text}; refused at once")
+        return TooManyWaiting(f"pool {local.name!r}: {refuse.text}; refused at once")
     if refuse.reason == "open_failed":
         return OpenFailedError(
-            f"pool {face.name!r}: opening fails at present, so it is not tried again at once; the "
+            f"pool {local.name!r}: opening fails at present, so it is not tried again at once; the "
             f"last error was: {refuse.text}"
         )
     if refuse.reason == "closed":
         return PoolClosed(f"{refuse.text}; it hands out nothing any more")
     if refuse.reason == "journal":
         return ServerUnavailable(refuse.text)
-    return PoolError(f"pool {face.name!r}: {refuse.text}")
+    return PoolError(f"pool {local.name!r}: {refuse.text}")
 
 
 class ColdCheckout:
     """One checkout that goes beyond the shelf. Everything it holds is given back however it ends."""
 
     def __init__(
-        self, face: Face, key: str, timeout: float | None, bearer: Principal | None = None
+        self, local: LocalPool, key: str, timeout: float | None, bearer: Principal | None = None
     ) -> None:
-        self._face = face
+        self._local = local
         self._bearer = bearer
-        self._member = face.member
+        self._member = local.member
         self._key = key
         self._timeout = timeout
         self._started = monotonic()
@@ -123,9 +123,9 @@ class ColdCheckout:
         # What came of asking, where the books have not answered in time; "" while they do.
         self._unanswered = ""
         self._waiter: LocalWaiter | None = None
-        self._inventory = face.inventory
+        self._inventory = local.inventory
 
-    def run(self, answer: Any = None) -> Entry:
+    def run(self, answer: Any = None) -> PoolEntry:
         """A resource that is ready for the caller.
 
         answer: what the books have said already, to a checkout that waits for nobody.
@@ -138,7 +138,7 @@ class ColdCheckout:
             self._stop_waiting(None)  # again: an interrupt may have struck within the first time
             raise
 
-    def _run(self, answer: Any) -> Entry:
+    def _run(self, answer: Any) -> PoolEntry:
         while True:
             entry = self._from_shelf() if answer is None else None
             if entry is None:
@@ -146,23 +146,23 @@ class ColdCheckout:
             answer = None
             if entry is not None:
                 waited = monotonic() - self._started
-                self._face.observe("wait", waited)
+                self._local.observe("wait", waited)
                 return entry
             if self._timeout and self._left() == 0:  # what came was unusable, again and again
                 self._refused(
-                    Refuse(NOBODY, "timeout", self._face.idle.line.why_nothing(self._key))
+                    Refuse(NOBODY, "timeout", self._local.idle.line.why_nothing(self._key))
                 )
 
-    def _from_shelf(self) -> Entry | None:
-        face = self._face
-        while (entry := face.idle.shelves.take(self._key)) is not None:
-            if face.prepare(entry, monotonic(), self._bearer, self._deadline):
+    def _from_shelf(self) -> PoolEntry | None:
+        local = self._local
+        while (entry := local.idle.shelves.take(self._key)) is not None:
+            if local.prepare(entry, monotonic(), self._bearer, self._deadline):
                 return entry
             if self._timeout and self._left() == 0:
                 return None
         return None
 
-    def _at_once(self, answer: Any) -> Entry | None:
+    def _at_once(self, answer: Any) -> PoolEntry | None:
         """Ask without waiting for anybody, where there is no answer yet; None: look again."""
         if answer is None:
             self._check_open()
@@ -174,31 +174,31 @@ class ColdCheckout:
                 raise
         if isinstance(answer, Grant):
             return self._by_waiting(answer)
-        return self._use(answer, self._face.inventory)
+        return self._use(answer, self._local.inventory)
 
     def _check_open(self) -> None:
-        if self._face.closed:
-            raise PoolClosed(f"pool {self._face.name!r} is closed; it hands out nothing any more")
+        if self._local.closed:
+            raise PoolClosed(f"pool {self._local.name!r} is closed; it hands out nothing any more")
 
-    def _by_waiting(self, granted: Grant | None = None) -> Entry | None:
+    def _by_waiting(self, granted: Grant | None = None) -> PoolEntry | None:
         """One round of waiting; None: look again.
 
         granted: what the books have granted already, to a checkout that waits for nothing else.
         """
-        face = self._face
+        local = self._local
         self._check_open()
-        self._inventory = face.inventory
+        self._inventory = local.inventory
         self._waiter = waiter = LocalWaiter(
             self._member.next_ticket() if granted is None else granted.ticket,
             self._key,
             self._bearer,
             insists=granted is not None,
             # A hook that uses the pool itself has what it needs opened where it runs.
-            opens_here=face.recipe.open_in_caller or inside.a_hook,
+            opens_here=local.recipe.open_in_caller or inside.a_hook,
         )
         answer: Any = None
         try:
-            face.idle.line.enqueue(waiter)
+            local.idle.line.enqueue(waiter)
             if granted is not None:
                 waiter.asked = True
                 answer = self._take_up(granted, waiter)
@@ -218,31 +218,31 @@ class ColdCheckout:
         given = waiter.withdraw()
         if given is not None and given is not answer:
             self._hand_on(given, self._inventory)
-        self._face.idle.line.dequeue(waiter, served=isinstance(answer, Entry))
+        self._local.idle.line.dequeue(waiter, served=isinstance(answer, PoolEntry))
         self._waiter = None
 
     def _wait(self, waiter: LocalWaiter) -> Any:
-        """Entry, Grant, Refuse, Retry or Failure: whatever comes first."""
-        face, left_s = self._face, self._left()
+        """PoolEntry, Grant, Refuse, Retry or Failure: whatever comes first."""
+        local, left_s = self._local, self._left()
         while True:
             # Enqueued first, looked again, and after each call: no release is missed.
-            if (entry := face.idle.shelves.take(self._key)) is not None:
+            if (entry := local.idle.shelves.take(self._key)) is not None:
                 return entry
-            if self._can_ask() and face.idle.line.must_ask(waiter, left_s):
-                answer = self._ask(waiter) or face.idle.shelves.take(self._key)
+            if self._can_ask() and local.idle.line.must_ask(waiter, left_s):
+                answer = self._ask(waiter) or local.idle.shelves.take(self._key)
                 if answer is not None:
                     return answer
             until = self._wait_until(waiter)
-            look_at = face.idle.line.look_at(waiter, left_s)
+            look_at = local.idle.line.look_at(waiter, left_s)
             at = look_at if until is None else min(until, look_at)
-            if not face.idle.line.opens_for(self._key):
-                warn_of_event_loop(face)
+            if not local.idle.line.opens_for(self._key):
+                warn_of_event_loop(local)
             answer = waiter.wait(None if at == math.inf else at)
             if answer is not None:
                 return answer
             if until is not None and monotonic() >= until:
                 return Refuse(waiter.ticket, "timeout", self._why_nothing())
-            starving = face.idle.line.starving_ticket(waiter)
+            starving = local.idle.line.starving_ticket(waiter)
             if starving is not None:
                 self._member.tell(Starves(starving))
 
@@ -268,7 +268,7 @@ class ColdCheckout:
             return None
         if isinstance(answer, Grant):
             return self._take_up(answer, waiter)
-        self._face.idle.line.ticket_ended(waiter.ticket, None)
+        self._local.idle.line.ticket_ended(waiter.ticket, None)
         if answer is not Retry:
             return answer
         # A pause, for the server may be saying farewell; a neighbour's release ends it.
@@ -279,9 +279,9 @@ class ColdCheckout:
     def _take_up(self, grant: Grant, waiter: LocalWaiter) -> Grant | None:
         """Have a grant opened beside us (None), or return it, to be opened in this thread."""
         if waiter.opens_here:
-            self._face.idle.line.opens_for_itself(grant)
+            self._local.idle.line.opens_for_itself(grant)
             return grant
-        open_beside(self._face, grant, waiter)
+        open_beside(self._local, grant, waiter)
         return None
 
     def _call(self, ticket: Ticket) -> Any:
@@ -289,7 +289,7 @@ class ColdCheckout:
         try:
             return self._answer_to(ticket, self._ask_until)
         except TimeoutError as error:
-            why = TimeoutError(f"{error}; {self._face.idle.line.why_nothing(self._key)}")
+            why = TimeoutError(f"{error}; {self._local.idle.line.why_nothing(self._key)}")
             return not_answered(self._member, ticket, why)
 
     def _call_patiently(self, ticket: Ticket) -> Any:
@@ -297,7 +297,7 @@ class ColdCheckout:
 
         A server that is stopped would have all threads wait for it, and neighbours release in vain.
         """
-        began, inventory, line = monotonic(), self._inventory, self._face.idle.line
+        began, inventory, line = monotonic(), self._inventory, self._local.idle.line
         patience = ASK_PATIENCE_S if line.can_go_on(self._key) else LONGEST_ASK_S
         if inventory.session is None:
             patience += START_PATIENCE_S
@@ -318,7 +318,7 @@ class ColdCheckout:
 
     def _answer_to(self, ticket: Ticket, until: float | None) -> Any:
         """What the books answer to a checkout. Raises TimeoutError."""
-        event = Checkout(self._face.name, self._key, ticket, self._left())
+        event = Checkout(self._local.name, self._key, ticket, self._left())
         try:
             return self._member.call(event, until)
         except SessionLost as error:
@@ -330,27 +330,27 @@ class ColdCheckout:
         return not self._unanswered or left is None or left >= ASK_PATIENCE_S
 
     def _why_nothing(self) -> str:
-        text = self._face.idle.line.why_nothing(self._key)
+        text = self._local.idle.line.why_nothing(self._key)
         return f"{self._unanswered}; {text}" if self._unanswered else text
 
     def _give_up(self, waiter: LocalWaiter) -> None:
         """Whether the books have our ticket in their queue is not known."""
-        self._face.idle.line.ticket_ended(waiter.ticket, None)
+        self._local.idle.line.ticket_ended(waiter.ticket, None)
         self._member.tell(Abandoned(waiter.ticket))
 
     def _left(self) -> float | None:
         return None if self._deadline is None else max(0.0, self._deadline - monotonic())
 
-    def _use(self, answer: Any, inventory: Inventory) -> Entry | None:
-        face = self._face
-        if isinstance(answer, Entry):
+    def _use(self, answer: Any, inventory: Inventory) -> PoolEntry | None:
+        local = self._local
+        if isinstance(answer, PoolEntry):
             if answer.uses or answer.opened_at < self._started:
                 return (
                     answer
-                    if face.prepare(answer, monotonic(), self._bearer, self._deadline)
+                    if local.prepare(answer, monotonic(), self._bearer, self._deadline)
                     else None
                 )
-            face.lend(answer, monotonic())  # opened while we waited: there is nothing to look at
+            local.lend(answer, monotonic())  # opened while we waited: there is nothing to look at
             return answer
         if isinstance(answer, Grant):
             return self._open_here(answer, inventory)
@@ -360,7 +360,7 @@ class ColdCheckout:
             self._refused(answer)
         return None
 
-    def _open_here(self, grant: Grant, inventory: Inventory) -> Entry | None:
+    def _open_here(self, grant: Grant, inventory: Inventory) -> PoolEntry | None:
         """Open in this thread, to which the resource belongs."""
         entry = inventory.table.get(grant.number)
         if entry is None:
@@ -370,12 +370,12 @@ class ColdCheckout:
         except OpenFailedError as error:
             self._failed(error)
             return None
-        self._face.lend(entry, monotonic())
+        self._local.lend(entry, monotonic())
         return entry
 
     def _failed(self, error: BaseException) -> None:
         """An opening on our behalf failed: that ends the checkout, or it goes on waiting."""
-        retries = isinstance(error, OpenFailedError) and not self._face.options.fail_fast
+        retries = isinstance(error, OpenFailedError) and not self._local.options.fail_fast
         if not retries or self._left() == 0:
             raise error
         assert isinstance(error, OpenFailedError)
@@ -383,13 +383,13 @@ class ColdCheckout:
 
     def _hand_on(self, given: Any, inventory: Inventory) -> None:
         """Something was given in the instant in which we stopped waiting: it goes to the next."""
-        if isinstance(given, Entry):
-            given.face.idle.put_back(given)
+        if isinstance(given, PoolEntry):
+            given.local.idle.put_back(given)
         elif isinstance(given, Grant):
             self._member.decline(given, inventory)
-            self._face.idle.line.poke(given.key)
+            self._local.idle.line.poke(given.key)
         elif isinstance(given, Failure):
             log.warning("%s; the checkout that wanted it had gone", given.error)
 
     def _refused(self, refuse: Refuse) -> NoReturn:
-        raise refusal(self._face, self._timeout, refuse) from self._last_error
+        raise refusal(self._local, self._timeout, refuse) from self._last_error
