@@ -20,6 +20,7 @@ from mppool.options import checked_timeout
 
 if TYPE_CHECKING:
     from mppool.link.in_process import LocalLink
+    from mppool.recipe import Recipe
     from mppool.worker.member import Member
 
 _DRAIN_POLL_S = 0.02
@@ -98,6 +99,10 @@ class Alone:
                 return answer.left
             generation = answer.generation
             threading.Event().wait(_DRAIN_POLL_S)
+
+    def _for_hosts(self, pool: str, recipe: Recipe[Any]) -> Recipe[Any]:
+        """Nobody shares with this process, so its resources are opened where they are used."""
+        return recipe
 
     def _control_pool(self, event: Resize | Reset | ClosePool) -> None:
         self._link.command(event)

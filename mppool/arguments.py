@@ -32,6 +32,8 @@ class PoolArguments(TypedDict, total=False):
     guard: bool | None
     prefill: bool
     check_timeout: float | None
+    values: Literal["plain", "pickle"]
+    max_quiet: float | None
     # Beside a callable that opens a resource; a Recipe has them as methods.
     configure: Callable[[Any], Any] | None
     on_checkout: Callable[[Any], Any] | None

@@ -11,6 +11,7 @@ from mppool.core.events import Attach
 from mppool.core.tokens import ForgetTokens
 from mppool.credentials.identity import checked_identity
 from mppool.errors import ConfigurationError
+from mppool.hosting.declared import Declared
 from mppool.ids import Session, own_process
 from mppool.options import checked_name, checked_options
 from mppool.process.executor import let_others
@@ -61,8 +62,25 @@ class Manager:
         hooks = {setting: said[setting] for setting in SETTINGS if setting in said}
         given = {option: value for option, value in said.items() if option not in SETTINGS}
         checked = checked_options(name, given)
-        local = self._member.declare(name, as_recipe(recipe, hooks), checked)
+        made = as_recipe(recipe, hooks)
+        if checked.placement == "host":
+            made = self._for_hosts(name, made)
+        local = self._member.declare(name, made, checked)
         return self._pool_of(local, (self, name, recipe, said))
+
+    def _for_hosts(self, pool: str, recipe: Recipe[Any]) -> Recipe[Any]:
+        """The recipe of a pool whose resources are opened in hosts, as this process declares it."""
+        from mppool.hosting.pool import declared
+
+        return declared(pool, recipe)
+
+    def _hosted(self) -> list[LocalPool]:
+        """What this process has of pools with hosts."""
+        return [
+            local
+            for local in list(self._member.local_pools.values())
+            if isinstance(local.recipe, Declared)
+        ]
 
     def apool(
         self,
@@ -86,6 +104,11 @@ class Manager:
         hooks = {hook: said[hook] for hook in ASYNC_HOOKS if hook in said}
         given = {option: value for option, value in said.items() if option not in ASYNC_HOOKS}
         checked = checked_options(name, given)
+        if checked.placement == "host":
+            raise ConfigurationError(
+                f"pool {name!r}: placement='host' is not offered by apool: what belongs to an event loop lives in "
+                "its process; use manager.pool with a driver that blocks, and asyncio.to_thread"
+            )
         bridge = LoopRecipe(as_async_recipe(recipe, hooks))
         local = self._member.declare(name, bridge, checked)
         return self._apool_of(local, (self, name, recipe, said))
@@ -97,6 +120,10 @@ class Manager:
 
     def _pool_of(self, local: LocalPool, declared: tuple[Any, ...]) -> Pool[Any]:
         rebuild = (_rebuild_pool, (*declared, local.mark))
+        if isinstance(local.recipe, Declared):
+            from mppool.hosting.pool import HostedPool
+
+            return HostedPool(local, self.stats, rebuild)
         guard = local.options.guard
         if not (local.recipe.guard if guard is None else guard):
             return Pool(local, self.stats, rebuild)

@@ -15,6 +15,8 @@ from mppool.worker.pool import CLOSE_PATIENCE_S
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from mppool.recipe import Recipe
+
 
 class InProcessManager(Manager):
     """The same interface and the same core without a server, for a single process and for tests.
@@ -69,6 +71,12 @@ class InProcessManager(Manager):
         """Close what lies idle. Leases that are out keep working, and the pools go on when they are used."""
         self._member.close_idle()
         self._link.stop()
+
+    def _for_hosts(self, pool: str, recipe: Recipe[Any]) -> NoReturn:
+        raise ConfigurationError(
+            f"pool {pool!r}: placement='host' is not offered by an in-process manager: a host serves several processes; "
+            "use PoolManager, or leave placement out"
+        )
 
     def __enter__(self) -> InProcessManager:  # noqa: PYI034  # typing.Self is newer than Python 3.10
         return self

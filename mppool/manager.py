@@ -224,7 +224,18 @@ class PoolManager(Manager, BaseManager):
         used again: the next checkout attaches again. At a normal end of the interpreter this happens by itself,
         within a second.
         """
+        for face in self._hosted():
+            from mppool.hosting.pool import close_streams
+
+            close_streams(face)
         self._member.leave(CLOSE_PATIENCE_S)
+
+    def _leave_hosts(self) -> None:
+        """Hosts that no other process uses end."""
+        for face in self._hosted():
+            from mppool.hosting.pool import leave_hosts
+
+            leave_hosts(face)
 
     def _end_unless_needed(self) -> None:
         """End the server, where no other process is attached to it."""
@@ -330,6 +341,7 @@ class PoolManager(Manager, BaseManager):
         if (
             is_last
         ):  # else another thread, or a block around this one, still uses what this process has
+            self._leave_hosts()
             self.close()
             self._end_unless_needed()
 

@@ -14,6 +14,8 @@ from mppool.errors import ConfigurationError
 LONGEST_S = 9_000_000_000.0
 """Locks and sockets cannot wait for longer than 292 years."""
 
+MOST_HOSTS = 256
+
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 
 
@@ -48,8 +50,9 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     check_timeout: a check that takes longer is given up, and the resource is replaced, with everything that is as
         old; None: checks take as long as they like, in the thread of their caller.
     order: "lifo" hands out the most recently used resource, "fifo" the one idle for longest.
-    placement: "worker" opens resources in the process that uses them; nothing else in this version.
-    hosts: for host processes, which this version does not have; leave it at 1.
+    placement: "worker" opens resources in the process that uses them; "host" in a process of their own, which all workers
+        drive through proxies.
+    hosts: how many of these there are.
     fail_fast: while the circuit breaker is open, raise the last error at once instead of waiting.
     max_opening: resources that are being opened at a time, over all processes; None: no bound of its own. An opening
         that takes longer than 30 s is not counted by it any more.
@@ -59,6 +62,8 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
         False for all of mppool's.
     keep: False: nothing stays idle; what is released is closed, unless somebody waits for it.
     prefill: False: `min_size` resources are kept once they are open, but none is opened in advance.
+    values: with hosts: "plain" sends values of Python's own types to them, "pickle" others too, by pickle.
+    max_quiet: with hosts: a lease ends whose worker says nothing for longer; None: never.
     """
 
     max_size: int | None = 10
@@ -84,6 +89,8 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     guard: bool | None = None
     prefill: bool = True
     check_timeout: float | None = 5.0
+    values: str = "plain"
+    max_quiet: float | None = None
 
 
 OPTION_NAMES = PoolOptions.__struct_fields__
@@ -149,6 +156,13 @@ def checked_timeout(pool: str, value: object) -> float | None:
 
 
 def _check_together(pool: str, options: PoolOptions) -> None:
+    if options.placement != "host":
+        for name, default in (("hosts", 1), ("values", "plain"), ("max_quiet", None)):
+            if getattr(options, name) != default:
+                raise ConfigurationError(
+                    f"pool {pool!r}: {name}={getattr(options, name)!r} is not allowed together with "
+                    f"placement={options.placement!r}: it goes with placement='host'; leave it out, or say that"
+                )
     if options.min_size and options.prefill and not options.keep:
         raise ConfigurationError(
             f"pool {pool!r}: min_size={options.min_size} is not allowed together with keep=False, which "
@@ -256,18 +270,11 @@ def _one_of(*allowed: str) -> Callable[[object], str]:
     return rule
 
 
-def _placement(value: object) -> str:
-    if value == "host":
-        raise ConfigurationError(
-            "this version opens resources in the processes that use them only; give 'worker'"
-        )
-    return _one_of("worker")(value)
-
-
 def _hosts(value: object) -> int:
-    if _whole(value, 1) != 1:
-        raise ConfigurationError("this version has no host processes; give 1, or leave hosts out")
-    return 1
+    hosts = _whole(value, 1)
+    if hosts > MOST_HOSTS:
+        raise ConfigurationError(f"give at most {MOST_HOSTS}")
+    return hosts
 
 
 _RULES: dict[str, Callable[[object], Any]] = {
@@ -285,7 +292,7 @@ _RULES: dict[str, Callable[[object], Any]] = {
     "check_interval": _positive_seconds,
     "check_idle_for": _seconds,
     "order": _one_of("lifo", "fifo"),
-    "placement": _placement,
+    "placement": _one_of("worker", "host"),
     "hosts": _hosts,
     "fail_fast": _flag,
     "track_leaks": _flag,
@@ -294,4 +301,6 @@ _RULES: dict[str, Callable[[object], Any]] = {
     "guard": _optional_flag,
     "prefill": _flag,
     "check_timeout": _positive_seconds,
+    "values": _one_of("plain", "pickle"),
+    "max_quiet": _positive_seconds,
 }

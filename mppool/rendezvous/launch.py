@@ -15,10 +15,7 @@ from __future__ import annotations
 
 import os
 import random
-import select
-import signal
 import socket
-import threading
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -28,8 +25,9 @@ from mppool.logs import Log
 from mppool.rendezvous import interpreter, liveness
 from mppool.rendezvous.interpreter import PYTHON_VARIABLE
 from mppool.rendezvous.paths import RUNTIME_DIR_VARIABLE, ManagerPaths, read_address
-from mppool.rendezvous.readiness import ANOTHER, LONGEST_ANSWER, READY, REFUSED
+from mppool.rendezvous.readiness import ANOTHER, READY, REFUSED
 from mppool.rendezvous.shielded import shielded
+from mppool.rendezvous.spawning import READINESS_DESCRIPTOR, answer_of, reap, spawn
 
 log = Log(__name__)
 
@@ -40,7 +38,6 @@ LOCK_PATIENCE_S = 5.0
 _LEAVING_PATIENCE_S = 0.5
 _FIRST_LOOK_S, _LONGEST_LOOK_S = 0.002, 0.025
 _LOG_TAIL_BYTES = 2000
-_READINESS_DESCRIPTOR = 3
 
 # Runs in the new interpreter before anything of ours: nobody's child first, then the rest. The exit status
 # is 0 in any case: a process that reaps it may take another one for that of a worker of its own.
@@ -241,9 +238,9 @@ def _start(paths: ManagerPaths, linger: float, deadline: float) -> bool:
         answer: bytes | None = None
         try:
             until = min(deadline, time.monotonic() + START_PATIENCE_S)
-            answer = _read_answer(reading, until)
+            answer = answer_of(reading, until)
         finally:  # also when interrupted: no zombie stays behind
-            _reap(child, patient=answer is not None)
+            reap(child, patient=answer is not None)
     finally:
         os.close(reading)
     if answer == READY:
@@ -266,85 +263,12 @@ def _start(paths: ManagerPaths, linger: float, deadline: float) -> bool:
 
 
 def _spawn(paths: ManagerPaths, linger: float, writing: int) -> int:
-    """Start the interpreter that becomes the server; the pid of its short-lived first process.
-
-    posix_spawn and not os.fork: no Python code runs in a copy of a process with threads, and no fork
-    hooks run. Its own process group at once: a Ctrl-C meant for the starter does not reach it.
-    """
-    # Above 3, so that dup2 to 3 really duplicates, which clears close-on-exec.
-    import fcntl
-
-    high = fcntl.fcntl(writing, fcntl.F_DUPFD_CLOEXEC, 10)
+    """Start the interpreter that becomes the server; the pid of its short-lived first process."""
     arguments = [
         *interpreter.arguments(), _BOOTSTRAP, interpreter.locations(),
-        str(_READINESS_DESCRIPTOR), os.fspath(paths.runtime_dir), paths.name, repr(float(linger)),
+        str(READINESS_DESCRIPTOR), os.fspath(paths.runtime_dir), paths.name, repr(float(linger)),
     ]  # fmt: skip
-    try:
-        return os.posix_spawnp(
-            arguments[0],
-            arguments,
-            interpreter.environment(),
-            file_actions=[
-                (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-                (
-                    os.POSIX_SPAWN_OPEN,
-                    1,
-                    os.fspath(paths.log),
-                    os.O_WRONLY | os.O_CREAT | os.O_APPEND,
-                    0o600,
-                ),
-                (os.POSIX_SPAWN_DUP2, 1, 2),
-                (os.POSIX_SPAWN_DUP2, high, _READINESS_DESCRIPTOR),
-            ],
-            setpgroup=0,
-            setsigmask=[],
-            setsigdef=_settable_signals(),
-        )
-    finally:
-        os.close(high)
-
-
-def _settable_signals() -> list[int]:
-    return [
-        number
-        for number in range(1, signal.NSIG)
-        if number not in {signal.SIGKILL, signal.SIGSTOP} and number in signal.valid_signals()
-    ]
-
-
-def _read_answer(reading: int, until: float) -> bytes | None:
-    """What the new server says; b"" if it ended without a word, None if it is too late."""
-    poll = select.poll()
-    poll.register(reading, select.POLLIN)
-    while True:
-        left = until - time.monotonic()
-        if left <= 0:
-            return None
-        if poll.poll(left * 1000):
-            return os.read(reading, LONGEST_ANSWER)
-
-
-def _reap(child: int, *, patient: bool) -> None:
-    """Take the exit status of the first process, which ends as soon as it has forked.
-
-    Somebody else's waitpid(-1) may have taken it: web servers' masters do that. Where we must not wait,
-    a thread waits.
-    """
-
-    def wait() -> None:
-        try:
-            os.waitpid(child, 0)
-        except ChildProcessError:
-            pass  # reaped already
-
-    if patient:
-        wait()
-    else:
-        _in_thread(wait)
-
-
-def _in_thread(function: Callable[[], None]) -> None:
-    threading.Thread(target=function, name="mppool-reaper", daemon=True).start()
+    return spawn(arguments, interpreter.environment(), None, paths.log, writing)
 
 
 def _log_tail(path: Path, start: int) -> str:

@@ -4,6 +4,7 @@
     secret,fingerprints       what fingerprints are hashed with, made once
     odbc,<hash>/              the private odbcinst.ini, see mppool.odbc.driver_manager
     s-<hash>-<epoch>          the socket of a living server (here, for its path must be short)
+    h-<hash>-<number>         the socket of a host
     <manager name>/
         address               which server serves now; replaced atomically
         start.lock            held by the process that is starting a server; never unlinked
@@ -12,6 +13,8 @@
         living                a byte for each attached process, locked while it lives
         log, log.1            of the server, bounded
         members/              one file per attached process
+        host-<hash>-<n>.lock  held by a process that starts a host; never unlinked
+        hosts.log             of all hosts
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ SUN_PATH_BYTES = 107
 """What sockaddr_un.sun_path holds besides its NUL, see unix(7)."""
 _LONGEST_SOCKET_NAME = len("s-") + 12 + len("-") + 8
 _SOCKET_NAME = re.compile(r"s-[0-9a-f]{12}-[0-9a-f]{8}")
+_HOST_NAME = re.compile(r"h-[0-9a-f]{12}-[0-9a-f]{1,8}")
 _LONGEST_ADDRESS = 4096
 _SECRET_BYTES = 32
 
@@ -229,7 +233,8 @@ def _way_out(path: Path) -> str:
 
 def _is_of_mppool(entry: Path) -> bool:
     manager = entry if entry.is_dir() else entry.parent
-    return bool(_SOCKET_NAME.fullmatch(entry.name)) or (manager / "alive.lock").exists()
+    is_socket = _SOCKET_NAME.fullmatch(entry.name) or _HOST_NAME.fullmatch(entry.name)
+    return bool(is_socket) or (manager / "alive.lock").exists()
 
 
 def fingerprint_secret(paths: ManagerPaths) -> bytes:

@@ -41,8 +41,8 @@ TABLE: dict[str, tuple[list[Any], list[Any]]] = {
     "check_interval": ([*SECONDS, None], [*NO_SECONDS, 0]),
     "check_idle_for": ([*SECONDS, 0, None], NO_SECONDS),
     "order": (["lifo", "fifo"], [*TEXT, "random"]),
-    "placement": (["worker"], [*TEXT, "server", "host"]),
-    "hosts": ([1], [*NO_COUNT, None, 4]),
+    "placement": (["worker", "host"], [*TEXT, "server"]),
+    "hosts": ([1, 4], [*NO_COUNT, None, 257]),
     "fail_fast": ([True, False], [None, 0, 1, "yes"]),
     "max_opening": ([*COUNT, None], NO_COUNT),
     "track_leaks": ([True, False], [None, 0, 1, "yes"]),
@@ -50,7 +50,10 @@ TABLE: dict[str, tuple[list[Any], list[Any]]] = {
     "guard": ([True, False, None], [0, 1, "yes"]),
     "prefill": ([True, False], [None, 0, 1, "yes"]),
     "check_timeout": ([*SECONDS, None], [*NO_SECONDS, 0]),
+    "values": (["plain", "pickle"], [*TEXT, "json"]),
+    "max_quiet": ([*SECONDS, None], [*NO_SECONDS, 0]),
 }
+WITH_HOSTS = ("hosts", "values", "max_quiet")
 
 GOOD = [(name, value) for name, (good, _) in TABLE.items() for value in good]
 BAD = [(name, value) for name, (_, bad) in TABLE.items() for value in bad]
@@ -62,7 +65,8 @@ def test_the_table_has_every_option() -> None:
 
 @pytest.mark.parametrize(("name", "value"), GOOD)
 def test_an_allowed_value_is_taken(name: str, value: Any) -> None:
-    assert getattr(checked_options("p", {name: value}), name) == value
+    placement = {"placement": "host"} if name in WITH_HOSTS else {}
+    assert getattr(checked_options("p", {**placement, name: value}), name) == value
 
 
 @pytest.mark.parametrize(("name", "value"), BAD)

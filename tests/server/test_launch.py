@@ -502,7 +502,7 @@ def test_an_interrupted_start_leaves_no_zombie(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(launch, "_read_answer", interrupted)
+        patch.setattr(launch, "answer_of", interrupted)
         with pytest.raises(KeyboardInterrupt):
             launch.find_or_start(paths, linger=1.0, deadline=soon())
     Client(

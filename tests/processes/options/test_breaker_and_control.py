@@ -1,4 +1,4 @@
-"""fail_fast and the shared back-off; wait_ready, resize, drain, reset, close from any process; placement."""
+"""fail_fast and the shared back-off; wait_ready, resize, drain, reset, close from any process."""
 
 from __future__ import annotations
 
@@ -247,12 +247,3 @@ def test_after_the_close_in_this_process_nothing_idle_is_handed_out(declare: Dec
     pool.close()
     with pytest.raises(PoolClosed):
         pool.checkout(timeout=0)
-
-
-@pytest.mark.parametrize("given", [{"placement": "host"}, {"hosts": 2}], ids=str)
-def test_what_this_version_cannot_do_is_refused_at_declaration(
-    manager: PoolManager, given: dict[str, Any]
-) -> None:
-    with pytest.raises(ConfigurationError, match="this version"):
-        manager.pool("hosted", list, **given)
-    assert manager.server_pid is None

@@ -1,0 +1,259 @@
+"""What is asked of a resource in a host, on behalf of one lease, and how the answer leaves."""
+
+from __future__ import annotations
+
+import io
+import pickle
+from collections.abc import Iterator
+from typing import Any
+
+from mppool.errors import PoolError
+from mppool.hosting import frames
+from mppool.hosting.rows import Reader, packed, shape_of
+from mppool.hosting.values import FromWorker, ToWorker
+
+ROOT = 0
+"""The handle of the resource itself."""
+
+_SCALARS = frozenset({type(None), bool, int, float, str, bytes})
+
+# Special methods that a proxy has where its object has them.
+_SPECIAL = (
+    "__call__", "__len__", "__bool__", "__iter__", "__next__", "__contains__", "__getitem__", "__setitem__",
+    "__delitem__", "__enter__", "__exit__", "__int__", "__float__", "__index__",
+)  # fmt: skip
+
+_PREFETCHED = frozenset({"execute", "callproc", "nextset", "executemany", "executescript"})
+
+Answer = tuple[int, bytes]
+
+
+class Facts:
+    """What a worker is told of a type, once: its name, methods and special methods, and what kind of thing it is."""
+
+    def __init__(self, kind: type) -> None:
+        public = [name for name in dir(kind) if not name.startswith("_")]
+        methods = [name for name in public if callable(getattr(kind, name, None))]
+        special = [
+            name
+            for name in _SPECIAL
+            if getattr(kind, name, None) is not getattr(object, name, None)
+        ]
+        is_cursor = {"execute", "fetchone", "fetchmany", "close"} <= set(methods)
+        is_connection = {"cursor", "commit", "rollback", "close"} <= set(methods)
+        word = "cursor" if is_cursor else "connection" if is_connection else "object"
+        self.told = (f"{kind.__module__}.{kind.__qualname__}", tuple(methods), tuple(special), word)
+        self.word = word
+
+
+_facts: dict[type, Facts] = {}
+
+
+def facts_of(kind: type) -> Facts:
+    """What is told of a type."""
+    found = _facts.get(kind)
+    if found is None:
+        found = _facts.setdefault(kind, Facts(kind))
+    return found
+
+
+class Use:
+    """One lease on a resource. Its handles end with it.
+
+    _handles: what the worker has been given, by handle; even numbers are ours, odd ones the worker's.
+    _of: the handle of each of these, by id, which is theirs as long as they are here.
+    _told: types that this worker has been told of; it outlives the lease.
+    """
+
+    def __init__(self, resource: Any, told: set[type], *, may_pickle: bool) -> None:
+        self.resource = resource
+        self._handles: dict[int, Any] = {ROOT: resource}
+        self._of: dict[int, int] = {id(resource): ROOT}
+        self._readers: dict[int, Reader] = {}
+        self._next = 2
+        self._told = told
+        self._description: Any = None
+        self.decode = FromWorker(self._handles, may_pickle=may_pickle).decode
+
+    def end(self) -> None:
+        """Forget everything, cursors first: what is open on a connection keeps it from being reset."""
+        self._readers.clear()
+        self._handles.clear()
+        self._of.clear()
+        self.resource = None
+
+    def forget(self, handles: list[int]) -> None:
+        """Proxies of these are gone."""
+        for handle in handles:
+            self._readers.pop(handle, None)
+            found = self._handles.pop(handle, None)
+            if found is not None:
+                self._of.pop(id(found), None)
+
+    def introduced(self) -> bytes:
+        """What the worker is told of the resource at its checkout."""
+        return pickle.dumps(self._keep(self.resource), 5)
+
+    # --- any object ---------------------------------------------------------------------------------------
+
+    def call(self, handle: int, name: str, args: Any, kwargs: Any) -> Answer:
+        """Call a method, or with "" the object itself."""
+        thing = self._found(handle)
+        if name.startswith("__"):
+            # Special methods belong to the type. A `with` block tells whether an exception ended it.
+            if name == "__exit__" and args[0] is not None:
+                error = RuntimeError("an exception ended the block in the worker")
+                args = (RuntimeError, error, None)
+            result = getattr(type(thing), name)(thing, *args, **kwargs)
+        else:
+            result = getattr(thing, name)(*args, **kwargs)
+        return frames.VALUE, self._body(result)
+
+    def get(self, handle: int, name: str) -> Answer:
+        """An attribute; what can be called stays here."""
+        value = getattr(self._found(handle), name)
+        if callable(value) and not isinstance(value, type):
+            return frames.IS_CALLABLE, b""
+        return frames.VALUE, self._body(value)
+
+    def set(self, handle: int, name: str, value: Any) -> Answer:
+        """Set an attribute."""
+        setattr(self._found(handle), name, value)
+        return frames.VALUE, self._body(None)
+
+    # --- cursors ------------------------------------------------------------------------------------------
+
+    def run(self, handle: int, of_connection: bool, name: str, args: Any, kwargs: Any) -> Answer:
+        """Call a method of a cursor, which is made where it is not there yet, or one that makes it.
+
+        The answer says how the cursor is then, and has the first rows.
+        """
+        if of_connection:
+            result = cursor = getattr(self.resource, name)(*args, **kwargs)
+            if facts_of(type(cursor)).word != "cursor":
+                return frames.VALUE, pickle.dumps((False, self._body(result)), 5)
+            self._put(handle, cursor)
+        else:
+            cursor = self._handles.get(handle)
+            if cursor is None:
+                cursor = self.resource.cursor()
+                self._put(handle, cursor)
+            result = getattr(cursor, name)(*args, **kwargs)
+        wants_rows = result is cursor or name in _PREFETCHED
+        returned = None if result is cursor else self._body(result)
+        return frames.VALUE, self._state(handle, cursor, returned, wants_rows)
+
+    def _state(self, handle: int, cursor: Any, returned: bytes | None, wants_rows: bool) -> bytes:
+        description = cursor.description
+        reader = self._readers[handle] = Reader(cursor)
+        rows: list[Any] = []
+        is_done = description is None
+        trouble: bytes | None = None
+        if wants_rows and not is_done:
+            try:
+                rows, is_done = reader.first()
+            except Exception as error:  # noqa: BLE001  # it is raised where rows are fetched
+                trouble = error_body(error)
+        shape = shape_of(rows[0]) if rows else None
+        said: Any = True  # the same as the last time
+        if description is None or description != self._description:
+            self._description = description
+            said = _travelling(description)
+        facts = None
+        if type(cursor) not in self._told:
+            facts = facts_of(type(cursor)).told
+            self._told.add(type(cursor))
+        state = (
+            returned, said, cursor.rowcount, getattr(cursor, "lastrowid", None), shape,
+            packed(rows, shape) if rows else None, is_done, trouble, facts,
+        )  # fmt: skip
+        try:
+            return pickle.dumps(state, 5)
+        except Exception:  # noqa: BLE001  # a lastrowid of a driver's own kind
+            return pickle.dumps((*state[:3], None, *state[4:]), 5)
+
+    def fetch(self, handle: int, count: int | None) -> Iterator[Answer]:
+        """Rows of a cursor: so many or more, in one frame; or all, in as many as it takes."""
+        reader = self._readers.get(handle)
+        if reader is None:
+            reader = self._readers[handle] = Reader(self._found(handle))
+        blocks = reader.blocks() if count is None else iter([reader.block(count)])
+        for data, shape, is_last in blocks:
+            kind = frames.MORE if count is None and not is_last else frames.VALUE
+            yield kind, pickle.dumps((data, shape, is_last), 5)
+
+    # --- handles ------------------------------------------------------------------------------------------
+
+    def _found(self, handle: int) -> Any:
+        try:
+            return self._handles[handle]
+        except KeyError:
+            if handle % 2:  # a cursor that the worker has made, and not used before
+                cursor = self.resource.cursor()
+                self._put(handle, cursor)
+                return cursor
+            raise PoolError("what this proxy stands for is gone from the host") from None
+
+    def _put(self, handle: int, thing: Any) -> None:
+        self._readers.pop(handle, None)
+        self._handles[handle] = thing
+        self._of[id(thing)] = handle
+
+    def _keep(self, thing: Any) -> tuple[int, Any]:
+        """Keep an object here; what stands for it in an answer."""
+        handle = self._of.get(id(thing))
+        if handle is None:
+            handle, self._next = self._next, self._next + 2
+            self._put(handle, thing)
+        facts = facts_of(type(thing))
+        if type(thing) in self._told:
+            return handle, facts.told[0]
+        self._told.add(type(thing))
+        return handle, facts.told
+
+    def _body(self, value: Any) -> bytes:
+        if type(value) in _SCALARS:
+            return pickle.dumps(value, 5)
+        file = io.BytesIO()
+        ToWorker(file, self._keep).dump(value)
+        return file.getvalue()
+
+
+def _travelling(description: Any) -> Any:
+    """A description that pickles: drivers have columns of their own kinds."""
+    if description is None:
+        return None
+    try:
+        pickle.dumps(description, 5)
+    except Exception:  # noqa: BLE001  # what it is made of stays, as texts where need be
+        return tuple(
+            tuple(one if type(one) in _SCALARS else str(one) for one in column)
+            for column in description
+        )
+    return description
+
+
+def error_body(error: BaseException) -> bytes:
+    """An exception of the same class with the same arguments, and its cause."""
+    return pickle.dumps(
+        (_travels(error), None if error.__cause__ is None else _travels(error.__cause__)), 5
+    )
+
+
+def _travels(error: BaseException) -> BaseException:
+    """The error itself where it can be pickled and read again, else the most like it that can."""
+    try:
+        again = pickle.loads(pickle.dumps(error, 5))  # noqa: S301  # what was pickled here a moment ago
+        if type(again) is type(error):
+            return error
+    except Exception:  # noqa: BLE001, S110  # it is made anew below
+        pass
+    for kind in type(error).__mro__:
+        try:
+            made = kind(*(one if type(one) in _SCALARS else str(one) for one in error.args))
+            pickle.loads(pickle.dumps(made, 5))  # noqa: S301
+        except Exception:  # noqa: BLE001, S112  # its constructor wants something else: try its base
+            continue
+        if isinstance(made, BaseException) and kind not in (Exception, BaseException, object):
+            return made
+    return PoolError(f"{type(error).__module__}.{type(error).__qualname__}: {error}")

@@ -1,0 +1,54 @@
+"""What travels between a worker and a host.
+
+To the host: a length (4 bytes), and a msgpack array `[request, lease, op, freed, ...]`.
+Back: a length, the number of the request that it answers, a kind (9 bytes in all), and what the kind says. Several frames
+may answer one request: `TOKEN_WANTED` asks back, `MORE` is followed by further rows.
+
+An answer that does not carry the number of the request is never read as its answer: the stream is closed.
+"""
+
+from __future__ import annotations
+
+import struct
+
+PROTOCOL = 1
+
+# --- what a worker asks for ---
+HELLO = 0  # protocol, epoch, pid, birth, linger
+CHECKOUT = 1  # timeout, identity, whether there is a token to be had
+RELEASE = 2  # how; not answered
+CALL = 3  # handle, name, args, kwargs
+RUN = 4  # handle of the cursor, whether of the connection, name, args, kwargs
+FETCH = 5  # handle, how many (None: all)
+GET = 6  # handle, name
+SET = 7  # handle, name, value
+CANCEL = 8  # session, lease
+TOKEN = 9  # the token that was wanted, or an error; not answered
+INVALIDATE = 10  # whether it was renewed
+LEAVE = 11  # the host leaves where no other process uses it
+ATTACH = 12  # the host becomes a member of the manager, which it is at the first checkout else
+
+# --- how a lease ends ---
+GIVEN_BACK, DISCARDED, SUSPECT = 0, 1, 2
+
+# --- what a host answers ---
+VALUE = 0
+ERROR = 1
+MORE = 2
+TOKEN_WANTED = 3
+IS_CALLABLE = 4
+
+LENGTH = struct.Struct("<I")
+ANSWER = struct.Struct("<IIB")
+REST_OF_ANSWER = ANSWER.size - LENGTH.size
+READ_BYTES = 65536
+
+
+def framed(body: bytes) -> bytes:
+    """A request, ready to be sent."""
+    return LENGTH.pack(len(body)) + body
+
+
+def answer(request: int, kind: int, body: bytes = b"") -> bytes:
+    """An answer, ready to be sent."""
+    return ANSWER.pack(REST_OF_ANSWER + len(body), request & 0xFFFFFFFF, kind) + body

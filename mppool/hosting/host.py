@@ -1,0 +1,252 @@
+"""A host: accepts streams, watches the processes at their other ends, and leaves when nobody is there any more."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import random
+import select
+import socket
+import threading
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+from mppool.hosting.session import Session
+from mppool.logs import Log
+from mppool.rendezvous.liveness import peer_of
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from mppool.worker.pool import Pool
+
+log = Log("mppool.hosting")
+
+BACKLOG = 512
+LOOK_S = 1.0
+"""How often a host looks for leases that are quiet, and whether its socket is still there."""
+FIRST_WORKER_S = 2.0
+"""The process that started the host gets at least so long to connect, whatever linger says."""
+IDLE_STREAM_S = 120.0
+"""A stream without a lease is closed after so long: the worker makes another when it needs one."""
+_LEAST_LOOK_S = 0.02
+
+
+class Host:
+    """`serve` runs in the main thread until the host has to leave.
+
+    The mutable state is: the sessions by number, each with its thread, and what is watched. `leave` may be called from
+    signal handlers and any thread. _lock guards `_sessions` and `_watched`.
+    """
+
+    def __init__(self, pool: Pool[Any], path: Path, linger: float) -> None:
+        """linger: seconds to stay when no worker is connected (the longest that one asked for)."""
+        self._pool = pool
+        self._path = path
+        self._linger = linger
+        self._epoch = random.getrandbits(53)
+        self._numbers = itertools.count(1)
+        self._leases = itertools.count(1)
+        self._lock = threading.Lock()
+        self._sessions: dict[int, Session] = {}
+        self._watched: dict[int, Session] = {}
+        self._epoll = select.epoll()
+        self._wake_reading, self._wake_writing = socket.socketpair()
+        self._leaving = False
+        self._had_workers = False
+        self._idle_since = monotonic()
+        self._inode = 0
+
+    def listen(self) -> None:
+        """Be found by workers. What a dead host has left at the path is replaced."""
+        self._listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
+        temporary = self._path.with_name(f"{self._path.name}.{os.getpid():x}"[-23:])
+        temporary.unlink(missing_ok=True)
+        self._listener.bind(os.fspath(temporary))
+        temporary.chmod(0o600)
+        self._listener.listen(BACKLOG)
+        self._listener.setblocking(False)
+        self._inode = temporary.stat().st_ino
+        temporary.rename(self._path)
+        self._wake_reading.setblocking(False)
+        self._wake_writing.setblocking(False)
+        self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+        self._epoll.register(self._wake_reading.fileno(), select.EPOLLIN)
+
+    @property
+    def wake_up_descriptor(self) -> int:
+        """For signal.set_wakeup_fd."""
+        return self._wake_writing.fileno()
+
+    def leave(self) -> None:
+        """Leave as soon as no lease is out."""
+        self._leaving = True
+        with contextlib.suppress(OSError):
+            self._wake_writing.send(b"\0")
+
+    def serve(self) -> None:
+        """Until nobody has been connected for `linger`, or somebody has said that the host must leave."""
+        look_at = monotonic() + LOOK_S
+        while not self._is_over():
+            now = monotonic()
+            for descriptor, _ in self._epoll.poll(self._patience(now, look_at)):
+                self._ready(descriptor)
+            now = monotonic()
+            self._look_for_quiet(now)
+            if now >= look_at:
+                look_at = now + LOOK_S
+                self._look_around(now)
+        self._withdraw()
+
+    # --- one turn -----------------------------------------------------------------------------------------------
+
+    def _patience(self, now: float, look_at: float) -> float:
+        due = look_at
+        if not self._sessions:
+            due = min(due, self._idle_since + self._longest_linger())
+        longest = self._pool.options.max_quiet
+        if longest is not None and self._sessions:
+            due = min(due, now + max(_LEAST_LOOK_S, longest / 4))
+        return max(_LEAST_LOOK_S, due - now)
+
+    def _longest_linger(self) -> float:
+        return self._linger if self._had_workers else max(self._linger, FIRST_WORKER_S)
+
+    def _is_over(self) -> bool:
+        if self._leaving:
+            with self._lock:
+                sessions = list(self._sessions.values())
+            busy = [one for one in sessions if one.has_lease or one.is_running]
+            for session in sessions:
+                if session not in busy:
+                    session.worker_is_gone()  # it finds or starts another host
+            return not busy
+        idle_for = monotonic() - self._idle_since
+        return not self._sessions and idle_for >= self._longest_linger()
+
+    def _ready(self, descriptor: int) -> None:
+        if descriptor == self._listener.fileno():
+            self._accept()
+        elif descriptor == self._wake_reading.fileno():
+            with contextlib.suppress(BlockingIOError):
+                self._wake_reading.recv(4096)
+        else:
+            self._unwatch(descriptor)
+            with self._lock:
+                session = self._watched.pop(descriptor, None)
+            if session is not None:
+                session.worker_is_gone()
+
+    def _accept(self) -> None:
+        while True:
+            try:
+                connection, _ = self._listener.accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                log.warning("a worker cannot be let in: %s", error)
+                return
+            connection.setblocking(True)
+            if self._leaving or peer_of(connection).uid not in (os.geteuid(), 0):
+                connection.close()
+                continue
+            self._begin(connection)
+
+    def _begin(self, connection: socket.socket) -> None:
+        session = Session(
+            connection,
+            next(self._numbers),
+            self._pool,
+            self._epoch,
+            watch=self._watch_process,
+            leave=self._leave_unless_needed,
+            session_of=self._sessions.get,
+            next_lease=lambda: next(self._leases),
+        )
+        self._had_workers = True
+        with self._lock:
+            self._sessions[session.number] = session
+            self._watched[connection.fileno()] = session
+        self._epoll.register(connection.fileno(), select.EPOLLRDHUP)
+        threading.Thread(
+            target=self._serve, args=(session,), name="mppool-host", daemon=True
+        ).start()
+
+    def _serve(self, session: Session) -> None:
+        descriptor = session.connection.fileno()
+        try:
+            session.serve()
+        except Exception:
+            log.exception("a stream ended with an error")
+        finally:
+            with self._lock:
+                self._sessions.pop(session.number, None)
+                if self._watched.get(descriptor) is session:
+                    del self._watched[descriptor]
+                self._linger = max(self._linger, session.linger)
+                if session.pidfd is not None:
+                    self._watched.pop(session.pidfd, None)
+                    os.close(session.pidfd)  # which ends its registration too
+                if not self._sessions:
+                    self._idle_since = monotonic()
+            with contextlib.suppress(OSError):
+                self._wake_writing.send(b"\0")
+
+    def _watch_process(self, session: Session) -> None:
+        """Its death is noticed also where a forked child has a copy of the stream."""
+        assert session.pidfd is not None
+        with self._lock:
+            self._watched[session.pidfd] = session
+        self._epoll.register(session.pidfd, select.EPOLLIN)
+
+    def _unwatch(self, descriptor: int) -> None:
+        with contextlib.suppress(OSError, ValueError):
+            self._epoll.unregister(descriptor)
+
+    # --- now and then ---------------------------------------------------------------------------------------------
+
+    def _look_around(self, now: float) -> None:
+        with self._lock:
+            sessions = list(self._sessions.values())
+        for session in sessions:
+            session.cancel_for_the_gone()
+            is_unused = not session.has_lease and not session.is_running
+            if is_unused and now - session.last_heard > IDLE_STREAM_S:
+                session.worker_is_gone()
+        if self._was_removed():
+            self.leave()
+
+    def _look_for_quiet(self, now: float) -> None:
+        """Leases whose worker has said nothing for `max_quiet` end."""
+        longest = self._pool.options.max_quiet
+        if longest is None:
+            return
+        with self._lock:
+            sessions = list(self._sessions.values())
+        for session in sessions:
+            session.end_if_quiet(now, longest)
+
+    def _was_removed(self) -> bool:
+        """Whether somebody has removed our socket, or another host has put its own in its place."""
+        try:
+            return self._path.stat().st_ino != self._inode
+        except OSError:
+            return True
+
+    def _leave_unless_needed(self, asking: Session) -> bool:
+        """A worker that has ended its use asks. True: no other process is connected, and the host leaves."""
+        with self._lock:
+            others = [one for one in self._sessions.values() if one.process != asking.process]
+        if others:
+            return False
+        self.leave()
+        return True
+
+    def _withdraw(self) -> None:
+        """Nobody finds us any more. Whoever has just connected finds the stream closed, and looks again."""
+        if not self._was_removed():
+            self._path.unlink(missing_ok=True)
+        self._leaving = True
+        self._accept()
+        self._listener.close()

@@ -1,0 +1,291 @@
+"""Stands for an object in a host: methods, attributes, and what they return.
+
+Plain values travel by value. Any other object stays in the host, and a proxy for it is returned. All of them belong to the
+lease, and end with it.
+"""
+
+from __future__ import annotations
+
+import functools
+import weakref
+from collections import deque
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from mppool.errors import ForkedLease, LeaseReleased, PoolError, StaleLease
+from mppool.hosting import frames
+from mppool.hosting.streams import HostGone, raise_error
+from mppool.hosting.values import FromHost, ToHost, encode
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mppool.hosting.streams import Stream
+
+_COMMITS = frozenset({"commit", "__exit__"})
+
+
+class Facts:
+    """What is known of a type in the host."""
+
+    __slots__ = ("methods", "name", "special", "word")
+
+    def __init__(self, told: tuple[str, tuple[str, ...], tuple[str, ...], str]) -> None:
+        self.name = told[0]
+        self.methods = frozenset(told[1])
+        self.special = told[2]
+        self.word = told[3]
+
+
+class Hold:
+    """One lease, as the worker holds it: a stream, the number of the lease, and the proxies that belong to it.
+
+    freed: handles of proxies that are gone; finalizers append to it, and the next request takes them along.
+    """
+
+    def __init__(
+        self,
+        stream: Stream,
+        number: int,
+        pool: str,
+        *,
+        may_pickle: bool,
+        commits: bool,
+        connection_of: Callable[[Hold, int, Facts], Any],
+    ) -> None:
+        """commits: whether each statement does. connection_of: makes the proxy of a connection or a cursor."""
+        self.stream = stream
+        self.number = number
+        self.pool = pool
+        self.freed: deque[int] = deque()
+        self.why_over = ""
+        self.is_over = False
+        self._proxies: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._next = 1
+        self._to_host = ToHost(pool, self._handle_of, may_pickle=may_pickle)
+        self._made = connection_of
+        self.commits = commits
+        self.is_database = False
+        self.lease: Any = None
+
+    # --- requests -----------------------------------------------------------------------------------------------
+
+    def call(self, handle: int, name: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Call a method."""
+        _, body = self.answered(name, frames.CALL, [handle, name], args, kwargs)
+        return self.loaded(body)
+
+    def get(self, handle: int, name: str) -> tuple[bool, Any]:
+        """Whether an attribute can be called, or its value."""
+        kind, body = self.answered(f"reading {name}", frames.GET, [handle, name])
+        return (True, None) if kind == frames.IS_CALLABLE else (False, self.loaded(body))
+
+    def set(self, handle: int, name: str, value: Any) -> None:
+        """Set an attribute."""
+        packed = self._to_host.packed(value)
+        self.answered(f"setting {name}", frames.SET, [handle, name, packed])
+
+    def answered(
+        self,
+        doing: str,
+        op: int,
+        head: list[Any],
+        args: tuple[Any, ...] | None = None,
+        kwargs: dict[str, Any] | None = None,
+    ) -> tuple[int, Any]:
+        """One request and its answer. Raises what the host raises, and StaleLease where it is gone."""
+        self.check()
+        try:
+            kind, body = self.stream.ask(self._maker(op, head, args, kwargs))
+        except HostGone:
+            self._host_is_gone(doing)
+        if kind == frames.ERROR:
+            raise_error(body, self.pool)
+        return kind, body
+
+    def answered_in_parts(
+        self, doing: str, op: int, head: list[Any], take: Callable[[Any], None]
+    ) -> tuple[int, Any]:
+        """The same for an answer in several parts."""
+        self.check()
+        try:
+            kind, body = self.stream.ask_for_all(self._maker(op, head, None, None), take)
+        except HostGone:
+            self._host_is_gone(doing)
+        if kind == frames.ERROR:
+            raise_error(body, self.pool)
+        return kind, body
+
+    def _maker(
+        self, op: int, head: list[Any], args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None
+    ) -> Callable[[int], bytes]:
+        lease, to_host = self.number, self._to_host
+        freed = self._freed() if self.freed else []
+
+        def make(number: int) -> bytes:
+            whole = [number, lease, op, freed, *head]
+            return encode(whole) if args is None else to_host.encode(whole, args, kwargs or {})
+
+        return make
+
+    def _freed(self) -> list[int]:
+        found: list[int] = []
+        while self.freed:
+            found.append(self.freed.popleft())
+        return found
+
+    def check(self) -> None:
+        """Raises where this lease cannot be used any more."""
+        if self.is_over or not self.stream.mark[0]:
+            self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        if not self.stream.mark[0]:
+            raise ForkedLease(
+                f"pool {self.pool!r}: this lease was taken by the parent of this process; check out in this process "
+                "instead"
+            )
+        if self.why_over:
+            raise StaleLease(self.why_over)
+        raise LeaseReleased(
+            f"pool {self.pool!r}: this lease was given back already; check out again to go on"
+        )
+
+    def _host_is_gone(self, doing: str) -> NoReturn:
+        """The stream has ended in the middle of a call, or before it."""
+        is_rolled_back = self.is_database and not self.commits and doing not in _COMMITS
+        outcome = (
+            "what had not been committed is rolled back"
+            if is_rolled_back
+            else "whether that was done is not known (the outcome is unknown): look before it is done again"
+        )
+        self.why_over = (
+            f"pool {self.pool!r}: the host (pid {self.stream.host_pid}) that held the resource is gone, or the stream "
+            f"to it was closed because a call was interrupted; it was lost at {doing}; {outcome}; check out again"
+        )
+        self.is_over = True
+        raise StaleLease(self.why_over)
+
+    # --- values and proxies -------------------------------------------------------------------------------------
+
+    def loaded(self, body: Any) -> Any:
+        """What an answer says."""
+        return FromHost(body, self.stands_for).load()
+
+    def stands_for(self, pid: Any) -> Any:
+        """The proxy of what was kept in the host."""
+        handle, told = pid
+        facts = self.told(told)
+        found = self._proxies.get(handle)
+        if found is None:
+            self.is_database = self.is_database or facts.word != "object"
+            make = made_for if facts.word == "object" else self._made
+            found = self._proxies[handle] = make(self, handle, facts)
+        return found
+
+    def told(self, told: Any) -> Facts:
+        """What the host says of a type, now or earlier."""
+        if isinstance(told, str):
+            found: Facts = self.stream.facts[told]
+            return found
+        facts = self.stream.facts[told[0]] = Facts(told)
+        return facts
+
+    def new_handle(self) -> int:
+        """For a cursor that the host makes when it is used."""
+        handle, self._next = self._next, self._next + 2
+        return handle
+
+    def enter(self, handle: int, proxy: Any) -> None:
+        """The proxy for a handle of ours."""
+        self._proxies[handle] = proxy
+
+    def _handle_of(self, value: Any) -> int | None:
+        if not isinstance(value, Hosted):
+            return None
+        if object.__getattribute__(value, "_hold") is not self:
+            raise PoolError(
+                f"pool {self.pool!r}: this belongs to another lease; what is in a host can only be used with what came "
+                "from the same lease"
+            )
+        handle: int = object.__getattribute__(value, "_handle")
+        return handle
+
+
+_OWN = frozenset({"_facts", "_handle", "_hold"})
+
+
+class Hosted:
+    """What stands for something in a host."""
+
+    __slots__ = ("__weakref__", "_facts", "_handle", "_hold")
+
+    _hold: Hold
+    _handle: int
+    _facts: Facts
+
+    def __init__(self, hold: Hold, handle: int, facts: Facts) -> None:
+        object.__setattr__(self, "_hold", hold)
+        object.__setattr__(self, "_handle", handle)
+        object.__setattr__(self, "_facts", facts)
+
+    def __getattr__(self, name: str) -> Any:
+        if name in _OWN:
+            raise AttributeError(name)  # one that was never finished
+        if name in self._facts.methods:
+            return functools.partial(self._called, name)
+        if name.startswith("__"):
+            raise AttributeError(f"{self._facts.name} in a host: {name} is not offered")
+        is_callable, value = self._hold.get(self._handle, name)
+        return functools.partial(self._called, name) if is_callable else value
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        self._hold.set(self._handle, name, value)
+
+    def _called(self, name: str, /, *args: Any, **kwargs: Any) -> Any:
+        return self._hold.call(self._handle, name, args, kwargs)
+
+    def __del__(self) -> None:
+        try:
+            if self._handle:
+                self._hold.freed.append(self._handle)
+        except AttributeError:
+            pass  # it was never finished
+
+    def __reduce__(self) -> NoReturn:
+        raise PoolError(
+            f"pool {self._hold.pool!r}: what stands for a resource in a host cannot be pickled; send the Pool instead "
+            "and check out there"
+        )
+
+    def __repr__(self) -> str:
+        return f"<{self._facts.name} in a host, pool {self._hold.pool!r}>"
+
+
+_classes: dict[tuple[str, tuple[str, ...]], type[Hosted]] = {}
+
+
+def made_for(hold: Hold, handle: int, facts: Facts) -> Hosted:
+    """A proxy with the special methods that its object has."""
+    key = (facts.name, facts.special)
+    kind = _classes.get(key)
+    if kind is None:
+        members: dict[str, Any] = {name: _special(name) for name in facts.special}
+        members["__slots__"] = ()
+        kind = _classes.setdefault(key, type("HostedObject", (Hosted,), members))
+    return kind(hold, handle, facts)
+
+
+def _special(name: str) -> Callable[..., Any]:
+    if name == "__exit__":
+
+        def leave(self: Hosted, kind: Any, error: Any, trace: Any) -> Any:
+            raised = None if kind is None else True
+            return self._hold.call(self._handle, "__exit__", (raised, None, None), {})
+
+        return leave
+
+    def method(self: Hosted, /, *args: Any, **kwargs: Any) -> Any:
+        return self._hold.call(self._handle, name, args, kwargs)
+
+    method.__name__ = name
+    return method

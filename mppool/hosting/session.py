@@ -1,0 +1,415 @@
+"""Serves one stream in a host: one worker, one lease at a time, in one thread."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+import threading
+from contextvars import ContextVar
+from time import monotonic
+from typing import TYPE_CHECKING, Any
+
+import msgspec
+
+from mppool.errors import OpenFailed, PoolError, ProtocolError, StaleLease
+from mppool.hosting import frames
+from mppool.hosting.asked import Use, error_body
+from mppool.hosting.values import encode
+from mppool.ids import ProcessId, own_process
+from mppool.logs import Log
+from mppool.rendezvous.liveness import watch_peer
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from mppool.worker.lease import Lease
+    from mppool.worker.pool import Pool
+
+log = Log("mppool.hosting")
+
+_asking: ContextVar[Session | None] = ContextVar("mppool-hosting-asking", default=None)
+"""Whose checkout this is. A thread that opens on behalf of another one has a copy of its context."""
+
+_LONGEST_REQUEST = 1 << 31
+_ATTACH_S = 30.0
+
+
+def ask_for_token(refused: bool) -> Any:
+    """A token of the worker on whose behalf this thread opens; None: no credential is involved.
+
+    refused: the last one was. Raises OpenFailed where there is nobody to be asked, and what the credential has raised.
+    """
+    session = _asking.get()
+    if session is None:
+        raise OpenFailed("a token is needed, and no worker is there that could be asked for one")
+    return session.token(refused)
+
+
+class Gone(Exception):
+    """The worker has closed the stream, or is dead."""
+
+
+class Session:
+    """One stream. `serve` is its thread; the host's own thread looks at it now and then.
+
+    _busy: guards what the host's thread may do to a lease that is quiet; held while a call runs.
+    _exchange: guards the socket while a checkout is under way, for the thread that opens may ask for a token on it.
+    """
+
+    def __init__(
+        self,
+        connection: socket.socket,
+        number: int,
+        pool: Pool[Any],
+        epoch: int,
+        *,
+        watch: Callable[[Session], None],
+        leave: Callable[[Session], bool],
+        session_of: Callable[[int], Session | None],
+        next_lease: Callable[[], int],
+    ) -> None:
+        """watch: has its process watched. leave: told that a worker asks the host to leave. session_of: by its number.
+        next_lease: a lease number.
+        """
+        self.connection = connection
+        self.number = number
+        self.process: ProcessId | None = None
+        self.pidfd: int | None = None
+        self.linger = 0.0
+        self._pool = pool
+        self._epoch = epoch
+        self._watch, self._leave = watch, leave
+        self._session_of, self._next_lease = session_of, next_lease
+        self._may_pickle = pool.options.values == "pickle"
+        guard = pool.options.guard
+        self._guards = pool._local.recipe.guard if guard is None else guard
+        self._told: set[type] = set()
+        self._busy = threading.Lock()
+        self._exchange = threading.Lock()
+        self._in_checkout = False
+        self._has_token = False
+        self._lease: Lease[Any] | None = None
+        self._use: Use | None = None
+        self._lease_number = 0
+        self._stale = ""
+        self._surplus = b""
+        self._spoils = False
+        self._request = 0
+        self.is_running = False
+        self.is_gone = False
+        self.last_heard = monotonic()
+        self._plain = msgspec.msgpack.Decoder()
+
+    # --- the thread -----------------------------------------------------------------------------------------
+
+    def serve(self) -> None:
+        """Until the worker closes the stream, or is dead. Whatever it has is given back then."""
+        is_clean = True
+        try:
+            while True:
+                body = self._read()
+                with self._busy:
+                    self.is_running, is_clean = True, False
+                    if self.is_gone:  # looked at after that was set: see worker_is_gone
+                        raise Gone
+                    self._serve(body)
+                    self.is_running, is_clean = False, True
+                    self.last_heard = monotonic()
+        except Gone:
+            pass
+        except OSError as error:
+            log.debug("a stream has ended: %s", error)
+        except (ProtocolError, msgspec.MsgspecError, ValueError, TypeError) as error:
+            log.warning("a worker sent what the protocol does not allow: %s", error)
+        finally:
+            self.is_gone = True
+            with self._busy:
+                # Between two calls it is given back, which rolls back; in the middle of one nobody knows.
+                self._end_lease(frames.GIVEN_BACK if is_clean else frames.DISCARDED)
+            self.connection.close()
+
+    def _read(self) -> memoryview:
+        """The next request. Raises Gone."""
+        data, self._surplus = self._surplus, b""
+        while len(data) < 4:
+            more = self.connection.recv(frames.READ_BYTES)
+            if not more:
+                raise Gone
+            data = data + more if data else more
+        (length,) = frames.LENGTH.unpack_from(data)
+        if (
+            len(data) > length + 4
+        ):  # a release is not waited for, so the next request may come with it
+            self._surplus = data[length + 4 :]
+            return memoryview(data)[4 : length + 4]
+        if len(data) == length + 4:
+            return memoryview(data)[4:]
+        if length > _LONGEST_REQUEST:
+            raise ProtocolError(f"a request of {length} bytes")
+        return self._rest(data, length)
+
+    def _rest(self, data: bytes, length: int) -> memoryview:
+        whole = bytearray(length)
+        got = len(data) - 4
+        whole[:got] = data[4:]
+        view = memoryview(whole)
+        while got < length:
+            count = self.connection.recv_into(view[got:])
+            if not count:
+                raise Gone
+            got += count
+        return view
+
+    def _serve(self, body: Any) -> None:
+        use = self._use
+        try:
+            message = self._plain.decode(body) if use is None else use.decode(body)
+        except (PoolError, KeyError, ImportError) as error:
+            # The request's number is needed for the answer, and stands before what could not be read.
+            self._request = msgspec.msgpack.Decoder(ext_hook=lambda *_: None).decode(body)[0]
+            self._send(frames.ERROR, error_body(error))
+            return
+        self._request, lease, op, freed = message[:4]
+        handler = _HANDLERS.get(op)
+        if handler is None:
+            raise ProtocolError(f"an unknown request {op!r}")
+        if op in _WITH_LEASE:
+            if lease != self._lease_number or use is None:
+                self._refuse_lease(lease, op)
+                return
+            if freed:
+                use.forget(freed)
+        try:
+            handler(self, *message[4:])
+        except (OSError, Gone) as error:
+            if self.is_gone or isinstance(error, (BrokenPipeError, ConnectionResetError, Gone)):
+                raise Gone from error
+            self._send(frames.ERROR, error_body(error))
+        except Exception as error:  # noqa: BLE001  # it is the worker's to see
+            self._send(frames.ERROR, error_body(error))
+
+    def _refuse_lease(self, lease: int, op: int) -> None:
+        if op == frames.RELEASE:
+            return  # it is not waited for; what it means has ended already
+        why = self._stale if lease == self._lease_number and self._stale else "its lease has ended"
+        if lease > self._lease_number:
+            raise ProtocolError(f"lease {lease} was never given")
+        self._send(
+            frames.ERROR,
+            error_body(StaleLease(f"pool {self._pool.name!r}: {why}; check out again")),
+        )
+
+    def _send(self, kind: int, body: bytes) -> None:
+        self.connection.sendall(frames.answer(self._request, kind, body))
+
+    # --- requests ---------------------------------------------------------------------------------------------
+
+    def _hello(self, protocol: int, pid: int, birth: int, member: int, linger: float) -> None:
+        if protocol != frames.PROTOCOL:
+            self._send(
+                frames.ERROR,
+                error_body(
+                    ProtocolError(f"the host speaks protocol {frames.PROTOCOL}, not {protocol}")
+                ),
+            )
+            raise Gone
+        self.process = ProcessId(pid, birth, member)
+        self.pidfd = watch_peer(self.connection, self.process)
+        if self.pidfd is None:
+            raise Gone
+        self.linger = linger
+        self._watch(self)
+        own = own_process()
+        body = encode([self._epoch, self.number, own.pid, own.birth])
+        self._send(frames.VALUE, body)
+
+    def _checkout(self, timeout: float | None, identity: str | None, has_token: bool) -> None:
+        if self._lease is not None:
+            raise ProtocolError("a checkout on a stream that has a lease")
+        token = _asking.set(self)
+        self._has_token, self._in_checkout, self._stale = has_token, True, ""
+        try:
+            lease = self._pool.checkout(timeout, identity=identity)
+        finally:
+            with self._exchange:  # nobody asks for a token from now on
+                self._in_checkout = False
+            _asking.reset(token)
+        self._lease = lease
+        self._lease_number = self._next_lease()
+        self._spoils = False
+        self._use = Use(lease.resource, self._told, may_pickle=self._may_pickle)
+        commits = getattr(lease.resource, "autocommit", None) is True
+        self._send(frames.VALUE, encode([self._lease_number, self._use.introduced(), commits]))
+
+    def token(self, refused: bool) -> Any:
+        """Ask the worker, whose checkout is under way. Called by the thread that opens."""
+        if not self._has_token:
+            return None
+        with self._exchange:
+            if not self._in_checkout:
+                raise OpenFailed("the worker that could give a token does not wait any more")
+            self._send(frames.TOKEN_WANTED, encode([refused]))
+            _, _, op, _, found, expires_on, error = self._plain.decode(self._read())
+        if op != frames.TOKEN:
+            raise ProtocolError("something else than a token has come")
+        if error is not None:
+            raise OpenFailed(error)
+        if found is None:
+            return None
+        from mppool.credentials.token_struct import TokenInfo
+
+        return TokenInfo(found, expires_on, None)
+
+    def _release(self, how: int) -> None:
+        self._end_lease(how)
+
+    def _call(self, handle: int, name: str, args: Any, kwargs: Any) -> None:
+        self._send(*self._living().call(handle, name, args, kwargs))
+
+    def _run(self, handle: int, of_connection: bool, name: str, args: Any, kwargs: Any) -> None:
+        use = self._living()
+        if self._guards and self._pool._local.recipe.leaves_behind(name, tuple(args)):
+            self._spoils = True
+        self._send(*use.run(handle, of_connection, name, args, kwargs))
+
+    def _fetch(self, handle: int, count: int | None) -> None:
+        for kind, body in self._living().fetch(handle, count):
+            self._send(kind, body)
+
+    def _get(self, handle: int, name: str) -> None:
+        self._send(*self._living().get(handle, name))
+
+    def _set(self, handle: int, name: str, value: Any) -> None:
+        use = self._living()
+        if self._guards and self._pool._local.recipe.leaves_behind(name, (value,)):
+            self._spoils = True
+        self._send(*use.set(handle, name, value))
+
+    def _living(self) -> Use:
+        """Raises StaleLease where the lease was held for too long, and its resource was closed."""
+        assert self._lease is not None
+        assert self._use is not None
+        self._lease.resource  # noqa: B018  # raises
+        return self._use
+
+    def _invalidate(self, renewed: bool) -> None:
+        assert self._lease is not None
+        self._lease.invalidate(renewed=renewed)
+        self._send(frames.VALUE, encode([]))
+
+    def _cancel(self, number: int, lease: int) -> None:
+        """Of another stream, whose worker waits for a call there."""
+        session = self._session_of(number)
+        told = session is not None and session.cancel(lease)
+        self._send(frames.VALUE, encode([told]))
+
+    def _leave_asked(self) -> None:
+        self._send(frames.VALUE, encode([self._leave(self)]))
+
+    def _attach(self) -> None:
+        link: Any = self._pool._local.member.link
+        link.ensure_session(monotonic() + _ATTACH_S)
+        self._send(frames.VALUE, encode([]))
+
+    # --- the end of a lease -----------------------------------------------------------------------------------
+
+    def _end_lease(self, how: int) -> None:
+        lease, self._lease = self._lease, None
+        use, self._use = self._use, None
+        if use is not None:
+            use.end()
+        if lease is None:
+            return
+        try:
+            if how == frames.DISCARDED or self._spoils:
+                lease.discard()
+            elif how == frames.SUSPECT:
+                error = PoolError("an exception ended the use in the worker")
+                lease.__exit__(PoolError, error, None)
+            else:
+                lease.release()
+        except Exception:
+            log.exception("pool %r: a lease could not be given back", self._pool.name)
+            lease.discard()
+
+    # --- called by other threads ------------------------------------------------------------------------------
+
+    def cancel(self, lease_number: int) -> bool:
+        """Have the call that runs end with an error. False: it cannot be done, or nothing runs."""
+        lease = self._lease
+        if lease is None or lease_number not in (0, self._lease_number):
+            return False
+        try:
+            return lease.cancel()
+        except PoolError as error:
+            log.debug("nothing to cancel: %s", error)
+            return False
+
+    def worker_is_gone(self) -> None:
+        """The process is dead, or has closed the stream: what runs on its behalf is cancelled."""
+        self.is_gone = True
+        self.cancel_for_the_gone()
+        # A forked child may have a copy of the descriptor, so that nobody sees an end of file.
+        with contextlib.suppress(OSError):
+            self.connection.shutdown(socket.SHUT_RDWR)
+
+    def cancel_for_the_gone(self) -> None:
+        """Nobody waits for what runs. In a thread, for a cancel may take its time; again and again, for one that comes
+        before the driver has begun does nothing.
+        """
+        if self.is_gone and self.is_running:
+            threading.Thread(
+                target=self.cancel, args=(0,), name="mppool-cancel", daemon=True
+            ).start()
+
+    def end_if_quiet(self, now: float, longest_s: float) -> None:
+        """A lease whose worker has said nothing for so long ends; the resource is reset and goes on."""
+        if self._lease is None or self.is_running or now - self.last_heard < longest_s:
+            return
+        if not self._busy.acquire(blocking=False):
+            return  # it has just said something
+        try:
+            if self._lease is None or now - self.last_heard < longest_s:
+                return
+            self._stale = f"its worker said nothing for max_quiet={longest_s:g} s, so what was open in it was rolled back"
+            log.warning(
+                "pool %r: a lease of process %s has ended: %s",
+                self._pool.name,
+                self.process,
+                self._stale,
+            )
+            self._end_lease(frames.GIVEN_BACK)
+        finally:
+            self._busy.release()
+
+    @property
+    def has_lease(self) -> bool:
+        """Whether a resource is lent on this stream."""
+        return self._lease is not None
+
+
+_HANDLERS: dict[int, Callable[..., None]] = {
+    frames.HELLO: Session._hello,
+    frames.CHECKOUT: Session._checkout,
+    frames.RELEASE: Session._release,
+    frames.CALL: Session._call,
+    frames.RUN: Session._run,
+    frames.FETCH: Session._fetch,
+    frames.GET: Session._get,
+    frames.SET: Session._set,
+    frames.INVALIDATE: Session._invalidate,
+    frames.CANCEL: Session._cancel,
+    frames.LEAVE: Session._leave_asked,
+    frames.ATTACH: Session._attach,
+}
+_WITH_LEASE = frozenset(
+    {
+        frames.RELEASE,
+        frames.CALL,
+        frames.RUN,
+        frames.FETCH,
+        frames.GET,
+        frames.SET,
+        frames.INVALIDATE,
+    }
+)

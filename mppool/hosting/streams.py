@@ -1,0 +1,386 @@
+"""The connections of this process to hosts: one call at a time on each, and never an answer for another call.
+
+A stream whose call was left before its answer had been read (a timeout, an interrupt, an exception in another thread) is
+closed and never used again: the answer would be taken for that of the next call. `_pending` is set before the first byte is
+sent and cleared after the last one was read, so it tells wherever the exception struck.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import pickle
+import select
+import socket
+import threading
+import weakref
+from time import monotonic
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import msgspec
+
+from mppool.errors import CheckoutTimeout, PoolError, ProtocolError
+from mppool.hosting import frames
+from mppool.hosting.values import encode
+from mppool.ids import is_stopped, own_process
+from mppool.process.fork import own_mark, renew_in_children
+from mppool.process.locks import release_own
+from mppool.rendezvous.liveness import peer_of
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+_SLICE_S = 0.05
+"""After its time a checkout looks so often whether the host is stopped, or has died."""
+_GRACE_S = 2.0
+"""A host that lives ends a checkout in time itself; a busy machine may delay its word by so much."""
+_GREETING_S = 10.0
+"""So much longer may a host take that was just started: that is not waiting for a resource."""
+MOST_IDLE = 32
+"""So many streams of one pool lie idle in a process; a thread in the host serves each."""
+
+_decode = msgspec.msgpack.Decoder().decode
+
+
+class HostGone(Exception):
+    """The host has closed the stream, or is dead."""
+
+
+class Stream:
+    """One connection to a host. It has one lease at a time.
+
+    _calling: held during a call; a second thread is refused, it does not wait. Reentrant, for an exception may strike
+        between its being taken and the block that gives it back: the same thread goes on, and gives back all.
+    facts: what the host has told of types, by their names. host: which of the pool's hosts it leads to.
+    """
+
+    def __init__(self, connection: socket.socket, pool: str, host: int) -> None:
+        self._connection = connection
+        self._pool = pool
+        self._calling = threading.RLock()
+        self._pending = False
+        self._request = 0
+        self._left = b""
+        self._poll: Any = None
+        self.mark = own_mark()
+        self.facts: dict[str, Any] = {}
+        self.is_closed = False
+        self.host_pid = peer_of(connection).pid
+        self.host = host
+        self.number = 0
+
+    # --- life ---------------------------------------------------------------------------------------------------
+
+    def greet(self, linger: float, deadline: float) -> None:
+        """Introduce this process. Raises HostGone, TimeoutError, ProtocolError."""
+        own = own_process()
+        said = [frames.PROTOCOL, own.pid, own.birth, own.member, linger]
+        with self._lock():
+            self._begin(encode([self._next(), 0, frames.HELLO, [], *said]))
+            self._wait_for_answer(deadline, _GREETING_S)
+            kind, body = self._receive()
+            self._pending = False
+        if kind == frames.ERROR:
+            self.close()
+            raise_error(body, self._pool)
+        _, self.number, *_ = _decode(body)
+
+    def close(self) -> None:
+        """For good. Safe at any instruction, and in a finalizer: it is a system call and no lock."""
+        self.is_closed = True
+        if self.mark[0]:
+            try:
+                # A copy in a forked child must not keep the host from noticing.
+                self._connection.shutdown(socket.SHUT_RDWR)
+            except OSError:
+                pass  # the host was faster
+        self._connection.close()
+
+    def wait_for_end(self, seconds: float) -> None:
+        """Until the process of the host has ended; so many seconds at most."""
+        try:
+            pidfd = os.pidfd_open(self.host_pid)
+        except OSError:
+            return  # it has ended
+        try:
+            select.select([pidfd], [], [], seconds)
+        finally:
+            os.close(pidfd)
+
+    def close_inherited(self) -> None:
+        """In a forked child: nothing is said on it, and the parent goes on using it."""
+        self.is_closed = True
+        self._connection.close()
+
+    def __del__(self) -> None:
+        # Nobody uses it any more. Closing the copy of a forked child says nothing to the host.
+        self._connection.close()
+
+    # --- calls --------------------------------------------------------------------------------------------------
+
+    def call(self, lease: int, op: int, freed: list[int], *more: Any) -> tuple[int, Any]:
+        """One request of plain values, and its answer."""
+        return self.ask(lambda number: encode([number, lease, op, freed, *more]))
+
+    def ask(self, make: Callable[[int], bytes]) -> tuple[int, Any]:
+        """One request, and its answer. make: the request with this number; it may raise what it likes.
+
+        Raises HostGone, and PoolError where another thread is just using the stream.
+        """
+        if not self._calling.acquire(blocking=False):
+            self._refuse_second_thread()
+        try:
+            self._check_usable()
+            self._begin(make(self._next()))
+            answer = self._receive()
+            self._pending = False
+            return answer
+        except BaseException:
+            if self._pending:
+                self.close()
+            raise
+        finally:
+            release_own(self._calling)
+
+    def ask_for_all(
+        self, make: Callable[[int], bytes], take: Callable[[Any], None]
+    ) -> tuple[int, Any]:
+        """The same with an answer in several parts. take: told of each but the last."""
+        with self._lock():
+            self._check_usable()
+            self._begin(make(self._next()))
+            while True:
+                kind, body = self._receive()
+                if kind != frames.MORE:
+                    self._pending = False
+                    return kind, body
+                take(body)
+
+    def tell(self, lease: int, op: int, *more: Any) -> None:
+        """One request that is not answered. Raises HostGone."""
+        with self._lock():
+            self._check_usable()
+            self._pending = True
+            self._send(encode([self._next(), lease, op, [], *more]))
+            self._pending = False
+
+    def check_out(
+        self,
+        timeout: float | None,
+        deadline: float | None,
+        identity: str | None,
+        token: Callable[[bool], tuple[Any, Any]] | None,
+    ) -> tuple[int, Any]:
+        """The answer to a checkout. token: gives one where the host wants it, with its end.
+
+        Raises HostGone, and CheckoutTimeout where the host is stopped.
+        """
+        with self._lock():
+            self._check_usable()
+            has_token = token is not None
+            said = [timeout, identity, has_token]
+            number = self._next()
+            self._begin(encode([number, 0, frames.CHECKOUT, [], *said]))
+            while True:
+                self._wait_for_answer(deadline, None if timeout == 0 else _GRACE_S)
+                kind, body = self._receive()
+                if kind != frames.TOKEN_WANTED:
+                    self._pending = False
+                    return kind, body
+                assert token is not None
+                self._send(
+                    encode([number, 0, frames.TOKEN, [], *_token_of(token, _decode(body)[0])])
+                )
+
+    def _lock(self) -> _Exclusive:
+        return _Exclusive(self)
+
+    def _next(self) -> int:
+        self._request = (self._request + 1) & 0xFFFFFFFF
+        return self._request
+
+    def _check_usable(self) -> None:
+        if self._pending:  # an exception struck in the middle of an earlier call
+            self.close()
+        if self.is_closed:
+            raise HostGone
+
+    def _refuse_second_thread(self) -> NoReturn:
+        raise PoolError(
+            f"pool {self._pool!r}: another thread is just using this lease; a lease is for one thread at a time: give "
+            "each its own checkout"
+        )
+
+    def _begin(self, body: bytes) -> None:
+        self._left = b""
+        self._pending = True
+        self._send(body)
+
+    def _send(self, body: bytes) -> None:
+        try:
+            self._connection.sendall(frames.framed(body))
+        except (BrokenPipeError, ConnectionResetError, OSError) as error:
+            self.close()
+            raise HostGone from error
+
+    def _receive(self) -> tuple[int, Any]:
+        """The next frame that belongs to this request. Raises HostGone."""
+        data, self._left = self._left, b""
+        while len(data) < frames.ANSWER.size:
+            more = self._read()
+            data = more if not data else data + more
+        length, request, kind = frames.ANSWER.unpack_from(data)
+        if request != self._request:
+            self.close()
+            raise ProtocolError(
+                f"pool {self._pool!r}: an answer to request {request} has come instead of {self._request}"
+            )
+        end = length + 4
+        if len(data) == end:
+            return kind, memoryview(data)[frames.ANSWER.size :]
+        if len(data) > end:
+            self._left = data[end:]
+            return kind, memoryview(data)[frames.ANSWER.size : end]
+        whole = bytearray(end - frames.ANSWER.size)
+        got = len(data) - frames.ANSWER.size
+        whole[:got] = data[frames.ANSWER.size :]
+        view = memoryview(whole)
+        while got < len(whole):
+            try:
+                count = self._connection.recv_into(view[got:])
+            except OSError as error:
+                raise HostGone from error
+            if not count:
+                raise HostGone
+            got += count
+        return kind, view
+
+    def _read(self) -> bytes:
+        try:
+            data = self._connection.recv(frames.READ_BYTES)
+        except OSError as error:
+            raise HostGone from error
+        if not data:
+            raise HostGone
+        return data
+
+    def _wait_for_answer(self, deadline: float | None, grace: float | None) -> None:
+        """Until something has come. Past the deadline, as long as the host lives and is not stopped.
+
+        grace: so much longer at most; None: opening takes its time. Raises CheckoutTimeout.
+        """
+        if self._left or deadline is None:
+            return
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._connection.fileno(), select.POLLIN)
+        while True:
+            left = deadline - monotonic()
+            if self._poll.poll((left if left > 0 else _SLICE_S) * 1000):
+                return
+            late = monotonic() - deadline
+            if late < 0:
+                continue
+            stopped = is_stopped(self.host_pid)
+            if stopped or (grace is not None and late > grace):
+                why = "is stopped" if stopped else "does not answer"
+                raise CheckoutTimeout(
+                    f"pool {self._pool!r}: the host (pid {self.host_pid}) {why}; its resources cannot be had before it "
+                    "goes on or ends"
+                )
+
+
+class _Exclusive:
+    """A block in which one thread uses a stream. What leaves it in the middle of a call closes the stream."""
+
+    __slots__ = ("_stream",)
+
+    def __init__(self, stream: Stream) -> None:
+        self._stream = stream
+
+    def __enter__(self) -> None:
+        if not self._stream._calling.acquire(blocking=False):
+            self._stream._refuse_second_thread()
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        stream = self._stream
+        try:
+            if error is not None and stream._pending:
+                stream.close()
+        finally:
+            release_own(stream._calling)
+
+
+def _token_of(token: Callable[[bool], tuple[Any, Any]], refused: bool) -> list[Any]:
+    """A token, its end, and what went wrong."""
+    try:
+        found, expires_on = token(refused)
+    except Exception as error:  # noqa: BLE001  # raised where it was wanted, as a failed opening
+        return [None, None, f"{type(error).__name__}: {error}"]
+    return [found, expires_on, None]
+
+
+def raise_error(body: Any, pool: str) -> NoReturn:
+    """Raise what the host has raised."""
+    try:
+        error, cause = pickle.loads(body)  # noqa: S301  # see values.py
+    except Exception as unreadable:
+        raise PoolError(
+            f"pool {pool!r}: the host raised an error that cannot be read here: {unreadable}"
+        ) from unreadable
+    raise error from cause
+
+
+class Streams:
+    """The streams of one pool in this process. A forked child starts with none.
+
+    around: where its hosts are at home. _all: so that a child can close its copies. `_idle` and `_all` change by atomic
+    operations.
+    """
+
+    def __init__(self, around: Any) -> None:
+        self.around = around
+        self._idle: list[Stream] = []
+        self._all: weakref.WeakSet[Stream] = weakref.WeakSet()
+        self._hosts = itertools.count()
+        renew_in_children(self)
+
+    def after_fork_in_child(self) -> None:
+        """See Forkable."""
+        for stream in list(self._all):
+            stream.close_inherited()
+        self._idle = []
+        self._all = weakref.WeakSet()
+
+    def next_host(self, hosts: int) -> int:
+        """To which host the next stream leads: one after the other, from process to process at another one."""
+        return (next(self._hosts) + os.getpid()) % hosts
+
+    def take(self) -> Stream | None:
+        """An idle one, the last that was used."""
+        while True:
+            try:
+                stream = self._idle.pop()
+            except IndexError:
+                return None
+            if not stream.is_closed:
+                return stream
+
+    def enter(self, stream: Stream) -> Stream:
+        """A new one."""
+        self._all.add(stream)
+        return stream
+
+    def put(self, stream: Stream) -> None:
+        """Its lease has ended."""
+        if stream.is_closed or not stream.mark[0]:
+            return
+        if len(self._idle) >= MOST_IDLE:
+            stream.close()
+        else:
+            self._idle.append(stream)
+
+    def close_idle(self) -> None:
+        """Close all that have no lease."""
+        while (stream := self.take()) is not None:
+            stream.close()
