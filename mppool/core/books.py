@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
+
+from msgspec import structs
 
 from mppool.core.decisions import Addressed, Ask, Close, Erase, RecordPool, Refuse
 from mppool.core.events import (
@@ -37,23 +39,18 @@ from mppool.core.events import (
     Reset,
     Resize,
     Returned,
+    Share,
     Starves,
     TokenReplaced,
     WantReady,
 )
 from mppool.core.outbox import Outbox
 from mppool.core.pool import PoolBooks
+from mppool.core.share import Demand
 from mppool.core.shared import Shared
 from mppool.core.slot import Slot, SlotState
-from mppool.core.token_books import TokenBooks
-from mppool.core.tokens import (
-    ForgetTokens,
-    TokenCost,
-    TokenFailed,
-    TokenFetched,
-    TokenSpurned,
-    WantToken,
-)
+from mppool.core.token_books import TOKEN_EVENTS, TokenBooks
+from mppool.core.tokens import ForgetTokens, TokenEvent
 from mppool.core.waiting import Waiter
 from mppool.ids import GrantNumber, GrantNumbers, ProcessId, Session, Ticket
 
@@ -108,6 +105,8 @@ class Books:
         self._remembered_slots: dict[str, list[Remembered]] = {}
         self._counted_earlier: dict[str, Mapping[str, int]] = {}
         self._born: dict[str, float] = {}
+        # What a pool that is declared from now on gets; None: there are no other machines.
+        self._share_of_new: Share | None = None
 
     def apply(
         self, process: ProcessId, session: Session, event: Event, now: float
@@ -171,10 +170,32 @@ class Books:
         """A pool has to do with a process from now on."""
         self._known_in.setdefault(process, {})[pool.name] = pool
 
+    def take_shares(
+        self, shares: Iterable[Share], of_new: Share | None, now: float
+    ) -> list[Addressed]:
+        """Other machines leave so much of each pool to this one. of_new: of a pool that is declared from now on."""
+        self._share_of_new = of_new
+        for share in shares:
+            if share.pool in self.pools:
+                self._touch(self.pools[share.pool]).take_share(share, now)
+        return self._outbox.take_out()
+
+    def demands(self) -> dict[str, Demand]:
+        """What each pool has and could use, of those included that only the journal tells of."""
+        demands = {
+            name: pool.machine.demand(len(pool.waiting), pool.min_size.target())
+            for name, pool in self.pools.items()
+        }
+        for name, slots in self._remembered_slots.items():
+            record = self._remembered_pools.get(name)
+            cap = None if record is None else record.max_size
+            demands[name] = Demand(cap, len(slots), 0, 0, 0)
+        return demands
+
     def forgive(self, pool: str) -> None:
         """Forget that openings failed: a process that wants a resource next may try at once."""
         if pool in self.pools:
-            self._touch(self.pools[pool]).forgive()
+            self._touch(self.pools[pool]).breakers.clear()
 
     def command(self, process: ProcessId, event: Command, now: float) -> list[Addressed]:
         """A command from anybody, attached or not.
@@ -213,7 +234,7 @@ class Books:
         for name, counts in counters.items():
             self._counted_earlier[name] = counts
             if name in self.pools:
-                self.pools[name].counted_earlier(counts)
+                self.pools[name].ledger.counted_earlier(counts)
 
     def session_of(self, process: ProcessId) -> Session | None:
         """The current session of a process that is attached."""
@@ -297,20 +318,8 @@ class Books:
         for pool in self._known_in.get(process, {}).values():
             self._touch(pool).detached(process, now)
 
-    def _want_token(self, process: ProcessId, event: WantToken, now: float) -> None:
-        self.tokens.want(process, event, now)
-
-    def _token_fetched(self, process: ProcessId, event: TokenFetched, now: float) -> None:
-        self.tokens.fetched(process, event, now)
-
-    def _token_failed(self, process: ProcessId, event: TokenFailed, now: float) -> None:
-        self.tokens.failed(process, event, now)
-
-    def _token_cost(self, process: ProcessId, event: TokenCost, now: float) -> None:
-        self.tokens.cost(event)
-
-    def _token_spurned(self, process: ProcessId, event: TokenSpurned, now: float) -> None:
-        self.tokens.spurned(event, now)
+    def _token_event(self, process: ProcessId, event: TokenEvent, now: float) -> None:
+        self.tokens.apply(process, event, now)
 
     def _slot_event(self, process: ProcessId, event: Any, now: float) -> None:
         slot = self._slots.get(event.number)
@@ -350,11 +359,13 @@ class Books:
         record = self._remembered_pools.pop(name, None)
         if record is not None:
             pool.restore(record)
-        pool.counted_earlier(self._counted_earlier.get(name, {}))
+        pool.ledger.counted_earlier(self._counted_earlier.get(name, {}))
         pool.born = self._born.get(name, pool.born)
+        if self._share_of_new is not None:
+            pool.capacity.take_share(structs.replace(self._share_of_new, pool=name))
         for item in self._remembered_slots.pop(name, []):
             self._knows(pool, item.process)
-            pool.remember(item, now)
+            pool.ledger.remember(item, now)
 
     def _died(self, process: ProcessId, now: float) -> None:
         self._sessions.pop(process, None)
@@ -415,9 +426,5 @@ class Books:
         TokenReplaced: _token_replaced,
         Declare: _declared,
         Detached: _detached,
-        WantToken: _want_token,
-        TokenFetched: _token_fetched,
-        TokenFailed: _token_failed,
-        TokenSpurned: _token_spurned,
-        TokenCost: _token_cost,
+        **dict.fromkeys(TOKEN_EVENTS, _token_event),
     }

@@ -1,5 +1,5 @@
-"""How many slots there may be, and for whom: the cap, the bounds of one identity and of one process, the number of
-openings at a time, an open breaker.
+"""How many slots there may be, and for whom: the cap, what others leave of it (ceilings), the bounds of one identity
+and of one process, the number of openings at a time, an open breaker.
 
 Nothing here changes a slot. `Capacity` says what stands in whose way.
 """
@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection
 
 from mppool.core.breaker import Breakers
+from mppool.core.events import Share
 from mppool.core.slot import Slot
 from mppool.core.table import SlotTable
 from mppool.core.waiting import Waiter
@@ -21,6 +22,9 @@ class Capacity:
 
     awaited: after a torn journal, the living processes whose inventories are missing still. While there are any,
         nobody knows what they hold, so nothing new may be opened.
+    declared: the cap of the pool, as it was declared or set. max_size: what is in force of it, the least of it and of
+        all ceilings. ceilings: what others leave to this pool, by who says so.
+    share: what other machines leave to this one; None where there are none.
     has_inner: whether there are bounds beside the cap.
     """
 
@@ -30,7 +34,10 @@ class Capacity:
         self.slots = slots
         self.breakers = breakers
         self.awaited = awaited
+        self.declared: int | None = None
         self.max_size: int | None = None
+        self.ceilings: dict[str, int] = {}
+        self.share: Share | None = None
         self.max_per_identity: int | None = None
         self.max_per_process: int | None = None
         self.max_opening: int | None = None
@@ -38,11 +45,28 @@ class Capacity:
 
     def configure(self, max_size: int | None, options: PoolOptions) -> None:
         """These bounds are in force from now on."""
-        self.max_size = max_size
+        self.declared = max_size
+        self._combine()
         self.max_per_identity = options.max_per_identity
         self.max_per_process = options.max_per_process
         self.max_opening = options.max_opening
         self.has_inner = options.max_per_identity is not None or options.max_per_process is not None
+
+    def limit(self, by: str, ceiling: int | None) -> None:
+        """Somebody leaves so many slots to this pool, whatever the cap says; None: all of them."""
+        self.ceilings.pop(by, None)
+        if ceiling is not None:
+            self.ceilings[by] = ceiling
+        self._combine()
+
+    def take_share(self, share: Share) -> None:
+        """Other machines leave so much to this one."""
+        self.share = share
+        self.limit("machines", share.size)
+
+    def _combine(self) -> None:
+        declared = () if self.declared is None else (self.declared,)
+        self.max_size = min((*declared, *self.ceilings.values()), default=None)
 
     # --- room --------------------------------------------------------------------------------------------
 
@@ -60,7 +84,9 @@ class Capacity:
         return max(0, self.above_cap() - self.slots.on_the_way(now))
 
     def opens_enough(self) -> bool:
-        """Whether as many resources are being opened as may be at a time (`max_opening`)."""
+        """Whether as many resources are being opened as may be at a time (`max_opening`), or none may be at present."""
+        if self.share is not None and not self.share.opens:
+            return True
         return self.max_opening is not None and self.slots.may_be_opening() >= self.max_opening
 
     def has_room(self, process: ProcessId, key: str) -> bool:
@@ -68,7 +94,7 @@ class Capacity:
         slots = self.slots
         if self.max_size is not None and len(slots.by_number) >= self.max_size:
             return False
-        if self.max_opening is not None and self.opens_enough():
+        if (self.max_opening is not None or self.share is not None) and self.opens_enough():
             return False
         per_identity, per_process = self.max_per_identity, self.max_per_process
         return (per_identity is None or slots.by_key[key] < per_identity) and (

@@ -92,6 +92,17 @@ class Reclaim(Decision, frozen=True, tag=True):
     idle_for: float
 
 
+class EndLeases(Decision, frozen=True, tag=True):
+    """Close so many resources now: what is idle first, then what has been lent for longest, as overdue leases are ended.
+
+    why: for the errors of those who still use them.
+    """
+
+    pool: str
+    count: int
+    why: str
+
+
 class Ask(Decision, frozen=True, tag=True):
     """Does the process hold this grant? Answered by NotMine, or not at all."""
 
@@ -188,6 +199,7 @@ ProcessDecision = (
     | Keep
     | Close
     | Reclaim
+    | EndLeases
     | Ask
     | PoolChanged
     | DropToken

@@ -256,6 +256,21 @@ class JournalFailed(Event, frozen=True, tag=True):
     error: str
 
 
+class Share(Event, frozen=True, tag=True):
+    """What other machines leave to this one of a pool's cap. It says what is so now, and is not journalled.
+
+    size: so many slots at most; None: all that the cap allows. opens: whether anything may be opened at present.
+    ends: what is lent beyond `size` is not waited for: its leases end now.
+    why: why there is no more, for people, without secrets.
+    """
+
+    pool: str
+    size: int | None
+    opens: bool = True
+    ends: bool = False
+    why: str = ""
+
+
 ProcessEvent = (
     Attach
     | Declare

@@ -69,6 +69,10 @@ class MinSize:
         error = breaker.error if breaker else ""
         return Readiness(self._pool, self._slots.open_for(key), wanted, error)
 
+    def target(self) -> int:
+        """How many are kept open, once anybody has wanted one."""
+        return self.size if self.wanted else 0
+
     def lacking(self) -> int:
         """How many resources are missing; below 0: how many more there are."""
         return self.size - self._slots.staying_for(self._declarations.key)

@@ -11,7 +11,6 @@ Every public method is told the time and what happened. Decisions are left in th
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
 from typing import Any
 
 from mppool.core.breaker import Breakers
@@ -29,9 +28,9 @@ from mppool.core.events import (
     IdleTooLong,
     Opened,
     OpeningFailed,
-    Remembered,
     Resize,
     Returned,
+    Share,
     TokenReplaced,
 )
 from mppool.core.eviction import Eviction
@@ -41,6 +40,7 @@ from mppool.core.min_size import MinSize
 from mppool.core.reclaim import Reclaimer
 from mppool.core.refusals import Refusals
 from mppool.core.returns import Moved, Returns
+from mppool.core.share import ShareOfMachine
 from mppool.core.shared import Shared
 from mppool.core.sharing import OpeningTimes
 from mppool.core.slot import Slot, SlotState
@@ -76,6 +76,7 @@ class PoolBooks:
         )
         self.eviction = Eviction(self.slots, self.waiting, self.breakers)
         self.refusals = Refusals(self.waiting, self.capacity, self._outbox)
+        self.machine = ShareOfMachine(name, self.capacity, self._outbox)
         self.slots.level_changed = self._level_changed
         self.waiting.noted = self.breakers.waiters_changed
         self.born = declared_at + declaration.age
@@ -107,6 +108,11 @@ class PoolBooks:
         """New bounds. What is open beyond a smaller cap goes when it is idle or released."""
         self.control.resize(event, now)
         self._configure()
+        self._settle(now)
+
+    def take_share(self, share: Share, now: float) -> None:
+        """Other machines leave so much to this one. What is open beyond it goes when it is idle or released."""
+        self.machine.take(share)
         self._settle(now)
 
     def reset(self, now: float) -> None:
@@ -145,18 +151,6 @@ class PoolBooks:
     def token_replaced(self, event: TokenReplaced) -> None:
         """Resources that were opened with the old token are closed where they lie idle, in all processes."""
         self.control.token_replaced(event)
-
-    def forgive(self) -> None:
-        """Forget that openings failed: a process that wants a resource next may try at once."""
-        self.breakers.clear()
-
-    def remember(self, item: Remembered, now: float) -> None:
-        """A slot from the journal: held until its process attaches, or is proved dead."""
-        self.ledger.remember(item, now)
-
-    def counted_earlier(self, counters: Mapping[str, int]) -> None:
-        """Earlier servers had counted so much; what this one counts comes on top."""
-        self.ledger.counted_earlier(counters)
 
     # --- checkouts ---------------------------------------------------------------------------------------
 
@@ -245,6 +239,7 @@ class PoolBooks:
         elif isinstance(event, Opened):
             self.openings.note(slot.key, event.seconds)
             self.ledger.opened(slot, now)
+            self.machine.opened()
         else:
             self._ended(slot, event, now)
         self._settle(now)
@@ -382,7 +377,8 @@ class PoolBooks:
         return {
             "name": self.name,
             "placement": self.declarations.options.placement,
-            "max_size": self.capacity.max_size,
+            "max_size": self.capacity.declared,
+            "share": self.machine.size(),
             "min_size": self.min_size.size,
             "size": len(self.slots),
             "opening": self.slots.in_state(SlotState.OPENING),

@@ -75,9 +75,15 @@ class Refusals:
     def how_full(self, key: str, now: float) -> str:
         """How many resources there are, and why there are no more for this key."""
         capacity, slots = self._capacity, self._capacity.slots
-        cap = "no cap" if capacity.max_size is None else f"max_size={capacity.max_size}"
+        cap = "no cap" if capacity.declared is None else f"max_size={capacity.declared}"
         text = f"{len(slots.by_number)} resources exist ({cap}) in {len(slots.levels)} processes"
-        if capacity.opens_enough():
+        share = capacity.share
+        if share is not None:
+            # What stands in the way of one more comes first: it is no use to release leases sooner.
+            size = "" if share.size is None else f" is {share.size} at present"
+            why = f" ({share.why})" if share.why else ""
+            text = f"{text}; the share of this machine{size}{why}"
+        elif capacity.opens_enough():
             text = f"{text}, {slots.may_be_opening()} of them are being opened (max_opening)"
         if slots.by_number:
             text = f"{text}: {self._who_holds(now)}"

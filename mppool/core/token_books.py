@@ -31,6 +31,7 @@ from mppool.core.token_entry import LONGEST_RETRY_S, Asker, Fetch, TokenEntry
 from mppool.core.tokens import (
     FetchToken,
     TokenCost,
+    TokenEvent,
     TokenFailed,
     TokenFetched,
     TokenGiven,
@@ -42,6 +43,9 @@ from mppool.core.tokens import (
     WantToken,
 )
 from mppool.ids import ProcessId, Ticket
+
+TOKEN_EVENTS = (WantToken, TokenFetched, TokenFailed, TokenSpurned, TokenCost)
+"""What `apply` takes in."""
 
 SWEEP_S = 60.0
 """So often the entries that nobody needs are looked for."""
@@ -75,6 +79,19 @@ class TokenBooks:
         """A process is here that may have missed what was said meanwhile."""
         for identity, number in self._forgotten.items():
             self._outbox.tell(process, TokensForgotten(identity, number))
+
+    def apply(self, process: ProcessId, event: TokenEvent, now: float) -> None:
+        """Take in what a process says of tokens."""
+        if isinstance(event, WantToken):
+            self.want(process, event, now)
+        elif isinstance(event, TokenFetched):
+            self.fetched(process, event, now)
+        elif isinstance(event, TokenFailed):
+            self.failed(process, event, now)
+        elif isinstance(event, TokenSpurned):
+            self.spurned(event, now)
+        elif isinstance(event, TokenCost):
+            self.cost(event)
 
     def want(self, process: ProcessId, event: WantToken, now: float) -> None:
         """A process needs a token."""

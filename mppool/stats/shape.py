@@ -56,11 +56,12 @@ class ResourceStats(TypedDict):
 
 
 class PoolStats(TypedDict):
-    """A pool, over all processes."""
+    """A pool, over all processes. share: what other machines leave to this one of `max_size`; None: there are none."""
 
     name: str
     placement: str
     max_size: int | None
+    share: int | None
     min_size: int
     size: int
     opening: int

@@ -11,6 +11,7 @@ from mppool.core.decisions import (
     Ask,
     Close,
     DropToken,
+    EndLeases,
     Grant,
     Keep,
     Notice,
@@ -25,7 +26,7 @@ from mppool.process.waiter import Retry
 from mppool.tokens.in_process import forget_all
 from mppool.wire.messages import Done, Failed
 from mppool.worker.context import Context
-from mppool.worker.ending import close_soon, drop_token, retire_older_than
+from mppool.worker.ending import close_soon, drop_token, end_leases, retire_older_than
 from mppool.worker.inventory import PoolEntry
 from mppool.worker.opening import open_for_shelf, use_grant
 
@@ -50,6 +51,7 @@ class Dispatch:
             Close: self._on_close,
             Refuse: self._on_refuse,
             Reclaim: self._on_reclaim,
+            EndLeases: self._on_end_leases,
             Ask: self._on_ask,
             PoolChanged: self._on_pool_changed,
             DropToken: self._on_drop_token,
@@ -147,6 +149,11 @@ class Dispatch:
             self._context.audit.want_again()
         idle.set_contended(reclaim.contended)
         idle.sweep_all(reclaim.sweep, reclaim.idle_for)
+
+    def _on_end_leases(self, ended: EndLeases, session: Session) -> None:
+        pool = self._pools.get(ended.pool)
+        if pool is not None:
+            end_leases(pool, ended.count, ended.why)
 
     def _on_ask(self, ask: Ask, session: Session) -> None:
         if self._context.inventory.disown(ask.number):

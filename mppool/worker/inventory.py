@@ -117,6 +117,7 @@ class PoolEntry:
         "token",
         "uses",
         "warned",
+        "why_ended",
     )
 
     def __init__(
@@ -160,6 +161,8 @@ class PoolEntry:
         self.doubtful = False
         self.kept_until = 0.0
         self.killed = False
+        # Where a lease was ended for another reason than its age, that reason.
+        self.why_ended = ""
         self.warned = False
         self.thread = ""
         self.stack = ""
@@ -337,6 +340,18 @@ class Inventory:
             if entry.lent_at != lent_at or entry.killed or entry.state != "open":
                 return False
             entry.killed = True
+            return True
+
+    def end_early(self, entry: Entry, why: str) -> bool:
+        """Whoever has it may use it no more; False if it is being opened or closed.
+
+        Unlike `kill` this needs no word of the release: from now on whoever owns it next can only close it.
+        """
+        with self.lock:
+            if entry.state != "open" or entry.killed:
+                return False
+            entry.why_ended, entry.killed, entry.retire_reason = why, True, "killed"
+            entry.retire_at = AT_ONCE
             return True
 
     # --- going out -------------------------------------------------------------------------------------------

@@ -212,6 +212,11 @@ class Lease(Generic[T]):
                 f"pool {self._local.name!r}: this lease was taken by the parent of this process, and its "
                 "resource belongs to the parent; check out in this process instead"
             )
+        if entry.why_ended:
+            raise StaleLease(
+                f"pool {self._face.name!r}: this lease was ended and its resource closed, because "
+                f"{entry.why_ended}; check out again"
+            )
         raise StaleLease(
             f"pool {self._local.name!r}: this lease was held for longer than max_lease_kill="
             f"{entry.local.options.max_lease_kill:g} s, so its resource was closed; check out again"

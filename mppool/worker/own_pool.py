@@ -62,6 +62,9 @@ class OwnPool(Home, Protocol):
     def closed(self) -> bool:
         """Whether this process hands out nothing."""
 
+    def entries(self) -> list[Entry]:
+        """All that this process holds of it."""
+
     def count(self, counter: str) -> None:
         """Count something rare."""
 

@@ -59,7 +59,7 @@ _SKIPPED |= {"_slots", "_waiting", "_capacity", "_breakers", "_openings", "_gene
 _SKIPPED |= {"_declarations", "_attached", "_outbox", "_numbers", "_shared", "_born"}
 _SKIPPED |= {"_granted", "_waiters", "_awaited", "awaited", "pool", "_pool"}
 # Parts without a state of their own, and aliases of what others own.
-_SKIPPED |= {"ledger", "returns", "refusals", "control"}
+_SKIPPED |= {"ledger", "returns", "refusals", "control", "machine"}
 _ALIASES = {"Capacity": {"slots", "breakers"}}
 
 _attributes: dict[type, tuple[str, ...]] = {}

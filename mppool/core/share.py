@@ -1,0 +1,68 @@
+"""What other machines leave to this one of a pool's cap, and what this one could use.
+
+Where machines share a cap, somebody outside the books leases it (see mppool.machines), and says from time to time how
+much of it is this machine's.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from mppool.core.capacity import Capacity
+from mppool.core.decisions import EndLeases
+from mppool.core.events import Share
+from mppool.core.outbox import Outbox
+
+
+class Demand(NamedTuple):
+    """What a pool has and could use.
+
+    cap: as it was declared or set. has: slots. waiting: checkouts in line. may_have: the bound in force.
+    keeps: of what is wanted, that which is kept open although nobody uses it (`min_size`).
+    """
+
+    cap: int | None
+    has: int
+    waiting: int
+    may_have: int | None
+    keeps: int
+
+
+class ShareOfMachine:
+    """The share of one pool. It has no state of its own: `Capacity` has."""
+
+    def __init__(self, pool: str, capacity: Capacity, outbox: Outbox) -> None:
+        self._pool = pool
+        self._capacity = capacity
+        self._outbox = outbox
+
+    def take(self, share: Share) -> None:
+        """It is so much from now on."""
+        self._capacity.take_share(share)
+        if share.ends:
+            self._end_leases(share)
+
+    def opened(self) -> None:
+        """Something is open that was being opened, perhaps while leases were ended."""
+        share = self._capacity.share
+        if share is not None and share.ends:
+            self._end_leases(share)
+
+    def size(self) -> int | None:
+        """How many slots this machine may have at present; None: there are no other machines, or there is no cap."""
+        return None if self._capacity.share is None else self._capacity.max_size
+
+    def demand(self, waiting: int, keeps: int) -> Demand:
+        """For those who share the cap."""
+        capacity = self._capacity
+        has = len(capacity.slots)
+        return Demand(capacity.declared, has, waiting, capacity.max_size, keeps)
+
+    def _end_leases(self, share: Share) -> None:
+        """What is beyond the share goes although it is lent: another machine may open as much in a moment."""
+        slots, left = self._capacity.slots, self._capacity.above_cap()
+        for process, level in slots.levels.items():
+            count = min(left, level - slots.closing_of(process))
+            if count > 0:
+                left -= count
+                self._outbox.tell(process, EndLeases(self._pool, count, share.why))
