@@ -9,14 +9,14 @@ import time
 import weakref
 from multiprocessing.managers import BaseManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Literal, NoReturn
 
 from mppool.alone import Alone, link_alone
 from mppool.base_manager import Manager, refuse_initializer
 from mppool.core.decisions import Draining
 from mppool.core.events import ClosePool, Drain, Reset, Resize
 from mppool.core.tokens import ForgetTokens
-from mppool.errors import ConfigurationError, PoolError, ServerUnavailable
+from mppool.errors import ConfigurationError, ConfigurationMismatch, PoolError, ServerUnavailable
 from mppool.link.server_link import ServerLink
 from mppool.link.session import CONTROL_DEADLINE_S
 from mppool.link.troubles import no_answer, pool_errors_only
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from types import TracebackType
 
+    from mppool.machines.settings import Settings
     from mppool.server.loop import Server
 
 DEFAULT_LINGER_S = 30.0
@@ -70,6 +71,11 @@ def _member_for(locator: ServerLocator) -> Member:
         where = (locator.name, locator.likely_directory())
         for member, other in list(_members.items()):
             if (other.name, other.likely_directory()) == where:
+                if locator.machines != other.machines:
+                    raise ConfigurationMismatch(
+                        f"manager {locator.name!r}: this process has made it with other settings of redis= or "
+                        f"on_redis_lost= ({other.machines}, now {locator.machines}); give the same everywhere"
+                    )
                 return member
         member = Member(
             locator.name,
@@ -89,6 +95,10 @@ class PoolManager(Manager, BaseManager):
     linger: seconds that the server stays when no client is connected (the longest that was asked for).
     label: what this process is called in statistics, `mppool top`, `mppool leases` and the error of a
         `checkout(timeout=0)`, from its next attachment on; a forked child keeps it until it is given its own. None: as before.
+    redis: "redis://host:port/db", "rediss://..." or "unix://...": the caps of all pools hold over all machines whose
+        managers of this name name this Redis. The same in all processes of a machine. See docs/machines.md.
+    on_redis_lost: what this machine may do while Redis gives no lease: "hold": go on until the lease ends, then
+        nothing; a number: so many resources of each pool.
 
     Making one is cheap: no I/O, no process, no thread. The server is found, or started, by the first
     checkout of any process; `start()` does it at once.
@@ -105,12 +115,19 @@ class PoolManager(Manager, BaseManager):
         runtime_dir: str | os.PathLike[str] | None = None,
         linger: float = DEFAULT_LINGER_S,
         label: str | None = None,
+        redis: str | None = None,
+        on_redis_lost: Literal["hold"] | int = "hold",
     ) -> None:
         super().__init__()
         self.name = checked_name("manager", name)
         seconds = checked_linger(name, linger)
         directory = None if runtime_dir is None else _checked_directory(name, runtime_dir)
-        self._locator = ServerLocator(name, directory, seconds)
+        machines = None
+        if redis is not None or on_redis_lost != "hold":
+            from mppool.machines.settings import checked_settings
+
+            machines = checked_settings(name, redis, on_redis_lost)
+        self._locator = ServerLocator(name, directory, seconds, machines)
         if label is not None:
             name_process(checked_label(name, label))
         self._member = _member_for(self._locator)
@@ -120,7 +137,7 @@ class PoolManager(Manager, BaseManager):
         # The directory by name: the process that unpickles it may have another environment. A forkserver keeps
         # the one of its start, and its children would meet elsewhere, with a cap of their own.
         directory = locator.runtime_dir or os.environ.get("MPPOOL_RUNTIME_DIR") or None
-        return (_rebuild_manager, (self.name, directory, locator.linger))
+        return (_rebuild_manager, (self.name, directory, locator.linger, locator.machines))
 
     def __repr__(self) -> str:
         return f"<PoolManager {self.name!r}>"
@@ -197,7 +214,8 @@ class PoolManager(Manager, BaseManager):
         """A server to run in this process: `manager.get_server().serve_forever()`."""
         from mppool.server.loop import Server as TheServer
 
-        return TheServer(self._locator.paths(), linger=self._locator.linger)
+        locator = self._locator
+        return TheServer(locator.paths(), linger=locator.linger, machines=locator.machines)
 
     def shutdown(self) -> None:  # type: ignore[override]  # BaseManager has it as an attribute
         """End the server in order, from any process: leases that are out keep working.
@@ -352,8 +370,18 @@ def _alone(cls: type[PoolManager]) -> type[PoolManager]:
     return cls if Alone in cls.__mro__ else type(cls.__name__, (Alone, cls), {})
 
 
-def _rebuild_manager(name: str, runtime_dir: str | None, linger: float) -> PoolManager:
-    return PoolManager(name, runtime_dir=runtime_dir, linger=linger)
+def _rebuild_manager(
+    name: str, runtime_dir: str | None, linger: float, machines: Settings | None = None
+) -> PoolManager:
+    if machines is None:
+        return PoolManager(name, runtime_dir=runtime_dir, linger=linger)
+    return PoolManager(
+        name,
+        runtime_dir=runtime_dir,
+        linger=linger,
+        redis=machines.url,
+        on_redis_lost=machines.fallback if machines.fallback is not None else "hold",
+    )
 
 
 def _checked_directory(manager: str, runtime_dir: object) -> str:

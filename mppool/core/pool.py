@@ -239,7 +239,7 @@ class PoolBooks:
         elif isinstance(event, Opened):
             self.openings.note(slot.key, event.seconds)
             self.ledger.opened(slot, now)
-            self.machine.opened()
+            self.machine.opened(slot.process)
         else:
             self._ended(slot, event, now)
         self._settle(now)

@@ -12,6 +12,7 @@ from mppool.core.capacity import Capacity
 from mppool.core.decisions import EndLeases
 from mppool.core.events import Share
 from mppool.core.outbox import Outbox
+from mppool.ids import ProcessId
 
 
 class Demand(NamedTuple):
@@ -38,15 +39,17 @@ class ShareOfMachine:
 
     def take(self, share: Share) -> None:
         """It is so much from now on."""
+        before = self._capacity.share
         self._capacity.take_share(share)
-        if share.ends:
-            self._end_leases(share)
+        is_told = before is not None and before.ends and before.size == share.size
+        if share.ends and not is_told:
+            self._end_leases(share, self._capacity.above_cap())
 
-    def opened(self) -> None:
+    def opened(self, process: ProcessId) -> None:
         """Something is open that was being opened, perhaps while leases were ended."""
         share = self._capacity.share
-        if share is not None and share.ends:
-            self._end_leases(share)
+        if share is not None and share.ends and self._capacity.above_cap():
+            self._outbox.tell(process, EndLeases(self._pool, 1, share.why))
 
     def size(self) -> int | None:
         """How many slots this machine may have at present; None: there are no other machines, or there is no cap."""
@@ -58,9 +61,9 @@ class ShareOfMachine:
         has = len(capacity.slots)
         return Demand(capacity.declared, has, waiting, capacity.max_size, keeps)
 
-    def _end_leases(self, share: Share) -> None:
+    def _end_leases(self, share: Share, left: int) -> None:
         """What is beyond the share goes although it is lent: another machine may open as much in a moment."""
-        slots, left = self._capacity.slots, self._capacity.above_cap()
+        slots = self._capacity.slots
         for process, level in slots.levels.items():
             count = min(left, level - slots.closing_of(process))
             if count > 0:

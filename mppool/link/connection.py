@@ -16,7 +16,7 @@ from time import monotonic
 from typing import Any
 
 from mppool.core.events import Event
-from mppool.errors import ProtocolError
+from mppool.errors import ConfigurationError, ProtocolError
 from mppool.ids import Session, Ticket
 from mppool.process.fork import own_mark
 from mppool.wire.framing import FrameReader, encode, process_side_reader
@@ -210,6 +210,8 @@ def introduce(
     connection.close()
     if isinstance(answer, Rejected) and answer.reason in ("session", "leaving"):
         raise SessionLost(answer.text)
+    if isinstance(answer, Rejected) and answer.reason == "manager":
+        raise ConfigurationError(f"manager {hello.manager!r}: {answer.text}")
     if isinstance(answer, Rejected) and (answer.newest_protocol or hello.protocol) < hello.protocol:
         assert answer.newest_protocol is not None
         raise OlderServer(answer.newest_protocol)

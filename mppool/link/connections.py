@@ -51,7 +51,9 @@ class Connections:
     def hello(self, role: Role, session: Session, protocol: int = PROTOCOL) -> Hello:
         """How this process introduces itself."""
         process = self._witness.process()
-        return Hello(protocol, self._locator.name, process, role, session, self._locator.linger)
+        machines = "" if role == "control" else self._locator.machines_fingerprint()
+        linger = self._locator.linger
+        return Hello(protocol, self._locator.name, process, role, session, linger, machines)
 
     def wrap(self, sock: socket.socket, session: Session) -> Connection:
         """A connection on a socket that has just been connected."""

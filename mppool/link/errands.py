@@ -78,7 +78,7 @@ class Errands:
 
     def _handle(self, channel: ErrandChannel, message: object) -> None:
         if isinstance(message, WantReport):
-            self.reporter.asked(message.request)
+            self.reporter.asked(message.request, brief=message.brief)
         elif isinstance(message, Goodbye):
             self._session.farewell = True
             self._process.server_leaves()
@@ -99,6 +99,8 @@ class Errands:
 
     def _try_to_attach(self) -> bool:
         farewell = self._session.farewell
+        if self._session.is_leased:
+            farewell = False  # without a server nobody would renew what other machines count on
         try:
             if self._session.ensure(monotonic() + _ATTACH_PATIENCE_S, start=not farewell):
                 return True

@@ -44,8 +44,8 @@ class Inventory(Protocol):
 class Reporter(Protocol):
     """Answers the server's requests for the figures of this process."""
 
-    def asked(self, request: int) -> None:
-        """The server wants a report."""
+    def asked(self, request: int, *, brief: bool = False) -> None:
+        """The server wants a report. brief: without what the hooks say."""
 
     def look(self, now: float) -> None:
         """Answer a request that has waited for hooks for long enough."""

@@ -239,6 +239,11 @@ class ServerSession:
         if channel is not None:
             self.lost(channel)
 
+    @property
+    def is_leased(self) -> bool:
+        """Whether what is held here is leased from other machines, so that a server must renew the lease."""
+        return self._locator.machines is not None
+
     def wants_successor(self) -> bool:
         """Whether this process must attach again although no thread asks for that."""
         return self._process.needs_books() or self.unheard

@@ -80,19 +80,25 @@ def arguments() -> list[str]:
     return [python(), "-I", *without_site, "-c"]
 
 
-def locations() -> str:
+def locations(*, client_of_redis: bool = False) -> str:
     """Directories (or archives) that mppool and what it needs were imported from, as JSON.
 
     -I leaves out PYTHONPATH, the user's site and the current directory, so they must be named.
     """
+    import importlib.util
+
     import filelock
 
     own = sys.modules[
         __name__.partition(".")[0]
     ]  # an import of it would be one of everything above
     found: list[str] = []
-    for package in (own, msgspec, filelock):
-        location = os.path.dirname(os.path.abspath(package.__path__[0]))
+    places = [package.__path__[0] for package in (own, msgspec, filelock)]
+    client = importlib.util.find_spec("redis") if client_of_redis else None
+    if client is not None:
+        places += client.submodule_search_locations or ()
+    for place in places:
+        location = os.path.dirname(os.path.abspath(place))
         if location not in found:
             found.append(location)
     return msgspec.json.encode(found).decode()

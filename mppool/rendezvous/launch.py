@@ -19,6 +19,7 @@ import socket
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, NamedTuple
 
 from mppool.errors import ConfigurationError, ServerUnavailable
 from mppool.logs import Log
@@ -28,6 +29,9 @@ from mppool.rendezvous.paths import RUNTIME_DIR_VARIABLE, ManagerPaths, read_add
 from mppool.rendezvous.readiness import ANOTHER, READY, REFUSED
 from mppool.rendezvous.shielded import shielded
 from mppool.rendezvous.spawning import READINESS_DESCRIPTOR, answer_of, reap, spawn
+
+if TYPE_CHECKING:
+    from mppool.machines.settings import Settings
 
 log = Log(__name__)
 
@@ -95,10 +99,19 @@ def connect(paths: ManagerPaths, deadline: float | None = None) -> socket.socket
     return connection
 
 
-def find_or_start(paths: ManagerPaths, *, linger: float, deadline: float) -> socket.socket:
+class _ForServer(NamedTuple):
+    """What a new server is told. machines: over a pipe, for there may be a password in it."""
+
+    linger: float
+    machines: Settings | None
+
+
+def find_or_start(
+    paths: ManagerPaths, *, linger: float, deadline: float, machines: Settings | None = None
+) -> socket.socket:
     """A socket connected to the one server of these paths, which is started if there is none.
 
-    linger: seconds that a new server stays without clients. deadline: monotonic.
+    linger: seconds that a new server stays without clients. deadline: monotonic. machines: where it shares caps.
     Raises ServerUnavailable with the reason, ConfigurationError for a directory that cannot be trusted.
     """
     paths.prepare()
@@ -108,7 +121,8 @@ def find_or_start(paths: ManagerPaths, *, linger: float, deadline: float) -> soc
         connection = connect(paths, deadline)
         if connection is not None:
             return connection
-        if _start_locked(paths, linger, deadline, whatever=time.monotonic() > lock_patience):
+        whatever = time.monotonic() > lock_patience
+        if _start_locked(paths, _ForServer(linger, machines), deadline, whatever=whatever):
             continue
         if time.monotonic() >= deadline:
             raise ServerUnavailable(
@@ -120,13 +134,19 @@ def find_or_start(paths: ManagerPaths, *, linger: float, deadline: float) -> soc
 
 
 def replace(
-    paths: ManagerPaths, ask_to_leave: Callable[[], None], *, linger: float, deadline: float
+    paths: ManagerPaths,
+    ask_to_leave: Callable[[], None],
+    *,
+    linger: float,
+    deadline: float,
+    machines: Settings | None = None,
 ) -> None:
     """Have a server of an older release leave, and start ours before an older client starts another.
 
     Where somebody else is starting or replacing it, nothing is done: look again.
     """
-    _start_locked(paths, linger, deadline, whatever=False, beforehand=ask_to_leave)
+    told = _ForServer(linger, machines)
+    _start_locked(paths, told, deadline, whatever=False, beforehand=ask_to_leave)
 
 
 def server_pid(paths: ManagerPaths) -> int | None:
@@ -159,7 +179,7 @@ def _wait_or_give_up(paths: ManagerPaths, deadline: float | None) -> None:
 
 def _start_locked(
     paths: ManagerPaths,
-    linger: float,
+    told: _ForServer,
     deadline: float,
     *,
     whatever: bool,
@@ -171,13 +191,13 @@ def _start_locked(
     reached. whatever: start without the lock. beforehand: done under the lock.
     """
     return shielded(
-        lambda: _start_under_lock(paths, linger, deadline, whatever=whatever, beforehand=beforehand)
+        lambda: _start_under_lock(paths, told, deadline, whatever=whatever, beforehand=beforehand)
     )
 
 
 def _start_under_lock(
     paths: ManagerPaths,
-    linger: float,
+    told: _ForServer,
     deadline: float,
     *,
     whatever: bool,
@@ -199,7 +219,7 @@ def _start_under_lock(
             _wait_until_gone(paths, min(deadline, time.monotonic() + _LEAVING_PATIENCE_S))
         if server_is_there(paths):
             return True
-        return _start(paths, linger, deadline)
+        return _start(paths, told, deadline)
     finally:
         if lock.is_locked:
             lock.release()
@@ -220,14 +240,14 @@ def server_is_there(paths: ManagerPaths) -> bool:
     return True
 
 
-def _start(paths: ManagerPaths, linger: float, deadline: float) -> bool:
+def _start(paths: ManagerPaths, told: _ForServer, deadline: float) -> bool:
     """Start a server and wait until it listens (True) or has found another one (False)."""
     interpreter.check_startable(paths.name)
     log_size = paths.log.stat().st_size if paths.log.exists() else 0
     reading, writing = os.pipe()  # neither is inheritable
     try:
         try:
-            child = _spawn(paths, linger, writing)
+            child = _spawn(paths, told, writing)
         except OSError as error:
             raise ServerUnavailable(
                 f"manager {paths.name!r}: the server could not be started with {interpreter.python()}: {error}; set "
@@ -262,13 +282,30 @@ def _start(paths: ManagerPaths, linger: float, deadline: float) -> bool:
     )
 
 
-def _spawn(paths: ManagerPaths, linger: float, writing: int) -> int:
+def _spawn(paths: ManagerPaths, told: _ForServer, writing: int) -> int:
     """Start the interpreter that becomes the server; the pid of its short-lived first process."""
+    locations = interpreter.locations(client_of_redis=told.machines is not None)
     arguments = [
-        *interpreter.arguments(), _BOOTSTRAP, interpreter.locations(),
-        str(READINESS_DESCRIPTOR), os.fspath(paths.runtime_dir), paths.name, repr(float(linger)),
+        *interpreter.arguments(), _BOOTSTRAP, locations,
+        str(READINESS_DESCRIPTOR), os.fspath(paths.runtime_dir), paths.name, repr(float(told.linger)),
     ]  # fmt: skip
-    return spawn(arguments, interpreter.environment(), None, paths.log, writing)
+    secrets = None if told.machines is None else _told_in_secret(told.machines)
+    try:
+        return spawn(arguments, interpreter.environment(), secrets, paths.log, writing)
+    finally:
+        if secrets is not None:
+            os.close(secrets)
+
+
+def _told_in_secret(machines: Settings) -> int:
+    """A descriptor for the standard input of the server. What it reads there nobody sees in a list of processes."""
+    reading, writing = os.pipe()
+    try:
+        os.set_blocking(writing, False)  # it fits: an URL is shorter than a pipe is long
+        os.write(writing, machines.packed())
+    finally:
+        os.close(writing)
+    return reading
 
 
 def _log_tail(path: Path, start: int) -> str:

@@ -13,6 +13,7 @@ from mppool.rendezvous.alone import is_alone
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mppool.machines.settings import Settings
     from mppool.rendezvous.paths import ManagerPaths
     from mppool.rendezvous.world import SignOfLife
 
@@ -22,14 +23,25 @@ log = Log("mppool")
 class ServerLocator:
     """Where the processes of a manager meet: its files, resolved at first use (rule 12)."""
 
-    def __init__(self, name: str, runtime_dir: str | None, linger: float) -> None:
-        """is_alone: this process keeps books of its own, and meets no other."""
+    def __init__(
+        self,
+        name: str,
+        runtime_dir: str | None,
+        linger: float,
+        machines: Settings | None = None,
+    ) -> None:
+        """is_alone: this process keeps books of its own, and meets no other.
+
+        machines: where this machine shares caps with others; for the server, should this process start it.
+        """
         from mppool.rendezvous.paths import named_by_environment
 
         self.name = name
         self.is_alone = is_alone()
         self.runtime_dir = runtime_dir
         self.linger = linger
+        self.machines = machines
+        self._machines_fingerprint: str | None = None if machines is not None else ""
         self._named_by_environment = named_by_environment()
         self._paths: tuple[int, ManagerPaths] | None = None
         self._resolved_for = -1  # the effective user for whom `_paths` are
@@ -70,7 +82,16 @@ class ServerLocator:
         """A connection to the server, which is started if there is none."""
         from mppool.rendezvous.launch import find_or_start
 
-        return find_or_start(self.paths(), linger=self.linger, deadline=deadline)
+        return find_or_start(
+            self.paths(), linger=self.linger, deadline=deadline, machines=self.machines
+        )
+
+    def machines_fingerprint(self) -> str:
+        """Of where this machine shares caps with others; "" where it does not."""
+        if self._machines_fingerprint is None:
+            assert self.machines is not None
+            self._machines_fingerprint = self.machines.fingerprint(self.fingerprint_secret())
+        return self._machines_fingerprint
 
     def look(self, deadline: float | None = None) -> socket.socket | None:
         """A connection to the server, if there is one; while it is too busy to listen, until the deadline."""
@@ -109,4 +130,10 @@ class ServerLocator:
         """Have the server that is there leave, and start one of this release in its place."""
         from mppool.rendezvous.launch import replace
 
-        replace(self.paths(), ask_to_leave, linger=self.linger, deadline=deadline)
+        replace(
+            self.paths(),
+            ask_to_leave,
+            linger=self.linger,
+            deadline=deadline,
+            machines=self.machines,
+        )

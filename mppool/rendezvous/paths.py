@@ -10,6 +10,7 @@
         start.lock            held by the process that is starting a server; never unlinked
         alive.lock            held by the server for life; never unlinked
         journal               who holds which slot
+        machine               this machine's identity, and its last lease, where machines share caps
         living                a byte for each attached process, locked while it lives
         log, log.1            of the server, bounded
         members/              one file per attached process
@@ -91,6 +92,11 @@ class ManagerPaths:
     def living(self) -> Path:
         """Each process that has attached holds a lock on one byte of it."""
         return self.directory / "living"
+
+    @property
+    def machine(self) -> Path:
+        """Who this machine is to others, and since when its last lease counts."""
+        return self.directory / "machine"
 
     @property
     def secret(self) -> Path:

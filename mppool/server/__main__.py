@@ -53,7 +53,7 @@ def main(arguments: list[str]) -> None:
     runtime_dir, name, linger = Path(arguments[1]), arguments[2], float(arguments[3])
     try:
         _settle_in()
-        _serve(pipe, runtime_dir, name, linger)
+        _serve(pipe, runtime_dir, name, linger, _told_in_secret())
     except Exception:
         log.exception("the server failed")
     finally:
@@ -64,7 +64,16 @@ def main(arguments: list[str]) -> None:
         os._exit(0)
 
 
-def _serve(pipe: StartPipe, runtime_dir: Path, name: str, linger: float) -> None:
+def _told_in_secret() -> bytes:
+    """What the process that started this one has put into the pipe; from now on there is nothing to be read."""
+    told = b"".join(iter(lambda: os.read(0, 65536), b""))
+    nothing = os.open(os.devnull, os.O_RDONLY)
+    os.dup2(nothing, 0)
+    os.close(nothing)
+    return told
+
+
+def _serve(pipe: StartPipe, runtime_dir: Path, name: str, linger: float, told: bytes) -> None:
     # Imported late: by now the signals that could end us are taken care of.
     from mppool.errors import ConfigurationError, ServerUnavailable
     from mppool.rendezvous.paths import ManagerPaths
@@ -74,7 +83,12 @@ def _serve(pipe: StartPipe, runtime_dir: Path, name: str, linger: float) -> None
     paths = ManagerPaths(runtime_dir, name)
     handler = BoundedLog(paths.log)
     logging.basicConfig(level=logging.INFO, handlers=[handler])
-    server = Server(paths, linger=linger, keep_log=handler.put_back)
+    machines = None
+    if told:
+        from mppool.machines.settings import unpacked
+
+        machines = unpacked(told)
+    server = Server(paths, linger=linger, keep_log=handler.put_back, machines=machines)
     try:
         server.open()
     except ServerUnavailable as error:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import msgspec
@@ -22,6 +22,9 @@ from mppool.wire.messages import Failed, Report, Stats, WantReport
 
 STEP_S = 0.001
 """An answer is put together for so long at a time."""
+
+VOLUNTEERED = 0
+"""The request of a report for which no client waits."""
 
 PATIENCE_S = 0.2
 """A process that is stopped, and has not reported by then, is shown with what it said last."""
@@ -99,6 +102,8 @@ class Collector:
         self._requests = 0
         self._own = own_process()
         self._started = time.monotonic()
+        # What is known of other machines; None: there are none.
+        self.machines: Callable[[], dict[str, Any]] | None = None
 
     def saw(self, seen: bytes) -> None:
         """A process has said what it saw of earlier servers' counters."""
@@ -121,6 +126,27 @@ class Collector:
             self._wanted.append(wanted)
         else:
             self._answer(wanted, now)
+
+    def ask_briefly(self) -> None:
+        """Have all processes say what is in use there, for `idle_for` and `waiting`; no client waits for it."""
+        for known in self._processes:
+            if known.is_ready():
+                self._processes.tell(known.process, WantReport(VOLUNTEERED, brief=True))
+
+    def idle_for(self, pool: str, seconds: float) -> int:
+        """How many resources had lain idle for so long when their processes reported last."""
+        return sum(
+            resource.idle_for is not None and resource.idle_for >= seconds
+            for report in self._reports_of(pool)
+            for resource in report.resources
+        )
+
+    def waiting(self, pool: str) -> int:
+        """How many checkouts waited when their processes reported last."""
+        return sum(report.waiting for report in self._reports_of(pool))
+
+    def _reports_of(self, pool: str) -> list[PoolReport]:
+        return [said.reports[pool] for said in self._said.values() if pool in said.reports]
 
     def reported(self, connection: Connection, report: Report, now: float) -> None:
         """A process's figures have come."""
@@ -221,6 +247,8 @@ class Collector:
             server_pid=self._own.pid,
             uptime=now - self._started,
         )
+        if self.machines is not None:
+            stats["machines"] = self.machines()
         resources: dict[str, list[bytes]] = {}
         lift = self._carried.lift
         for pool, entry in snapshot["pools"].items():

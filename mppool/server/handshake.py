@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
 
 from mppool.ids import ProcessId
 from mppool.rendezvous import liveness
+from mppool.rendezvous.paths import ManagerPaths, fingerprint_secret
 from mppool.wire.messages import PROTOCOL, Hello, Rejected
+
+if TYPE_CHECKING:
+    from mppool.machines.settings import Settings
 
 SPOKEN = frozenset({PROTOCOL - 1, PROTOCOL})
 """Protocols that this release speaks: the newest and the one before it."""
@@ -56,6 +61,36 @@ def _other_namespace(claimed: ProcessId, peer: liveness.Peer) -> Rejected:
             "or share one pid namespace), or this connection was inherited over a fork"
         )
     return Rejected("namespace", text)
+
+
+class Admission:
+    """Whether a process shares its caps with the same machines as this server does, over the same Redis.
+
+    _expected: the fingerprint of the server's own settings, once it was needed.
+    """
+
+    def __init__(self, paths: ManagerPaths, machines: Settings | None) -> None:
+        self._paths, self._machines = paths, machines
+        self._expected: str | None = None if machines is not None else ""
+
+    def refusal(self, hello: Hello) -> Rejected | None:
+        """None if it does, or only looks, else the refusal."""
+        if hello.role == "control":
+            return None
+        if self._expected is None:
+            assert self._machines is not None
+            self._expected = self._machines.fingerprint(fingerprint_secret(self._paths))
+        if hello.machines == self._expected:
+            return None
+        here = "none" if self._machines is None else str(self._machines)
+        given = "another one, or another on_redis_lost=" if hello.machines else "none"
+        return Rejected(
+            "manager",
+            f"the server of this machine shares its caps with other machines over redis= as it was given to the "
+            f"process that started it ({here}), and this process was given {given}. Give all processes of a "
+            "manager the same redis= and on_redis_lost=, then end the server (`mppool shutdown`): the next checkout "
+            "starts a new one",
+        )
 
 
 def birth_refusal(claimed: ProcessId) -> Rejected:

@@ -12,6 +12,7 @@ import math
 import socket
 from collections.abc import Callable
 from time import monotonic
+from typing import TYPE_CHECKING
 
 from mppool.errors import ProtocolError
 from mppool.ids import ProcessId
@@ -27,6 +28,9 @@ from mppool.server.poller import READ, WRITE, Poller
 from mppool.server.removals import Removals
 from mppool.server.service import Service
 from mppool.wire.messages import Rejected, ToServer
+
+if TYPE_CHECKING:
+    from mppool.machines.settings import Settings
 
 log = logging.getLogger(__name__)
 
@@ -52,10 +56,18 @@ class Server:
     """
 
     def __init__(
-        self, paths: ManagerPaths, *, linger: float, keep_log: Callable[[], None] | None = None
+        self,
+        paths: ManagerPaths,
+        *,
+        linger: float,
+        keep_log: Callable[[], None] | None = None,
+        machines: Settings | None = None,
     ) -> None:
-        """linger: seconds to stay when nobody needs the server. keep_log: puts a vanished log back."""
-        self.paths = paths
+        """linger: seconds to stay when nobody needs the server. keep_log: puts a vanished log back.
+
+        machines: the Redis over which machines share caps; None: this machine has them for itself.
+        """
+        self.paths, self._machines = paths, machines
         self._linger = linger
         self._keep_log = keep_log
         self._rendezvous = Rendezvous(paths)
@@ -134,12 +146,14 @@ class Server:
         self._open_things.callback(self._journal.close)
         self._members = Members(self.paths.members, f"{boot_id()} {pid_namespace_inode()}")
         self._service = Service(
-            self.paths.name,
+            self.paths,
             self._journal,
             self._members,
             watch=self._watch,
             unwatch=self._unwatch,
             leave=self.leave,
+            machines=self._machines,
+            wake=self._wake_up,
         )
         self._open_things.callback(self._service.processes.close)
         self._service.restore(monotonic())
@@ -159,6 +173,10 @@ class Server:
     def leave(self) -> None:
         """Ask the loop to leave in order; returns at once. For any thread and any signal handler."""
         self._asked_to_leave = True
+        self._wake_up()
+
+    def _wake_up(self) -> None:
+        """Have the loop look at its deadlines; for any thread and any signal handler."""
         try:
             self._wake_writing.send(b"\0")
         except (BlockingIOError, OSError):
@@ -416,6 +434,7 @@ class Server:
         elif files_are_ours:
             self._journal.clear()
             self._members.clear()
+        self._service.close()
         log.info("left in order; %s", f"{held} slots are held on" if held else "nothing is held")
         self._release()
         self._is_open = False

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Callable
 
 import msgspec
 
@@ -36,11 +37,19 @@ class Sessions:
     _given: how many sessions this server has given.
     """
 
-    def __init__(self, manager: str, books: Books, processes: ProcessRegistry) -> None:
+    def __init__(
+        self,
+        manager: str,
+        books: Books,
+        processes: ProcessRegistry,
+        admit: Callable[[Hello], Rejected | None] = lambda hello: None,
+    ) -> None:
+        """admit: see Admission."""
         self.longest_linger = 0.0
         self.leaving = False
         self._manager, self._books, self._processes = manager, books, processes
         self._own = own_process()
+        self._admit = admit
         self._given = 0
 
     def introduced(self, connection: Connection, hello: ToServer) -> None:
@@ -67,6 +76,9 @@ class Sessions:
         """Why the peer may not come in. Where a process may, its death can be noticed from here on."""
         peer = liveness.peer_of(connection.socket)
         rejected = handshake.refusal(hello, peer, self._manager)
+        if rejected is not None:
+            return rejected
+        rejected = self._admit(hello)
         if rejected is not None:
             return rejected
         if hello.role == "call" and self._books.session_of(hello.process) != hello.session:

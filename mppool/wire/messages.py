@@ -28,6 +28,7 @@ class Hello(Message, frozen=True, tag=True):
     role: "errand" for the one channel of a process that may hold slots, "call" for a thread's exchanges
         under an existing session, "control" for looking and commanding without ever holding anything.
     linger: seconds that the server is asked to stay when the last client has gone.
+    machines: fingerprint of the Redis over which machines share caps; "" without one. Of no interest for "control".
     """
 
     protocol: int
@@ -36,6 +37,7 @@ class Hello(Message, frozen=True, tag=True):
     role: Role
     session: Session
     linger: float
+    machines: str = ""
 
 
 class Welcome(Message, frozen=True, tag=True):
@@ -96,9 +98,10 @@ class Goodbye(Message, frozen=True, tag=True):
 
 
 class WantReport(Message, frozen=True, tag=True):
-    """Asks a process, on its errand channel, for a Report."""
+    """Asks a process, on its errand channel, for a Report. brief: without what the hooks say."""
 
     request: int
+    brief: bool = False
 
 
 class Report(Message, frozen=True, tag=True):

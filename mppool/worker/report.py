@@ -59,9 +59,9 @@ class Reporter:
         self._asked = 0
         self._due = math.inf
 
-    def asked(self, request: int) -> None:
-        """The server wants a report."""
-        if self._without_hooks or not _has_hooks(self._pools):
+    def asked(self, request: int, *, brief: bool = False) -> None:
+        """The server wants a report. brief: without what the hooks say."""
+        if brief or self._without_hooks or not _has_hooks(self._pools):
             send(self._pools, request, self._send, hooks=False)
             return
         self._asked = request

@@ -1,0 +1,73 @@
+"""What a machine says to the script, and what it is told."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import msgspec
+
+
+class Need(NamedTuple):
+    """One pool of a machine.
+
+    cap: None without one. wants: as many would be used. has: as many are open, or may be. starves: somebody waits for
+    whom there is no room here.
+    """
+
+    cap: int | None
+    wants: int
+    has: int
+    starves: bool = False
+
+
+class PoolSaid(msgspec.Struct, frozen=True, array_like=True):
+    """One pool in a call. cap: -1 without one. limit: as many as the machine may open at present by itself."""
+
+    pool: str
+    cap: int
+    wants: int
+    has: int
+    limit: int
+
+
+class Said(msgspec.Struct, frozen=True, array_like=True):
+    """One call.
+
+    machine: its identity. epoch, number: count its servers, and the calls of one; an older call is void.
+    incarnation, version: of the last answer, while its lease is in force. fresh: the id of a new incarnation, should one begin.
+    leaves: the machine holds nothing and is not coming back.
+    """
+
+    machine: str
+    epoch: int
+    number: int
+    lease_ms: int
+    incarnation: str
+    version: int
+    fresh: str
+    label: str
+    processes: int
+    pools: list[PoolSaid]
+    leaves: bool = False
+
+
+class PoolTold(msgspec.Struct, frozen=True, array_like=True):
+    """One pool in an answer. share: this machine's; -1: no cap. cap, taken, wanted: of all machines together."""
+
+    pool: str
+    share: int
+    cap: int
+    taken: int
+    wanted: int
+
+
+class Told(msgspec.Struct, frozen=True, array_like=True):
+    """An answer. kept_ms: for so long nobody gets more than it has, for Redis may have forgotten something; why."""
+
+    incarnation: str
+    version: int
+    kept_ms: int
+    why: str
+    machines: int
+    processes: int
+    pools: list[PoolTold]
