@@ -67,8 +67,7 @@ class Server:
 
         machines: the Redis over which machines share caps; None: this machine has them for itself.
         """
-        self.paths, self._machines = paths, machines
-        self._linger = linger
+        self.paths, self._machines, self._linger = paths, machines, linger
         self._keep_log = keep_log
         self._rendezvous = Rendezvous(paths)
         self._poller: Poller[Connection | Callable[[], None]] = Poller()
