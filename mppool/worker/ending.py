@@ -76,19 +76,19 @@ def _close_again(entry: PoolEntry) -> None:
         log.debug("pool %r: it was closed already", entry.local.name, exc_info=True)
 
 
-def end_leases(face: OwnPool, count: int, why: str) -> None:
+def end_leases(local: OwnPool, count: int, why: str) -> None:
     """Close so many resources: those that lie idle first, then what has been lent for longest."""
-    idle = list(islice(face.idle.shelves.one_by_one(lambda entry: True), count))
+    idle = list(islice(local.idle.shelves.one_by_one(lambda entry: True), count))
     for entry in idle:
         close_soon(entry, "retired")
     left = count - len(idle)
-    lent = [entry for entry in face.entries() if entry.state == "open"] if left else []
+    lent = [entry for entry in local.entries() if entry.state == "open"] if left else []
     lent.sort(key=lambda entry: entry.lent_at)
     ended = [entry for entry in lent[:left] if entry.inventory.end_early(entry, why)]
     for entry in ended:
         close_soon(entry, "killed")
     if ended:
-        log.warning("pool %r: %d leases are ended: %s", face.name, len(ended), why)
+        log.warning("pool %r: %d leases are ended: %s", local.name, len(ended), why)
 
 
 # --- giving up -------------------------------------------------------------------------------------------

@@ -342,7 +342,7 @@ class Inventory:
             entry.killed = True
             return True
 
-    def end_early(self, entry: Entry, why: str) -> bool:
+    def end_early(self, entry: PoolEntry, why: str) -> bool:
         """Whoever has it may use it no more; False if it is being opened or closed.
 
         Unlike `kill` this needs no word of the release: from now on whoever owns it next can only close it.

@@ -214,7 +214,7 @@ class Lease(Generic[T]):
             )
         if entry.why_ended:
             raise StaleLease(
-                f"pool {self._face.name!r}: this lease was ended and its resource closed, because "
+                f"pool {self._local.name!r}: this lease was ended and its resource closed, because "
                 f"{entry.why_ended}; check out again"
             )
         raise StaleLease(

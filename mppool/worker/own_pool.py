@@ -62,7 +62,7 @@ class OwnPool(Home, Protocol):
     def closed(self) -> bool:
         """Whether this process hands out nothing."""
 
-    def entries(self) -> list[Entry]:
+    def entries(self) -> list[PoolEntry]:
         """All that this process holds of it."""
 
     def count(self, counter: str) -> None:
