@@ -94,7 +94,7 @@ class Capacity:
         slots = self.slots
         if self.max_size is not None and len(slots.by_number) >= self.max_size:
             return False
-        if (self.max_opening is not None or self.share is not None) and self.opens_enough():
+        if self.opens_enough():
             return False
         per_identity, per_process = self.max_per_identity, self.max_per_process
         return (per_identity is None or slots.by_key[key] < per_identity) and (

@@ -283,7 +283,7 @@ SHARING_BUGS = [
     Bug(
         "openings-of-min-size",
         "core/capacity.py",
-        "        if self.max_opening is not None and self.opens_enough():\n            return False\n",
+        "        if self.opens_enough():\n            return False\n",
         "",
         "`min_size` and those who come first open as many at a time as they like",
     ),
