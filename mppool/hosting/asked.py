@@ -10,7 +10,7 @@ from typing import Any
 from mppool.errors import PoolError
 from mppool.hosting import frames
 from mppool.hosting.rows import Reader, packed, shape_of
-from mppool.hosting.values import FromWorker, ToWorker
+from mppool.hosting.values import ToWorker
 
 ROOT = 0
 """The handle of the resource itself."""
@@ -62,22 +62,25 @@ class Use:
 
     _handles: what the worker has been given, by handle; even numbers are ours, odd ones the worker's.
     _of: the handle of each of these, by id, which is theirs as long as they are here.
-    _told: types that this worker has been told of; it outlives the lease.
+    _told: types that this worker has been told of; it outlives the lease. running: the cursor whose method runs.
     """
 
-    def __init__(self, resource: Any, told: set[type], *, may_pickle: bool) -> None:
+    def __init__(self, resource: Any, told: set[type], handles: dict[int, Any]) -> None:
+        """handles: empty; what decodes the requests of the stream looks into it."""
         self.resource = resource
-        self._handles: dict[int, Any] = {ROOT: resource}
+        handles[ROOT] = resource
+        self._handles = handles
         self._of: dict[int, int] = {id(resource): ROOT}
         self._readers: dict[int, Reader] = {}
         self._next = 2
         self._told = told
         self._description: Any = None
-        self.decode = FromWorker(self._handles, may_pickle=may_pickle).decode
+        self.running: Any = None
 
     def end(self) -> None:
         """Forget everything, cursors first: what is open on a connection keeps it from being reset."""
         self._readers.clear()
+        self.running = None
         self._handles.clear()
         self._of.clear()
         self.resource = None
@@ -129,7 +132,7 @@ class Use:
         The answer says how the cursor is then, and has the first rows.
         """
         if of_connection:
-            result = cursor = getattr(self.resource, name)(*args, **kwargs)
+            result = cursor = self._run_on_connection(name, args, kwargs)
             if facts_of(type(cursor)).word != "cursor":
                 return frames.VALUE, pickle.dumps((False, self._body(result)), 5)
             self._put(handle, cursor)
@@ -138,10 +141,27 @@ class Use:
             if cursor is None:
                 cursor = self.resource.cursor()
                 self._put(handle, cursor)
+            self.running = cursor
             result = getattr(cursor, name)(*args, **kwargs)
+        self.running = cursor  # until the next: rows may be fetched from it
         wants_rows = result is cursor or name in _PREFETCHED
         returned = None if result is cursor else self._body(result)
         return frames.VALUE, self._state(handle, cursor, returned, wants_rows)
+
+    def _run_on_connection(self, name: str, args: Any, kwargs: Any) -> Any:
+        """Where a cursor does the same, it is one that can be cancelled."""
+        if name == "execute" and type(self.resource).__module__ == "pyodbc":
+            self.running = self.resource.cursor()
+            return self.running.execute(*args, **kwargs)
+        return getattr(self.resource, name)(*args, **kwargs)
+
+    def cancel(self) -> bool:
+        """End what a cursor does, where its driver can do that from another thread. False: it cannot."""
+        tell = getattr(self.running, "cancel", None)
+        if not callable(tell):
+            return False
+        tell()
+        return True
 
     def _state(self, handle: int, cursor: Any, returned: bytes | None, wants_rows: bool) -> bytes:
         description = cursor.description

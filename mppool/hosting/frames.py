@@ -41,7 +41,7 @@ IS_CALLABLE = 4
 LENGTH = struct.Struct("<I")
 ANSWER = struct.Struct("<IIB")
 REST_OF_ANSWER = ANSWER.size - LENGTH.size
-READ_BYTES = 65536
+READ_BYTES = 16_384
 
 
 def framed(body: bytes) -> bytes:

@@ -59,7 +59,7 @@ class Hold:
         self.freed: deque[int] = deque()
         self.why_over = ""
         self.is_over = False
-        self._proxies: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()
+        self._proxies: dict[int, weakref.ref[Any]] = {}
         self._next = 1
         self._to_host = ToHost(pool, self._handle_of, may_pickle=may_pickle)
         self._made = connection_of
@@ -131,6 +131,7 @@ class Hold:
         found: list[int] = []
         while self.freed:
             found.append(self.freed.popleft())
+            self._proxies.pop(found[-1], None)
         return found
 
     def check(self) -> None:
@@ -175,11 +176,13 @@ class Hold:
         """The proxy of what was kept in the host."""
         handle, told = pid
         facts = self.told(told)
-        found = self._proxies.get(handle)
+        reference = self._proxies.get(handle)
+        found = None if reference is None else reference()
         if found is None:
             self.is_database = self.is_database or facts.word != "object"
             make = made_for if facts.word == "object" else self._made
-            found = self._proxies[handle] = make(self, handle, facts)
+            found = make(self, handle, facts)
+            self._proxies[handle] = weakref.ref(found)
         return found
 
     def told(self, told: Any) -> Facts:
@@ -197,7 +200,7 @@ class Hold:
 
     def enter(self, handle: int, proxy: Any) -> None:
         """The proxy for a handle of ours."""
-        self._proxies[handle] = proxy
+        self._proxies[handle] = weakref.ref(proxy)
 
     def _handle_of(self, value: Any) -> int | None:
         if not isinstance(value, Hosted):

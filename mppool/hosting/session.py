@@ -14,7 +14,7 @@ import msgspec
 from mppool.errors import OpenFailed, PoolError, ProtocolError, StaleLease
 from mppool.hosting import frames
 from mppool.hosting.asked import Use, error_body
-from mppool.hosting.values import encode
+from mppool.hosting.values import FromWorker, encode
 from mppool.ids import ProcessId, own_process
 from mppool.logs import Log
 from mppool.rendezvous.liveness import watch_peer
@@ -80,7 +80,8 @@ class Session:
         self._epoch = epoch
         self._watch, self._leave = watch, leave
         self._session_of, self._next_lease = session_of, next_lease
-        self._may_pickle = pool.options.values == "pickle"
+        self._handles: dict[int, Any] = {}
+        self._decode = FromWorker(self._handles, may_pickle=pool.options.values == "pickle").decode
         guard = pool.options.guard
         self._guards = pool._local.recipe.guard if guard is None else guard
         self._told: set[type] = set()
@@ -163,7 +164,7 @@ class Session:
     def _serve(self, body: Any) -> None:
         use = self._use
         try:
-            message = self._plain.decode(body) if use is None else use.decode(body)
+            message = self._decode(body)
         except (PoolError, KeyError, ImportError) as error:
             # The request's number is needed for the answer, and stands before what could not be read.
             self._request = msgspec.msgpack.Decoder(ext_hook=lambda *_: None).decode(body)[0]
@@ -237,7 +238,7 @@ class Session:
         self._lease = lease
         self._lease_number = self._next_lease()
         self._spoils = False
-        self._use = Use(lease.resource, self._told, may_pickle=self._may_pickle)
+        self._use = Use(lease.resource, self._told, self._handles)
         commits = getattr(lease.resource, "autocommit", None) is True
         self._send(frames.VALUE, encode([self._lease_number, self._use.introduced(), commits]))
 
@@ -336,13 +337,17 @@ class Session:
 
     def cancel(self, lease_number: int) -> bool:
         """Have the call that runs end with an error. False: it cannot be done, or nothing runs."""
-        lease = self._lease
-        if lease is None or lease_number not in (0, self._lease_number):
+        lease, use = self._lease, self._use
+        if lease is None or use is None or lease_number not in (0, self._lease_number):
             return False
         try:
-            return lease.cancel()
-        except PoolError as error:
-            log.debug("nothing to cancel: %s", error)
+            if lease.cancel():
+                return True
+            # The recipe cannot; a cursor may know how. The resource is closed all the same: the database may be told late.
+            self._spoils = True
+            return use.cancel()
+        except Exception:
+            log.warning("pool %r: a call could not be cancelled", self._pool.name, exc_info=True)
             return False
 
     def worker_is_gone(self) -> None:

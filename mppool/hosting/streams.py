@@ -40,6 +40,7 @@ MOST_IDLE = 32
 """So many streams of one pool lie idle in a process; a thread in the host serves each."""
 
 _decode = msgspec.msgpack.Decoder().decode
+_HEAD = frames.ANSWER.size
 
 
 class HostGone(Exception):
@@ -127,20 +128,44 @@ class Stream:
 
         Raises HostGone, and PoolError where another thread is just using the stream.
         """
-        if not self._calling.acquire(blocking=False):
-            self._refuse_second_thread()
+        self._take()
         try:
-            self._check_usable()
-            self._begin(make(self._next()))
+            if self._pending or self.is_closed:
+                self._refuse_unusable()
+            self._request = number = (self._request + 1) & 0xFFFFFFFF
+            body = frames.framed(make(number))
+            self._left = b""
+            self._pending = True
+            self._connection.sendall(body)
+            data = self._connection.recv(frames.READ_BYTES)
+            if len(data) >= _HEAD:
+                length, answered, kind = frames.ANSWER.unpack_from(data)
+                if answered == number and len(data) == length + 4:  # nearly always
+                    self._pending = False
+                    return kind, memoryview(data)[_HEAD:]
+            elif not data:
+                raise HostGone
+            self._left = data
             answer = self._receive()
             self._pending = False
             return answer
+        except OSError as error:
+            self.close()
+            raise HostGone from error
         except BaseException:
             if self._pending:
                 self.close()
             raise
         finally:
-            release_own(self._calling)
+            self._calling.release()
+
+    def _take(self) -> None:
+        """Have the stream to this thread alone."""
+        lock: Any = self._calling
+        if lock._is_owned():  # an exception has struck between its being taken and given back
+            release_own(lock)
+        if not lock.acquire(False):
+            self._refuse_second_thread()
 
     def ask_for_all(
         self, make: Callable[[int], bytes], take: Callable[[Any], None]
@@ -200,10 +225,13 @@ class Stream:
         return self._request
 
     def _check_usable(self) -> None:
+        if self._pending or self.is_closed:
+            self._refuse_unusable()
+
+    def _refuse_unusable(self) -> NoReturn:
         if self._pending:  # an exception struck in the middle of an earlier call
             self.close()
-        if self.is_closed:
-            raise HostGone
+        raise HostGone
 
     def _refuse_second_thread(self) -> NoReturn:
         raise PoolError(
@@ -299,8 +327,7 @@ class _Exclusive:
         self._stream = stream
 
     def __enter__(self) -> None:
-        if not self._stream._calling.acquire(blocking=False):
-            self._stream._refuse_second_thread()
+        self._stream._take()
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         stream = self._stream
@@ -308,7 +335,7 @@ class _Exclusive:
             if error is not None and stream._pending:
                 stream.close()
         finally:
-            release_own(stream._calling)
+            stream._calling.release()
 
 
 def _token_of(token: Callable[[bool], tuple[Any, Any]], refused: bool) -> list[Any]:

@@ -65,7 +65,7 @@ class ToHost:
 
     def encode(self, head: list[Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> bytes:
         """A request that ends with arguments. Raises CannotTravel."""
-        if not kwargs and all(type(one) in PLAIN for one in args):
+        if not kwargs and PLAIN.issuperset(map(type, args)):
             try:
                 return _encoder.encode([*head, args, kwargs])
             except (OverflowError, UnicodeEncodeError):
@@ -126,6 +126,11 @@ class ToHost:
         return msgspec.msgpack.Ext(code, _encoder.encode([self.packed(one) for one in values]))
 
     def _tuple(self, value: tuple[Any, ...]) -> Any:
+        if PLAIN.issuperset(map(type, value)):
+            try:
+                return msgspec.msgpack.Ext(_TUPLE, _encoder.encode(value))
+            except (OverflowError, UnicodeEncodeError):
+                pass  # each by itself
         return self._inner(_TUPLE, value)
 
     def _dict(self, value: dict[Any, Any]) -> Any:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import signal
 import time
+from pathlib import Path
 from typing import Any
 
 from mppool.errors import ConfigurationError
+from mppool.recipe import Opening, Recipe
 
 
 class Refused(Exception):
@@ -110,3 +112,24 @@ class Custom:
 
     def __init__(self, number: int) -> None:
         self.number = number
+
+
+class WithToken(Recipe[Any]):
+    """Opens with a token, of which only workers have any. refused: a file of tokens that are not taken any more."""
+
+    token_scope = "scope"
+
+    def __init__(self, refused: str, credential: Any = None) -> None:
+        self.refused = refused
+        self.credential = credential
+
+    def open(self, opening: Opening) -> Thing:
+        text = "" if opening.token is None else opening.token.token_struct[4:].decode("utf-16-le")
+        if text and text in Path(self.refused).read_text().split():
+            raise PermissionError("refused")
+        thing = Thing()
+        thing.items = {"token": text, "has_credential": self.credential is not None}  # type: ignore[dict-item]
+        return thing
+
+    def refuses_login(self, error: Exception) -> bool:
+        return isinstance(error, PermissionError)

@@ -75,6 +75,11 @@ def _made(
             f"the manager of pool {name!r} is {manager!r:.80}; give a manager: shared_pool(PoolManager('shop'), {name!r})"
         )
     checked_name("pool", name)
+    if options.get("placement") == "host":
+        raise ConfigurationError(
+            f"pool {name!r}: placement='host' is not offered with SQLAlchemy, whose dialects prepare connections with "
+            "functions that do not travel; use manager.pool, or leave placement out"
+        )
     for option in options:
         if option in OWN_OPTIONS:
             raise ConfigurationError(
