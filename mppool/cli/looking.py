@@ -148,15 +148,40 @@ def tables_of(found: Mapping[str, Any], *, counters: bool) -> list[Table]:
     )
     for pool in found["pools"].values():
         cap = "no cap" if pool["max_size"] is None else pool["max_size"]
+        if pool.get("share") is not None:
+            cap = f"{pool['share']} of {cap}"
         counted = pool["counters"]
         gauges = [pool[name] for name in _GAUGES]
         live = [counted[name] for name in _LIVE_COUNTERS]
         name = f"{pool['name']} (closed)" if pool["closed"] else pool["name"]
         pools.add(name, cap, *gauges, pool["breaker"], counted["checkouts"], *live)
     tables = [pools, *(_processes(pool) for pool in found["pools"].values() if pool["processes"])]
+    if found.get("machines") is not None:
+        tables.append(_machines(found["machines"]))
     if counters:
         tables += [_counters(pool) for pool in found["pools"].values()]
     return tables
+
+
+def _machines(known: Mapping[str, Any]) -> Table:
+    """What this machine has of each cap, and all machines together."""
+    state = (
+        known["phase"] if known["age"] is None else f"{known['phase']}, {known['age']:.1f} s old"
+    )
+    heading = f"machine {known['machine']}, one of {known['machines']} at {known['redis']}   lease {state}"
+    if known["trouble"]:
+        heading += f"   {known['trouble']}"
+    table = Table(heading, ("pool", "share", "of", "taken by all", "wanted by all"))
+    for name, pool in known["pools"].items():
+        cap = "no cap" if pool["max_size"] is None else pool["max_size"]
+        table.add(
+            name,
+            "all" if pool["share"] is None else pool["share"],
+            cap,
+            pool["taken"],
+            pool["wanted"],
+        )
+    return table
 
 
 def _processes(pool: Mapping[str, Any]) -> Table:

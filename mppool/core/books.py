@@ -187,9 +187,7 @@ class Books:
             for name, pool in self.pools.items()
         }
         for name, slots in self._remembered_slots.items():
-            record = self._remembered_pools.get(name)
-            cap = None if record is None else record.max_size
-            demands[name] = Demand(cap, len(slots), 0, 0, 0)
+            demands[name] = Demand(None, len(slots), 0, 0, 0, known=False)
         return demands
 
     def forgive(self, pool: str) -> None:

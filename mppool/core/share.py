@@ -19,7 +19,8 @@ class Demand(NamedTuple):
     """What a pool has and could use.
 
     cap: as it was declared or set. has: slots. waiting: checkouts in line. may_have: the bound in force.
-    keeps: of what is wanted, that which is kept open although nobody uses it (`min_size`).
+    keeps: of what is wanted, that which is kept open although nobody uses it (`min_size`). known: False: only the journal
+    tells of the pool, and not of its cap.
     """
 
     cap: int | None
@@ -27,6 +28,7 @@ class Demand(NamedTuple):
     waiting: int
     may_have: int | None
     keeps: int
+    known: bool = True
 
 
 class ShareOfMachine:

@@ -84,7 +84,7 @@ def of_pool(stats: Stats, pool: Stats) -> Attributes:
 def _gauge(key: str) -> Callable[[Stats], Iterator[Reading]]:
     def read(stats: Stats) -> Iterator[Reading]:
         for pool in stats["pools"].values():
-            if pool[key] is not None:  # no cap
+            if pool.get(key) is not None:  # no cap, no share, or a server of an older release
                 yield of_pool(stats, pool), pool[key]
 
     return read
@@ -133,6 +133,18 @@ def _token_expiry(stats: Stats) -> Iterator[Reading]:
         yield {MANAGER: stats["name"]}, min(left)
 
 
+def _machines(stats: Stats) -> Iterator[Reading]:
+    known = stats.get("machines")
+    if known is not None:
+        yield {MANAGER: stats["name"]}, known["machines"]
+
+
+def _lease_age(stats: Stats) -> Iterator[Reading]:
+    known = stats.get("machines")
+    if known is not None and known["age"] is not None:
+        yield {MANAGER: stats["name"]}, known["age"]
+
+
 INSTRUMENTS: tuple[Instrument, ...] = (
     Instrument(
         "db.client.connection.count", "sum", "{connection}",
@@ -174,6 +186,20 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     Instrument(
         "mppool.processes", "sum", "{process}",
         "Attached processes, by state: answering or silent", _processes, (MANAGER, "state"),
+    ),
+    Instrument(
+        "mppool.share", "sum", "{connection}",
+        "What other machines leave to this one of max_size; absent where machines share no caps",
+        _gauge("share"), OF_POOL,
+    ),
+    Instrument(
+        "mppool.machines", "sum", "{machine}",
+        "Machines that share the caps; absent where none do", _machines, (MANAGER,),
+    ),
+    Instrument(
+        "mppool.lease_age", "gauge", "s",
+        "Time since the lease of this machine counts; absent where machines share no caps",
+        _lease_age, (MANAGER,),
     ),
     Instrument(
         "mppool.uptime", "gauge", "s", "Time since the server started", _uptime, (MANAGER,),

@@ -20,7 +20,7 @@ from mppool.machines.timing import Timing
 
 Phase = Literal["waiting", "leased", "fading", "lost"]
 
-NO_CAP = -1
+NO_CAP, UNKNOWN_CAP = -1, -2
 
 
 class Part(NamedTuple):
@@ -33,11 +33,12 @@ class Part(NamedTuple):
 
 
 class _Call(NamedTuple):
-    """The call that is under way. committed: what it says may be used here, by pool."""
+    """The call that is under way. committed: what it says may be used here, by pool. unknown: pools without a known cap."""
 
     number: int
     sent_at: float
     committed: dict[str, int]
+    unknown: frozenset[str] = frozenset()
 
 
 class Machine:
@@ -79,6 +80,8 @@ class Machine:
         self._failing = False
         # What Redis takes to be in use here, of each pool, since the last call that was answered.
         self._committed: dict[str, int] = {}
+        # Of which pools it was not told the cap then.
+        self._unknown: frozenset[str] = frozenset()
 
     # --- calls -------------------------------------------------------------------------------------------
 
@@ -106,7 +109,8 @@ class Machine:
             return at
         for pool, need in needs.items():
             limit = limits.get(pool)
-            if limit is None or self._committed.get(pool, 0) > max(limit, need.has):
+            is_new = limit is None or (need.known and pool in self._unknown)
+            if limit is None or is_new or self._committed.get(pool, 0) > max(limit, need.has):
                 return self._answered_at + self.timing.least_s
             if need.starves and limit != NO_CAP:
                 at = self._answered_at + self.timing.hurry_s
@@ -118,7 +122,7 @@ class Machine:
         pools = [
             PoolSaid(
                 pool,
-                NO_CAP if need.cap is None else need.cap,
+                _cap_of(need),
                 need.wants,
                 need.has,
                 self._limit(pool, need, now),
@@ -126,7 +130,8 @@ class Machine:
             for pool, need in needs.items()
         ]
         committed = {one.pool: max(one.limit, one.has) for one in pools}
-        self._call = _Call(self._number, now, committed)
+        unknown = frozenset(one.pool for one in pools if one.cap == UNKNOWN_CAP)
+        self._call = _Call(self._number, now, committed, unknown)
         return self._said(now, processes, pools)
 
     def goodbye(self, now: float) -> Said:
@@ -174,6 +179,7 @@ class Machine:
         self._committed = {
             pool: max(share, call.committed.get(pool, 0)) for pool, share in self.limits.items()
         }
+        self._unknown = call.unknown
         self.trouble, self._failing = "", False
         self._answered_at = now
         self._next_at = now + self.timing.refresh_s * (0.75 + 0.25 * self._jitter())
@@ -247,3 +253,9 @@ class Machine:
         if self.trouble:
             return f"Redis gives no lease at present: {self.trouble}"
         return "its share is being asked for"
+
+
+def _cap_of(need: Need) -> int:
+    if not need.known:
+        return UNKNOWN_CAP
+    return NO_CAP if need.cap is None else need.cap

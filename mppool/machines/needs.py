@@ -11,17 +11,18 @@ class Need(NamedTuple):
     """One pool of a machine.
 
     cap: None without one. wants: as many would be used. has: as many are open, or may be. starves: somebody waits for
-    whom there is no room here.
+    whom there is no room here. known: False: nobody has declared the pool yet, so nobody knows its cap.
     """
 
     cap: int | None
     wants: int
     has: int
     starves: bool = False
+    known: bool = True
 
 
 class PoolSaid(msgspec.Struct, frozen=True, array_like=True):
-    """One pool in a call. cap: -1 without one. limit: as many as the machine may open at present by itself."""
+    """One pool in a call. cap: -1 without one, -2: unknown. limit: as many as the machine may open at present by itself."""
 
     pool: str
     cap: int

@@ -124,7 +124,8 @@ for at, pool in ipairs(pools) do
     end
   end
   local share
-  if least < 0 then share = -1
+  if cap == -2 then share = limit -- nobody knows the cap here yet: what is open stays
+  elseif least < 0 then share = -1
   elseif kept > 0 then share = math.min(limit, least)
   else share = math.max(0, math.min(fill(least, wants, name)[machine], least - taken)) end
   local committed = math.max(share, limit, has)

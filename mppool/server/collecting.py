@@ -233,6 +233,8 @@ class Collector:
         snapshot = self._books.snapshot()
         snapshot["tokens"] = self._books.tokens.snapshot(now)
         snapshot["token_costs"] = self._books.tokens.costs_snapshot()
+        if self.machines is not None:
+            snapshot["machines"] = self.machines()
         self._note_beginnings(snapshot, now)
         figures = self._figures()
         totals = self._carried.add_to(self._totals)
@@ -247,8 +249,6 @@ class Collector:
             server_pid=self._own.pid,
             uptime=now - self._started,
         )
-        if self.machines is not None:
-            stats["machines"] = self.machines()
         resources: dict[str, list[bytes]] = {}
         lift = self._carried.lift
         for pool, entry in snapshot["pools"].items():

@@ -147,7 +147,7 @@ class Leasing:
     def _pressing(self) -> dict[str, Need]:
         """As `_needs`, but for what only the processes know: it is asked for at every turn of the loop."""
         return {
-            pool: Need(demand.cap, 0, demand.has, _starves(demand))
+            pool: Need(demand.cap, 0, demand.has, _starves(demand), demand.known)
             for pool, demand in self._books.demands().items()
         }
 
@@ -162,7 +162,7 @@ class Leasing:
             wants = max(wants, wanted.get(pool, 0), demand.keeps)
             if demand.cap is not None:
                 wants = min(wants, demand.cap)
-            needs[pool] = Need(demand.cap, wants, demand.has, _starves(demand))
+            needs[pool] = Need(demand.cap, wants, demand.has, _starves(demand), demand.known)
         return needs
 
     def _tell_books(self, at: float, now: float) -> None:

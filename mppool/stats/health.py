@@ -35,20 +35,33 @@ def _of_pool(pool: Mapping[str, Any]) -> Health:
     reasons = []
     if pool["breaker"] != "closed":
         reasons.append(f"opening fails at present; {settled} that are open still serve")
-    if pool["waiting"] and pool["max_size"] is not None and pool["size"] >= pool["max_size"]:
-        reasons.append(f"all {pool['max_size']} are taken, and {pool['waiting']} wait")
+    share = pool.get("share")
+    cap, whose = (pool["max_size"], "") if share is None else (share, " of this machine's share")
+    if pool["waiting"] and cap is not None and pool["size"] >= cap:
+        reasons.append(f"all {cap}{whose} are taken, and {pool['waiting']} wait")
     silent = [str(one["pid"]) for one in pool["processes"] if one["stale"] and one["slots"]]
     if silent:
         reasons.append(f"processes that hold some do not answer: {', '.join(silent)}")
     return {"status": "degraded" if reasons else "ok", "reasons": reasons}
 
 
+def _of_lease(machines: Mapping[str, Any] | None) -> Health:
+    """Of what this machine may have, where machines share caps."""
+    if machines is None or not machines["trouble"]:
+        return {"status": "ok", "reasons": []}
+    reason = f"Redis gives no lease at present: {machines['trouble']}"
+    holds = machines["phase"] in ("leased", "fading") or machines["on_redis_lost"] != "hold"
+    return {"status": "degraded" if holds else "down", "reasons": [reason]}
+
+
 def _of_manager(stats: Mapping[str, Any]) -> ManagerHealth:
     """Of a manager, from its statistics. No server is no fault: the next checkout that needs one starts it."""
     pools = {name: _of_pool(pool) for name, pool in stats["pools"].items()}
-    found = [one["status"] for one in pools.values()]
-    worst = max(found, key=_GRAVITY.index) if found else "ok"
+    lease = _of_lease(stats.get("machines"))
+    found = [one["status"] for one in (*pools.values(), lease)]
+    worst = max(found, key=_GRAVITY.index)
     reasons = [f"{name}: {reason}" for name, one in pools.items() for reason in one["reasons"]]
+    reasons += lease["reasons"]
     return {"status": worst, "reasons": reasons, "pools": pools}
 
 

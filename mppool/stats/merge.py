@@ -107,6 +107,7 @@ def head(
         "pools": {},
         "tokens": snapshot.get("tokens", []),
         "token_costs": snapshot.get("token_costs", []),
+        "machines": snapshot.get("machines"),
     }
 
 

@@ -91,8 +91,37 @@ class TokenStats(TypedDict):
     waiting: int
 
 
+class MachinesPoolStats(TypedDict):
+    """A pool over all machines, as Redis has told it last. share: this machine's; None: no cap."""
+
+    share: int | None
+    max_size: int | None
+    taken: int
+    wanted: int
+
+
+class MachinesStats(TypedDict):
+    """This machine among those that share caps.
+
+    phase: "waiting" for its first lease, "leased", "fading" (it opens nothing more) or "lost". age: seconds since the
+    lease counts. trouble: why Redis did not answer last. machines, processes: of all.
+    """
+
+    machine: str
+    id: str
+    redis: str
+    on_redis_lost: str | int
+    lease: float
+    phase: Literal["waiting", "leased", "fading", "lost"]
+    age: float | None
+    trouble: str
+    machines: int
+    processes: int
+    pools: dict[str, MachinesPoolStats]
+
+
 class ManagerStats(TypedDict):
-    """A manager. epoch, server_pid: None where no server runs."""
+    """A manager. epoch, server_pid: None where no server runs. machines: None where no machines share caps."""
 
     name: str
     epoch: int | None
@@ -102,3 +131,4 @@ class ManagerStats(TypedDict):
     pools: dict[str, PoolStats]
     tokens: list[TokenStats]
     token_costs: list[dict[str, object]]
+    machines: MachinesStats | None

@@ -117,3 +117,13 @@ def test_a_successor_opens_nothing_and_closes_nothing_until_it_is_answered() -> 
     assert one.part("orders", 0.0)[:3] == (None, False, False)
     assert one.call(0.0, BUSY, 1).pools[0].limit == 3  # what it has
     assert one.part("orders", TIMING.close_s - 2.0).size == 0
+
+
+def test_a_successor_calls_again_as_soon_as_it_knows_the_cap() -> None:
+    one = machine(since=-2.0)
+    said = one.call(0.0, {"orders": Need(None, 0, 3, known=False)}, 0)
+    assert said.pools[0].cap == -2
+    one.answered(said.number, told(3), 0.0)
+    assert one.part("orders", 0.0).size == 3
+    assert one.due_at({"orders": Need(None, 0, 3, known=False)}) > 1.0
+    assert one.due_at({"orders": Need(6, 1, 3)}) == pytest.approx(TIMING.least_s)

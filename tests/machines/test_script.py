@@ -178,3 +178,10 @@ def test_a_pool_without_a_cap_is_not_shared(settled: Table) -> None:
 def test_a_machine_that_has_declared_nothing_yet_is_answered(settled: Table) -> None:
     told = settled.say("a", 0, 0, 0, 0, pools=[])
     assert (told.machines, told.processes, told.pools) == (1, 2, [])
+
+
+def test_of_a_pool_that_nobody_has_declared_again_yet_what_is_open_stays(settled: Table) -> None:
+    settled.share("a", 6, 2, 2, 0)
+    settled.share("b", 6, 6, 0, 0)
+    assert settled.share("a", -2, 0, 2, 2) == 2
+    assert settled.share("b", 6, 6, 0, 0) == 4

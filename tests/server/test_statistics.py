@@ -61,6 +61,7 @@ def test_all_promised_names_are_there_and_json_takes_them() -> None:
         "pools",
         "tokens",
         "token_costs",
+        "machines",
     }
     pool = stats["pools"]["pool"]
     promised = (

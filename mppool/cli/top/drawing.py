@@ -159,6 +159,8 @@ def _pool_lines(
     watch: Watch, pool: Mapping[str, Any], width: int, *, is_marked: bool
 ) -> list[Text]:
     cap = "no" if pool["max_size"] is None else pool["max_size"]
+    if pool.get("share") is not None:
+        cap = f"{pool['share']} of {cap}"
     figures = Text()
     figures.append(f"{pool['in_use']:>5} used", USED).append(f"{pool['idle']:>5} idle", IDLE)
     figures.append(f"{cap:>5} cap")

@@ -1,0 +1,44 @@
+"""A process of one machine: so many threads of it use the pool, as it is told on its standard input.
+
+python -m tests.machines.worker DIRECTORY REDIS SESSIONS CAP
+"""
+
+from __future__ import annotations
+
+import sys
+import threading
+import time
+
+from mppool import PoolManager
+from mppool.errors import PoolError
+from tests.processes.witness import SessionRecipe
+
+MOST = 8
+
+
+def main(directory: str, redis: str, sessions: str, cap: str) -> None:
+    manager = PoolManager("shop", runtime_dir=directory, redis=redis, linger=0.2)
+    pool = manager.pool("orders", SessionRecipe(sessions), max_size=int(cap))
+    busy = [0]
+
+    def use(number: int) -> None:
+        while True:
+            if number >= busy[0]:
+                time.sleep(0.02)
+                continue
+            try:
+                with pool.checkout(timeout=2.0) as session:
+                    session.ask()
+                    time.sleep(0.02)
+            except (PoolError, OSError):
+                time.sleep(0.02)  # no share, or its session was ended under it
+
+    for number in range(MOST):
+        threading.Thread(target=use, args=(number,), daemon=True).start()
+    print("ready", flush=True)
+    for line in sys.stdin:
+        busy[0] = int(line)
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
