@@ -26,8 +26,8 @@ class Opening:
     token: a TokenInfo where the recipe names a `token_scope`, else None.
     expires_on: for the recipe to set where what it opens with ends at a time that it knows (seconds since
         1970): the resource is replaced 300 seconds earlier. Not needed for `token`.
-    label: what the database may show of the session: application (the manager's name), pool and pid; "" where no
-        pool asks.
+    label: what the database may show of the session: application (the manager's name), pool and pid, and the machine
+        where machines share caps; "" where no pool asks.
     login: for the recipe to set where it logs in with a secret that may change: a digest of it. Resources of this
         process that were opened with another one end within a minute, each when it is idle or released.
     timeout: seconds that the waiting caller has left, where the recipe opens in the caller's thread

@@ -43,9 +43,13 @@ class Grant(Decision, frozen=True, tag=True):
 
 
 class Queued(Decision, frozen=True, tag=True):
-    """Nothing can be had now; a Grant or Refuse will follow on the errand channel."""
+    """Nothing can be had now; a Grant or Refuse will follow on the errand channel.
+
+    why: where another machine is the reason, for people; a caller whose time passes may not hear the Refuse.
+    """
 
     ticket: Ticket
+    why: str = ""
 
 
 RefuseReason = Literal[

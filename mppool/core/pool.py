@@ -75,8 +75,8 @@ class PoolBooks:
             name, self.waiting, self.capacity, self.openings, self._outbox.attached
         )
         self.eviction = Eviction(self.slots, self.waiting, self.breakers)
-        self.refusals = Refusals(self.waiting, self.capacity, self._outbox)
         self.machine = ShareOfMachine(name, self.capacity, self._outbox)
+        self.refusals = Refusals(self.waiting, self.capacity, self._outbox, self.machine.why)
         self.slots.level_changed = self._level_changed
         self.waiting.noted = self.breakers.waiters_changed
         self.born = declared_at + declaration.age
@@ -212,7 +212,7 @@ class PoolBooks:
             self.ledger.count("refused")
             self.refusals.line_is_full(process, event, limit, now)
         else:
-            self._outbox.tell(process, Queued(event.ticket))
+            self._outbox.tell(process, Queued(event.ticket, self.machine.why()))
             self._reclaim(now)
 
     def abandon(self, waiter: Waiter, now: float) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections.abc import Callable
 
 from mppool.core.capacity import Capacity
 from mppool.core.decisions import Refuse, RefuseReason
@@ -25,10 +26,18 @@ class Refusals:
     State: who holds what, as it was said last; and what those are told who wait for nobody, and ask again and again.
     """
 
-    def __init__(self, waiting: Waiting, capacity: Capacity, outbox: Outbox) -> None:
+    def __init__(
+        self,
+        waiting: Waiting,
+        capacity: Capacity,
+        outbox: Outbox,
+        why_of_share: Callable[[], str] = lambda: "",
+    ) -> None:
+        """why_of_share: what other machines have to do with it; see ShareOfMachine."""
         self._waiting = waiting
         self._capacity = capacity
         self._outbox = outbox
+        self._why_of_share = why_of_share
         self._said, self._said_until = "", -math.inf
         self._nothing, self._nothing_for, self._nothing_until = "", ("", 0), -math.inf
 
@@ -77,12 +86,10 @@ class Refusals:
         capacity, slots = self._capacity, self._capacity.slots
         cap = "no cap" if capacity.declared is None else f"max_size={capacity.declared}"
         text = f"{len(slots.by_number)} resources exist ({cap}) in {len(slots.levels)} processes"
-        share = capacity.share
-        if share is not None:
+        share = self._why_of_share()
+        if share:
             # What stands in the way of one more comes first: it is no use to release leases sooner.
-            size = "" if share.size is None else f" is {share.size} at present"
-            why = f" ({share.why})" if share.why else ""
-            text = f"{text}; the share of this machine{size}{why}"
+            text = f"{text}; {share}"
         elif capacity.opens_enough():
             text = f"{text}, {slots.may_be_opening()} of them are being opened (max_opening)"
         if slots.by_number:

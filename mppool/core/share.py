@@ -57,6 +57,14 @@ class ShareOfMachine:
         """How many slots this machine may have at present; None: there are no other machines, or there is no cap."""
         return None if self._capacity.share is None else self._capacity.max_size
 
+    def why(self) -> str:
+        """Why this machine may have no more, where the share is the reason; else ""."""
+        capacity, share = self._capacity, self._capacity.share
+        if share is None or (share.opens and capacity.max_size == capacity.declared):
+            return ""
+        size = "" if share.size is None else f" is {share.size} at present"
+        return f"the share of this machine{size}{f' ({share.why})' if share.why else ''}"
+
     def demand(self, waiting: int, keeps: int) -> Demand:
         """For those who share the cap."""
         capacity = self._capacity

@@ -62,6 +62,7 @@ class LocalLink:
     ) -> None:
         self._process = process
         self.manager_name = process.name
+        self.machine = ""
         self._merge = merge
         self._inherited: set[int] = set()
         self._start()

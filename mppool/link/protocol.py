@@ -121,7 +121,10 @@ class Link(Protocol):
     """How a process reaches its books.
 
     seen: what the statistics said last, for the next server to go on counting from; empty where there is none.
+    machine: what this machine is called at databases, where machines share caps; else "".
     """
+
+    machine: str
 
     @property
     def seen(self) -> bytes: ...

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any
@@ -55,6 +56,7 @@ class ServerLink:
         self.locator = locator
         self._inherited: set[int] = set()
         self.seen = b""
+        self.machine = "" if locator.machines is None else socket.gethostname()
         self.thread = BackgroundThread(process.name, process.do_soon)
         self.session = ServerSession(process, locator, self.thread)
         self._start()

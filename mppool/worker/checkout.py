@@ -264,6 +264,7 @@ class ColdCheckout:
             self._give_up(waiter)
             return None
         if isinstance(answer, Queued):
+            self._local.idle.line.elsewhere = answer.why
             self._member.audit.want_again()
             return None
         if isinstance(answer, Grant):

@@ -47,6 +47,7 @@ class Line:
         of thousands of identities, so nothing that is done often goes through all of them.
     _asked: of each ticket that the books have, or are about to have, the key.
     _spare: keys that may have tickets for which no thread waits.
+    elsewhere: what other machines have to do with it that somebody waits, as the books said last.
     asks_at_once: where the books must know of every thread that waits, none hopes.
     """
 
@@ -57,6 +58,7 @@ class Line:
         self._inventory = inventory
         self._idle = idle
         self._max_size = options.max_size
+        self.elsewhere = ""
         self.asks_at_once = options.max_waiting is not None
         self.waiters: dict[str, deque[LocalWaiter]] = {}
         self.demands: dict[str, Demand] = {}
@@ -303,7 +305,7 @@ class Line:
         text = f"{held} resources of this process are in use ({bound}), and {waiting} of its threads wait"
         if opening:
             text = f"{text}; {opening} are being opened, and will serve the next checkouts"
-        return text
+        return f"{text}; {self.elsewhere}" if self.elsewhere else text
 
     def poke(self, key: str) -> None:
         """Less is on its way for a key than before: have a thread that could ask for more look around."""

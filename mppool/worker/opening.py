@@ -13,7 +13,7 @@ from mppool.credentials.secrets import repeats, secret_of
 from mppool.credentials.token_struct import NEAR_EXPIRY_S
 from mppool.errors import ForkedLease, PoolError
 from mppool.errors import OpenFailed as OpenFailedError
-from mppool.ids import identity_of
+from mppool.ids import epoch_of, identity_of
 from mppool.logs import Log, logged_afterwards
 from mppool.process.waiter import LocalWaiter, Retry
 from mppool.recipe import Opening
@@ -66,7 +66,7 @@ def open_resource(
     try:
         token = None if bearer is None else bearer.token(left)
         opening = Opening(grant.opened_before, identity_of(entry.key), token, left or None)
-        opening.label = f"{member.name}/{local.name}/{os.getpid()}"
+        opening.label = _label(local, grant)
         _run_hooks(local, entry, opening)
     except Exception as error:
         if bearer is not None and token is not None and local.recipe.refuses_login(error):
@@ -95,6 +95,13 @@ def open_resource(
         member.housekeeper.expects(_let_older_logins_end(entry, started, opening.login))
     member.flush()
     member.housekeeper.expects(due_when_idle(local, entry))
+
+
+def _label(local: LocalPool, grant: Grant) -> str:
+    """Of a session, for people at the database. With the machine, and the number of its server, where caps are shared."""
+    machine = local.member.link.machine
+    where = f"{machine}.{epoch_of(grant.number)}/" if machine else ""
+    return f"{local.member.name}/{local.name}/{where}{os.getpid()}"
 
 
 def _run_hooks(local: LocalPool, entry: PoolEntry, opening: Opening) -> None:

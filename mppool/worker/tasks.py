@@ -276,6 +276,7 @@ class Desk:
     def _answered(self, waiter: TaskWaiter, answer: Any) -> None:
         local = self.local
         if isinstance(answer, Queued):
+            local.idle.line.elsewhere = answer.why
             local.member.audit.want_again()
         elif isinstance(answer, Grant):
             open_beside(local, answer, waiter)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 import pickle
+import re
 import signal
 import subprocess
 import sys
@@ -22,7 +23,7 @@ from mppool.errors import CheckoutTimeout, StaleLease
 from mppool.machines.calling import key_of
 from mppool.machines.settings import LEASE_VARIABLE
 from mppool.rendezvous.paths import manager_paths, read_address
-from tests.helpers import ROOT, wait_until
+from tests.helpers import ROOT, run_python, wait_until
 from tests.machines.redis_server import RedisServer
 from tests.processes.witness import Witness
 
@@ -181,6 +182,20 @@ def test_what_no_lease_covers_any_more_is_closed_although_it_is_lent(
     with pytest.raises(CheckoutTimeout, match="share of this machine is 0 at present"):
         pool.checkout(timeout=0)
     manager.close()
+
+
+def test_the_example_of_the_page(
+    runtime_dir: Path,
+    redis_server: RedisServer,
+    short_lease: None,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    settled(redis_server)
+    monkeypatch.setenv("REDIS_URL", redis_server.url)
+    page = (ROOT / "docs" / "machines.md").read_text()
+    (example,) = re.findall(r"```python\n(.*?)```", page, re.DOTALL)
+    said = run_python(example + "manager.close()").stdout
+    assert said == "".join(re.findall(r"^    (leased .*\n)", page, re.MULTILINE))
 
 
 # --- three machines ----------------------------------------------------------------------------------
