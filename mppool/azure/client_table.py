@@ -294,11 +294,17 @@ class Clients:
             try:
                 wire = self.closing.popleft()
             except IndexError:
-                return  # another thread was faster
+                break  # another thread was faster
             with self.lock:
                 known = self._forget(wire)
             if known:
                 wire.close()
+        self._wake_if_over()
+
+    def _wake_if_over(self) -> None:
+        """The last wire of a pool that is gone was closed: the background thread lets go of this, once it looks."""
+        if self.is_over():
+            self._member.wake()
 
     def _forget(self, wire: Wire) -> bool:
         """False if somebody else closes it. Caller holds the lock."""
@@ -332,6 +338,7 @@ class Clients:
             for wire in wires:
                 wire.ended = wire.ended or LOOP_OVER
                 self._forget(wire)
+        self._wake_if_over()
         return wires
 
     # --- time --------------------------------------------------------------------------------------------

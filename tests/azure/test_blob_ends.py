@@ -103,7 +103,9 @@ def test_what_the_finalizer_does_while_a_lock_is_held(pool: BlobServicePool) -> 
     with pool.clients.lock:
         del credential
         gc.collect()
+        assert len(pool.clients.entries) == 1
     wait_until(lambda: pool.stats()["idle"] == 0, "a client that is forgotten")
+    assert not pool.clients.owners
 
 
 def test_a_credential_that_cannot_be_referred_to_weakly(
@@ -195,24 +197,23 @@ def test_with_blocks_and_close_of_one_user_do_not_disturb_others(
 def test_prune_under_load_fails_no_request(pool: BlobServicePool, azurite: Azurite) -> None:
     credentials = [Credential() for _ in range(3)]
     container = new_container(pool.client(credentials[0], azurite.url)).container_name
-    ends = time.monotonic() + 4.0
 
     def work(number: int) -> int:
         done = 0
-        while time.monotonic() < ends:
+        while done < 3 or pruned < 20:
             client = pool.client(credentials[(number + done) % 3], azurite.url)
             assert round_trip(client, container, f"{number}-{done % 5}")
             done += 1
         return done
 
+    pruned = 0
     with ThreadPoolExecutor(6) as threads:
         working = [threads.submit(work, number) for number in range(6)]
-        pruned = 0
-        while time.monotonic() < ends:
+        while not all(one.done() for one in working):
             pruned += pool.prune_idle(0)
             time.sleep(0.005)
-        assert all(one.result() for one in working)
-    assert pruned > 20
+        assert min(one.result() for one in working) >= 3
+    assert pruned >= 20
 
 
 def test_the_sweep_comes_by_itself(
