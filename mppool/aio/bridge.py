@@ -82,7 +82,7 @@ class LoopRecipe(Recipe[Any]):
         home = opens_in.get(None) or (self.homes and self.homes.first())
         if not home:
             raise LoopIsOver("no event loop of this process uses the pool any more")
-        return OnLoop(in_loop(home, self._open, opening), home)
+        return OnLoop(in_loop(home, self._open, opening, tasks=home.openings), home)
 
     async def _open(self, opening: Opening) -> Any:
         resource = await self.asynchronous.open(opening)
@@ -93,7 +93,9 @@ class LoopRecipe(Recipe[Any]):
         return resource
 
     def configure(self, resource: OnLoop) -> None:
-        """Prepare it in its loop."""
+        """Prepare it in its loop. Raises LoopIsOver where that has ended by now: it did not know of this resource."""
+        if resource.home.is_over:
+            raise LoopIsOver("the event loop has ended")
         hook = self.asynchronous.configure
         if has_hook(self.asynchronous, "configure"):
             in_loop(resource.home, _settle, hook, resource.resource)
@@ -178,39 +180,74 @@ def in_loop(
     function: Callable[..., Awaitable[Any]],
     *arguments: Any,
     seconds: float | None = None,
+    tasks: set[asyncio.Task[Any]] | None = None,
 ) -> Any:
     """The outcome of a coroutine function, run as a task of the loop. Called in another thread.
 
-    seconds: to wait for that. Raises LoopIsOver where the loop ends before, or does not answer in time.
+    seconds: to wait for that. tasks: where the task is entered until it is done.
+    Raises LoopIsOver where the loop ends before, or does not answer in time.
     """
-    outcome: futures.Future[Any] = futures.Future()
+    handed = _Handed(home, lambda: function(*arguments), tasks)
+    try:
+        home.loop.call_soon_threadsafe(handed.start, context=copy_context())
+    except RuntimeError as error:
+        raise LoopIsOver("the event loop was closed") from error
+    return handed.wait(seconds)
 
-    async def run() -> None:
+
+class _Handed:
+    """What a thread has handed to a loop. Its outcome is set in the loop, and awaited by the thread."""
+
+    def __init__(
+        self,
+        home: Home,
+        function: Callable[[], Awaitable[Any]],
+        tasks: set[asyncio.Task[Any]] | None,
+    ) -> None:
+        self._home = home
+        self._function = function
+        self._tasks = tasks
+        self._outcome: futures.Future[Any] = futures.Future()
+
+    def start(self) -> None:
+        """Make it a task. Called in the loop."""
+        if self._home.is_over:
+            self._give_up()
+            return
+        task = self._home.spawn(self._run())
+        if self._tasks is not None:
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+        task.add_done_callback(self._give_up)  # cancelled before it began: nothing of it was run
+
+    async def _run(self) -> None:
         try:
-            value = await function(*arguments)
+            value = await self._function()
         except asyncio.CancelledError:
             # Nobody else knows this task: the loop is being ended.
-            outcome.set_exception(LoopIsOver("the event loop has ended"))
+            self._give_up()
             raise
         except BaseException as error:
-            outcome.set_exception(error)
+            self._outcome.set_exception(error)
             if not isinstance(error, Exception):
                 raise
         else:
-            outcome.set_result(value)
+            self._outcome.set_result(value)
 
-    def start() -> None:
-        home.spawn(run())
+    def _give_up(self, _: object = None) -> None:
+        if not self._outcome.done():
+            self._outcome.set_exception(LoopIsOver("the event loop has ended"))
 
-    try:
-        home.loop.call_soon_threadsafe(start, context=copy_context())
-    except RuntimeError as error:
-        raise LoopIsOver("the event loop was closed") from error
-    waited = 0.0
-    while True:
-        slice_s = _LOOK_S if seconds is None else min(_LOOK_S, seconds)
-        if futures.wait([outcome], slice_s).done:
-            return outcome.result()
-        waited += slice_s
-        if home.loop.is_closed() or (seconds is not None and waited >= seconds):
-            raise LoopIsOver("the event loop has not answered")
+    def wait(self, seconds: float | None) -> Any:
+        """The outcome. Called in the thread. Raises LoopIsOver where none comes."""
+        waited = 0.0
+        while True:
+            slice_s = _LOOK_S if seconds is None else min(_LOOK_S, seconds)
+            if futures.wait([self._outcome], slice_s).done:
+                return self._outcome.result()
+            waited += slice_s
+            is_over = self._home.loop.is_closed()
+            if is_over and self._outcome.done():  # just before it was closed
+                return self._outcome.result()
+            if is_over or (seconds is not None and waited >= seconds):
+                raise LoopIsOver("the event loop has not answered")

@@ -61,6 +61,7 @@ class Home:
     """One event loop, as far as one pool is concerned.
 
     number: tells its keys from those of other loops. pop: takes from the shelf of its own key at once.
+    openings: tasks that open a resource; they belong to the loop's thread.
     _tasks: what runs on behalf of the pool, for the loop itself refers to its tasks weakly.
     """
 
@@ -73,6 +74,7 @@ class Home:
         self.pop: Callable[[], PoolEntry] = _nothing
         self._shelf: deque[PoolEntry] | None = None
         self.notice: AsyncGenerator[None, None] | None = None
+        self.openings: set[asyncio.Task[Any]] = set()
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def key_for(self, key: str) -> str:
@@ -109,14 +111,20 @@ class Home:
         return [one for one in self.local.entries() if getattr(one.resource, "home", None) is self]
 
     async def close_in_order(self) -> None:
-        """The loop ends: close what is idle, and what comes back now."""
-        retire(self.local, self.entries())
+        """The loop ends: close what is idle, and what comes back or is opened now. No hook begins after this."""
         began = monotonic()
         while (left := self.entries()) and monotonic() < began + _CLOSES_S:
+            retire(self.local, left)
             closing = any(entry.state == "closing" for entry in left)
             if not closing and monotonic() >= began + _LEASES_S:
-                return
+                break
             await asyncio.sleep(_POLL_S)
+        self.is_over = True
+        # What was not cancelled with the caller's tasks: a loop that stops in the middle of one would leave it half open.
+        for opening in self.openings:
+            opening.cancel()
+        if self.openings:
+            await asyncio.wait(set(self.openings), timeout=_CLOSES_S)
 
     def give_up(self) -> None:
         """The loop is over: end without it what it still has. Called by any thread."""

@@ -10,10 +10,12 @@ from typing import Any
 
 import pytest
 
-from mppool import AsyncPool, CheckoutTimeout, ConfigurationError, StaleLease
+from mppool import AsyncPool, CheckoutTimeout, ConfigurationError, Opening, StaleLease
+from mppool.aio import bridge
+from mppool.aio.homes import LoopIsOver
 from mppool.base_manager import Manager
 from tests.aio.things import Thing, ThingRecipe, take_all, until
-from tests.helpers import wait_until
+from tests.helpers import PATIENCE, wait_until
 
 Run = Callable[[Coroutine[Any, Any, Any]], Any]
 
@@ -121,6 +123,115 @@ def test_tasks_that_are_never_finished_lose_nothing(manager: Manager) -> None:
     gc.collect()
     assert len(asyncio.run(use_all(pool, 1))) == 1
     assert recipe.most == 1
+
+
+class SlowRecipe(ThingRecipe):
+    """Opens nothing before it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.may_open = False
+        self.given_up = 0
+
+    async def open(self, opening: Opening) -> Thing:
+        try:
+            while not self.may_open:
+                await asyncio.sleep(0.002)
+        except asyncio.CancelledError:
+            self.given_up += 1
+            raise
+        return await super().open(opening)
+
+
+def test_an_opening_that_outlives_its_checkout_is_cancelled_at_the_end_of_the_loop(
+    manager: Manager,
+) -> None:
+    """A loop that stops in the middle of it would leave half a connection: also one that cancels no task at its end."""
+    recipe = SlowRecipe()
+    pool: AsyncPool[Thing] = manager.apool("p", recipe, max_size=1)
+
+    async def main() -> None:
+        with pytest.raises(CheckoutTimeout):
+            await pool.checkout(timeout=0.05)
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    loop.run_until_complete(loop.shutdown_asyncgens())
+    assert not asyncio.all_tasks(loop)
+    loop.close()
+    assert recipe.given_up == 1
+    recipe.may_open = True
+    assert len(asyncio.run(use_all(pool, 1))) == 1
+    assert recipe.most == 1
+
+
+def test_what_is_opened_in_the_instant_in_which_its_loop_ends_is_nobody_elses(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread that has opened it hears of it late. The next loop has the same keys, and must not find it."""
+    recipe = ThingRecipe()
+    pool: AsyncPool[Thing] = manager.apool("p", recipe, max_size=1)
+    has_ended = threading.Event()
+    in_loop = bridge.in_loop
+
+    def late(home: Any, function: Any, *arguments: Any, **options: Any) -> Any:
+        value = in_loop(home, function, *arguments, **options)
+        assert has_ended.wait(PATIENCE)
+        return value
+
+    async def main() -> None:
+        with pytest.raises(CheckoutTimeout):
+            await pool.checkout(timeout=0.05)
+        await until(lambda: recipe.alive, "an opening")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(bridge, "in_loop", late)
+        asyncio.run(main())
+        (opened,) = recipe.alive
+        has_ended.set()
+        wait_until(lambda: opened.abandoned, "its end")
+    assert asyncio.run(use_all(pool, 1)) != [opened]
+    assert recipe.most == 1
+
+
+def test_a_hook_that_is_cancelled_before_it_begins_keeps_no_thread(manager: Manager) -> None:
+    """As at the end of a loop, where it has become a task in the same turn."""
+    pool: AsyncPool[Thing] = manager.apool("p", ThingRecipe(), max_size=1)
+
+    async def main() -> None:
+        await use_all(pool, 1)
+        loop: Any = asyncio.get_running_loop()
+        home = pool._lender.homes.by_loop[loop]
+        call_soon_threadsafe, called, ended = loop.call_soon_threadsafe, threading.Event(), []
+
+        def call(*arguments: Any, **options: Any) -> None:
+            call_soon_threadsafe(*arguments, **options)
+            called.set()
+
+        async def hook() -> None:
+            ended.append("it has begun")
+
+        def thread() -> None:
+            try:
+                bridge.in_loop(home, hook)
+            except LoopIsOver as error:
+                ended.append(error)
+
+        def cancel() -> None:
+            for task in home._tasks:
+                task.cancel()
+
+        loop.call_soon_threadsafe = call
+        one = threading.Thread(target=thread)
+        one.start()
+        assert called.wait(PATIENCE)  # the loop does nothing meanwhile
+        loop.call_soon_threadsafe = call_soon_threadsafe
+        loop.call_soon(cancel)
+        await until(lambda: ended, "the thread to go on")
+        one.join()
+        assert [type(one) for one in ended] == [LoopIsOver]
+
+    asyncio.run(main())
 
 
 def test_loops_in_threads_share_the_cap_and_no_resource(manager: Manager) -> None:

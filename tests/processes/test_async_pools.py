@@ -6,6 +6,7 @@ import asyncio
 import multiprocessing
 import os
 import signal
+import socket
 import time
 from collections.abc import Callable
 from typing import Any
@@ -28,10 +29,13 @@ Forks = Callable[..., Fork]
 
 
 class AsyncSession:
-    """A connection to the witness that belongs to an event loop."""
+    """A connection to the witness that belongs to an event loop.
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        self.reader, self.writer = reader, writer
+    A plain socket, not a stream: that can be closed when its loop has ended, and warns of nothing then.
+    """
+
+    def __init__(self, sock: socket.socket) -> None:
+        self.sock = sock
         self.number = 0
         self.asked = 0
 
@@ -42,8 +46,15 @@ class AsyncSession:
         assert await self.exchange(question) == f"{self.number} {question}"
 
     async def exchange(self, line: str) -> str:
-        self.writer.write(line.encode() + b"\n")
-        return (await self.reader.readline()).decode().strip()
+        loop = asyncio.get_running_loop()
+        await loop.sock_sendall(self.sock, line.encode() + b"\n")
+        answer = b""
+        while not answer.endswith(b"\n"):
+            part = await loop.sock_recv(self.sock, 1000)
+            if not part:
+                raise ConnectionError("the witness has closed the connection")
+            answer += part
+        return answer.decode().strip()
 
 
 class AsyncSessionRecipe(AsyncRecipe[AsyncSession]):
@@ -51,16 +62,26 @@ class AsyncSessionRecipe(AsyncRecipe[AsyncSession]):
         self.path = path
 
     async def open(self, opening: Opening) -> AsyncSession:
-        session = AsyncSession(*await asyncio.open_unix_connection(self.path))
-        descriptor = session.writer.get_extra_info("socket").fileno()
-        inode = os.fstat(descriptor).st_ino
-        session.number = int(await session.exchange(f"open {descriptor} {inode}"))
+        sock = socket.socket(socket.AF_UNIX)
+        try:
+            sock.setblocking(False)
+            await asyncio.get_running_loop().sock_connect(sock, self.path)
+            session = AsyncSession(sock)
+            inode = os.fstat(sock.fileno()).st_ino
+            session.number = int(await session.exchange(f"open {sock.fileno()} {inode}"))
+        except BaseException:  # also cancelled: nobody else knows of it
+            sock.close()
+            raise
         return session
 
     async def close(self, session: AsyncSession) -> None:
-        await session.exchange("close")
-        session.writer.close()
-        await session.writer.wait_closed()
+        try:
+            await session.exchange("close")
+        finally:
+            session.sock.close()
+
+    def abandon(self, session: AsyncSession) -> None:
+        session.sock.close()
 
 
 async def use(pool: AsyncPool[AsyncSession]) -> None:
