@@ -50,6 +50,7 @@ def test_a_round_of_housekeeping_makes_good_for_a_dropped_object(make_pool: Make
     del pool.get().number  # and the object with it
     wait_until(lambda: pool.stats()["ncreated"] == 3, "a new object")
     wait_until(lambda: pool.stats()["navail"] == 2, "both available")
+    assert pool.stats()["nobjs"] == 2  # the dropped one is not counted any more
 
 
 def test_a_returned_object_can_be_dropped_by_its_user(make_pool: MakePool) -> None:

@@ -182,7 +182,9 @@ def test_a_loop_that_is_closed_without_a_word_leaves_no_session(
         loop.close()
         asyncio.run(main())
         wait_until(lambda: not first & postgresql.session_pids(), "the end of what the loop had")
+        assert len(first) == 2
     gc.collect()
+    wait_until(lambda: not postgresql.session_pids(), "the end of what the other loop had")
 
 
 def test_no_secret_is_told(make: Make) -> None:

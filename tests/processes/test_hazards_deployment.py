@@ -292,9 +292,9 @@ def test_hazard_16_naive_starters_start_a_server_each(tmp_path: Path, fork: Fork
     directory.mkdir()
     try:
         starters = [fork(_start_naively, directory / "a", everybody_looked) for _ in range(8)]
-        wait_until(
-            lambda: len(list(directory.glob("a.*"))) == 8, "eight servers where one was meant"
-        )
+        wait_until(lambda: len(list(directory.glob("a.*"))) == 8, "all to have started")
+        servers = {path.suffix for path in directory.glob("a.*")}
+        assert servers == {f".{starter.pid}" for starter in starters}  # where one was meant
         for starter in starters:
             starter.kill()
     finally:

@@ -424,10 +424,12 @@ import time
 from mppool.rendezvous import interpreter
 from mppool.rendezvous import launch
 from mppool.rendezvous.paths import manager_paths
-launch.find_or_start(manager_paths("shop"), linger=0.1, deadline=time.monotonic() + 20).close()
+paths = manager_paths("shop")
+with launch.find_or_start(paths, linger=0.1, deadline=time.monotonic() + 20):
+    print(launch.server_pid(paths))
 """
     environment = {"PYTHONPATH": str(ROOT), "MPPOOL_RUNTIME_DIR": str(runtime_dir)}
-    run_python(code, environment=environment)
+    assert int(run_python(code, environment=environment).stdout) > 1
 
 
 def test_a_second_server_for_the_same_paths_refuses_to_start(paths: ManagerPaths) -> None:

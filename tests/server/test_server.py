@@ -791,6 +791,7 @@ def test_without_inotify_what_vanished_is_put_back_later(
     with Background(paths):
         shutil.rmtree(paths.runtime_dir)
         wait_until(paths.address.exists, "the address to come back")
+        assert isinstance(Client(paths).hello("control"), Welcome)
 
 
 def test_where_another_server_took_the_place_the_old_one_leaves(

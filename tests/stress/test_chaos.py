@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import os
 import random
+import re
 import tempfile
 
 import pytest
 
 from tests.helpers import run_python
+from tests.stress.world import MAX_SIZE
 
 
 @pytest.mark.stress
@@ -30,3 +32,7 @@ def test_chaos_breaks_no_promise() -> None:
             timeout=seconds + 200,
         )
     print(done.stdout)
+    assert "PROBLEM" not in done.stdout
+    judged = re.search(r"peak (\d+) of", done.stdout)
+    assert judged is not None
+    assert 1 <= int(judged[1]) <= MAX_SIZE
