@@ -72,17 +72,24 @@ class BackgroundExecutor:
     def done_here(self) -> Iterator[None]:
         """Chores that this thread adds within the block are done by this thread, when the block ends."""
         mine: deque[Callable[[], None]] = deque()
+        outer = getattr(self._here, "queue", None)
         self._here.queue = mine
         try:
             yield
         finally:
-            del self._here.queue
+            self._here.queue = outer
             try:
                 while mine:
                     self._do(mine.popleft())
             finally:
                 while mine:  # interrupted: the others must be done all the same
                     self.add(mine.popleft())
+
+    def catch_up(self) -> None:
+        """Do what this thread has added within `done_here` so far: it is going to wait for that."""
+        mine: deque[Callable[[], None]] | None = getattr(self._here, "queue", None)
+        while mine:
+            self._do(mine.popleft())
 
     def add(self, chore: Callable[[], None]) -> None:
         """Have `chore` done soon, in another thread. Its exceptions are logged."""

@@ -267,6 +267,7 @@ class LocalPool:
 
     def wait_for_closes(self, until: float) -> bool:
         """Wait until what is being closed has been; False if it has not by then."""
+        self.member.chores.catch_up()
         while any(entry.state == "closing" for entry in self.entries()):
             if monotonic() >= until:
                 return False

@@ -390,6 +390,18 @@ def test_str_is_the_statistics_as_json(make_pool: MakePool) -> None:
 # --- the end ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.timeout(60)
+def test_shutdown_waits_for_nothing_that_it_does_itself(
+    make_pool: MakePool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each took 5 s: the thread that was to close what lay idle waited until somebody had."""
+    monkeypatch.setattr("mppool.worker.pool.CLOSE_PATIENCE_S", 1000.0)
+    pool = make_pool(min_size=2, closer=Thing.close)
+    things = pool._avail
+    pool.shutdown()
+    assert [thing.closed for thing in things] == [1, 1]
+
+
 def test_after_shutdown_get_raises(make_pool: MakePool) -> None:
     pool = make_pool(max_size=1)
     pool.shutdown()
