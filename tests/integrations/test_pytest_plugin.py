@@ -36,29 +36,43 @@ def test_that_crashes_its_worker_while_it_holds_one(databases):
 """
 
 
-def run_pytest(directory: Path, suite: str, *arguments: str) -> tuple[int, str, int]:
+def own_environment() -> dict[str, str]:
+    """Nothing of it tells a pytest of this one."""
+    return {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+
+
+def quick_environment() -> dict[str, str]:
+    """Of a pytest that loads no plugin but those that it is told to: those that are installed take it seconds."""
+    return {**own_environment(), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
+
+
+QUICK = ("-p", "mppool.integrations.pytest_plugin")
+
+
+def run_pytest(
+    directory: Path, suite: str, *arguments: str, environment: dict[str, str] | None = None
+) -> tuple[int, str, int]:
     """Exit status, output and pid."""
     (directory / "test_suite.py").write_text(suite)
     busy = directory / "busy"
     busy.mkdir(exist_ok=True)
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
     with subprocess.Popen(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
         cwd=directory,
-        env={**kept, "BUSY_DIRECTORY": str(busy)},
+        env={**(environment or quick_environment()), "BUSY_DIRECTORY": str(busy)},
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
     ) as process:
         try:
-            output, _ = process.communicate(timeout=50)
+            output, _ = process.communicate(timeout=100)
         finally:
             process.kill()
     return process.returncode, output, process.pid
 
 
 def test_xdist_workers_of_a_run_share_and_leave_nothing(tmp_path: Path) -> None:
-    status, output, _ = run_pytest(tmp_path, SUITE, "-n", "3")
+    status, output, _ = run_pytest(tmp_path, SUITE, *QUICK, "-p", "xdist", "-n", "3")
     assert status == 0, output
     assert "24 passed" in output
     pids = {line.split()[0] for line in (tmp_path / "busy" / "seen").read_text().splitlines()}
@@ -66,15 +80,22 @@ def test_xdist_workers_of_a_run_share_and_leave_nothing(tmp_path: Path) -> None:
 
 
 def test_without_xdist_it_works_too(tmp_path: Path) -> None:
-    """And leaves nothing of its own; other runs of pytest are under way on this machine, for instance other tests."""
-    status, output, pid = run_pytest(tmp_path, SUITE, "-p", "no:xdist")
+    """With the plugins that are installed, as most users have it. And it leaves nothing of its own.
+
+    Other runs of pytest are under way on this machine, for instance in other tests.
+    """
+    status, output, pid = run_pytest(
+        tmp_path, SUITE, "-p", "no:xdist", environment=own_environment()
+    )
     assert status == 0, output
     assert not list(Path("/tmp").glob(f"mppool-pytest-{os.geteuid()}-run-{pid}-*"))
 
 
 def test_a_crashed_worker_gives_back_what_it_held(tmp_path: Path) -> None:
     status, output, _ = run_pytest(
-        tmp_path, SUITE + CRASH + CRASH.replace("_one(", "_one_too("), "-n", "2"
+        tmp_path,
+        SUITE + CRASH + CRASH.replace("_one(", "_one_too("),
+        *(*QUICK, "-p", "xdist", "-n", "2"),
     )
     assert status == 1
     assert "24 passed" in output, output
@@ -89,20 +110,21 @@ def test_runs_that_name_one_manager_share_it(tmp_path: Path, runtime_dir: Path) 
         directory = tmp_path / f"run{number}"
         directory.mkdir()
         (directory / "test_suite.py").write_text(SUITE)
-        environment = {**os.environ, "BUSY_DIRECTORY": str(busy), "MPPOOL_PYTEST_NAME": "shared"}
         children.append(
             subprocess.Popen(
-                [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"],
+                [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *QUICK],
                 cwd=directory,
                 env={
-                    name: value for name, value in environment.items() if name != "PYTEST_ADDOPTS"
+                    **quick_environment(),
+                    "BUSY_DIRECTORY": str(busy),
+                    "MPPOOL_PYTEST_NAME": "shared",
                 },
                 stdout=subprocess.PIPE,
                 stderr=subprocess.STDOUT,
                 text=True,
             )
         )
-    outputs = [child.communicate(timeout=50)[0] for child in children]
+    outputs = [child.communicate(timeout=100)[0] for child in children]
     assert [child.returncode for child in children] == [0, 0], outputs
     assert (runtime_dir / "shared").is_dir()
 
