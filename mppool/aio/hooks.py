@@ -63,7 +63,7 @@ class TaskHooks:
                 return False
         idle_for = local.options.check_idle_for
         if (
-            local.check is not None
+            local.hooks.check is not None
             and idle_for is not None
             and monotonic() - entry.released_at >= idle_for
             and not await self.is_healthy(entry, deadline)
@@ -81,7 +81,7 @@ class TaskHooks:
             entry.warned = False
             entry.thread = threading.current_thread().name
             local.member.housekeeper.expects(entry.lent_at + local.first_lease_limit_s)
-        if local.on_checkout is None:
+        if local.hooks.on_checkout is None:
             return
         try:
             await self._run("on_checkout", self._recipe.on_checkout, entry)
@@ -171,7 +171,7 @@ class TaskHooks:
             self._close(entry, "worn_out")
         elif not await self._was_reset(entry):
             self._close(entry, "discarded")
-        elif not suspect or local.check is None or await self._is_sound(entry):
+        elif not suspect or local.hooks.check is None or await self._is_sound(entry):
             entry.released_at = monotonic()
             entry.local.idle.put_back(entry)
 
@@ -183,7 +183,7 @@ class TaskHooks:
 
     async def _was_reset(self, entry: PoolEntry) -> bool:
         local = self._local
-        if local.reset is None or not self._recipe.needs_reset(entry.resource.resource):
+        if local.hooks.reset is None or not self._recipe.needs_reset(entry.resource.resource):
             return True
         try:
             return await self._run("reset", self._recipe.reset, entry, local.options.check_timeout)

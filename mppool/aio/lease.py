@@ -91,7 +91,7 @@ class AsyncLease(Generic[T]):
         if (
             now < entry.retire_at
             and (local.plain or self._lender.is_clean(entry))
-            and (error is None or local.check is None)
+            and (error is None or local.hooks.check is None)
             and not entry.killed
         ):
             entry.released_at = now

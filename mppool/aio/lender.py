@@ -80,7 +80,7 @@ class Lender:
         """Whether a release is nothing but an append, because there is nothing to reset."""
         local, options = self.local, self.local.options
         return (
-            local.reset is not None
+            local.hooks.reset is not None
             and options.max_uses is None
             and options.keep
             and not local.watched

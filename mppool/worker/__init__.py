@@ -27,6 +27,7 @@ A pool in this process
   checking.py      checks, which may hang
   ending.py        the end of a resource: closing it, retiring what is too old
   due.py           when a resource that lies idle has to be looked after
+  hooks.py         the recipe's hooks, all called here
   inside.py        whether a thread is inside a hook of a recipe
 
 For whom a checkout is

@@ -52,7 +52,7 @@ class ThreadHooks:
 
     async def lend(self, entry: PoolEntry) -> None:
         """A resource that was opened a moment ago is made ready."""
-        if self._local.on_checkout is None:
+        if self._local.hooks.on_checkout is None:
             self._local.lend(entry, monotonic())
             return
         await in_thread(

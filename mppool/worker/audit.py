@@ -136,14 +136,7 @@ def give_up_opening(entry: PoolEntry, error: str | None = None, *, counted: bool
     if entry.opened:
         resource = entry.opened.pop()
         try:
-            local.recipe.close(resource)
-        except Exception:
-            local.count("hook_errors")
-            log.warning(
-                "pool %r: closing a resource that was not ready yet raised",
-                local.name,
-                exc_info=True,
-            )
+            local.hooks.close(resource, "closing a resource that was not ready yet raised")
         finally:
             if not inventory.inherited:
                 _tell_given_up(entry, error, counted)

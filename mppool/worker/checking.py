@@ -57,27 +57,16 @@ def is_healthy(local: OwnPool, entry: PoolEntry, deadline: float | None = None) 
     local.count("checks")
     entry.checked_at = monotonic()
     limit = local.options.check_timeout
+    outcome: Any
     if limit is None or local.checks_here or inside.a_hook:
         try:
-            outcome = _outcome_of(local, entry)
+            outcome = local.hooks.outcome_of_check(entry.resource, limit)
         except BaseException:  # interrupted: nobody knows in which state it is
             close(entry, "discarded")
             raise
     else:
         outcome = _beside(local, entry, limit, deadline)
     return outcome is not _Hung and _judge(local, entry, outcome)
-
-
-def _outcome_of(local: OwnPool, entry: PoolEntry) -> Any:
-    """True, False, or what the check raised."""
-    limit = local.options.check_timeout
-    try:
-        if limit is None:
-            assert local.check is not None
-            return bool(local.check(entry.resource))
-        return bool(local.recipe.check_within(entry.resource, limit))
-    except Exception as error:  # noqa: BLE001  # the resource's owner judges, logs and counts it
-        return error
 
 
 def _judge(local: OwnPool, entry: PoolEntry, outcome: Any) -> bool:
@@ -117,7 +106,7 @@ def _beside(local: OwnPool, entry: PoolEntry, limit: float, deadline: float | No
         try:
             local.checkers.run(check.run)
         except RuntimeError:  # no thread is to be had
-            return _outcome_of(local, entry)
+            return local.hooks.outcome_of_check(entry.resource, limit)
         outcome = check.wait(deadline)
     except CheckoutTimeout:
         raise
@@ -128,7 +117,7 @@ def _beside(local: OwnPool, entry: PoolEntry, limit: float, deadline: float | No
         close(entry, "discarded")
         raise outcome
     if isinstance(outcome, Exception) and _is_about_threads(outcome):
-        outcome = _outcome_of(local, entry)
+        outcome = local.hooks.outcome_of_check(entry.resource, limit)
         if not isinstance(outcome, Exception):
             local.checks_here = True
             log.info(
@@ -169,7 +158,9 @@ class _Check:
     def run(self) -> None:
         """Check, and pass on what comes of it."""
         try:
-            self._outcome = self._context.run(_outcome_of, self._local, self._entry)
+            self._outcome = self._context.run(
+                self._local.hooks.outcome_of_check, self._entry.resource, self._limit
+            )
         except BaseException as error:  # noqa: BLE001  # raised where somebody waits for it
             self._outcome = error
         if self._is_first("thread", "caller"):

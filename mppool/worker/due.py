@@ -24,7 +24,7 @@ def recycling_due(local: OwnPool, entry: PoolEntry) -> float:
 def check_due(local: OwnPool, entry: PoolEntry) -> float:
     """When a resource that lies idle has to be checked in the background."""
     interval = local.options.check_interval
-    return NEVER if interval is None or local.check is None else entry.checked_at + interval
+    return NEVER if interval is None or local.hooks.check is None else entry.checked_at + interval
 
 
 def due_when_idle(local: OwnPool, entry: PoolEntry) -> float:

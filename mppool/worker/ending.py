@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING
 
 from mppool.core.events import CloseReason
 from mppool.logs import Log, logged_afterwards
-from mppool.recipe import overrides
-from mppool.worker.inside import inside
 from mppool.worker.inventory import AT_ONCE, LONG_CLOSE_S, PoolEntry
 
 if TYPE_CHECKING:
@@ -47,33 +45,21 @@ def finish_close(entry: PoolEntry, reason: CloseReason) -> None:
     """Run the hook, and tell the books when it has returned."""
     local: OwnPool = entry.local
     local.member.housekeeper.expects(entry.closing_at + close_limit(entry))
-    if reason == "killed" and overrides(local.recipe, "cancel"):
-        _run_cancel(entry)  # its user is in the middle of something, perhaps
-    inside.hooks += 1
+    if reason == "killed":
+        local.hooks.run_cancel(entry.resource)  # its user is in the middle of something, perhaps
     try:
-        local.recipe.close(entry.resource)
-    except Exception:
-        local.count("hook_errors")
-        log.warning("pool %r: closing a resource raised; it is gone", local.name, exc_info=True)
+        local.hooks.close(entry.resource)
     except BaseException as error:
         # Interrupted, perhaps before anything was closed, and its frames or its user may keep it: it is
         # closed once more, for it must have ended before its slot is free.
         traceback.clear_frames(error.__traceback__)
         if not entry.inventory.inherited:
-            _close_again(entry)
+            local.hooks.close_again(entry.resource)
         raise
     finally:
-        inside.hooks -= 1
         if not entry.inventory.inherited:
             entry.inventory.closed(entry, reason)
             local.member.is_gone()
-
-
-def _close_again(entry: PoolEntry) -> None:
-    try:
-        entry.local.recipe.close(entry.resource)
-    except Exception:
-        log.debug("pool %r: it was closed already", entry.local.name, exc_info=True)
 
 
 def end_leases(local: OwnPool, count: int, why: str) -> None:
@@ -112,10 +98,7 @@ def close_given_up(entry: PoolEntry) -> None:
     """The check has returned after all."""
     resource = entry.inventory.take_given_up(entry)
     if resource is not None and not entry.inventory.inherited:
-        try:
-            entry.local.recipe.close(resource)
-        except Exception:
-            log.debug("pool %r: it was closed already", entry.local.name, exc_info=True)
+        entry.local.hooks.close_again(resource)
 
 
 def give_up_closing(entry: PoolEntry) -> None:
@@ -133,23 +116,11 @@ def cancel(entry: PoolEntry, is_lent: Callable[[], bool]) -> bool:
     is_lent: whether its lease still has it. A release closes it from now on, so that
         nobody else's call is ended.
     """
-    if not overrides(entry.local.recipe, "cancel"):
+    hooks = entry.local.hooks
+    if hooks.cancel is None:
         return False
     entry.inventory.retire([entry])
-    return is_lent() and _run_cancel(entry)
-
-
-def _run_cancel(entry: PoolEntry) -> bool:
-    local = entry.local
-    inside.hooks += 1
-    try:
-        return local.recipe.cancel(entry.resource) is not False
-    except Exception:
-        local.count("hook_errors")
-        log.warning("pool %r: the cancel hook raised", local.name, exc_info=True)
-        return False
-    finally:
-        inside.hooks -= 1
+    return is_lent() and hooks.run_cancel(entry.resource)
 
 
 # --- letting end -----------------------------------------------------------------------------------------

@@ -73,7 +73,7 @@ class Lease(Generic[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if error is not None and self._local.check is not None:
+        if error is not None and self._local.hooks.check is not None:
             self._release_suspect()
         else:
             self.release()

@@ -16,12 +16,12 @@ from mppool.errors import ConfigurationMismatch
 from mppool.ids import identity_of, key_of, sealed_with
 from mppool.logs import Log, logged_afterwards
 from mppool.process.waiter import Retry
-from mppool.recipe import Recipe, overrides
+from mppool.recipe import Recipe
 from mppool.stats.names import BOUNDS, HISTOGRAMS, WORKER_COUNTERS
 from mppool.worker.checking import Checkers, is_healthy
 from mppool.worker.ending import close, close_soon, drop_token, retire_older_than
+from mppool.worker.hooks import Hooks
 from mppool.worker.idle import Idle
-from mppool.worker.inside import inside
 from mppool.worker.inventory import AT_ONCE, PoolEntry
 from mppool.worker.principals import Principals
 
@@ -60,14 +60,10 @@ class LocalPool:
         self.declared_at = monotonic()
         # Tells this declaration from others of its name, also in children that have inherited it.
         self.mark = os.urandom(16).hex()
-        self.on_checkout = recipe.on_checkout if overrides(recipe, "on_checkout") else None
-        self.reset = recipe.reset if overrides(recipe, "reset") else None
-        self.check: Callable[[Any], bool | None] | None = (
-            recipe.check if overrides(recipe, "check") else None
-        )
+        self.hooks = hooks = Hooks(recipe, name, self.count)
         # A resource idle for longer than this goes through `prepare` at its checkout.
         self.trust_s = math.inf
-        if self.check is not None and options.check_idle_for is not None:
+        if hooks.check is not None and options.check_idle_for is not None:
             self.trust_s = options.check_idle_for
         limits = [
             limit for limit in (options.max_lease_warn, options.max_lease_kill) if limit is not None
@@ -82,7 +78,7 @@ class LocalPool:
             )
         self.first_lease_limit_s = min(limits, default=math.inf)
         if (
-            self.on_checkout is not None
+            hooks.on_checkout is not None
             or options.track_leaks
             or self.watched
             or recipe.credential is not None  # its token has to be looked at
@@ -90,7 +86,7 @@ class LocalPool:
             self.trust_s = -1.0
         # Whether a release is nothing but an append.
         self.plain = (
-            self.reset is None and options.max_uses is None and options.keep and not self.watched
+            hooks.reset is None and options.max_uses is None and options.keep and not self.watched
         )
         self.renew(member.inventory)
 
@@ -297,7 +293,7 @@ class LocalPool:
             now = monotonic()
         idle_for = self.options.check_idle_for
         if (
-            self.check is not None
+            self.hooks.check is not None
             and idle_for is not None
             and now - entry.released_at >= idle_for
             and not is_healthy(self, entry, deadline)
@@ -332,9 +328,10 @@ class LocalPool:
             entry.warned = False
             entry.thread = threading.current_thread().name
             self.member.housekeeper.expects(now + self.first_lease_limit_s)
-        if self.on_checkout is not None:
+        on_checkout = self.hooks.on_checkout
+        if on_checkout is not None:
             try:
-                self.run_hook("on_checkout", self.on_checkout, entry)
+                self.hooks.run("on_checkout", on_checkout, entry.resource)
             except BaseException:  # interrupted: the caller gets no lease
                 close(entry, "discarded")
                 raise
@@ -358,21 +355,6 @@ class LocalPool:
         self.member.tell(BackendFailed(self.name, entry.key, generation, hung))
         for other in retire_older_than(self, generation + 1, entry.key, hung=hung):
             close_soon(other, "retired")
-
-    def run_hook(self, hook: str, call: Callable[[Any], Any], entry: PoolEntry) -> bool:
-        """Run a hook; False, logged and counted, if it raised."""
-        inside.hooks += 1
-        try:
-            call(entry.resource)
-        except Exception as error:
-            self.count("hook_errors")
-            log.warning("pool %r: the hook %s raised", self.name, hook, exc_info=True)
-            if hook == "reset" and isinstance(error, ConnectionError):
-                self.backend_failed(entry)
-            return False
-        finally:
-            inside.hooks -= 1
-        return True
 
     # --- release -----------------------------------------------------------------------------------------
 
@@ -402,9 +384,9 @@ class LocalPool:
             close(entry, entry.retire_reason)
         elif limit is not None and entry.uses >= limit:
             close(entry, "worn_out")
-        elif self.reset is not None and not self._was_reset(entry):
+        elif self.hooks.reset is not None and not self._was_reset(entry):
             close(entry, "discarded")
-        elif not suspect or self.check is None or self.is_healthy(entry):
+        elif not suspect or self.hooks.check is None or self.is_healthy(entry):
             entry.released_at = monotonic()
             if self.options.keep:
                 self.idle.put_back(entry)
@@ -413,12 +395,15 @@ class LocalPool:
                     self.idle.put_back(entry)
 
     def _was_reset(self, entry: PoolEntry) -> bool:
-        assert self.reset is not None
+        assert self.hooks.reset is not None
         try:
-            return self.run_hook("reset", self.reset, entry)
+            error = self.hooks.run("reset", self.hooks.reset, entry.resource)
         except BaseException:  # interrupted: nobody knows in which state it is
             close(entry, "discarded")
             raise
+        if isinstance(error, ConnectionError):
+            self.backend_failed(entry)
+        return error is None
 
     # --- figures -----------------------------------------------------------------------------------------
 

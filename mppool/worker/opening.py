@@ -21,7 +21,6 @@ from mppool.redaction import HIDDEN, forget_locals, without_secrets
 from mppool.worker.audit import give_up_opening
 from mppool.worker.due import due_when_idle
 from mppool.worker.hints import refuse_none
-from mppool.worker.inside import inside
 from mppool.worker.inventory import NEVER, PoolEntry
 from mppool.worker.local_pool import LocalPool
 
@@ -106,23 +105,17 @@ def _label(local: LocalPool, grant: Grant) -> str:
 
 def _run_hooks(local: LocalPool, entry: PoolEntry, opening: Opening) -> None:
     """Call what opens and configures the resource, and keep it with the entry."""
-    inside.hooks += 1
-    try:
-        # In one call of C: no interrupt can strike between the hook's return and the storing, which would
-        # leave an open resource to which nothing refers.
-        entry.opened.extend(map(local.recipe.open, (opening,)))
-        if entry.inventory.inherited:
-            raise ForkedLease(
-                f"pool {local.name!r}: this process was forked inside the open hook; the resource belongs "
-                "to its parent; check out again"
-            )
-        if not entry.opened:
-            raise RuntimeError("the open hook raised StopIteration")
-        refuse_none(local.name, entry.opened)
-        entry.resource = entry.opened[0]
-        _configure(local, entry)
-    finally:
-        inside.hooks -= 1
+    local.hooks.open(opening, entry.opened)
+    if entry.inventory.inherited:
+        raise ForkedLease(
+            f"pool {local.name!r}: this process was forked inside the open hook; the resource belongs "
+            "to its parent; check out again"
+        )
+    if not entry.opened:
+        raise RuntimeError("the open hook raised StopIteration")
+    refuse_none(local.name, entry.opened)
+    entry.resource = entry.opened[0]
+    local.hooks.configure(entry.resource)
 
 
 def _enter_as_open(entry: PoolEntry, now: float, seconds: float, opening: Opening) -> None:
@@ -266,12 +259,3 @@ def _text_of(error: BaseException, secret: str = "") -> str:
         .encode("utf-8", "backslashreplace")
         .decode()
     )
-
-
-def _configure(local: LocalPool, entry: PoolEntry) -> None:
-    try:
-        local.recipe.configure(entry.resource)
-        local.recipe.opened(entry.resource)
-    except BaseException:
-        local.count("hook_errors")
-        raise

@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from mppool.options import PoolOptions
     from mppool.recipe import Recipe
     from mppool.worker.context import Context
+    from mppool.worker.hooks import Hooks
     from mppool.worker.idle import Idle
     from mppool.worker.inventory import Inventory
 
@@ -47,7 +48,7 @@ class OwnPool(Home, Protocol):
     idle: Idle
     default_key: str
     closed_everywhere: bool
-    check: Callable[[Any], bool | None] | None
+    hooks: Hooks
     checks_here: bool
 
     @property

@@ -16,7 +16,6 @@ from mppool.process.executor import let_others
 from mppool.recipe import overrides
 from mppool.stats.report import PoolReport, ResourceReport
 from mppool.wire.messages import Report
-from mppool.worker.inside import inside
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -232,9 +231,8 @@ def _ask(local: LocalPool, hook: str, entry: PoolEntry, kind: Any) -> Any:
     if getattr(_asking, "hook", None) is not None:
         return nothing
     _asking.hook = hook
-    inside.hooks += 1
     try:
-        said = getattr(local.recipe, hook)(entry.resource)
+        said = local.hooks.look(hook, entry.resource)
         # Through JSON and back: it must travel, and be text for readers of the statistics.
         answer = msgspec.json.decode(msgspec.json.encode(said), type=kind)
         msgspec.msgpack.encode(answer)  # whose whole numbers end at 64 bits
@@ -249,5 +247,4 @@ def _ask(local: LocalPool, hook: str, entry: PoolEntry, kind: Any) -> Any:
         )
         return nothing
     finally:
-        inside.hooks -= 1
         _asking.hook = None
