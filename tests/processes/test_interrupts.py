@@ -249,12 +249,12 @@ def test_a_kept_traceback_only_delays_the_cure(pool: Pool[Session]) -> None:
         raise Interrupt
 
     local = pool._local
-    local.on_checkout, local.trust_s = raise_in_hook, -1.0
+    local.hooks.on_checkout, local.trust_s = raise_in_hook, -1.0
     for _ in range(SIZE):
         try:
             pool.checkout(timeout=5)
         except Interrupt as error:
             kept.append(error)
-    local.on_checkout = None
+    local.hooks.on_checkout = None
     assert len(kept) == SIZE
     _all_is_there(pool, "on_checkout")
