@@ -53,23 +53,29 @@ clean:  ## Remove what tools have left, but not the virtual environment
 distclean: clean  ## The same, and the virtual environment
 	rm -rf $(VENV)
 
-# A stamp per set of extras: pip runs again only when pyproject.toml changed.
+# A stamp for each target: pip runs again only when pyproject.toml changed. Groups of dependencies need pip 25.1.
+PIP := $(BIN)/python -m pip install --quiet
+FEATURES := sqlalchemy,django,psycopg,asyncpg,aioodbc,mssql,odbc,azure,cli,prometheus,opentelemetry,redis,demo
+
 $(VENV)/.demo: pyproject.toml $(BIN)/python
 	tools/system-packages demo
-	$(BIN)/python -m pip install --quiet --editable '.[demo]'
+	$(PIP) --editable '.[demo]'
 	touch $@
 
 $(VENV)/.test: pyproject.toml $(BIN)/python
 	tools/system-packages test
-	$(BIN)/python -m pip install --quiet --editable '.[test]'
+	$(PIP) 'pip>=25.1'
+	$(PIP) --editable '.[$(FEATURES)]' --group test
 	touch $@
 
 $(VENV)/.docs: pyproject.toml $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[docs]'
+	$(PIP) 'pip>=25.1'
+	$(PIP) --editable '.[sqlalchemy,psycopg,mssql,odbc,azure,prometheus,opentelemetry]' --group docs
 	touch $@
 
 $(VENV)/.bench: pyproject.toml $(BIN)/python
-	$(BIN)/python -m pip install --quiet --editable '.[bench]'
+	$(PIP) 'pip>=25.1'
+	$(PIP) --editable '.[sqlalchemy,psycopg,asyncpg]' --group bench
 	touch $@
 
 $(BIN)/python:

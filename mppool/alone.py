@@ -63,9 +63,11 @@ class Alone:
         """Pid of the process that keeps the books: this one."""
         return os.getpid()
 
-    def start(self, initializer: Any = None, initargs: Any = ()) -> None:
-        """Nothing to start. Raises ConfigurationError for an initializer."""
+    def start(self, initializer: Any = None, initargs: Any = (), *, fill: bool = False) -> None:
+        """Nothing to start; fill: as PoolManager's. Raises ConfigurationError for an initializer."""
         refuse_initializer(self.name, initializer)
+        if fill:
+            self._member.fill()
 
     def connect(self) -> None:
         """Nothing to connect to."""

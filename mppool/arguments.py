@@ -34,6 +34,7 @@ class PoolArguments(TypedDict, total=False):
     check_timeout: float | None
     values: Literal["plain", "pickle"]
     max_quiet: float | None
+    wait_warn: float | None
     # Beside a callable that opens a resource; a Recipe has them as methods.
     configure: Callable[[Any], Any] | None
     on_checkout: Callable[[Any], Any] | None

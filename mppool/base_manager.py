@@ -152,19 +152,22 @@ class Manager:
 
         return AsyncSharedCredential(self, credential, identity=identity)
 
-    def stats(self) -> ManagerStats:
+    def stats(self, *, survey: bool = False) -> ManagerStats:
         """Statistics of all pools and processes, JSON-compatible. All durations are seconds.
+
+        survey: each database is asked, on a connection that lies idle, for its limit and its sessions (`database` of
+            each pool, as the process said last).
 
         Where no server runs, nothing is held: the pools are those that this process has declared.
         """
-        stats: Any = self._member.link.stats()
+        stats: Any = self._member.link.stats(survey=survey)
         if not stats:
             snapshot = self._unattached_snapshot()
-            stats = self._merge(snapshot, self._member.report(), seen=self._member.link.seen)
+            stats = self._merge(snapshot, self._member.report(False), seen=self._member.link.seen)
             stats["processes"], stats["server_pid"], stats["epoch"] = [], None, None
         unknown = [name for name in self._member.local_pools if name not in stats["pools"]]
         if unknown:  # the server runs, but this process has not attached to it yet
-            own = self._merge(self._unattached_snapshot(), self._member.report())
+            own = self._merge(self._unattached_snapshot(), self._member.report(False))
             stats["pools"].update({name: own["pools"][name] for name in unknown})
         found: ManagerStats = stats
         return found

@@ -47,9 +47,11 @@ class InProcessManager(Manager):
         """Pid of the process that keeps the books: this one."""
         return os.getpid()
 
-    def start(self, initializer: Any = None, initargs: Any = ()) -> None:
-        """Nothing to start. Raises ConfigurationError for an initializer, as PoolManager does."""
+    def start(self, initializer: Any = None, initargs: Any = (), *, fill: bool = False) -> None:
+        """Nothing to start; fill: as PoolManager's. Raises ConfigurationError for an initializer, as PoolManager does."""
         refuse_initializer(self.name, initializer)
+        if fill:
+            self._member.fill()
 
     def get_server(self) -> NoReturn:
         """There is none: raises ConfigurationError."""

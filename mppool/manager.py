@@ -20,13 +20,20 @@ from mppool.errors import ConfigurationError, ConfigurationMismatch, PoolError, 
 from mppool.link.server_link import ServerLink
 from mppool.link.session import CONTROL_DEADLINE_S
 from mppool.link.troubles import no_answer, pool_errors_only
-from mppool.options import checked_label, checked_linger, checked_name, checked_timeout
+from mppool.options import (
+    checked_label,
+    checked_linger,
+    checked_name,
+    checked_over,
+    checked_timeout,
+)
 from mppool.process.fork import call_in_children, notice_fork
 from mppool.rendezvous.alone import is_alone
 from mppool.rendezvous.locator import ServerLocator
 from mppool.wire.messages import Done, Failed, Leave
 from mppool.worker.member import Member, name_process
-from mppool.worker.pool import CLOSE_PATIENCE_S, UNCHANGED, resize_of
+from mppool.worker.pool import CLOSE_PATIENCE_S
+from mppool.worker.resizing import UNCHANGED, resize_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -182,13 +189,18 @@ class PoolManager(Manager, BaseManager):
             return connected.pid
         return server_pid(self._locator.paths())
 
-    def start(self, initializer: Any = None, initargs: Any = ()) -> None:
+    def start(self, initializer: Any = None, initargs: Any = (), *, fill: bool = False) -> None:
         """Find the server, or start it, now instead of at the first checkout.
+
+        fill: have `min_size` resources of the pools that this process has declared opened, in the background;
+            `pool.wait_ready` waits for them. `max_opening` bounds how many at a time.
 
         Raises ConfigurationError for an initializer: nothing of the application runs in the server.
         """
         refuse_initializer(self.name, initializer)
         self._attach(start=True)
+        if fill:
+            self._member.fill()
 
     def connect(self) -> None:
         """Attach to the server that is there. Raises ServerUnavailable if there is none."""
@@ -297,12 +309,12 @@ class PoolManager(Manager, BaseManager):
         """
         self._control_pool(resize_of(pool, max_size, min_size))
 
-    def reset(self, pool: str) -> None:
+    def reset(self, pool: str, *, over: float = 0.0) -> None:
         """`Pool.reset` for a pool that this process need not have declared; starts no server.
 
         Raises ServerUnavailable where no server runs, PoolError for a pool that no process has declared.
         """
-        self._control_pool(Reset(pool))
+        self._control_pool(Reset(pool, checked_over(pool, over)))
 
     def reopen(self, pool: str) -> None:
         """Undo `Pool.close(everywhere=True)`, in all processes; starts no server.

@@ -57,6 +57,7 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     max_opening: resources that are being opened at a time, over all processes; None: no bound of its own. An opening
         that takes longer than 30 s is not counted by it any more.
     track_leaks: remember the stack of every checkout, for warnings and leak reports (slow).
+    wait_warn: a checkout that waits longer is warned of, with who holds the resources; None: none is.
     guard: True: hand out a thin proxy, which is dead after the release, with its cursors; a resource on which
         something was done that stays for the next one is closed. None: what the recipe says (`Recipe.guard`), which is
         False for all of mppool's.
@@ -91,6 +92,7 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     check_timeout: float | None = 5.0
     values: str = "plain"
     max_quiet: float | None = None
+    wait_warn: float | None = None
 
 
 OPTION_NAMES = PoolOptions.__struct_fields__
@@ -143,6 +145,28 @@ def checked_label(manager: str, label: object) -> str:
             f"manager {manager!r}: label={label!r:.80} is not allowed: give 1 to 100 printable letters"
         )
     return label
+
+
+def checked_lease_label(pool: str, label: object) -> str:
+    """What a checkout is for, or ConfigurationError."""
+    if not isinstance(label, str) or not label or len(label) > 100 or not label.isprintable():
+        raise ConfigurationError(
+            f"pool {pool!r}: label={label!r:.80} is not allowed: give 1 to 100 printable letters, or None"
+        )
+    return label
+
+
+def checked_over(pool: str, value: object) -> float:
+    """Over how many seconds a reset is spread, or ConfigurationError."""
+    try:
+        seconds = _seconds(value)
+    except ConfigurationError:
+        seconds = None
+    if seconds is None:
+        raise ConfigurationError(
+            f"pool {pool!r}: over={value!r:.80} is not allowed: give a finite number of seconds, 0 or more"
+        )
+    return seconds
 
 
 def checked_timeout(pool: str, value: object) -> float | None:
@@ -303,4 +327,5 @@ _RULES: dict[str, Callable[[object], Any]] = {
     "check_timeout": _positive_seconds,
     "values": _one_of("plain", "pickle"),
     "max_quiet": _positive_seconds,
+    "wait_warn": _positive_seconds,
 }

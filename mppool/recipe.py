@@ -6,7 +6,7 @@ import inspect
 import sys
 from collections.abc import Callable, Mapping
 from types import FrameType
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypedDict, TypeVar
 
 from mppool.errors import ConfigurationError
 
@@ -16,6 +16,14 @@ HOOKS = ("configure", "on_checkout", "reset", "check", "close", "stats", "descri
 
 SETTINGS = (*HOOKS, "open_in_caller")
 """Keyword arguments of `manager.pool` that go with a plain callable, and are no options of the pool."""
+
+
+class Survey(TypedDict):
+    """What a database says of its sessions. limit: so many it lets in. ours: those that bear the pool's label."""
+
+    limit: int | None
+    sessions: int
+    ours: int | None
 
 
 class Opening:
@@ -164,6 +172,14 @@ class Recipe(Generic[T]):
         lease ends: a database may be told late, and would end the next user's call.
         """
         return False
+
+    def survey(self, resource: T, prefix: str) -> Survey | None:
+        """What the database says of its sessions; None: it cannot be asked, or does not tell.
+
+        No hook: it is called on an idle resource where somebody wants advice (`pool.advice()`, `mppool doctor`).
+        prefix: with which `opening.label` begins in all processes.
+        """
+        return None
 
     def fingerprint(self) -> str:
         """What this recipe opens, as a text without secrets that is equal in all processes.

@@ -15,7 +15,7 @@ import pytest
 from hypothesis import settings
 
 from tests import secrecy
-from tests.helpers import PATIENCE, is_alive, processes_using
+from tests.helpers import PATIENCE, is_alive, is_server, processes_using
 
 # Examples are bounded in number; how long one takes says more about the machine than about the code.
 settings.register_profile("mppool", deadline=None)
@@ -70,7 +70,7 @@ def _end_servers(directory: Path) -> list[str]:
     while users := processes_using(directory) or processes_using(directory):
         waited = time.monotonic() - began
         for pid, command in users.items():
-            if "mppool.server" in command or "mppool.hosting" in command:
+            if is_server(command) or "mppool.hosting" in command:
                 if pid not in asked:
                     asked.add(pid)
                     _kill(pid, signal.SIGTERM)

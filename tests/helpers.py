@@ -143,6 +143,11 @@ def is_alive(pid: int) -> bool:
     return text.rpartition(")")[2].split()[0] != "Z"
 
 
+def is_server(command: str) -> bool:
+    """Whether this is the command line of a server: as it was started, or as it shows what it serves."""
+    return "mppool.server" in command or command.startswith("mppool: ")
+
+
 def processes_using(directory: Path) -> dict[int, str]:
     """Other processes that name the directory in their command line or hold a file in it open."""
     prefix = f"{directory}/"

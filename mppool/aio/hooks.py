@@ -7,7 +7,6 @@ holds for a cancellation at any await too.
 from __future__ import annotations
 
 import asyncio
-import threading
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from mppool.aio.bridge import LoopRecipe, bounded
 from mppool.aio.recipe import settled
 from mppool.errors import CheckoutTimeout
 from mppool.logs import Log
+from mppool.worker.callers import note_caller
 from mppool.worker.checking import CHECK_GRACE_S
 from mppool.worker.ending import close_soon
 from mppool.worker.tasks import in_thread
@@ -79,7 +79,7 @@ class TaskHooks:
         entry.lent_at = monotonic()
         if local.watched:
             entry.warned = False
-            entry.thread = threading.current_thread().name
+            note_caller(entry)
             local.member.housekeeper.expects(entry.lent_at + local.first_lease_limit_s)
         if local.hooks.on_checkout is None:
             return

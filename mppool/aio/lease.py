@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from mppool.errors import ForkedLease, LeaseReleased, PoolError, StaleLease
 from mppool.logs import Log
 from mppool.stats.names import BRIEF_S
+from mppool.worker.callers import note_caller
 from mppool.worker.ending import close_soon
 from mppool.worker.tasks import running_loop
 
@@ -237,8 +238,10 @@ class AsyncCheckout(AsyncLease[T]):
             )
         identity, credential = self._for_whom or (None, None)
         entry = await self._lender.check_out(self._seconds, identity, credential)
-        if self._lender.local.options.track_leaks:
-            entry.stack = "".join(traceback.format_stack()[:-2])
+        if self._lender.local.notes_callers:
+            note_caller(entry)
+            if self._lender.local.options.track_leaks:
+                entry.stack = "".join(traceback.format_stack()[:-2])
         self._held.append(entry)
         return entry.resource.resource  # type: ignore[no-any-return]
 
@@ -252,3 +255,16 @@ class AsyncCheckout(AsyncLease[T]):
         held, self._held = self._held, []
         lease._held = held
         return lease
+
+
+class LabelledCheckout(AsyncCheckout[T]):
+    """A checkout that says what it is for."""
+
+    __slots__ = ("_label",)
+
+    _label: str
+
+    async def __aenter__(self) -> T:
+        resource = await super().__aenter__()
+        note_caller(self._held[0], self._label)
+        return resource

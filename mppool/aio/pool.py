@@ -8,18 +8,19 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from mppool.aio.bridge import LoopRecipe
-from mppool.aio.lease import AsyncCheckout
+from mppool.aio.lease import AsyncCheckout, LabelledCheckout
 from mppool.aio.lender import Lender
 from mppool.core.events import Drain, WantReady
 from mppool.errors import CheckoutTimeout, ConfigurationError, PoolClosed
-from mppool.options import LONGEST_S, PoolOptions, checked_timeout
+from mppool.options import LONGEST_S, PoolOptions, checked_lease_label, checked_timeout
 from mppool.worker.ending import retire
-from mppool.worker.pool import _DEFAULT, CLOSE_PATIENCE_S, UNCHANGED, Pool
+from mppool.worker.pool import _DEFAULT, CLOSE_PATIENCE_S, Pool
+from mppool.worker.resizing import UNCHANGED
 from mppool.worker.tasks import in_thread
 
 if TYPE_CHECKING:
     from mppool.stats.health import Health
-    from mppool.stats.shape import ManagerStats, PoolStats
+    from mppool.stats.shape import AllStats, PoolStats
     from mppool.worker.local_pool import LocalPool
 
 T = TypeVar("T")
@@ -37,7 +38,7 @@ class AsyncPool(Generic[T]):
     def __init__(
         self,
         local: LocalPool,
-        all_stats: Callable[[], ManagerStats],
+        all_stats: AllStats,
         rebuild: tuple[Callable[..., AsyncPool[T]], tuple[Any, ...]],
     ) -> None:
         assert isinstance(local.recipe, LoopRecipe)
@@ -59,22 +60,28 @@ class AsyncPool(Generic[T]):
         *,
         identity: str | None = None,
         credential: Any = None,
+        label: str | None = None,
     ) -> AsyncCheckout[T]:
         """Lend a resource: `async with pool.checkout() as resource`, or `lease = await pool.checkout()`.
 
         The arguments, and what is raised when it is awaited, are those of `Pool.checkout`; the timeout counts from
         then on. Tasks are served in the order in which they have come. Raises ConfigurationError at once for a bad
-        timeout.
+        timeout or label.
         """
         if timeout is not _DEFAULT and (
             type(timeout) is not float or not 0.0 <= timeout <= LONGEST_S
         ):
             timeout = checked_timeout(self.name, timeout)
-        made: AsyncCheckout[T] = AsyncCheckout()
+        made: AsyncCheckout[T] = AsyncCheckout() if label is None else self._labelled(label)
         made._lender = self._lender
         made._held = []
         made._seconds = self._local.options.timeout if timeout is _DEFAULT else timeout
         made._for_whom = None if identity is None and credential is None else (identity, credential)
+        return made
+
+    def _labelled(self, label: str) -> AsyncCheckout[T]:
+        made: LabelledCheckout[T] = LabelledCheckout()
+        made._label = checked_lease_label(self.name, label)
         return made
 
     # --- what this process has ------------------------------------------------------------------------------
@@ -106,9 +113,9 @@ class AsyncPool(Generic[T]):
             lambda: self._blocking.resize(max_size=max_size, min_size=min_size),
         )
 
-    async def reset(self) -> None:
+    async def reset(self, *, over: float = 0.0) -> None:
         """See Pool.reset."""
-        await in_thread(self._local.member.chores, self._blocking.reset)
+        await in_thread(self._local.member.chores, lambda: self._blocking.reset(over=over))
 
     async def drain(self, timeout: float = 30.0) -> int:
         """See Pool.drain."""

@@ -137,7 +137,8 @@ def _add_commanding(command: Callable[..., _Command]) -> None:
         commanding.reset,
         "replace everything that is open, when it is idle or released",
         "mppool reset shop orders",
-    ).manager().pool()
+        "mppool reset shop orders --over 60",
+    ).manager().pool().paced()
     command(
         "reopen",
         commanding.reopen,
@@ -266,6 +267,16 @@ class _Command:
             default=DEFAULT_DRAIN_S,
             metavar="SECONDS",
             help="how long to wait for leases to come back (default: %(default)g)",
+        )
+        return self
+
+    def paced(self) -> _Command:
+        self.parser.add_argument(
+            "--over",
+            type=seconds,
+            default=0.0,
+            metavar="SECONDS",
+            help="spread over so long, so that not all log in at once",
         )
         return self
 

@@ -58,9 +58,10 @@ def resize(options: argparse.Namespace) -> int:
 
 def reset(options: argparse.Namespace) -> int:
     """`mppool reset NAME POOL`."""
-    _manager_with(options).reset(options.pool)
+    _manager_with(options).reset(options.pool, over=options.over)
+    pace = f", over {options.over:g} s" if options.over else ""
     print(
-        f"pool {options.pool}: everything that is open now is closed, when it is idle or released"
+        f"pool {options.pool}: everything that is open now is closed, when it is idle or released{pace}"
     )
     return OK
 

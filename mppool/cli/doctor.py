@@ -216,7 +216,7 @@ def _server(paths: ManagerPaths, subject: str, pid: int) -> Iterator[Finding]:
     from mppool.manager import PoolManager
 
     try:
-        stats = stats_of(PoolManager(paths.name, runtime_dir=paths.runtime_dir))
+        stats = stats_of(PoolManager(paths.name, runtime_dir=paths.runtime_dir), survey=True)
     except (PoolError, TimeoutError) as error:
         yield Finding("FAULT", subject, f"server {pid} does not answer: {error}; see {paths.log}")
         return

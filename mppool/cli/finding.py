@@ -92,7 +92,7 @@ def living_members(paths: ManagerPaths) -> list[str]:
     ]
 
 
-def stats_of(manager: PoolManager) -> dict[str, Any] | None:
-    """The figures of a manager, or None if its server has just gone."""
-    stats: Any = manager.stats()
+def stats_of(manager: PoolManager, *, survey: bool = False) -> dict[str, Any] | None:
+    """The figures of a manager, or None if its server has just gone. survey: see Manager.stats."""
+    stats: Any = manager.stats(survey=survey)
     return None if stats["server_pid"] is None else stats

@@ -85,12 +85,12 @@ def leases(options: argparse.Namespace) -> int:
     if not held:
         print("nothing is lent")
         return OK
-    columns = ("pool", "age", "pid", "process", "label", "identity", "resource", "id")
+    columns = ("pool", "age", "pid", "process", "thread", "label", "identity", "resource", "id")
     table = Table(f"manager {found['name']}: {len(held)} leases", columns)
     for one in held:
         table.add(
-            one["pool"], duration(one["age"]), one["pid"], one["process"] or "-", one["label"] or "-",
-            one["identity"] or "-", one["description"] or "-", one["id"],
+            one["pool"], duration(one["age"]), one["pid"], one["process"] or "-", one["thread"] or "-",
+            one["label"] or "-", one["identity"] or "-", one["description"] or "-", one["id"],
         )  # fmt: skip
     output.show([table], rich=output.is_rich(options.plain))
     return OK
@@ -105,6 +105,7 @@ def held_in(stats: Mapping[str, Any], pool: str | None = None) -> list[dict[str,
             "age": one["held_for"],
             "pid": one["pid"],
             "process": labels.get(one["pid"], ""),
+            "thread": one.get("thread") or "",
             "label": one.get("label") or "",
             "identity": one["identity_key"],
             "description": one["description"],

@@ -406,7 +406,7 @@ class Books:
         if isinstance(event, Resize):
             pool.resize(event, now)
         elif isinstance(event, Reset):
-            pool.reset(now)
+            pool.reset(now, event.over, event.because)
         elif isinstance(event, Drain):
             pool.drain(process, event.generation, now)
         elif isinstance(event, WantReady):

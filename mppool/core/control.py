@@ -44,7 +44,7 @@ class Control:
         if changed:
             self._outbox.write_down(self.record())
         if self._generations.reopen(made_at):
-            self._announce()
+            self._announce(now)
             changed = True
         return changed
 
@@ -73,10 +73,10 @@ class Control:
 
     # --- generations -------------------------------------------------------------------------------------
 
-    def reset(self) -> None:
-        """A new generation: everything that was opened before goes when it is idle or released."""
-        self._generations.begin()
-        self._announce()
+    def reset(self, now: float, over: float) -> None:
+        """A new generation: everything that was opened before goes when it is idle or released, over so many seconds."""
+        self._generations.begin(now + over if over > 0 else -math.inf)
+        self._announce(now)
 
     def close(self, now: float, *, reopened: bool) -> None:
         """The pool hands out nothing any more; reopened: it hands out again."""
@@ -84,7 +84,7 @@ class Control:
             self._generations.close(now)
         elif not self._generations.reopen(math.inf):
             return  # it was open
-        self._announce()
+        self._announce(now)
 
     def drained(self, process: ProcessId, generation: int, left: int) -> None:
         """Tell how much of a drain is left."""
@@ -101,9 +101,9 @@ class Control:
         for process in self._declarations.declarers():
             self._outbox.tell(process, DropToken(self._pool, event.key, event.token))
 
-    def attached(self, process: ProcessId, held: list[Held]) -> None:
+    def attached(self, process: ProcessId, held: list[Held], now: float) -> None:
         """A process with this inventory hears what it may have missed, and may know what the journal did not."""
-        self._outbox.tell(process, self._generations.state())
+        self._outbox.tell(process, self._generations.state(now))
         for change in self._generations.unheard(held):
             self._outbox.tell(process, change)
         for change in self._generations.learn(held):
@@ -117,7 +117,7 @@ class Control:
         for process in self._declarations.declarers():
             self._outbox.tell(process, change)
 
-    def _announce(self) -> None:
+    def _announce(self, now: float = math.inf) -> None:
         """Journal and tell everybody the generation, and whether the pool is closed."""
         self._outbox.write_down(self.record())
-        self._outbox.tell_all(self._generations.state())
+        self._outbox.tell_all(self._generations.state(now))

@@ -119,7 +119,7 @@ class PoolChanged(Decision, frozen=True, tag=True):
     Everything that was opened in an older generation is retired; a closed pool retires everything. With a key,
     only resources of this key are meant.
 
-    hung: see BackendFailed.
+    hung: see BackendFailed. over: seconds over which the process spreads the end of what it has; of all keys only.
     """
 
     pool: str
@@ -127,6 +127,7 @@ class PoolChanged(Decision, frozen=True, tag=True):
     closed: bool
     key: str | None = None
     hung: bool = False
+    over: float = 0.0
 
 
 class DropToken(Decision, frozen=True, tag=True):

@@ -210,9 +210,15 @@ class Resize(Event, frozen=True, tag=True):
 
 
 class Reset(Event, frozen=True, tag=True):
-    """A new generation: everything that was opened before now is closed when idle or released."""
+    """A new generation: everything that was opened before now is closed when idle or released.
+
+    over: seconds over which that is spread. because: what was seen, where several processes may see it; only the first
+        of them begins a generation.
+    """
 
     pool: str
+    over: float = 0.0
+    because: str = ""
 
 
 class Drain(Event, frozen=True, tag=True):

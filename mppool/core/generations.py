@@ -24,6 +24,10 @@ class Generations:
         self.closed = False
         self.closed_at = -math.inf
         self._pool = pool
+        # The generation that began at a pace, until when what is older may go on, and why it began.
+        self._paced = 0
+        self._paced_until = -math.inf
+        self._because = ""
         # What is older is stale, by key; only where `current` does not say so already.
         self._stale_before: dict[str, int] = {}
         self._newest = 0  # of those
@@ -36,17 +40,35 @@ class Generations:
         """The generation of what is opened for this key now; what is older is stale."""
         return max(self.current, self._stale_before.get(key, 0))
 
-    def retires(self, slot: Slot) -> bool:
-        """Whether a resource goes when it is idle or released: the pool is closed, or it is stale."""
-        return self.closed or slot.generation < self.of(slot.key)
+    def retires(self, slot: Slot, now: float) -> bool:
+        """Whether a resource goes when it is idle or released: the pool is closed, or it is stale.
 
-    def state(self) -> PoolChanged:
-        """What a process must know of the pool."""
-        return PoolChanged(self._pool, self.current, self.closed)
+        While a generation begins at a pace, its process lets each go in its time.
+        """
+        if self.closed:
+            return True
+        newest = self.of(slot.key)
+        return slot.generation < newest and not (newest == self._paced and now < self._paced_until)
 
-    def begin(self) -> None:
-        """Everything that was opened before is stale, for every key: no key need be remembered."""
+    def state(self, now: float = math.inf) -> PoolChanged:
+        """What a process must know of the pool. Without the time: whatever is stale goes at once."""
+        over = self._paced_until - now if self._paced == self.current else 0.0
+        return PoolChanged(self._pool, self.current, self.closed, over=max(0.0, over))
+
+    def was_said(self, because: str) -> bool:
+        """Whether a generation began for this reason already; it has from now on."""
+        if not because:
+            return False
+        before, self._because = self._because, because
+        return before == because
+
+    def begin(self, until: float = -math.inf) -> None:
+        """Everything that was opened before is stale, for every key: no key need be remembered.
+
+        until: what is stale goes by then, each at an instant of its own; -inf: at once.
+        """
         self.current = self._next()
+        self._paced, self._paced_until = self.current, until
         self._stale_before.clear()
         self._newest = 0
 

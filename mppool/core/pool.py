@@ -115,9 +115,11 @@ class PoolBooks:
         self.machine.take(share)
         self._settle(now)
 
-    def reset(self, now: float) -> None:
-        """A new generation: everything that was opened before goes when it is idle or released."""
-        self.control.reset()
+    def reset(self, now: float, over: float = 0.0, because: str = "") -> None:
+        """A new generation: everything that was opened before goes when it is idle or released. See Reset."""
+        if self.generations.was_said(because):
+            return
+        self.control.reset(now, over)
         self.breakers.clear()
         self._settle(now)
 
@@ -337,7 +339,7 @@ class PoolBooks:
                 self._was_freed(slot.key, before)
         for item in held:
             self.ledger.adopt(process, item, now)
-        self.control.attached(process, held)
+        self.control.attached(process, held, now)
         for item in held:
             returned = self.slots.get(item.number) if item.state == "returned" else None
             if returned is not None and returned.process == process:

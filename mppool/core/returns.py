@@ -42,7 +42,7 @@ class Returns:
 
     def verdict(self, slot: Slot, now: float, idle_s: float = 0.0) -> Verdict:
         """What becomes of an open slot. idle_s: for how long its resource has lain idle."""
-        if self._generations.retires(slot) or self._capacity.excess(now):
+        if self._generations.retires(slot, now) or self._capacity.excess(now):
             return "retired"
         home = self._waiting.first(slot.process, slot.key)
         rival = self._rival(slot, home, now, idle_s)

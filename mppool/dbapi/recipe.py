@@ -16,9 +16,10 @@ from mppool.dbapi.secrets import scrubbed, without
 from mppool.dbapi.sessions import is_closed, is_dead, module_of, refuses_login
 from mppool.dbapi.settings import Settings
 from mppool.dbapi.statements import leaves_behind
+from mppool.dbapi.survey import database_of, survey
 from mppool.errors import ConfigurationError
 from mppool.logs import Log
-from mppool.recipe import Opening, Recipe, checked_flag
+from mppool.recipe import Opening, Recipe, Survey, checked_flag
 from mppool.secret import Asked, log_in
 
 logger = Log("mppool.dbapi")
@@ -229,6 +230,10 @@ class DbApiRecipe(Recipe[Any]):
             )
             return False
         return True
+
+    def survey(self, connection: Any, prefix: str) -> Survey | None:
+        """See Recipe: of PostgreSQL, MySQL, MariaDB and SQL Server, where the user may look."""
+        return survey(connection, database_of(self._module_name), prefix)
 
     def cancel(self, connection: Any) -> bool:
         """Have the statement that runs in another thread end with an error; False where the driver cannot."""

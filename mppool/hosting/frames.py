@@ -15,7 +15,9 @@ PROTOCOL = 1
 
 # --- what a worker asks for ---
 HELLO = 0  # protocol, epoch, pid, birth, linger
-CHECKOUT = 1  # timeout, identity, whether there is a token to be had
+CHECKOUT = (
+    1  # timeout, identity, whether there is a token to be had, label, who asks ("": not noted)
+)
 RELEASE = 2  # how; not answered
 CALL = 3  # handle, name, args, kwargs
 RUN = 4  # handle of the cursor, whether of the connection, name, args, kwargs

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pickle
 import sys
 import threading
@@ -20,7 +21,9 @@ from mppool.hosting.proxies import Hold
 from mppool.hosting.streams import HostGone, Stream, Streams, raise_error
 from mppool.hosting.travel import Luggage, main_script, pickled
 from mppool.logs import Log
+from mppool.options import checked_lease_label
 from mppool.process.fork import call_in_children, notice_fork
+from mppool.worker.callers import caller_name
 from mppool.worker.lease import Lease
 from mppool.worker.pool import _DEFAULT, Pool
 
@@ -91,11 +94,16 @@ class HostedPool(Pool[T]):
         *,
         identity: str | None = None,
         credential: Any = None,
+        label: str | None = None,
     ) -> Lease[T]:
         """Lend a resource of a host. Arguments and errors are those of Pool.checkout."""
         notice_fork()
         local = self._local
         seconds = self._seconds(timeout)
+        noted = ("", "")
+        if label is not None or local.notes_callers:
+            text = "" if label is None else checked_lease_label(self.name, label)
+            noted = (text, f"pid {os.getpid()}, {caller_name()}")
         deadline = None if seconds is None else monotonic() + seconds
         while self._leaked:
             log.warning("%s", self._leaked.popleft())
@@ -112,7 +120,7 @@ class HostedPool(Pool[T]):
             try:
                 if stream is None:
                     stream = self._connected(deadline)
-                return self._checked_out(stream, deadline, seconds, principal)
+                return self._checked_out(stream, deadline, seconds, principal, noted)
             except HostGone:
                 # A host that leaves closes its streams: another one is found, or started. So is one for a host that died.
                 if is_fresh:
@@ -124,6 +132,7 @@ class HostedPool(Pool[T]):
         deadline: float | None,
         seconds: float | None,
         principal: Principal | None,
+        noted: tuple[str, str],
     ) -> Lease[T]:
         left = None if deadline is None else max(0.0, deadline - monotonic())
         identity = None if principal is None else principal.identity
@@ -131,7 +140,7 @@ class HostedPool(Pool[T]):
         if principal is not None and principal.credential is not None:
             token = _asker(principal, deadline)
         # What is left of no time at all is no time: the host opens within the cap, and waits for nobody.
-        kind, body = stream.check_out(0 if seconds == 0 else left, deadline, identity, token)
+        kind, body = stream.check_out(0 if seconds == 0 else left, deadline, identity, token, noted)
         if kind == frames.ERROR:
             self._streams.put(stream)
             raise_error(body, self.name)
@@ -196,6 +205,7 @@ class HostedPool(Pool[T]):
         *,
         identity: str | None = None,
         credential: Any = None,
+        label: str | None = None,
     ) -> AsyncCheckout[T]:
         """Not offered: what a hosted resource does blocks, and its lease is for one thread.
 

@@ -18,6 +18,7 @@ from mppool.hosting.values import FromWorker, encode
 from mppool.ids import ProcessId, own_process
 from mppool.logs import Log
 from mppool.rendezvous.liveness import watch_peer
+from mppool.worker.callers import note_caller
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -224,7 +225,14 @@ class Session:
         body = encode([self._epoch, self.number, own.pid, own.birth])
         self._send(frames.VALUE, body)
 
-    def _checkout(self, timeout: float | None, identity: str | None, has_token: bool) -> None:
+    def _checkout(
+        self,
+        timeout: float | None,
+        identity: str | None,
+        has_token: bool,
+        label: str = "",
+        caller: str = "",
+    ) -> None:
         if self._lease is not None:
             raise ProtocolError("a checkout on a stream that has a lease")
         token = _asking.set(self)
@@ -235,6 +243,8 @@ class Session:
             with self._exchange:  # nobody asks for a token from now on
                 self._in_checkout = False
             _asking.reset(token)
+        if caller:
+            note_caller(lease._held[0], label, caller)
         self._lease = lease
         self._lease_number = self._next_lease()
         self._spoils = False

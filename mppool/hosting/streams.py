@@ -195,15 +195,16 @@ class Stream:
         deadline: float | None,
         identity: str | None,
         token: Callable[[bool], tuple[Any, Any]] | None,
+        noted: tuple[str, str] = ("", ""),
     ) -> tuple[int, Any]:
-        """The answer to a checkout. token: gives one where the host wants it, with its end.
+        """The answer to a checkout. token: gives one where the host wants it, with its end. noted: label, and who asks.
 
         Raises HostGone, and CheckoutTimeout where the host is stopped.
         """
         with self._lock():
             self._check_usable()
             has_token = token is not None
-            said = [timeout, identity, has_token]
+            said = [timeout, identity, has_token, *noted]
             number = self._next()
             self._begin(encode([number, 0, frames.CHECKOUT, [], *said]))
             while True:

@@ -10,9 +10,9 @@ or one by one; to add your own code to a hook, call ours from yours:
         pools.post_worker_init(worker)
         ...
 
-What they do: workers get a name in the statistics; a worker opens a resource of each pool before it accepts,
-so that its first request finds one (where there are fewer slots than workers, some find none); a worker that
-exits in order closes what it holds idle, so that the database sees a farewell and not a broken connection.
+What they do: workers have the name that they have in gunicorn (without the hooks, one that is found out); a worker opens
+a resource of each pool before it accepts, so that its first request finds one (where there are fewer slots than
+workers, some find none), and has `min_size` opened in the background, `max_opening` at a time; a worker that exits in order closes what it holds idle, so that the database sees a farewell and not a broken connection.
 
 gunicorn may call `worker_exit` in the master (when a worker vanished before its signal arrived), and calls
 only `child_exit` for a worker that was killed: see `_is_of_this_process`.
@@ -51,7 +51,7 @@ def post_fork(server: Any, worker: Any) -> None:
 
 
 def post_worker_init(worker: Any) -> None:
-    """In a worker that has loaded the application: open one resource of each pool that it declares.
+    """In a worker that has loaded the application: open one resource of each pool that it declares, and begin to fill.
 
     A database that is down does not keep the worker from starting: the pool heals by itself. Nor do databases
     that do not answer: after WARM_UP_S seconds the remaining pools are left to their first checkout.
@@ -62,6 +62,7 @@ def post_worker_init(worker: Any) -> None:
             left = deadline - monotonic()
             if left > 0 and not local.recipe.belongs_to_loop:  # which does not run yet
                 _warm_up(member, name, left)
+        _fill(member)
 
 
 def worker_exit(server: Any, worker: Any) -> None:
@@ -89,6 +90,13 @@ def _warm_up(member: Member, name: str, seconds: float) -> None:
         member.warm_up(name, seconds)
     except (PoolError, OSError) as error:
         log.warning("pool %r: nothing could be opened before the first request: %s", name, error)
+
+
+def _fill(member: Member) -> None:
+    try:
+        member.fill()
+    except (PoolError, OSError) as error:
+        log.warning("manager %r: min_size could not be asked for: %s", member.name, error)
 
 
 def _close_idle() -> None:

@@ -116,6 +116,11 @@ def _oldest_lease(stats: Stats) -> Iterator[Reading]:
         yield of_pool(stats, pool), max(held, default=0.0)
 
 
+def _longest_wait(stats: Stats) -> Iterator[Reading]:
+    for pool in stats["pools"].values():
+        yield of_pool(stats, pool), pool.get("longest_wait", 0.0)
+
+
 def _processes(stats: Stats) -> Iterator[Reading]:
     silent = sum(one["stale"] for one in stats["processes"])
     attributes = {MANAGER: stats["name"]}
@@ -182,6 +187,10 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     Instrument(
         "mppool.oldest_lease", "gauge", "s",
         "Age of the oldest lease; 0 where nothing is lent", _oldest_lease, OF_POOL,
+    ),
+    Instrument(
+        "mppool.longest_wait", "gauge", "s",
+        "For how long the first of the checkouts that wait has waited; 0 where none waits", _longest_wait, OF_POOL,
     ),
     Instrument(
         "mppool.processes", "sum", "{process}",

@@ -78,7 +78,7 @@ class Errands:
 
     def _handle(self, channel: ErrandChannel, message: object) -> None:
         if isinstance(message, WantReport):
-            self.reporter.asked(message.request, brief=message.brief)
+            self.reporter.asked(message.request, brief=message.brief, survey=message.survey)
         elif isinstance(message, Goodbye):
             self._session.farewell = True
             self._process.server_leaves()

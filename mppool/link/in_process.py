@@ -303,7 +303,7 @@ class LocalLink:
                 self._books.forgive(pool)
 
     @pool_errors_only
-    def stats(self) -> dict[str, Any]:
+    def stats(self, *, survey: bool = False) -> dict[str, Any]:
         """See Link."""
         notice_fork()
         self.flush()
@@ -312,7 +312,7 @@ class LocalLink:
             snapshot = books.snapshot()
             snapshot["tokens"] = books.tokens.snapshot(monotonic())
             snapshot["token_costs"] = books.tokens.costs_snapshot()
-        return self._merge(snapshot, self._process.report(), monotonic() - self._started_at)
+        return self._merge(snapshot, self._process.report(survey), monotonic() - self._started_at)
 
     # --- time --------------------------------------------------------------------------------------------
 

@@ -44,8 +44,8 @@ class Inventory(Protocol):
 class Reporter(Protocol):
     """Answers the server's requests for the figures of this process."""
 
-    def asked(self, request: int, *, brief: bool = False) -> None:
-        """The server wants a report. brief: without what the hooks say."""
+    def asked(self, request: int, *, brief: bool = False, survey: bool = False) -> None:
+        """The server wants a report. brief: without what the hooks say. survey: after the databases were asked."""
 
     def look(self, now: float) -> None:
         """Answer a request that has waited for hooks for long enough."""
@@ -107,8 +107,8 @@ class Process(Protocol):
         """What answers the server; `send` takes the reports."""
 
     @property
-    def report(self) -> Callable[[], Report]:
-        """What gives the figures of this process to itself."""
+    def report(self) -> Callable[[bool], Report]:
+        """What gives the figures of this process to itself; True: after the databases were asked what they say."""
 
     def look_around(self) -> None:
         """Collect what leaked, and do what is due. Called by the background thread."""
@@ -168,8 +168,8 @@ class Link(Protocol):
     def is_stopped(self) -> bool:
         """Whether the server is stopped, so that it cannot answer now, however little there is to do."""
 
-    def stats(self) -> dict[str, Any]:
-        """The statistics of everything."""
+    def stats(self, *, survey: bool = False) -> dict[str, Any]:
+        """The statistics of everything. survey: the databases are asked what they say of their sessions."""
 
     def after_fork_in_child(self) -> None:
         """Forget everything of the parent, without a byte being sent."""

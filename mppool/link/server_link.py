@@ -268,11 +268,11 @@ class ServerLink:
         notice_fork()
         return self._connections.ask(message, deadline)
 
-    def stats(self) -> dict[str, Any]:
+    def stats(self, *, survey: bool = False) -> dict[str, Any]:
         """See Link. An empty dict where there is no server."""
         notice_fork()
         with self.errands.reporter.on_behalf_of_a_hook():
-            answer = self.control(WantStats(self.seen), monotonic() + CONTROL_DEADLINE_S)
+            answer = self.control(WantStats(self.seen, survey), monotonic() + CONTROL_DEADLINE_S)
         if not isinstance(answer, Stats):
             return {}
         self.seen = answer.seen or self.seen

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from mppool.credentials.loading import adapter
 from mppool.dbapi.sessions import sqlstate_is_dead
+from mppool.dbapi.survey import survey
 from mppool.errors import ConfigurationError
 from mppool.logs import Log
 from mppool.odbc import driver_manager
@@ -37,7 +38,7 @@ from mppool.odbc.errors import (
 )
 from mppool.odbc.login import LoginSource, Text
 from mppool.odbc.session import Backend, Left, OnConnect, run_on_connect
-from mppool.recipe import Opening, Recipe, checked_flag, overrides
+from mppool.recipe import Opening, Recipe, Survey, checked_flag, overrides
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -296,6 +297,10 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
             logger.info("%s does not answer: %s", self.describe(connection), self._scrubbed(error))
             return False
         return True
+
+    def survey(self, connection: pyodbc.Connection, prefix: str) -> Survey | None:
+        """See Recipe: of SQL Server, PostgreSQL, MySQL and MariaDB, where the user may look."""
+        return None if self._backend is None else survey(connection, self._backend.dbms, prefix)
 
     def check_within(self, connection: pyodbc.Connection, seconds: float) -> bool:
         """`check`, with the driver told how long it may take. Raises TimeoutError if it does not answer by then.

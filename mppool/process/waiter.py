@@ -30,6 +30,8 @@ class LocalWaiter:
         shelf by itself after each call.
     looks_at: when it looks around again by itself; infinity: it does not.
     context: the context variables of its thread, for the open hook.
+    deadline: until when it waits; None: for ever. who: its thread, where slow waits are warned of.
+    was_warned_of, has_holders: that it is slow was said; who holds the resources was asked for on its behalf.
     """
 
     __slots__ = (
@@ -39,6 +41,8 @@ class LocalWaiter:
         "bearer",
         "calling",
         "context",
+        "deadline",
+        "has_holders",
         "insists",
         "key",
         "looks_at",
@@ -46,6 +50,8 @@ class LocalWaiter:
         "opens_here",
         "since",
         "ticket",
+        "was_warned_of",
+        "who",
     )
 
     def __init__(
@@ -64,6 +70,9 @@ class LocalWaiter:
         self.opens_here = opens_here
         self.context = copy_context()
         self.since = monotonic()
+        self.deadline: float | None = None
+        self.was_warned_of = self.has_holders = False
+        self.who = ""
         self.asked = False
         self.calling = False
         self.looks_at = math.inf

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from mppool.rendezvous.readiness import ANOTHER, FAILED, LONGEST_ANSWER, READY, REFUSED
 from mppool.server.libc import forbid_core_dumps
+from mppool.server.title import Title
 
 log = logging.getLogger("mppool.server")
 
@@ -52,8 +53,9 @@ def main(arguments: list[str]) -> None:
     pipe = StartPipe(int(arguments[0]))
     runtime_dir, name, linger = Path(arguments[1]), arguments[2], float(arguments[3])
     try:
+        title = Title(name)  # before the memory is private
         _settle_in()
-        _serve(pipe, runtime_dir, name, linger, _told_in_secret())
+        _serve(pipe, runtime_dir, name, linger, _told_in_secret(), title)
     except Exception:
         log.exception("the server failed")
     finally:
@@ -73,7 +75,9 @@ def _told_in_secret() -> bytes:
     return told
 
 
-def _serve(pipe: StartPipe, runtime_dir: Path, name: str, linger: float, told: bytes) -> None:
+def _serve(
+    pipe: StartPipe, runtime_dir: Path, name: str, linger: float, told: bytes, title: Title
+) -> None:
     # Imported late: by now the signals that could end us are taken care of.
     from mppool.errors import ConfigurationError, ServerUnavailable
     from mppool.rendezvous.paths import ManagerPaths
@@ -88,7 +92,9 @@ def _serve(pipe: StartPipe, runtime_dir: Path, name: str, linger: float, told: b
         from mppool.machines.settings import unpacked
 
         machines = unpacked(told)
-    server = Server(paths, linger=linger, keep_log=handler.put_back, machines=machines)
+    server = Server(
+        paths, linger=linger, keep_log=handler.put_back, machines=machines, show=title.show
+    )
     try:
         server.open()
     except ServerUnavailable as error:

@@ -110,14 +110,14 @@ class Collector:
         if self._carried.take_in(seen):
             self._books.counted_earlier(self._carried.books)
 
-    def wanted(self, connection: Connection, now: float) -> None:
+    def wanted(self, connection: Connection, now: float, *, survey: bool = False) -> None:
         """A client wants statistics: ask all processes that can answer."""
         self._requests += 1
         missing = set()
         for known in self._processes:
             # One that has not even read what it was sent before is stopped; asking would only pile up.
             if known.is_ready():
-                self._processes.tell(known.process, WantReport(self._requests))
+                self._processes.tell(known.process, WantReport(self._requests, survey=survey))
                 missing.add(known.process)
             else:
                 self._said_by(known.process).is_stale = True

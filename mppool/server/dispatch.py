@@ -81,7 +81,7 @@ class Dispatcher:
 
     def _want_stats(self, connection: Connection, wanted: WantStats, now: float) -> None:
         self._collector.saw(wanted.seen)
-        self._collector.wanted(connection, now)
+        self._collector.wanted(connection, now, survey=wanted.survey)
 
     def _leave_asked(self, connection: Connection, leave: Leave, now: float) -> None:
         if self._leave(connection, leave):

@@ -62,13 +62,16 @@ class Server:
         linger: float,
         keep_log: Callable[[], None] | None = None,
         machines: Settings | None = None,
+        show: Callable[[int, int], None] | None = None,
     ) -> None:
         """linger: seconds to stay when nobody needs the server. keep_log: puts a vanished log back.
 
         machines: the Redis over which machines share caps; None: this machine has them for itself.
+        show: is told every few seconds how many processes and pools there are.
         """
         self.paths, self._machines, self._linger = paths, machines, linger
         self._keep_log = keep_log
+        self._show = show
         self._rendezvous = Rendezvous(paths)
         self._poller: Poller[Connection | Callable[[], None]] = Poller()
         self._wake_reading, self._wake_writing = socket.socketpair()
@@ -402,6 +405,8 @@ class Server:
             log.info("the journal vanished and is put back")
             self._journal.put_back()
         self._service.look_around(monotonic())
+        if self._show is not None:
+            self._show(len(self._service.processes), len(self._service.books.pools))
         self._removals.watch(self.paths)
 
     def _say_goodbye(self) -> None:

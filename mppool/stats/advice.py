@@ -33,6 +33,7 @@ def advise(pool: Pool, now: float) -> list[Advice]:
     rules: tuple[Callable[[Pool, float], Iterator[tuple[str, str]]], ...] = (
         _faults,
         _cap,
+        _database,
         _moves,
         _openings,
     )
@@ -109,6 +110,36 @@ def _cap(pool: Pool, now: float) -> Iterator[tuple[str, str]]:
                 "max_size",
                 f"{measured}: max_size={wanted} would do, unless there are bursts",
             )
+
+
+def _database(pool: Pool, now: float) -> Iterator[tuple[str, str]]:
+    """What the database said, where it was asked (`pool.advice()` and `mppool doctor` do)."""
+    said = pool.get("database")
+    if not said or said["limit"] is None:
+        return
+    limit, sessions, ours = said["limit"], said["sessions"], said["ours"]
+    cap = pool["max_size"]
+    if cap is None or cap > limit:
+        bound = "without a bound" if cap is None else cap
+        text = (
+            f"the database lets in {limit} sessions, and max_size is {bound}: lower it, or raise the limit of the "
+            "database"
+        )
+        yield "max_size", text
+        return
+    others = sessions - (pool["size"] if ours is None else ours)
+    if others > 0 and limit - others < cap:
+        text = (
+            f"{others} of the {sessions} sessions at the database are not this pool's; it lets in {limit}, so "
+            f"max_size={cap} cannot be reached now"
+        )
+        yield "max_size", text
+    if ours is not None and ours > max(cap, pool["size"]):
+        text = (
+            f"{ours} sessions at the database bear this pool's label, more than max_size={cap}: another manager of the "
+            "same name runs (on another machine, as another user, in another runtime directory)"
+        )
+        yield "max_size", text
 
 
 def _moves(pool: Pool, now: float) -> Iterator[tuple[str, str]]:

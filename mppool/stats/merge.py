@@ -156,6 +156,8 @@ def pool_parts(
         "histograms": {
             kind: {"bounds": list(BOUNDS), "counts": counts} for kind, counts in histograms.items()
         },
+        "longest_wait": max((report.longest_wait for _, report in reporting), default=0.0),
+        "database": next((report.database for _, report in reporting if report.database), None),
         "processes": [
             *(_pool_process(one, report, slots_of) for one, report in reporting),
             *_silent_processes(figures, reporting, slots_of),
@@ -260,6 +262,8 @@ def _resource(row: tuple[int, str, str, ProcessId], known: ResourceReport | None
         "idle_for": known.idle_for if known else None,
         "held_for": known.held_for if known else None,
         "description": known.description if known else "",
+        "label": known.label if known else "",
+        "thread": known.thread if known else "",
     }
     extra = known.extra if known else {}
     return {**{key: value for key, value in extra.items() if key not in own}, **own}

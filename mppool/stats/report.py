@@ -6,9 +6,14 @@ from typing import Any
 
 import msgspec
 
+from mppool.recipe import Survey
+
 
 class ResourceReport(msgspec.Struct, array_like=True, gc=False):
-    """One resource of one process. Durations are seconds."""
+    """One resource of one process. Durations are seconds.
+
+    label, thread: of its checkout, where it is lent and that is known.
+    """
 
     number: int
     key: str
@@ -19,10 +24,16 @@ class ResourceReport(msgspec.Struct, array_like=True, gc=False):
     held_for: float | None
     description: str
     extra: dict[str, Any]
+    label: str = ""
+    thread: str = ""
 
 
 class PoolReport(msgspec.Struct, array_like=True):
-    """What one process knows of one pool. Counters and histogram counts only ever grow."""
+    """What one process knows of one pool. Counters and histogram counts only ever grow.
+
+    database: what the database said when it was asked last; None: it was not, or does not tell.
+    longest_wait: of those that wait now, in seconds.
+    """
 
     pool: str
     in_use: int
@@ -31,3 +42,5 @@ class PoolReport(msgspec.Struct, array_like=True):
     counters: dict[str, int]
     histograms: dict[str, list[int]]
     resources: list[ResourceReport]
+    database: Survey | None = None
+    longest_wait: float = 0.0

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Literal, TypedDict
+from typing import Literal, Protocol, TypedDict
+
+from mppool.recipe import Survey
 
 
 class Histogram(TypedDict):
@@ -42,6 +44,7 @@ class ResourceStats(TypedDict):
     """One resource; what the recipe's `stats` hook said of it stands beside these.
 
     held_for: where it is lent; idle_for: where it is not. age, idle_for, held_for: None where nothing is known.
+    label, thread: of its checkout; empty where the checkout gave no label, and the thread was not noted.
     """
 
     id: int
@@ -53,10 +56,17 @@ class ResourceStats(TypedDict):
     idle_for: float | None
     held_for: float | None
     description: str
+    label: str
+    thread: str
 
 
 class PoolStats(TypedDict):
-    """A pool, over all processes. share: what other machines leave to this one of `max_size`; None: there are none."""
+    """A pool, over all processes.
+
+    share: what other machines leave to this one of `max_size`; None: there are none.
+    database: what it said when it was asked last; None: nobody has asked, or it does not tell.
+    longest_wait: of the checkouts that wait now; 0 where none does.
+    """
 
     name: str
     placement: str
@@ -75,6 +85,8 @@ class PoolStats(TypedDict):
     counters: dict[str, int]
     counters_began: float | None
     histograms: Histograms
+    longest_wait: float
+    database: Survey | None
     processes: list[PoolProcessStats]
     resources: list[ResourceStats]
 
@@ -132,3 +144,10 @@ class ManagerStats(TypedDict):
     tokens: list[TokenStats]
     token_costs: list[dict[str, object]]
     machines: MachinesStats | None
+
+
+class AllStats(Protocol):
+    """The statistics of the manager."""
+
+    def __call__(self, *, survey: bool = False) -> ManagerStats:
+        """survey: see Manager.stats."""

@@ -98,10 +98,14 @@ class Goodbye(Message, frozen=True, tag=True):
 
 
 class WantReport(Message, frozen=True, tag=True):
-    """Asks a process, on its errand channel, for a Report. brief: without what the hooks say."""
+    """Asks a process, on its errand channel, for a Report.
+
+    brief: without what the hooks say. survey: and to ask its databases first (see Recipe.survey).
+    """
 
     request: int
     brief: bool = False
+    survey: bool = False
 
 
 class Report(Message, frozen=True, tag=True):
@@ -116,9 +120,13 @@ class Report(Message, frozen=True, tag=True):
 
 
 class WantStats(Message, frozen=True, tag=True):
-    """Asks the server for the statistics of everything; answered by Stats. seen: as in Attach."""
+    """Asks the server for the statistics of everything; answered by Stats.
+
+    seen: as in Attach. survey: the databases are asked what they say of their sessions.
+    """
 
     seen: bytes = b""
+    survey: bool = False
 
 
 class Stats(Message, frozen=True, tag=True):

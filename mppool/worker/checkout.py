@@ -21,6 +21,7 @@ from mppool.errors import (
 from mppool.link.connection import ASK_GRACE_S, ASK_PATIENCE_S, SESSION_PAUSE_S, SessionLost
 from mppool.logs import Log
 from mppool.process.waiter import LocalWaiter, Retry
+from mppool.worker.callers import caller_name
 from mppool.worker.hints import own_leases, warn_of_event_loop
 from mppool.worker.inside import inside
 from mppool.worker.inventory import PoolEntry
@@ -80,7 +81,7 @@ def timed_out(local: LocalPool, timeout: float | None, text: str) -> CheckoutTim
     local.count("timeouts")
     return CheckoutTimeout(
         f"pool {local.name!r}: nothing could be had within {timeout:g} s{': ' + text if text else ''}"
-        f"{own_leases(local)}; release leases sooner, raise max_size or wait longer"
+        f"{own_leases(local)}{local.holders.told(monotonic()) if timeout else ''}; release leases sooner, raise max_size or wait longer"
     )
 
 
@@ -196,9 +197,13 @@ class ColdCheckout:
             # A hook that uses the pool itself has what it needs opened where it runs.
             opens_here=local.recipe.open_in_caller or inside.a_hook,
         )
+        waiter.deadline = self._deadline
+        if local.notes_callers:
+            waiter.who = caller_name()
         answer: Any = None
         try:
             local.idle.line.enqueue(waiter)
+            self._member.housekeeper.expects(local.holders.expected_by(waiter))
             if granted is not None:
                 waiter.asked = True
                 answer = self._take_up(granted, waiter)

@@ -26,7 +26,13 @@ from mppool.process.waiter import Retry
 from mppool.tokens.in_process import forget_all
 from mppool.wire.messages import Done, Failed
 from mppool.worker.context import Context
-from mppool.worker.ending import close_soon, drop_token, end_leases, retire_older_than
+from mppool.worker.ending import (
+    close_soon,
+    drop_token,
+    end_leases,
+    retire_older_than,
+    retire_over,
+)
 from mppool.worker.inventory import PoolEntry
 from mppool.worker.opening import open_for_shelf, use_grant
 
@@ -164,6 +170,9 @@ class Dispatch:
         if pool is None:
             return
         pool.closed_everywhere = changed.closed
+        if changed.over > 0 and not pool.closed:
+            retire_over(pool, changed.generation, changed.over)
+            return
         for entry in retire_older_than(pool, changed.generation, changed.key, hung=changed.hung):
             close_soon(entry, entry.retire_reason)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import traceback
 from itertools import islice
 from time import monotonic
@@ -145,6 +146,26 @@ def retire_older_than(
         ]
         local.inventory.retire(meant, hung=hung)
     return local.idle.shelves.take_all(lambda entry: entry.retire_at == AT_ONCE)
+
+
+def retire_over(local: OwnPool, generation: int, seconds: float) -> None:
+    """Let everything of an older generation end, each at an instant of its own within so many seconds.
+
+    Until then it is lent as always. A process that has one of them alone ends it at any instant of all.
+    """
+    now = monotonic()
+    with local.inventory.lock:
+        local.note_retired(generation, None)
+        meant = [
+            entry
+            for entry in local.inventory.table.values()
+            if entry.local is local and entry.generation < generation
+        ]
+        step = seconds / max(1, len(meant))
+        instants = [now + (number + random.random()) * step for number in range(len(meant))]
+        local.inventory.retire_by(zip(meant, instants, strict=True))
+    if instants:
+        local.member.housekeeper.expects(instants[0])
 
 
 def retire(local: OwnPool, entries: list[PoolEntry]) -> None:

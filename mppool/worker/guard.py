@@ -316,6 +316,7 @@ class GuardedPool(Pool[T]):
         return guarded
 
     def _lease_for_task(self, entry: PoolEntry) -> Lease[T]:
+        self._note(entry)
         guarded: GuardedLease[T] = GuardedLease(entry, self._local)
         return guarded
 

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from mppool.logs import Log
-from mppool.recipe import Opening, Recipe, overrides
+from mppool.recipe import Opening, Recipe, Survey, overrides
 from mppool.worker.inside import inside
 
 log = Log("mppool")
@@ -84,6 +84,15 @@ class Hooks:
     def look(self, name: str, resource: Any) -> Any:
         """What `stats` or `describe` says of a resource, which may be in use. Raises what the hook raises."""
         return _call(getattr(self._recipe, name), resource)
+
+    def survey(self, resource: Any, prefix: str) -> Survey | None:
+        """What the database says of its sessions; None also where it does not tell."""
+        try:
+            found: Survey | None = _call(lambda it: self._recipe.survey(it, prefix), resource)
+            return found
+        except Exception:
+            log.debug("pool %r: the database does not tell", self._pool, exc_info=True)
+            return None
 
     def close(self, resource: Any, problem: str = "closing a resource raised; it is gone") -> None:
         """Close it. An Exception is logged, as this problem, and counted; anything else passes through."""

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 
 from mppool.core.events import IdleTooLong
 from mppool.logs import Log
+from mppool.worker.callers import noted
 from mppool.worker.due import check_due, due_when_idle, recycling_due
 from mppool.worker.ending import close_limit, close_soon, give_up_closing
 from mppool.worker.inventory import LONG_CLOSE_S, NEVER
@@ -87,7 +88,9 @@ class Housekeeper:
         self._planned = NEVER  # before looking: what is expected meanwhile is noted again
         due = min(self._context.chores.look(now), self._context.openers.look(now))
         for local in list(self._pools.values()):
-            due = min(due, self._look_after(local, now), local.idle.line.give_up_spare(now))
+            line = local.idle.line
+            due = min(due, self._look_after(local, now), line.give_up_spare(now))
+            due = min(due, local.holders.look(line, now), *(one.look(now) for one in local.keepers))
         self._planned = due
 
     def _look_at_keepers(self, now: float) -> None:
@@ -166,8 +169,9 @@ class Housekeeper:
 
 def _complain(local: LocalPool, entry: PoolEntry, age: float, limit: str) -> None:
     log.warning(
-        "pool %r: a lease is %.1f s old, longer than %s (taken in thread %r of process %d)%s",
+        "pool %r: a lease%s is %.1f s old, longer than %s (taken in thread %r of process %d)%s",
         local.name,
+        f" ({noted(entry)[0]!r})" if noted(entry)[0] else "",
         age,
         limit,
         entry.thread,

@@ -99,9 +99,11 @@ class PoolEntry:
         "kept_until",
         "key",
         "killed",
+        "label",
         "lent_at",
         "local",
         "mark",
+        "noted_at",
         "number",
         "opened",
         "opened_at",
@@ -164,6 +166,9 @@ class PoolEntry:
         # Where a lease was ended for another reason than its age, that reason.
         self.why_ended = ""
         self.warned = False
+        # Of the lease that began at `noted_at`; see callers.py.
+        self.noted_at = -1.0
+        self.label = ""
         self.thread = ""
         self.stack = ""
 
@@ -327,6 +332,14 @@ class Inventory:
                 # The instant last: a thread that finds it finds the reason.
                 entry.retire_reason = "retired"
                 entry.retire_at = AT_ONCE
+
+    def retire_by(self, instants: Iterable[tuple[PoolEntry, float]]) -> None:
+        """Have their owners close these, each from its instant on."""
+        with self.lock:
+            for entry, instant in instants:
+                if instant < entry.retire_at:
+                    entry.retire_reason = "retired"
+                    entry.retire_at = instant
 
     def end_lease(self, entry: PoolEntry) -> bool:
         """A lease is given back; False if it was killed before. Either this happens, or `kill`."""

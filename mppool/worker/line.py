@@ -362,6 +362,11 @@ class Line:
                 if demand.waiting
             )
 
+    def longest_wait(self, now: float) -> float:
+        """For how long the first of those that wait now has waited; 0 where nobody does."""
+        waiters = self.all_waiters()
+        return max(0.0, now - min(waiter.since for waiter in waiters)) if waiters else 0.0
+
     def all_waiters(self) -> list[LocalWaiter]:
         """Those who wait now."""
         with self._inventory.lock:

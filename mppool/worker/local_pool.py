@@ -18,8 +18,10 @@ from mppool.logs import Log, logged_afterwards
 from mppool.process.waiter import Retry
 from mppool.recipe import Recipe
 from mppool.stats.names import BOUNDS, HISTOGRAMS, WORKER_COUNTERS
+from mppool.worker.callers import note_caller
 from mppool.worker.checking import Checkers, is_healthy
 from mppool.worker.ending import close, close_soon, drop_token, retire_older_than
+from mppool.worker.holders import Holders
 from mppool.worker.hooks import Hooks
 from mppool.worker.idle import Idle
 from mppool.worker.inventory import AT_ONCE, PoolEntry
@@ -28,7 +30,8 @@ from mppool.worker.principals import Principals
 if TYPE_CHECKING:
     from mppool.core.decisions import Grant
     from mppool.options import PoolOptions
-    from mppool.worker.context import Context
+    from mppool.recipe import Survey
+    from mppool.worker.context import Context, Keeper
     from mppool.worker.inventory import Inventory
     from mppool.worker.principal import Principal
 
@@ -69,6 +72,8 @@ class LocalPool:
             limit for limit in (options.max_lease_warn, options.max_lease_kill) if limit is not None
         ]
         self.watched = bool(limits)
+        # Whether it is noted which thread has what. A checkout with a label notes it in any case.
+        self.notes_callers = self.watched or options.track_leaks or options.wait_warn is not None
         if len(limits) == 2 and limits[0] > limits[1]:
             log.warning(
                 "pool %r: max_lease_warn=%g is later than max_lease_kill=%g: leases are killed without a "
@@ -79,8 +84,7 @@ class LocalPool:
         self.first_lease_limit_s = min(limits, default=math.inf)
         if (
             hooks.on_checkout is not None
-            or options.track_leaks
-            or self.watched
+            or self.notes_callers
             or recipe.credential is not None  # its token has to be looked at
         ):
             self.trust_s = -1.0
@@ -88,6 +92,8 @@ class LocalPool:
         self.plain = (
             hooks.reset is None and options.max_uses is None and options.keep and not self.watched
         )
+        # What wants to be looked at while something of the pool is open here, in children too.
+        self.keepers: tuple[Keeper, ...] = ()
         self.renew(member.inventory)
 
     def renew(self, inventory: Inventory) -> None:
@@ -99,6 +105,8 @@ class LocalPool:
         self.inventory = inventory
         self.is_sealed = self.asks_plainly = False
         self.said_of_own_leases = (-math.inf, "")
+        self.surveyed: Survey | None = None
+        self.holders = Holders(self.member, self.name, self.options)
         self.idle = Idle(
             self.member,
             inventory,
@@ -326,7 +334,7 @@ class LocalPool:
         entry.lent_at = now
         if self.watched:
             entry.warned = False
-            entry.thread = threading.current_thread().name
+            note_caller(entry)
             self.member.housekeeper.expects(now + self.first_lease_limit_s)
         on_checkout = self.hooks.on_checkout
         if on_checkout is not None:

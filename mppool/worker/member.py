@@ -18,6 +18,7 @@ from mppool.core.events import (
     Checkout,
     Declaration,
     Declare,
+    WantReady,
 )
 from mppool.core.tokens import TokenFetched
 from mppool.errors import PoolError, ServerUnavailable
@@ -25,10 +26,12 @@ from mppool.ids import Session, Ticket
 from mppool.link.connection import SessionLost
 from mppool.logs import Log
 from mppool.process.fork import Turn, make_immortal, notice_fork, renew_in_children
+from mppool.process.naming import found_name
 from mppool.recipe import Recipe
 from mppool.tokens.cache import TokenCache
 from mppool.tokens.in_process import LocalTokenBooks
 from mppool.worker.audit import Audit
+from mppool.worker.callers import noted
 from mppool.worker.context import Context
 from mppool.worker.dispatch import Dispatch
 from mppool.worker.ending import (
@@ -92,8 +95,8 @@ _process_name = ""
 
 
 def process_name() -> str:
-    """The label of this process in statistics; empty where nobody has named it."""
-    return _process_name
+    """The label of this process in statistics; empty where nobody has named it, and nothing tells its name."""
+    return _process_name or found_name()
 
 
 def name_process(name: str) -> None:
@@ -183,7 +186,7 @@ class Member(Context):
         _arrange_farewell()
         for local in self.local_pools.values():
             local.forget_retired()
-        return Attach(_process_name, self.declarations(), self.inventory.held(), self.link.seen)
+        return Attach(process_name(), self.declarations(), self.inventory.held(), self.link.seen)
 
     def register(self, grant: Grant, session: Session) -> bool:
         """See Dispatch."""
@@ -232,6 +235,16 @@ class Member(Context):
             local.idle.put_back(entry)
         elif isinstance(answer, Refuse) and answer.reason != "timeout":
             raise PoolError(answer.text)
+
+    def fill(self) -> None:
+        """Have `min_size` resources opened where that is not under way yet, spread over the processes that are here.
+
+        Raises PoolError.
+        """
+        for name, local in list(self.local_pools.items()):
+            options = local.options
+            if options.min_size and options.prefill and not local.closed:
+                self.link.command(WantReady(name))
 
     def close_idle(self) -> None:
         """Close what lies idle, in this thread."""
@@ -317,9 +330,10 @@ class Member(Context):
                 age = monotonic() - (entry.lent_at or entry.opened_at)
                 entry.local.observe("use", age)
                 log.warning(
-                    "pool %r: a lease was garbage-collected without being released; its resource is "
+                    "pool %r: a lease%s was garbage-collected without being released; its resource is "
                     "closed. Keep the lease, not only its resource, and use `with`%s",
                     entry.local.name,
+                    f" ({noted(entry)[0]!r})" if noted(entry)[0] else "",
                     f"; taken {age:.1f} s ago at\n{entry.stack}" if entry.stack else "",
                 )
                 close_soon(entry, "leaked")

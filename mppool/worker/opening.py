@@ -93,7 +93,7 @@ def open_resource(
     if opening.login and token is None:
         member.housekeeper.expects(_let_older_logins_end(entry, started, opening.login))
     member.flush()
-    member.housekeeper.expects(due_when_idle(local, entry))
+    member.housekeeper.expects(monotonic() if local.keepers else due_when_idle(local, entry))
 
 
 def _label(local: LocalPool, grant: Grant) -> str:

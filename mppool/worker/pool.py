@@ -8,23 +8,31 @@ from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import ref
 
-from mppool.core.events import ClosePool, Drain, Reset, Resize, WantReady
+from mppool.core.events import ClosePool, Drain, Reset, WantReady
 from mppool.errors import CheckoutTimeout, PoolClosed
-from mppool.options import LONGEST_S, PoolOptions, checked_options, checked_timeout
+from mppool.options import (
+    LONGEST_S,
+    PoolOptions,
+    checked_lease_label,
+    checked_over,
+    checked_timeout,
+)
 from mppool.process.fork import notice_fork
 from mppool.recipe import HOOKS, refuse_nameless
 from mppool.stats.advice import Advice, advise
 from mppool.stats.health import Health, asked
+from mppool.worker.callers import note_caller
 from mppool.worker.checkout import ColdCheckout, check_out_at_once
 from mppool.worker.ending import close, retire
 from mppool.worker.lease import Lease
 from mppool.worker.lookup import lease_of
 from mppool.worker.principal import Principal
+from mppool.worker.resizing import UNCHANGED, resize_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mppool.stats.shape import ManagerStats, PoolStats
+    from mppool.stats.shape import AllStats, PoolStats
     from mppool.worker.aio import AsyncCheckout, Desks
     from mppool.worker.inventory import PoolEntry
     from mppool.worker.local_pool import LocalPool
@@ -44,33 +52,8 @@ class _Default:
         return "the pool's timeout"
 
 
-class _Unchanged:
-    """A bound that a resize does not name."""
-
-    def __repr__(self) -> str:
-        return "unchanged"
-
-
 _DEFAULT: Any = _Default()
-UNCHANGED: Any = _Unchanged()
 _ZERO = 0  # CPython has but one of it; elsewhere it is looked at like any other
-
-
-def resize_of(pool: str, max_size: int | None, min_size: int) -> Resize:
-    """The event for new bounds; UNCHANGED: not this one. Raises ConfigurationError."""
-    given = {
-        name: value
-        for name, value in (("max_size", max_size), ("min_size", min_size))
-        if value is not UNCHANGED
-    }
-    # What is not given is not compared with: another process may have changed it since.
-    checked = checked_options(pool, {"max_size": None, **given})
-    return Resize(
-        pool,
-        checked.max_size,
-        "max_size" in given,
-        checked.min_size if "min_size" in given else None,
-    )
 
 
 class Pool(Generic[T]):
@@ -82,7 +65,7 @@ class Pool(Generic[T]):
     def __init__(
         self,
         local: LocalPool,
-        all_stats: Callable[[], ManagerStats],
+        all_stats: AllStats,
         rebuild: tuple[Callable[..., Pool[T]], tuple[Any, ...]],
     ) -> None:
         self._local = local
@@ -111,6 +94,7 @@ class Pool(Generic[T]):
         *,
         identity: str | None = None,
         credential: Any = None,
+        label: str | None = None,
     ) -> Lease[T]:
         """Lend a resource: the warmest one of this process, else one that the whole application can spare.
 
@@ -121,8 +105,10 @@ class Pool(Generic[T]):
         credential: a token credential (azure-identity's, or any with `get_token`) for the token that the
             recipe opens with; it names the identity too. Without it the recipe's own counts. A token is
             fetched where a resource is opened, and before that only where nothing else tells the identity.
+        label: what it is for, 1 to 100 printable letters. Statistics, `mppool leases`, `mppool top` and the errors of
+            checkouts that wait in vain show it, with the thread, as long as the lease lasts.
 
-        Raises ConfigurationError for a timeout, credential or identity that is none, CheckoutTimeout,
+        Raises ConfigurationError for a timeout, credential, identity or label that is none, CheckoutTimeout,
         TooManyWaiting, OpenFailed (its cause is what the recipe raised), PoolClosed, ServerUnavailable. A
         BaseException in a hook passes through as it is.
         """
@@ -137,7 +123,7 @@ class Pool(Generic[T]):
                 and timeout is not _ZERO
             ):
                 self._seconds(timeout)
-            if identity is None and credential is None:
+            if identity is None and credential is None and label is None:
                 try:
                     entry = local.pop()
                 except IndexError:
@@ -165,16 +151,28 @@ class Pool(Generic[T]):
                 ):
                     return self._lease(check_out_at_once(local))
                 return self._checkout_anew(local, timeout, None, None)
-            return self._checkout_for(local, timeout, identity, credential)
+            return self._checkout_for(local, timeout, identity, credential, label)
         except BaseException as error:
             entry = None  # the traceback keeps this frame, and must not keep it
             local.member.interrupted(error)
             raise
 
     def _checkout_for(
-        self, local: LocalPool, timeout: float | None, identity: str | None, credential: Any
+        self,
+        local: LocalPool,
+        timeout: float | None,
+        identity: str | None,
+        credential: Any,
+        label: str | None,
     ) -> Lease[T]:
-        """A checkout that says for whom. What is remembered of a credential makes it nearly as short."""
+        """A checkout that says for whom, or for what. What is remembered of a credential makes it nearly as short."""
+        if label is not None:
+            checked_lease_label(self.name, label)
+            labelled: Lease[T] = Pool.checkout(
+                self, timeout, identity=identity, credential=credential
+            )
+            note_caller(labelled._held[0], label)
+            return labelled
         if identity is None:
             try:
                 known = local.identities.known.get(ref(credential))
@@ -243,13 +241,18 @@ class Pool(Generic[T]):
         return self._lease(ColdCheckout(local, key, self._seconds(timeout), bearer).run())
 
     def _lease(self, entry: PoolEntry) -> Lease[T]:
-        if self._local.options.track_leaks:
-            entry.stack = "".join(traceback.format_stack()[:-2])
-            entry.thread = threading.current_thread().name
+        self._note(entry)
         lease: Lease[T] = Lease()
         lease._local = self._local
         lease._held = [entry]
         return lease
+
+    def _note(self, entry: PoolEntry) -> None:
+        """Who has it, where that is wanted."""
+        if self._local.notes_callers:
+            note_caller(entry)
+            if self._local.options.track_leaks:
+                entry.stack = "".join(traceback.format_stack()[:-3])
 
     def acheckout(
         self,
@@ -257,20 +260,28 @@ class Pool(Generic[T]):
         *,
         identity: str | None = None,
         credential: Any = None,
+        label: str | None = None,
     ) -> AsyncCheckout[T]:
         """Like `checkout`, for asyncio: the event loop goes on while a task waits, and no thread waits for it.
 
         `async with pool.acheckout() as resource`, or `lease = await pool.acheckout()`. Raises
-        ConfigurationError at once for a bad timeout, and what `checkout` raises when it is awaited.
+        ConfigurationError at once for a bad timeout or label, and what `checkout` raises when it is awaited.
         """
         from mppool.worker.aio import AsyncCheckout, Desks
 
         if self._desks is None:
             self._desks = Desks()
+        if label is not None:
+            checked_lease_label(self.name, label)
+
+        def make(entry: PoolEntry) -> Lease[T]:
+            lease = self._lease_for_task(entry)
+            if label is not None:
+                note_caller(entry, label)
+            return lease
+
         whose = (identity, credential)
-        return AsyncCheckout(
-            self._local, self._desks, self._seconds(timeout), whose, self._lease_for_task
-        )
+        return AsyncCheckout(self._local, self._desks, self._seconds(timeout), whose, make)
 
     def _lease_for_task(self, entry: PoolEntry) -> Lease[T]:
         return self._lease(entry)
@@ -319,9 +330,10 @@ class Pool(Generic[T]):
     def advice(self) -> list[Advice]:
         """What to do about this pool, from what was measured in all processes; empty where nothing is.
 
-        Each has `about`, an option or a counter, and `text`. Bounds are judged after 200 checkouts.
+        Each has `about`, an option or a counter, and `text`. Bounds are judged after 200 checkouts. The database is
+        asked for its own limit, on a connection that lies idle, where there is one and its user may look.
         """
-        return advise(self.stats(), time())
+        return advise(self._all_stats(survey=True)["pools"][self.name], time())
 
     def resize(self, *, max_size: int | None = UNCHANGED, min_size: int = UNCHANGED) -> None:
         """New bounds, for all processes at once. Beyond a lowered cap, what is idle or released is closed.
@@ -332,11 +344,17 @@ class Pool(Generic[T]):
         event = resize_of(self.name, max_size, min_size)
         self._local.member.link.command(event)
 
-    def reset(self) -> None:
-        """A new generation: everything opened before now is closed when idle or released, everywhere."""
-        local = self._local
+    def reset(self, *, over: float = 0.0) -> None:
+        """A new generation: everything opened before now is closed when idle or released, everywhere.
+
+        over: seconds over which that is spread, each resource at an instant of its own, so that not all log in at
+            once; until then it is lent as always. 0: at once.
+        """
+        local, seconds = self._local, checked_over(self.name, over)
         before = local.entries()
-        local.member.link.command(Reset(self.name))
+        local.member.link.command(Reset(self.name, seconds))
+        if seconds:
+            return  # the word that goes round has the pace
         # The word goes round on another connection; in this process nothing old is handed out from now on.
         retire(local, before)
 

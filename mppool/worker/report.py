@@ -16,6 +16,7 @@ from mppool.process.executor import let_others
 from mppool.recipe import overrides
 from mppool.stats.report import PoolReport, ResourceReport
 from mppool.wire.messages import Report
+from mppool.worker.callers import noted
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -31,6 +32,9 @@ _asking = threading.local()
 
 AT_ONCE = 200
 """So many resources are looked at, and sent, at once."""
+
+SURVEY_PATIENCE_S = 0.15
+"""The same where a database is asked first, which takes an exchange with it."""
 
 HOOKS_PATIENCE_S = 0.1
 """The figures are sent without what the hooks say if they take longer: the server may wait for 0.2 s only."""
@@ -51,6 +55,7 @@ class Reporter:
         self._pools = pools
         self._send = send
         self._wanted: int | None = None
+        self._surveys = False
         self._busy = False
         # One entry for each hook that wants statistics just now; both ends are atomic.
         self._without_hooks: deque[None] = deque()
@@ -58,13 +63,15 @@ class Reporter:
         self._asked = 0
         self._due = math.inf
 
-    def asked(self, request: int, *, brief: bool = False) -> None:
-        """The server wants a report. brief: without what the hooks say."""
-        if brief or self._without_hooks or not _has_hooks(self._pools):
+    def asked(self, request: int, *, brief: bool = False, survey: bool = False) -> None:
+        """The server wants a report. brief: without what the hooks say. survey: after the databases were asked."""
+        surveys = survey and _has_surveys(self._pools)
+        if brief or self._without_hooks or not (surveys or _has_hooks(self._pools)):
             send(self._pools, request, self._send, hooks=False)
             return
         self._asked = request
-        self._due = monotonic() + HOOKS_PATIENCE_S
+        self._surveys = self._surveys or surveys
+        self._due = monotonic() + (SURVEY_PATIENCE_S if surveys else HOOKS_PATIENCE_S)
         self._wanted = request
         if not self._busy:
             self._busy = True
@@ -94,6 +101,9 @@ class Reporter:
         try:
             while (request := self._wanted) is not None:
                 self._wanted = None
+                if self._surveys:
+                    self._surveys = False
+                    survey_all(self._pools)
                 send(self._pools, request, self._send)
                 self._answered = request
         finally:
@@ -113,9 +123,11 @@ class PatientReport:
         self._pools = pools
         self._asking = threading.Lock()
 
-    def __call__(self) -> Report:
-        """The report. Called by any thread, with no lock held."""
+    def __call__(self, survey: bool = False) -> Report:
+        """The report. Called by any thread, with no lock held. survey: the databases are asked first, by this one."""
         inside = getattr(_asking, "hook", None) is not None
+        if survey and not inside:
+            survey_all(self._pools)
         if inside or not _has_hooks(self._pools):
             return build(self._pools, 0, hooks=False)
         until = monotonic() + HOOKS_PATIENCE_S
@@ -132,6 +144,27 @@ class PatientReport:
         finally:
             self._asking.release()
             done.set()
+
+
+def survey_all(pools: Mapping[str, LocalPool]) -> None:
+    """Ask the database of each pool, on a resource that lies idle here, what it says of its sessions."""
+    for local in list(pools.values()):
+        if _can_be_surveyed(local):
+            for entry in local.idle.borrow(lambda entry: entry.retire_at > monotonic()):
+                local.surveyed = local.hooks.survey(
+                    entry.resource, f"{local.member.name}/{local.name}/"
+                )
+                local.idle.put_where_it_lay(entry)
+                break  # one is enough
+
+
+def _has_surveys(pools: Mapping[str, LocalPool]) -> bool:
+    return any(_can_be_surveyed(local) for local in list(pools.values()))
+
+
+def _can_be_surveyed(local: LocalPool) -> bool:
+    """A resource that belongs to a thread is asked nothing by another one."""
+    return overrides(local.recipe, "survey") and not local.recipe.open_in_caller
 
 
 def send(
@@ -187,6 +220,8 @@ def _of_pool(local: LocalPool, hooks: bool) -> PoolReport:
         counters=counters,
         histograms=histograms,
         resources=resources,
+        database=local.surveyed,
+        longest_wait=local.idle.line.longest_wait(now),
     )
 
 
@@ -199,6 +234,7 @@ def _of_entry(
     elif state == "returned":
         state = "idle"
     looked_at = hooks and entry.state == "open" and entry.resource is not None
+    label, thread = noted(entry) if state == "in_use" else ("", "")
     return ResourceReport(
         number=entry.number,
         key=entry.key,
@@ -209,6 +245,8 @@ def _of_entry(
         held_for=now - max(entry.lent_at, entry.opened_at) if state == "in_use" else None,
         description=_ask(local, "describe", entry, str) if looked_at else "",
         extra=_ask(local, "stats", entry, dict[str, Any]) if looked_at else {},
+        label=label,
+        thread=thread,
     )
 
 

@@ -9,6 +9,7 @@ from mppool.core.decisions import NOBODY, Refuse
 from mppool.errors import OpenFailed as OpenFailedError
 from mppool.errors import PoolClosed
 from mppool.link.connection import ASK_GRACE_S
+from mppool.worker.callers import caller_name
 from mppool.worker.checkout import REFUSAL_GRACE_S, refusal
 from mppool.worker.inventory import PoolEntry
 from mppool.worker.opening import Failure
@@ -93,9 +94,12 @@ class TaskCheckout:
         waiter = TaskWaiter(
             desk, self._key, self._deadline, self._timeout, self._bearer, insists=at_once
         )
+        if self._local.notes_callers:
+            waiter.who = caller_name()
         answer: Any = None
         try:
             self._local.idle.line.enqueue(waiter)
+            self._local.member.housekeeper.expects(self._local.holders.expected_by(waiter))
             answer = await (self._at_once(waiter) if at_once else self._in_line(waiter))
         except GeneratorExit:  # perhaps by the garbage collector, in which no lock may be taken
             desk.desert(waiter, None)

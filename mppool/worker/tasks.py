@@ -50,11 +50,11 @@ MOST_TICKETS = 1000
 class TaskWaiter(LocalWaiter):
     """A waiting task. Any thread may give to it and poke it; all else happens in its loop.
 
-    deadline: until which it waits; None: for ever. timeout: what that were in seconds when it began. unanswered: why the
+    timeout: what its deadline was in seconds when it began. unanswered: why the
         books have not answered, where they have not.
     """
 
-    __slots__ = ("_answered", "_desk", "deadline", "timeout", "unanswered")
+    __slots__ = ("_answered", "_desk", "timeout", "unanswered")
 
     def __init__(
         self,

@@ -7,6 +7,7 @@ import pytest
 
 from mppool.core.decisions import Close, Draining, Grant, Keep, Notice, PoolChanged, RecordPool
 from mppool.core.events import (
+    BackendFailed,
     Closed,
     ClosePool,
     Declare,
@@ -17,7 +18,7 @@ from mppool.core.events import (
     WantReady,
 )
 from mppool.options import PoolOptions
-from tests.core.desk import Desk, P, Q, R, declared
+from tests.core.desk import Desk, P, Q, R, S, declared
 from tests.core.model.parts import POOL
 
 
@@ -48,6 +49,54 @@ def test_what_was_granted_before_a_reset_is_retired_when_it_comes_back() -> None
     assert desk.brings_back(P, before) == Close(before, "retired")
     assert desk.brings_back(P, opening) == Close(opening, "retired")
     assert desk.brings_back(P, after) == Keep(after)
+
+
+def test_a_generation_at_a_pace_leaves_what_is_older_to_its_process_until_its_time_is_over() -> (
+    None
+):
+    desk = Desk(P, Q, max_size=3)
+    desk.forget()
+    number = desk.opened(P)
+    desk.command(Reset(POOL, 60.0))
+    assert [(c.generation, c.over) for c in desk.hears(Q, PoolChanged)] == [(1, 60.0)]
+    desk.wait(20.0)
+    assert desk.brings_back(P, number) == Keep(number)
+    desk.attach(R)  # it hears what is left of it
+    assert [(c.generation, c.over) for c in desk.hears(R, PoolChanged)] == [(1, 40.0)]
+    desk.wait(40.0)
+    assert desk.brings_back(P, number) == Close(number, "retired")
+    desk.attach(S)
+    assert [c.over for c in desk.hears(S, PoolChanged)] == [0.0]
+
+
+def test_a_reset_at_once_ends_the_pace_of_one_before() -> None:
+    desk = Desk(P, max_size=3)
+    number = desk.opened(P)
+    desk.command(Reset(POOL, 60.0))
+    desk.command(Reset(POOL))
+    assert [c.over for c in desk.hears(P, PoolChanged)][-1] == 0.0
+    assert desk.brings_back(P, number) == Close(number, "retired")
+
+
+def test_a_failed_backend_ends_the_pace_of_its_key() -> None:
+    desk = Desk(P, max_size=3)
+    one, other = desk.opened(P), desk.opened(P, "other")
+    desk.command(Reset(POOL, 60.0))
+    fresh = desk.opened(P)
+    desk.say(P, BackendFailed(POOL, "k", 1))
+    assert desk.brings_back(P, one) == Close(one, "retired")
+    assert desk.brings_back(P, fresh) == Close(fresh, "retired")
+    assert desk.brings_back(P, other) == Keep(other)
+
+
+def test_for_one_reason_one_generation_begins() -> None:
+    desk = Desk(P, Q, max_size=3)
+    for process in (P, Q, P):
+        desk.command(Reset(POOL, 60.0, "db is at 10.0.0.2"), process)
+    assert desk.pool.generations.current == 1
+    desk.command(Reset(POOL, 60.0, "db is at 10.0.0.1"))
+    desk.command(Reset(POOL, 60.0, "db is at 10.0.0.2"))
+    assert desk.pool.generations.current == 3
 
 
 def test_a_drain_says_how_much_is_left() -> None:

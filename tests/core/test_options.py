@@ -52,6 +52,7 @@ TABLE: dict[str, tuple[list[Any], list[Any]]] = {
     "check_timeout": ([*SECONDS, None], [*NO_SECONDS, 0]),
     "values": (["plain", "pickle"], [*TEXT, "json"]),
     "max_quiet": ([*SECONDS, None], [*NO_SECONDS, 0]),
+    "wait_warn": ([*SECONDS, None], [*NO_SECONDS, 0]),
 }
 WITH_HOSTS = ("hosts", "values", "max_quiet")
 

@@ -138,6 +138,8 @@ def test_eight_sessions_whoever_is_cancelled_or_killed(
     with counted(postgresql) as seen, served(APPLICATION, tmp_path, environment) as server:
         with Load(server, "/", threads) as load:
             load.more(600)
+            labels = [one["label"] for one in manager.stats()["processes"]]
+            assert all(re.fullmatch(r"uvicorn worker \d+", label) for label in labels), labels
             mppool_server = manager.server_pid
             assert mppool_server is not None
             os.kill(mppool_server, signal.SIGKILL)

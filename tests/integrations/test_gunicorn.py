@@ -21,7 +21,7 @@ import pytest
 
 from mppool import PoolManager
 from mppool.ids import birth_of
-from tests.helpers import ROOT, component_is_missing, is_alive, wait_until
+from tests.helpers import ROOT, component_is_missing, is_alive, is_server, wait_until
 from tests.integrations.webserver import Load, Refused, WebServer, children_of, session_of
 from tests.integrations.witness import Witness
 
@@ -312,6 +312,23 @@ def test_hooks_warm_up_before_the_worker_accepts_and_say_farewell(
     assert "Traceback" not in server.text()
 
 
+def test_hooks_open_min_size_without_a_request(gunicorn: Start, witness: Witness) -> None:
+    server = gunicorn("--workers", "2", config=HOOKS, APP_CAP=4, APP_MIN_SIZE=4)
+    wait_until(lambda: len(witness.sessions()) == 4, "all that are to be open")
+    assert witness.peak == 4
+    counters = server.ask_until("/look")["stats"]["pools"]["orders"]["counters"]
+    assert counters["checkouts"] == 0
+
+
+def test_workers_without_hooks_have_the_names_that_gunicorn_gives_them(gunicorn: Start) -> None:
+    server = gunicorn("--workers", "2", "--name", "web", "--preload", APP_USE_AT_IMPORT=1)
+    server.ask_until("/use")
+    wanted = ["gunicorn", "web worker 1", "web worker 2"]
+    wait_until(
+        lambda: server.ask("/use") and server.ask("/look")["labels"] == wanted, "their names"
+    )
+
+
 def test_hooks_with_fewer_sessions_than_workers_and_without_a_database(
     gunicorn: Start, witness: Witness
 ) -> None:
@@ -381,7 +398,7 @@ def in_a_container() -> list[str]:
 
 
 def servers_among(pids: Sequence[int]) -> list[int]:
-    return [pid for pid in pids if b"mppool.server" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in pids if is_server(Path(f"/proc/{pid}/cmdline").read_bytes().decode())]
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can start gunicorn with --user")

@@ -1,4 +1,4 @@
-"""Asynchronous engines over one pool for all processes: asyncpg and psycopg, over a real PostgreSQL."""
+"""Asynchronous engines over one pool for all processes: asyncpg, psycopg and aioodbc, over a real PostgreSQL."""
 
 from __future__ import annotations
 
@@ -10,9 +10,11 @@ import sysconfig
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote_plus
 
 import pytest
 from sqlalchemy import create_engine, exc, text
+from sqlalchemy.dialects import registry
 from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from mppool import ConfigurationError, PoolManager
@@ -30,10 +32,14 @@ def manager(runtime_dir: Path) -> PoolManager:
     return PoolManager("shop", linger=0.2)
 
 
-@pytest.fixture(params=["asyncpg", "psycopg"])
+@pytest.fixture(params=["asyncpg", "psycopg", "aioodbc"])
 def make(request: pytest.FixtureRequest, postgresql: Database, manager: PoolManager) -> Make:
     pytest.importorskip(request.param)
     where = f"postgres@127.0.0.1:{postgresql.port}/{postgresql.name}"
+    if request.param == "aioodbc":
+        module = "tests.integrations.aioodbc_dialect"
+        registry.register("postgresql.aioodbc", module, "PostgresqlOverAioodbc")
+        where = f"?odbc_connect={quote_plus(postgresql.connection_string)}"
     url = f"postgresql+{request.param}://{where}"
     kind = shared_async_pool(manager, "db")
     return lambda **options: create_async_engine(url, poolclass=kind, **options)

@@ -221,6 +221,9 @@ def test_celery_workers_and_a_web_server_share_one_cap(
                 )
             )  # fmt: skip
             web.ask_until("/done", lambda answer: answer["done"] == jobs, timeout=45)
+            labels = {one["label"] for one in PoolManager("shop").stats()["processes"]}
+            assert any(re.fullmatch(r"celery worker \d+", label) for label in labels), labels
+            assert any(re.fullmatch(r"shop:app worker \d+", label) for label in labels), labels
         assert load.refused == []
         assert load.answers > 10
     assert max(seen) == CAP

@@ -19,6 +19,7 @@ pool = manager.pool(
     "orders",
     WitnessRecipe(os.environ["WITNESS"], setting("APP_DATABASE", "main")),
     max_size=int(setting("APP_CAP", "2")),
+    min_size=int(setting("APP_MIN_SIZE", "0")),
     timeout=float(setting("APP_TIMEOUT", "15")),
 )
 

@@ -313,8 +313,8 @@ BUGS = [
     Bug(
         "excess-kept",
         "core/returns.py",
-        "if self._generations.retires(slot) or self._capacity.excess(now):",
-        "if self._generations.retires(slot):",
+        "if self._generations.retires(slot, now) or self._capacity.excess(now):",
+        "if self._generations.retires(slot, now):",
         "what is above a lowered cap is put back on the shelf",
     ),
     Bug(

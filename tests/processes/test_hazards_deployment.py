@@ -22,7 +22,7 @@ import pytest
 from benchmarks.measuring import pinned
 from mppool import PoolManager
 from mppool.integrations import gunicorn
-from tests.helpers import Fork, is_alive, processes_using, run_python, wait_until
+from tests.helpers import Fork, is_alive, is_server, processes_using, run_python, wait_until
 from tests.processes.witness import Witness
 
 Forks = Callable[..., Fork]
@@ -323,7 +323,7 @@ def test_hazard_16_eight_starters_agree_on_one_server(
 
     pids = {starter.result() for starter in [fork(start) for _ in range(8)]}
     assert len(pids) == 1
-    named = [pid for pid, line in processes_using(runtime_dir).items() if "mppool.server" in line]
+    named = [pid for pid, line in processes_using(runtime_dir).items() if is_server(line)]
     assert set(named) <= pids  # it may have left
 
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mppool import Pool, PoolManager
-from tests.helpers import Fork, is_alive, processes_using, wait_until
+from tests.helpers import Fork, is_alive, is_server, processes_using, wait_until
 from tests.processes.witness import Session, Witness
 
 Forks = Callable[..., Fork]
@@ -92,7 +92,7 @@ def test_twelve_unrelated_processes_that_start_at_once_agree_on_one_server(
     pids = [process.stdout.readline().strip() for process in processes]
     assert len(set(pids)) == 1
     assert pids[0].isdigit()
-    servers = [pid for pid, line in processes_using(runtime_dir).items() if "mppool.server" in line]
+    servers = [pid for pid, line in processes_using(runtime_dir).items() if is_server(line)]
     assert servers == [int(pids[0])]
     for process in processes:
         process.stdin.close()

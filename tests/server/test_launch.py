@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from mppool import PoolManager
 from mppool.errors import ConfigurationError, ServerUnavailable
 from mppool.ids import own_process
 from mppool.rendezvous import interpreter, launch
@@ -112,7 +113,8 @@ def test_the_server_is_nobodys_child(paths: ManagerPaths) -> None:
     open_files = open_files_of(pid)
     inode = f"socket:[{os.fstat(listener.fileno()).st_ino}]"
     assert inode not in open_files
-    expected = ("/dev/null", str(paths.directory), "socket:", "anon_inode:")
+    own_memory = f"/proc/{pid}/mem"  # for the title
+    expected = ("/dev/null", str(paths.directory), "socket:", "anon_inode:", own_memory)
     assert all(name.startswith(expected) for name in open_files), open_files
     assert b"hunter2" not in Path(f"/proc/{pid}/environ").read_bytes()
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
@@ -394,9 +396,9 @@ def test_a_frozen_program_has_its_server_from_another_interpreter(
     assert interpreter.environment()["LD_LIBRARY_PATH"] == "/opt/lib"
     paths = manager_paths("shop")
     launch.find_or_start(paths, linger=0.1, deadline=soon()).close()
-    command = Path(f"/proc/{launch.server_pid(paths)}/cmdline").read_bytes().split(b"\0")
-    assert b"-I" in command
-    assert b"-S" not in command
+    assert launch.server_pid(paths) is not None
+    assert "-I" in interpreter.arguments()
+    assert "-S" not in interpreter.arguments()
 
 
 def test_nothing_of_the_server_reaches_a_core_file(paths: ManagerPaths) -> None:
@@ -553,3 +555,17 @@ print(answer.reason, answer.text)
         pytest.skip(f"no pid namespace can be made here: {done.stderr.strip()}")
     assert done.stdout.startswith("namespace you say that you are pid"), done.stderr
     assert "MPPOOL_RUNTIME_DIR" in done.stdout
+
+
+def test_ps_shows_what_a_server_serves(runtime_dir: Path) -> None:
+    manager = PoolManager("shop")
+    manager.pool("orders", object).checkout().release()
+
+    def title() -> str:
+        found = Path(f"/proc/{manager.server_pid}/cmdline").read_bytes()
+        return found.rstrip(b"\0").decode()
+
+    wait_until(lambda: title() == "mppool: shop (1 process, 1 pool)", "the title")
+    manager.pool("reports", object).checkout().release()
+    wait_until(lambda: title() == "mppool: shop (1 process, 2 pools)", "the title")
+    manager.shutdown()

@@ -104,3 +104,17 @@ def test_a_real_pool_that_is_too_small() -> None:
         advice = orders.advice()
     waited = share_above(orders.stats()["histograms"]["wait"], 0.1)
     assert ("max_size" in [one["about"] for one in advice]) == (waited > 0.01)
+
+
+def test_what_the_database_lets_in_is_compared_with_the_cap() -> None:
+    def advised(**said: Any) -> list[str]:
+        found = pool({}, histogram(), histogram(), size=4, database=said)
+        return [one["text"] for one in advise(found, NOW)]
+
+    assert advised(limit=100, sessions=20, ours=4) == []
+    (text,) = advised(limit=5, sessions=4, ours=4)
+    assert "lets in 5 sessions, and max_size is 8" in text
+    (text,) = advised(limit=20, sessions=18, ours=None)
+    assert "14 of the 18 sessions" in text
+    (text,) = advised(limit=100, sessions=20, ours=16)
+    assert "16 sessions at the database bear this pool's label" in text

@@ -52,13 +52,13 @@ class Stage:
 
     def _servers(self) -> list[int]:
         """Servers of this manager that run, also such as no address file names any more."""
-        wanted = {str(self.runtime_dir), self.name}
+        directory = os.fspath(manager_paths(self.name, self.runtime_dir).directory)
         pids = map(int, filter(str.isdigit, os.listdir("/proc")))
-        commands = {pid: _command_of(pid) for pid in pids}
         return [
             pid
-            for pid, command in commands.items()
-            if wanted <= set(command) and any("mppool.server.__main__" in part for part in command)
+            for pid in pids
+            if _is_server(pid)
+            and any(link.path.startswith(directory + os.sep) for link in links_of(pid))
         ]
 
 
@@ -85,12 +85,13 @@ def links_of(pid: int) -> list[Link]:
     return found
 
 
-def _command_of(pid: int) -> list[str]:
+def _is_server(pid: int) -> bool:
+    """Of any manager: by its title, or by its command line, which it has in its first seconds."""
     try:
         raw = Path(f"/proc/{pid}/cmdline").read_bytes()
     except (FileNotFoundError, ProcessLookupError, PermissionError):
-        return []
-    return raw.decode(errors="replace").split("\0")
+        return False
+    return raw.startswith(b"mppool: ") or b"mppool.server.__main__" in raw
 
 
 def end_process(pid: int, number: signal.Signals, patience_s: float = _PATIENCE_S) -> float | None:

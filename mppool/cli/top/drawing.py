@@ -107,7 +107,7 @@ def _help() -> list[Text]:
     legend.append("█", USED).append(" in use  ").append("▒", IDLE).append(" idle  ")
     legend.append("·", DIM).append(" free below the cap (max_size)")
     meanings = (
-        "waiting    checkouts that wait now; longest: of the waits that just ended",
+        "waiting    checkouts that wait now, and the longest of them; ended: of the waits that just ended",
         "opened     new connections a second, like all figures of that line: each is a login",
         "moved      closed in one process, to be opened in another; see sizing",
         "breaker    open: opening fails, so checkouts that need a new one fail at once",
@@ -174,9 +174,11 @@ def _pool_lines(
         rates.append("closed  ", BAD)
     elif pool["breaker"] != "closed":
         rates.append(f"breaker {pool['breaker']}  ", BAD)
+    if pool["waiting"] and pool.get("longest_wait"):
+        rates.append(f"longest wait now {duration(pool['longest_wait'])}  ", BAD)
     longest = watch.longest_wait(pool["name"])
     if longest is not None:
-        rates.append(f"longest wait {duration(longest)}  ", WARN)
+        rates.append(f"ended {duration(longest)}  ", WARN)
     for counter in ("checkouts", "opened", "moved", "open_failed", "timeouts"):
         rate = watch.rate(pool["name"], counter)
         is_bad = rate and counter in ("open_failed", "timeouts")
@@ -217,8 +219,9 @@ def _leases(
     held.sort(key=lambda row: -row[0])
     lines = []
     for age, name, one in held:
-        label = one.get("label") or labels.get(one["pid"]) or "-"
-        text = f"  {duration(age):>9}  {name[:13]:<13}  pid {one['pid']:<8} {label}"
+        said = [one.get("label"), labels.get(one["pid"]), one.get("thread")]
+        text = f"  {duration(age):>9}  {name[:13]:<13}  pid {one['pid']:<8} "
+        text += ", ".join(each for each in said if each) or "-"
         if one["identity_key"]:
             text += f"  {one['identity_key']}"
         lines.append(Text(printable(text)))

@@ -15,13 +15,14 @@ from sqlalchemy import event
 
 from mppool.dbapi.recipe import shown
 from mppool.dbapi.secrets import secrets_in, without
+from mppool.dbapi.survey import survey
 from mppool.errors import ConfigurationError, OpenFailed
 from mppool.integrations.sqlalchemy.record import Held, OurPool, Record
 from mppool.logs import Log
 from mppool.odbc import driver_manager
 from mppool.odbc.attributes import ACCESS_TOKEN, check_token_structure, text_of
 from mppool.process.fork import call_in_children
-from mppool.recipe import Opening, Recipe
+from mppool.recipe import Opening, Recipe, Survey
 from mppool.worker.pool import Pool
 
 if TYPE_CHECKING:
@@ -106,6 +107,13 @@ class EngineRecipe(Recipe[Held]):
         if held.pool._dialect._do_ping_w_event(held.connection):
             return True
         raise ConnectionError("the session does not answer the dialect's ping")
+
+    def survey(self, held: Held, prefix: str) -> Survey | None:
+        """See Recipe; of a synchronous dialect."""
+        dialect = held.pool._dialect
+        if held.connection is None or getattr(dialect, "is_async", False):
+            return None
+        return survey(held.connection, getattr(dialect, "name", ""), prefix)
 
     def close(self, held: Held) -> None:
         """Close it as SQLAlchemy does, with its event. What was detached is its user's."""
@@ -221,7 +229,7 @@ def secrets_of(creator: Any) -> list[str]:
 def connected(pool: OurPool, record: Any, connect: Any) -> Any:
     """Call the engine's creator for a record, and note what it has opened, and with whose token."""
     dialect = pool._dialect
-    if getattr(dialect, "driver", "") == "pyodbc":
+    if getattr(dialect, "driver", "") in ("pyodbc", "aioodbc"):
         driver_manager.load()  # the driver manager's own pooling is off before the first connection
     _look_last(dialect)
     _seen.attributes = None

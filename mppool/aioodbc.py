@@ -1,0 +1,142 @@
+"""AioodbcRecipe: ODBC connections of aioodbc, for `manager.apool`."""
+
+from __future__ import annotations
+
+import hashlib
+from typing import Any
+
+from mppool.aio.recipe import AsyncRecipe
+from mppool.dbapi.recipe import shown
+from mppool.dbapi.secrets import scrubbed, secrets_in, without
+from mppool.dbapi.sessions import sqlstate_is_dead
+from mppool.errors import ConfigurationError
+from mppool.logs import Log
+from mppool.odbc import driver_manager
+from mppool.odbc.errors import refuses_login, sqlstate
+from mppool.recipe import Opening, checked_flag
+
+log = Log("mppool.aioodbc")
+
+
+class AioodbcRecipe(AsyncRecipe[Any]):
+    """Opens connections with `aioodbc.connect(dsn=connection_string, **kwargs)`.
+
+    autocommit: of each connection; put back at the release. login_timeout: whole seconds for the driver; None: its own.
+    check_query: what `check` executes. kwargs: further arguments of `aioodbc.connect`: `executor=`, `after_created=`, ...
+
+    The driver manager's own pooling is turned off. An open transaction is rolled back at the release. For access tokens, and
+    for the session reset of SQL Server, use `OdbcRecipe` with `pool.acheckout()`. Opening raises pyodbc's errors with
+    secrets taken out. Secrets are not in `repr`; a pickled recipe holds them.
+    """
+
+    def __init__(
+        self,
+        connection_string: str,
+        *,
+        autocommit: bool = False,
+        login_timeout: int | None = 15,
+        check_query: str = "SELECT 1",
+        **kwargs: Any,
+    ) -> None:
+        _aioodbc()
+        if not isinstance(connection_string, str) or not connection_string.strip():
+            raise ConfigurationError(
+                f"connection_string is a {type(connection_string).__name__}; give a str such as "
+                "'Driver=SQLite3;Database=shop.db'"
+            )
+        if login_timeout is not None and not login_timeout >= 1:
+            raise ConfigurationError(
+                f"login_timeout is {login_timeout!r}; allowed are whole seconds from 1, or None"
+            )
+        if not isinstance(check_query, str) or not check_query.strip():
+            raise ConfigurationError(
+                f"check_query is {check_query!r}; give a statement, such as 'SELECT 1'"
+            )
+        if login_timeout is not None:
+            kwargs.setdefault("timeout", int(login_timeout))
+        self._string = connection_string
+        self._autocommit = checked_flag("autocommit", autocommit)
+        self._check_query = check_query
+        self._kwargs = kwargs
+        self._secrets = secrets_in([connection_string], kwargs)
+
+    def __repr__(self) -> str:
+        return f"AioodbcRecipe({', '.join(sorted(self._kwargs))})"
+
+    async def open(self, opening: Opening) -> Any:
+        """Connect. Raises pyodbc's error without secrets."""
+        driver_manager.load()  # its own pooling is off before the first connection
+        try:
+            return await _aioodbc().connect(
+                dsn=self._string, autocommit=self._autocommit, **self._kwargs
+            )
+        except Exception as error:
+            failure = scrubbed(error, self._secrets)
+            if failure is error:
+                raise
+        # Outside of the handler: in it the original, with all its text, would be this one's __context__.
+        raise failure
+
+    def refuses_login(self, error: Exception) -> bool:
+        """See OdbcRecipe."""
+        return refuses_login(error)
+
+    async def reset(self, connection: Any) -> None:
+        """Roll back, and put the autocommit mode back. Raises ConnectionError where the session is dead."""
+        try:
+            await connection.rollback()
+            if connection.autocommit != self._autocommit:
+                connection.autocommit = self._autocommit
+        except Exception as error:
+            self._raise_if_dead(error, connection)
+            raise
+
+    async def check(self, connection: Any) -> bool:
+        """True if the check query can be executed. Raises ConnectionError where the session is dead."""
+        try:
+            cursor = await connection.cursor()
+            try:
+                await cursor.execute(self._check_query)
+            finally:
+                await cursor.close()
+            await connection.rollback()
+        except Exception as error:
+            self._raise_if_dead(error, connection)
+            raise
+        return True
+
+    async def close(self, connection: Any) -> None:
+        """Close the connection."""
+        if not connection.closed:
+            await connection.close()
+
+    def abandon(self, connection: Any) -> None:
+        """Close pyodbc's connection below, whose event loop does not run any more."""
+        below, connection._conn = getattr(connection, "_conn", None), None
+        if below is not None:
+            below.close()
+
+    async def describe(self, connection: Any) -> str:
+        """The driver."""
+        return "aioodbc"
+
+    def fingerprint(self) -> str:
+        """A keyed hash of the arguments."""
+        digest = hashlib.blake2b(person=b"mppool.aioodbc", digest_size=16)
+        opens = shown([self._string, self._kwargs, self._autocommit])
+        digest.update(opens.encode("utf-8", errors="surrogatepass"))
+        return f"aioodbc:{digest.hexdigest()}"
+
+    def _raise_if_dead(self, error: Exception, connection: Any) -> None:
+        if connection.closed or sqlstate_is_dead(sqlstate(error)):
+            raise ConnectionError(without(str(error), self._secrets)) from None
+
+
+def _aioodbc() -> Any:
+    try:
+        import aioodbc
+    except ImportError as error:
+        raise ConfigurationError(
+            f"AioodbcRecipe needs aioodbc ({error}): pip install 'mppool[aioodbc]'"
+        ) from error
+    return aioodbc
