@@ -92,9 +92,12 @@ def _serve(
         from mppool.machines.settings import unpacked
 
         machines = unpacked(told)
-    server = Server(
-        paths, linger=linger, keep_log=handler.put_back, machines=machines, show=title.show
-    )
+
+    def keep_up(processes: int, pools: int) -> None:
+        handler.put_back()
+        title.show(processes, pools)
+
+    server = Server(paths, linger=linger, keep_up=keep_up, machines=machines)
     try:
         server.open()
     except ServerUnavailable as error:

@@ -60,18 +60,16 @@ class Server:
         paths: ManagerPaths,
         *,
         linger: float,
-        keep_log: Callable[[], None] | None = None,
+        keep_up: Callable[[int, int], None] | None = None,
         machines: Settings | None = None,
-        show: Callable[[int, int], None] | None = None,
     ) -> None:
-        """linger: seconds to stay when nobody needs the server. keep_log: puts a vanished log back.
+        """linger: seconds to stay when nobody needs the server.
 
         machines: the Redis over which machines share caps; None: this machine has them for itself.
-        show: is told every few seconds how many processes and pools there are.
+        keep_up: called every few seconds, with how many processes and pools there are.
         """
         self.paths, self._machines, self._linger = paths, machines, linger
-        self._keep_log = keep_log
-        self._show = show
+        self._keep_up = keep_up
         self._rendezvous = Rendezvous(paths)
         self._poller: Poller[Connection | Callable[[], None]] = Poller()
         self._wake_reading, self._wake_writing = socket.socketpair()
@@ -399,14 +397,12 @@ class Server:
             return
         if before is not None and before is not self._rendezvous.listener:
             self._acceptor.change_listener(before)
-        if self._keep_log is not None:
-            self._keep_log()
         if not self._journal.is_in_place():
             log.info("the journal vanished and is put back")
             self._journal.put_back()
         self._service.look_around(monotonic())
-        if self._show is not None:
-            self._show(len(self._service.processes), len(self._service.books.pools))
+        if self._keep_up is not None:
+            self._keep_up(len(self._service.processes), len(self._service.books.pools))
         self._removals.watch(self.paths)
 
     def _say_goodbye(self) -> None:
