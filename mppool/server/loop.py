@@ -65,7 +65,7 @@ class Server:
     ) -> None:
         """linger: seconds to stay when nobody needs the server.
 
-        machines: the Redis over which machines share caps; None: this machine has them for itself.
+        machines: the Redis over which machines share caps; None: none do.
         keep_up: called every few seconds, with how many processes and pools there are.
         """
         self.paths, self._machines, self._linger = paths, machines, linger
