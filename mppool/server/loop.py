@@ -96,9 +96,8 @@ class Server:
         self._is_open = False
         self._superseded = False
         self._busy_turns = 0  # since the deadlines were looked at
-        self._due: float | None = (
-            None  # the next deadline, where nothing has happened since that changes it
-        )
+        # The next deadline, where nothing has happened since that changes it.
+        self._due: float | None = None
 
     @property
     def address(self) -> str:
