@@ -52,7 +52,7 @@ def _clean(paths: ManagerPaths) -> bool:
 
 
 def _left(paths: ManagerPaths) -> Iterator[Path]:
-    names = ("journal", "address", "address.spare", "log", "log.1", "hosts.log")
+    names = ("journal", "address", "address.spare", "log", "log.1", "hosts.log", "machine")
     yield from (paths.directory / name for name in names)
     yield from (paths.members / name for name in members_of(paths))
     for name in os.listdir(paths.runtime_dir):

@@ -42,7 +42,7 @@ for i = 1, #stored, 2 do
   if field == 'about' then
     about = cjson.decode(stored[i + 1])
   else
-    local id, record = string.sub(field, 3), cjson.decode(stored[i + 1])
+    local id, record = string.sub(field, 3), cmsgpack.unpack(stored[i + 1])
     if record.x <= now then redis.call('HDEL', key, field)
     elseif id == machine then own = record
     else others[id] = record; order[#order + 1] = id end
@@ -74,65 +74,75 @@ if leaves then
   redis.call('HDEL', key, 'm:' .. machine)
   return answer(0, #order, 0, {})
 end
-order[#order + 1] = machine
-table.sort(order)
-local count, place = #order, {}
-for i, id in ipairs(order) do place[id] = i end
+local count, first = #order + 1, 0 -- all machines, and how many come before this one
+for i = 1, #order do
+  if order[i] < machine then first = first + 1 end
+end
 
--- Integral max-min. When there are fewer slots than machines that want one, they take turns.
-local function fill(cap, wants, name)
-  local wanting, shares, left = {}, {}, cap
-  for _, id in ipairs(order) do
-    shares[id] = 0
-    if wants[id] > 0 then wanting[#wanting + 1] = id end
+-- This machine's part of an integral max-min, without sorting: there may be a thousand machines, and wants are small.
+-- wants: of all. before: of those that come before this one.
+local function part(cap, wanted, wants, before)
+  local wanting, sum, tally, most = 0, 0, {}, 0
+  for i = 1, count do
+    local w = math.min(wants[i], cap)
+    if w > 0 then
+      wanting, sum, tally[w] = wanting + 1, sum + w, (tally[w] or 0) + 1
+      if w > most then most = w end
+    end
   end
-  if cap < #wanting then
-    local turn = math.floor(now / (2 * lease))
-    for i = 1, cap do shares[wanting[(turn + i) % #wanting + 1]] = 1 end
-    return shares
+  if sum <= cap then -- everybody has what it wants, and what is left is spread
+    local left = cap - sum
+    return wanted + math.floor(left / count) + (first < left % count and 1 or 0)
   end
-  table.sort(wanting, function(a, b)
-    if wants[a] ~= wants[b] then return wants[a] < wants[b] end
-    return a < b
-  end)
-  for i, id in ipairs(wanting) do
-    shares[id] = math.min(wants[id], math.floor(left / (#wanting - i + 1)))
-    left = left - shares[id]
+  if wanted == 0 then return 0 end
+  local rank = 0 -- of this machine among those that still want more
+  if cap < wanting then -- they take turns
+    for i = 1, #before do
+      if before[i] > 0 then rank = rank + 1 end
+    end
+    local turn = math.floor(now / (2 * lease)) * cap
+    return (rank - turn) % wanting < cap and 1 or 0
   end
-  local each, rest = math.floor(left / count), left % count
-  for i, id in ipairs(order) do
-    shares[id] = shares[id] + each + (i <= rest and 1 or 0)
+  local level, left, above = 0, cap, wanting
+  while left >= above do -- one more for each that wants more
+    left, level = left - above, level + 1
+    above = above - (tally[level] or 0)
   end
-  return shares
+  if wanted <= level then return wanted end
+  for i = 1, #before do
+    if before[i] > level then rank = rank + 1 end
+  end
+  return level + (rank < left and 1 or 0)
 end
 
 local kept = math.max(0, about.u - now)
 local record = {e = epoch, s = number, x = now + lease, p = processes, l = label, n = {}}
 local answers, all = {}, processes
-for _, id in ipairs(order) do
-  if id ~= machine then all = all + others[id].p end
-end
+for i = 1, #order do all = all + others[order[i]].p end
 for at, pool in ipairs(pools) do
   local name, cap, wanted, has, limit = pool[1], pool[2], pool[3], pool[4], pool[5]
-  local wants, taken, sum, least = {[machine] = wanted}, 0, wanted, cap
-  for id, other in pairs(others) do
-    local its = other.n[name]
-    wants[id] = its and its.w or 0
+  local wants, before, taken, sum, least = {}, {}, 0, wanted, cap
+  for i = 1, #order do
+    local id = order[i]
+    local its = others[id].n[name]
+    wants[i] = its and its.w or 0
+    if id < machine then before[#before + 1] = wants[i] end
     if its then
       taken, sum = taken + its.c, sum + its.w
       if its.k >= 0 and (least < 0 or its.k < least) then least = its.k end
     end
   end
+  wants[count] = wanted
   local share
   if cap == -2 then share = limit -- nobody knows the cap here yet: what is open stays
   elseif least < 0 then share = -1
   elseif kept > 0 then share = math.min(limit, least)
-  else share = math.max(0, math.min(fill(least, wants, name)[machine], least - taken)) end
+  else share = math.max(0, math.min(part(least, math.min(wanted, least), wants, before), least - taken)) end
   local committed = math.max(share, limit, has)
   record.n[name] = {c = committed, w = wanted, h = has, k = cap}
   answers[at] = {name, share, least, taken + committed, sum}
 end
-redis.call('HSET', key, 'm:' .. machine, cjson.encode(record))
+redis.call('HSET', key, 'm:' .. machine, cmsgpack.pack(record))
 redis.call('PEXPIRE', key, 2592000000) -- 30 days: a manager that nobody uses any more leaves nothing behind
 return answer(kept, count, all, answers)
 """

@@ -11,7 +11,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -204,11 +204,16 @@ def test_the_example_of_the_page(
 class Machine:
     """A runtime directory, the server there, and one process that uses the pool."""
 
-    def __init__(self, directory: Path, url: str, witness: Witness) -> None:
+    def __init__(
+        self, directory: Path, url: str, sessions: str, within: Sequence[str] = ()
+    ) -> None:
+        """sessions: where they are opened: the path of a witness, or a PostgreSQL. within: what runs it elsewhere."""
         directory.mkdir(0o700)
         self.directory = directory
         self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.machines.worker", str(directory), url, witness.path, str(CAP)],
+            [
+                *within, sys.executable, "-m", "tests.machines.worker", str(directory), url, sessions, str(CAP),
+            ],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
         )  # fmt: skip
         self.pid = self._process.pid
@@ -249,7 +254,8 @@ def test_the_cap_holds_over_machines_whoever_is_killed(
     machines: list[Machine] = []
     try:
         machines += [
-            Machine(runtime_dir / f"m{number}", redis_server.url, witness) for number in range(3)
+            Machine(runtime_dir / f"m{number}", redis_server.url, witness.path)
+            for number in range(3)
         ]
         first, second, third = machines
 

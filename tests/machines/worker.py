@@ -8,9 +8,13 @@ from __future__ import annotations
 import sys
 import threading
 import time
+from typing import Any
+
+import psycopg
 
 from mppool import PoolManager
 from mppool.errors import PoolError
+from mppool.psycopg import PsycopgRecipe
 from tests.processes.witness import SessionRecipe
 
 MOST = 8
@@ -18,7 +22,9 @@ MOST = 8
 
 def main(directory: str, redis: str, sessions: str, cap: str) -> None:
     manager = PoolManager("shop", runtime_dir=directory, redis=redis, linger=0.2)
-    pool = manager.pool("orders", SessionRecipe(sessions), max_size=int(cap))
+    is_postgresql = sessions.startswith("host=")
+    recipe: Any = PsycopgRecipe(sessions) if is_postgresql else SessionRecipe(sessions)
+    pool = manager.pool("orders", recipe, max_size=int(cap))
     busy = [0]
 
     def use(number: int) -> None:
@@ -28,9 +34,12 @@ def main(directory: str, redis: str, sessions: str, cap: str) -> None:
                 continue
             try:
                 with pool.checkout(timeout=2.0) as session:
-                    session.ask()
+                    if is_postgresql:
+                        session.execute("select 1")
+                    else:
+                        session.ask()
                     time.sleep(0.02)
-            except (PoolError, OSError):
+            except (PoolError, OSError, psycopg.Error):
                 time.sleep(0.02)  # no share, or its session was ended under it
 
     for number in range(MOST):
