@@ -84,7 +84,7 @@ def test_a_warm_checkout_never_yields_to_the_loop(manager: Manager) -> None:
     pool: Pool = manager.apool("p", ThingRecipe())
 
     async def use() -> None:
-        async with pool.checkout(timeout=1.0):
+        async with pool.checkout(timeout=20.0):
             pass
 
     async def main() -> None:
@@ -273,11 +273,14 @@ def test_what_is_idle_is_checked_and_closed_in_its_loop(manager: Manager) -> Non
     pool: Pool = manager.apool("p", recipe, max_idle=0.3, check_interval=0.02)
 
     async def main() -> None:
-        async with pool.checkout() as thing:
-            pass
-        await until(lambda: thing.checks, "a background check")
-        await until(lambda: thing.closed, "the end of what is idle")
-        assert not thing.abandoned
+        for _ in range(10):  # a busy machine may not come to check it in time
+            async with pool.checkout() as thing:
+                pass
+            await until(lambda: thing.closed, "the end of what is idle")
+            assert not thing.abandoned
+            if thing.checks:
+                break
+        assert thing.checks
 
     asyncio.run(main())
 

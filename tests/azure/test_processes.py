@@ -92,11 +92,13 @@ def test_8_processes_refresh_a_short_token_once(msi: Endpoint, manager: PoolMana
             time.sleep(0.01)
         return calls, seen
 
+    began = time.monotonic()
     results = crowd(use, processes=8)
+    took = time.monotonic() - began
     calls = sum(calls for calls, _ in results)
     tokens = set().union(*(seen for _, seen in results))
     assert calls > 8 * 50
-    assert 2 <= msi.count <= 4, f"{msi.count} requests for {calls} calls"
+    assert 2 <= msi.count <= took / 2 + 2, f"{msi.count} requests for {calls} calls in {took} s"
     assert len(tokens) <= msi.count
 
 

@@ -389,7 +389,7 @@ def test_an_interrupted_fetch_is_taken_over(local: InProcessManager) -> None:
 def test_nobody_waits_for_longer_than_he_said(local: InProcessManager) -> None:
     issuer = Issuer()
     hanging = threading.Event()
-    issuer.before = lambda number: hanging.wait(10) and None
+    issuer.before = lambda number: hanging.wait(60) and None
     for identity in (None, "me"):
         hanging.clear()
         shared = local.credential(Issuer() if identity else issuer, identity=identity)
@@ -400,7 +400,7 @@ def test_nobody_waits_for_longer_than_he_said(local: InProcessManager) -> None:
         began = time.monotonic()
         with pytest.raises(ClientAuthenticationError, match="timeout"):
             shared.get_token(SCOPE, timeout=0.2)
-        assert time.monotonic() - began < 5.0
+        assert time.monotonic() - began < 30.0
         hanging.set()
         fetching.join()
 

@@ -462,6 +462,6 @@ def test_delete_closes_everything_and_the_pool_goes_on(make_pool: MakePool) -> N
     pool.__delete__()
     assert (using.closed, available.closed) == (1, 1)
     assert pool.stats()["nobjs"] == 0
-    with pool.obj(timeout=5) as thing:
+    with pool.obj(timeout=20) as thing:
         assert thing.closed == 0
         assert pool.stats()["nobjs"] == 2

@@ -204,7 +204,7 @@ def test_opening_gives_up_when_the_caller_would(postgresql: Database) -> None:
         with pytest.raises(driver_manager.load().Error):
             recipe.open(Opening(0, timeout=0.5))
         # libpq takes whole seconds, and 1 for 2.
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < 20
 
 
 def test_each_process_has_sessions_of_its_own(postgresql: Database) -> None:

@@ -124,7 +124,7 @@ def test_a_session_that_was_ended_is_not_handed_out_twice(
         connection.execute("select 1").fetchall()
         postgresql.end_sessions()
         # The rollback on release fails: the connection is discarded, its slot free again.
-    with pool.checkout(timeout=5) as connection:
+    with pool.checkout(timeout=20) as connection:
         assert connection.execute("select 2").fetchone()[0] == 2
 
 

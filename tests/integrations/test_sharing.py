@@ -8,7 +8,6 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -55,11 +54,28 @@ class Run:
         self._seen = directory / "seen"
         self._seen.touch()
         kept = {name: value for name, value in os.environ.items() if "PYTEST" not in name}
-        environment = {"PYTHONPATH": str(ROOT), "SEEN": str(self._seen), "AND_THEN": and_then}
+        environment = {
+            "PYTHONPATH": str(ROOT),
+            "SEEN": str(self._seen),
+            "AND_THEN": and_then,
+            "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # hypothesis alone takes seconds
+        }
+        plugins = ["-p", "mppool.integrations.pytest_plugin"]
+        if "-n" in arguments:
+            plugins += ["-p", "xdist"]
         self.output = directory / "output"
         with self.output.open("wb") as output:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *arguments],
+                [
+                    sys.executable,
+                    "-m",
+                    "pytest",
+                    "-q",
+                    "-p",
+                    "no:cacheprovider",
+                    *plugins,
+                    *arguments,
+                ],
                 cwd=directory,
                 env={**kept, **environment},
                 stdout=output,
@@ -109,7 +125,7 @@ def test_one_server_serves_a_run_and_ends_with_it(
     arguments: tuple[str, ...], tmp_path: Path, runs: list[Run]
 ) -> None:
     runs.append(run := Run(tmp_path, "goes on", *arguments))
-    assert run.process.wait(50) == 0, run.output.read_text()
+    assert run.process.wait(100) == 0, run.output.read_text()
     assert len(run.seen()) == 6
     assert len({pid for pid, _, _ in run.seen()}) == (2 if arguments == ("-n", "2") else 1)
     (keeper,) = {keeper for _, _, keeper in run.seen()}
@@ -120,7 +136,7 @@ def test_one_server_serves_a_run_and_ends_with_it(
 
 def test_a_worker_that_is_killed_keeps_no_seat(tmp_path: Path, runs: list[Run]) -> None:
     runs.append(run := Run(tmp_path, "killed", "-n", "2"))
-    assert run.process.wait(50) == 1, run.output.read_text()
+    assert run.process.wait(100) == 1, run.output.read_text()
     assert "5 passed" in run.output.read_text()
     all_ends(run)
 
@@ -134,9 +150,8 @@ def test_a_run_that_is_broken_off_leaves_no_server(
 ) -> None:
     runs.append(run := Run(tmp_path, "interrupted", *arguments))
     wait_until(run.seen, "the first test")
-    began = time.monotonic()
     os.killpg(run.process.pid, signal.SIGINT if how == "Ctrl-C" else signal.SIGKILL)
-    run.process.wait(30)
+    run.process.wait(100)
     all_ends(run)
     assert how != "Ctrl-C" or not run.directories()
-    assert time.monotonic() - began < 25
+    assert len(run.seen()) <= 2  # nobody has waited for the end of a test

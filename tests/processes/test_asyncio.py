@@ -46,7 +46,7 @@ def test_waiting_checkouts_do_not_starve_the_release_that_they_wait_for(
     pool: Pool[Thing] = manager.pool("p", Thing, max_size=1, reset=reset)
 
     async def use() -> None:
-        async with pool.acheckout(timeout=5):
+        async with pool.acheckout(timeout=20):
             await asyncio.sleep(0.01)
 
     async def main() -> None:
@@ -138,7 +138,7 @@ def test_a_timeout_is_kept_while_many_wait(
         return took
 
     for took, timeout in zip(in_small_loop(main), (0, 0.2, 0.2, 0.4), strict=True):
-        assert timeout <= took < timeout + 2
+        assert timeout <= took < timeout + 10
     assert pool.stats()["counters"]["timeouts"] == 4
     assert wait_until(
         lambda: pool.stats()["waiting"] == pool.stats()["in_use"] == 0, "all to leave"

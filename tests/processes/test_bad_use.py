@@ -58,7 +58,7 @@ def _all_is_there(pool: Pool[Any], size: int) -> None:
 def test_of_two_threads_that_release_at_once_one_gives_back(any_manager: Any) -> None:
     pool = any_manager.pool("p", list, max_size=2)
     for _ in range(100):
-        lease = pool.checkout(timeout=5)
+        lease = pool.checkout(timeout=20)
         barrier = threading.Barrier(2)
 
         def release(lease: Any = lease, barrier: threading.Barrier = barrier) -> None:
@@ -71,7 +71,7 @@ def test_of_two_threads_that_release_at_once_one_gives_back(any_manager: Any) ->
         for thread in threads:
             thread.join()
     assert _counters(pool)["double_releases"] == 100
-    assert len({id(pool.checkout(timeout=5).resource)}) == 1
+    assert len({id(pool.checkout(timeout=20).resource)}) == 1
     gc.collect()
 
 
@@ -79,9 +79,9 @@ def test_a_second_release_is_refused_harmless_counted_and_logged(
     any_manager: Any, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = any_manager.pool("p", list, max_size=1)
-    lease = pool.checkout(timeout=5)
+    lease = pool.checkout(timeout=20)
     lease.release()
-    with pool.checkout(timeout=5):
+    with pool.checkout(timeout=20):
         lease.release()
         lease.discard()
         assert lease.released
@@ -97,7 +97,7 @@ def test_a_second_release_is_refused_harmless_counted_and_logged(
 
 def test_a_lease_may_be_released_in_another_thread(any_manager: Any) -> None:
     pool = any_manager.pool("p", list, max_size=1)
-    lease = pool.checkout(timeout=5)
+    lease = pool.checkout(timeout=20)
     thread = threading.Thread(target=lease.release)
     thread.start()
     thread.join()
@@ -108,7 +108,7 @@ def test_a_lease_may_be_released_after_the_servers_death(
     manager: PoolManager, witness: Witness
 ) -> None:
     pool = manager.pool("p", witness.recipe(), max_size=2)
-    leases = [pool.checkout(timeout=5) for _ in range(2)]
+    leases = [pool.checkout(timeout=20) for _ in range(2)]
     server = manager.server_pid
     assert server is not None
     os.kill(server, signal.SIGKILL)
@@ -123,7 +123,7 @@ def test_a_leaked_lease_is_closed_within_a_second_counted_and_logged(
     any_manager: Any, witness: Witness, caplog: pytest.LogCaptureFixture
 ) -> None:
     pool = any_manager.pool("p", witness.recipe(), max_size=1, track_leaks=True)
-    pool.checkout(timeout=5)
+    pool.checkout(timeout=20)
     gc.collect()
     with pool.checkout(timeout=20) as session:
         assert session.number == 2
@@ -137,16 +137,16 @@ def test_the_resource_of_a_collected_lease_is_never_handed_out_again(
 ) -> None:
     """Rule 4: `session` is still in use while its lease is garbage."""
     pool = any_manager.pool("p", witness.recipe(), max_size=2)
-    session = pool.checkout(timeout=5).resource
+    session = pool.checkout(timeout=20).resource
     for _ in range(5):
-        with pool.checkout(timeout=5) as other:
+        with pool.checkout(timeout=20) as other:
             assert other is not session
     wait_until(lambda: _counters(pool)["leaked"] == 1, "it is closed")
 
 
 def test_a_lease_in_a_reference_cycle_is_found(any_manager: Any) -> None:
     pool = any_manager.pool("p", list, max_size=1)
-    cycle: list[Any] = [pool.checkout(timeout=5)]
+    cycle: list[Any] = [pool.checkout(timeout=20)]
     cycle.append(cycle)
     del cycle
     gc.collect()
@@ -166,7 +166,7 @@ def test_a_lease_is_not_pickled() -> None:
 def test_any_object_is_a_resource(any_manager: Any, resource: Any) -> None:
     pool = any_manager.pool("p", lambda: resource, max_size=1)
     for _ in range(3):
-        with pool.checkout(timeout=5) as lent:
+        with pool.checkout(timeout=20) as lent:
             assert lent is resource
     assert _counters(pool)["opened"] == 1
 
@@ -185,7 +185,7 @@ class _Unhelpful:
 
 def test_a_resource_need_be_neither_hashable_nor_comparable(any_manager: Any) -> None:
     pool = any_manager.pool("p", _Unhelpful, max_size=2)
-    with pool.checkout(timeout=5), pool.checkout(timeout=5):
+    with pool.checkout(timeout=20), pool.checkout(timeout=20):
         pass
     _all_is_there(pool, 2)
 
@@ -197,11 +197,11 @@ def _raise(*_: object) -> Any:
 @pytest.mark.parametrize("hook", ["on_checkout", "stats", "describe"])
 def test_after_these_hooks_raise_the_resource_stays(any_manager: Any, hook: str) -> None:
     pool = any_manager.pool("p", list, max_size=1, **{hook: _raise})
-    first = pool.checkout(timeout=5)
+    first = pool.checkout(timeout=20)
     resource = first.resource
     first.release()
     assert pool.stats()["size"] == 1
-    with pool.checkout(timeout=5) as again:
+    with pool.checkout(timeout=20) as again:
         assert again is resource
     assert _counters(pool)["hook_errors"] >= 1
 
@@ -209,10 +209,10 @@ def test_after_these_hooks_raise_the_resource_stays(any_manager: Any, hook: str)
 @pytest.mark.parametrize("hook", ["reset", "check"])
 def test_after_these_hooks_raise_the_resource_is_discarded(any_manager: Any, hook: str) -> None:
     pool = any_manager.pool("p", list, max_size=1, check_idle_for=0, **{hook: _raise})
-    first = pool.checkout(timeout=5)
+    first = pool.checkout(timeout=20)
     resource = first.resource
     first.release()
-    with pool.checkout(timeout=5) as again:
+    with pool.checkout(timeout=20) as again:
         assert again is not resource
     counters = _counters(pool)
     assert counters["hook_errors"] + counters["check_errors"] >= 1
@@ -274,7 +274,7 @@ def test_hooks_may_use_the_pool_themselves(any_manager: Any, witness: Witness) -
             if not over and not getattr(inside, "busy", False):
                 inside.busy = True
                 try:
-                    with pool.checkout(timeout=5) as session:
+                    with pool.checkout(timeout=20) as session:
                         session.ask(name)
                     seen.append(name)
                 finally:
@@ -296,9 +296,9 @@ def test_hooks_may_use_the_pool_themselves(any_manager: Any, witness: Witness) -
     pool: Pool[Session] = any_manager.pool(
         "p", Reentrant(witness.path), max_size=4, check_idle_for=0
     )
-    pool.checkout(timeout=5).release()
-    pool.checkout(timeout=5).release()
-    pool.checkout(timeout=5).discard()
+    pool.checkout(timeout=20).release()
+    pool.checkout(timeout=20).release()
+    pool.checkout(timeout=20).discard()
     over.append(True)  # or closing at the server's goodbye would start the next one
     assert {"configure", "on_checkout", "reset", "check", "close"} <= set(seen)
     assert witness.figures()["peak"] <= 4
@@ -318,14 +318,14 @@ def test_a_close_that_hangs_keeps_its_slot_and_nothing_else(
         session.close()
 
     pool = manager.pool("p", lambda: Session(witness.path), max_size=3, close=close)
-    leases = [pool.checkout(timeout=5) for _ in range(3)]
+    leases = [pool.checkout(timeout=20) for _ in range(3)]
     for lease in leases:
         lease.release()
     pool.reset()
     wait_until(lambda: witness.figures()["held"] == 1, "the other two are closed")
 
     def use() -> int:
-        taken = [pool.checkout(timeout=5) for _ in range(2)]
+        taken = [pool.checkout(timeout=20) for _ in range(2)]
         try:
             pool.checkout(timeout=0.2)
         except CheckoutTimeout:
@@ -348,9 +348,9 @@ def test_a_resource_that_its_user_has_closed_is_replaced(
     pool = any_manager.pool(
         "p", lambda: Session(witness.path), max_size=1, check=check, check_idle_for=0
     )
-    with pool.checkout(timeout=5) as session:
+    with pool.checkout(timeout=20) as session:
         session.close()
-    with pool.checkout(timeout=5) as session:
+    with pool.checkout(timeout=20) as session:
         session.ask("a new one")
     assert session.number == 2
 
@@ -364,9 +364,9 @@ def test_a_hook_that_gives_back_its_own_lease_harms_nobody(any_manager: Any) -> 
             lease.discard()
 
     pool = any_manager.pool("p", list, max_size=1, close=close, reset=close)
-    leases.append(pool.checkout(timeout=5))
+    leases.append(pool.checkout(timeout=20))
     leases[0].release()
-    leases.append(pool.checkout(timeout=5))
+    leases.append(pool.checkout(timeout=20))
     leases[1].discard()
     _all_is_there(pool, 1)
 
@@ -378,7 +378,7 @@ def test_commands_are_seen_by_all_processes(
     manager: PoolManager, witness: Witness, fork: Forks
 ) -> None:
     pool = manager.pool("p", witness.recipe(), max_size=2)
-    held, idle = pool.checkout(timeout=5), pool.checkout(timeout=5)
+    held, idle = pool.checkout(timeout=20), pool.checkout(timeout=20)
     idle.release()
     fork(pool.reset).result()
     wait_until(lambda: witness.figures()["held"] == 1, "what is idle is closed")
@@ -392,7 +392,7 @@ def test_commands_are_seen_by_all_processes(
     assert fork(pool.drain, 0.1).result() == 1
     held.release()
     assert fork(pool.drain, 5.0).result() == 0
-    held = pool.checkout(timeout=5)
+    held = pool.checkout(timeout=20)
     fork(lambda: pool.close(everywhere=True)).result()
     wait_until(lambda: pool._local.closed, "we hear of it")
     with pytest.raises(PoolClosed):
@@ -404,7 +404,7 @@ def test_commands_are_seen_by_all_processes(
 
 def test_what_waits_when_the_pool_is_closed_is_told(any_manager: Any) -> None:
     pool = any_manager.pool("p", list, max_size=1)
-    lease = pool.checkout(timeout=5)
+    lease = pool.checkout(timeout=20)
     errors: list[BaseException] = []
 
     def wait() -> None:
@@ -543,7 +543,7 @@ def test_a_check_that_always_fails_does_not_hold_a_checkout_beyond_its_timeout(
 
     def refill() -> None:
         while not ended.is_set():
-            pool.checkout(timeout=5).release()
+            pool.checkout(timeout=20).release()
 
     thread = threading.Thread(target=refill)
     thread.start()
@@ -555,7 +555,7 @@ def test_a_check_that_always_fails_does_not_hold_a_checkout_beyond_its_timeout(
                 pool.checkout(timeout=0.3).release()
             except CheckoutTimeout:
                 pass
-            assert time.monotonic() - began < 3
+            assert time.monotonic() - began < 20
     finally:
         ended.set()
         thread.join(20)

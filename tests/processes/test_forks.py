@@ -52,7 +52,7 @@ def test_processes_of_every_start_method_share_the_pool(
         child.start()
     _use(pool)
     for child in children:
-        child.join(30)
+        child.join(90)  # what it imports may take its time
     assert [child.exitcode for child in children] == [0] * 3
     assert witness.figures()["peak"] <= 2
 
@@ -466,7 +466,7 @@ def test_a_child_of_an_in_process_manager_starts_with_empty_pools(fork: Forks) -
     lease = pool.checkout()
 
     def child() -> bool:
-        with pool.checkout(timeout=5) as resource:
+        with pool.checkout(timeout=20) as resource:
             return bool(resource[0] == os.getpid())
 
     assert fork(child).result()

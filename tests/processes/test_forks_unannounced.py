@@ -22,7 +22,7 @@ from tests.processes.witness import Witness
 
 Forks = Callable[..., Fork]
 
-_BIRTHS = 60
+_BIRTHS = 30
 
 
 # --- forks that nobody announces -------------------------------------------------------------------------
@@ -66,10 +66,10 @@ def test_generators_that_hold_leases_in_other_threads_do_nothing_in_a_child(
 
     def request() -> Iterator[Any]:
         if way == "with":
-            with pool.checkout(timeout=5) as session:
+            with pool.checkout(timeout=20) as session:
                 yield session
             return
-        lease = pool.checkout(timeout=5)
+        lease = pool.checkout(timeout=20)
         if way == "twice":
             lease.release()
         try:

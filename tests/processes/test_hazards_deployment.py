@@ -351,7 +351,7 @@ def test_hazard_16_checkouts_at_the_very_moment_of_an_idle_exit_succeed(
         with pool.checkout(timeout=20):
             return manager.server_pid
 
-    assert all(fork(use).result() for _ in range(12))
+    assert all(fork(use).result() for _ in range(8))
 
 
 # --- 17: timings on two cores ---------------------------------------------------------------------------------

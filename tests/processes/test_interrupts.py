@@ -122,7 +122,7 @@ def _run(
     pool: Pool[Session], witness: Witness, event: str, points: range, prepare: Callable[[], object]
 ) -> int:
     """Interrupt at each of the points that exist; how many there were."""
-    ends_at = time.monotonic() + 12  # on a busy machine fewer points are tried
+    ends_at = time.monotonic() + 7  # on a busy machine fewer points are tried
     tried = missed = 0
     for number in points:
         prepare()
@@ -220,7 +220,7 @@ def test_signals_that_raise_under_load_lose_nothing(pool: Pool[Session], witness
         thread.start()
     before = signal.signal(signal.SIGALRM, handler)
     interrupted = 0
-    ends_at = time.monotonic() + 4
+    ends_at = time.monotonic() + 3
     try:
         while time.monotonic() < ends_at:
             try:

@@ -56,7 +56,7 @@ def test_with_starts_and_ends(manager: PoolManager) -> None:
         pid = manager.server_pid
         assert pid is not None
         assert is_alive(pid)
-        lease = manager.pool("p", list, max_size=1).checkout(timeout=5)
+        lease = manager.pool("p", list, max_size=1).checkout(timeout=20)
     wait_until(lambda: not is_alive(pid), "its leaving")
     assert lease.resource == []
     lease.release()

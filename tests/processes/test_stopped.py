@@ -58,13 +58,13 @@ def test_a_stopped_holder_is_passed_by_and_another_is_asked(
     stopped.signal(signal.SIGSTOP)
     _Keeper(fork, pool, idle=2)
     began = time.monotonic()
-    with pool.checkout(timeout=5) as session:
+    with pool.checkout(timeout=20) as session:
         took = time.monotonic() - began
         session.ask("served by the other")
-    assert took < 1.0
+    assert took < 5.0
     assert witness.figures()["peak"] <= 5
     stopped.signal(signal.SIGCONT)
-    leases = [pool.checkout(timeout=5) for _ in range(5)]
+    leases = [pool.checkout(timeout=20) for _ in range(5)]
     for lease in leases:
         lease.release()
     assert witness.figures()["peak"] <= 5
@@ -80,7 +80,7 @@ def test_a_stopped_process_keeps_its_slots(
         pool.checkout(timeout=0.5)
     assert witness.figures()["peak"] == 2
     keeper.signal(signal.SIGCONT)
-    with pool.checkout(timeout=5) as session:
+    with pool.checkout(timeout=20) as session:
         session.ask("moved")
     assert witness.figures()["peak"] == 2
 
@@ -192,7 +192,7 @@ def test_a_process_that_is_stopped_during_the_recovery_keeps_what_it_holds(
     pool = manager.pool("p", witness.recipe(), max_size=3)
     keeper = _Keeper(fork, pool, idle=2)
     keeper.signal(signal.SIGSTOP)
-    pool.checkout(timeout=5).release()
+    pool.checkout(timeout=20).release()
     for _ in range(2):
         server = wait_until(lambda: manager.server_pid, "a server")
         assert server is not None
@@ -205,7 +205,7 @@ def test_a_process_that_is_stopped_during_the_recovery_keeps_what_it_holds(
         lease.discard()
     assert witness.figures()["peak"] <= 3
     keeper.signal(signal.SIGCONT)
-    leases = [pool.checkout(timeout=5) for _ in range(3)]
+    leases = [pool.checkout(timeout=20) for _ in range(3)]
     for one in leases:
         one.release()
     assert witness.figures()["peak"] <= 3

@@ -122,7 +122,7 @@ def script_release(path: str, directory: str) -> None:
     assert not asked.exists()
     lease.resource.ask("unharmed")
     lease.release()
-    with pool.checkout(timeout=5):
+    with pool.checkout(timeout=20):
         pass
 
 
@@ -141,7 +141,7 @@ def script_speaking(path: str, directory: str) -> None:
 
     assert CFork(child).result() == (1, 2)
     lease.release()
-    with pool.checkout(timeout=5):
+    with pool.checkout(timeout=20):
         pass
 
 
@@ -192,11 +192,11 @@ def script_generations(path: str, directory: str) -> None:
 def script_in_process(path: str, directory: str) -> None:
     """A pool within the process notices as well."""
     pool = InProcessManager("c").pool("p", object, max_size=1)
-    lease = pool.checkout(timeout=1)
+    lease = pool.checkout(timeout=20)
     first = lease.resource
 
     def child() -> bool:
-        with pool.checkout(timeout=2) as mine:
+        with pool.checkout(timeout=20) as mine:
             return mine is not first
 
     assert CFork(child).result()
@@ -240,7 +240,7 @@ def script_failing_parts(path: str, directory: str) -> None:
             pools = [InProcessManager(name).pool("p", object, max_size=1) for name in ("a", "b")]
             for part in parts:
                 forking.renew_in_children(part)
-            leases = [pool.checkout(timeout=1) for pool in pools]
+            leases = [pool.checkout(timeout=20) for pool in pools]
 
             def child(pools: Any = pools, parts: Any = parts, error: Any = error) -> list[int]:
                 for _ in range(2):

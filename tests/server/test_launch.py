@@ -372,7 +372,7 @@ def test_a_program_that_is_started_as_a_server_after_all_starts_no_other(
 ) -> None:
     program, starts = tmp_path / "application", tmp_path / "starts"
     code = (
-        "from mppool import PoolManager; PoolManager('shop').pool('p', object).checkout(timeout=9)"
+        "from mppool import PoolManager; PoolManager('shop').pool('p', object).checkout(timeout=20)"
     )
     program.write_text(f"""#!/bin/sh
 echo start >> {starts}

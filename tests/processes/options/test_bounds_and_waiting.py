@@ -161,7 +161,7 @@ def test_max_waiting_is_over_all_processes(declare: Declare, hire: Hire) -> None
     began = time.monotonic()
     with pytest.raises(TooManyWaiting, match="max_waiting"):
         pool.checkout(timeout=30)
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < 20
     assert pool.stats()["counters"]["refused"] == 1
     holder.do("release")
     wait_until(lambda: pool.stats()["waiting"] == 1, "one of them to be served")

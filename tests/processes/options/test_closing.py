@@ -33,7 +33,7 @@ def test_a_close_is_for_this_process_alone(declare: Declare, hire: Hire, scene: 
     assert one.do("use") == 0
     one.do("release")
     one.do("checkout")
-    with pool.checkout(timeout=5):
+    with pool.checkout(timeout=20):
         pass
     assert pool.stats()["closed"] is False
 

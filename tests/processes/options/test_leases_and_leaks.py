@@ -40,12 +40,18 @@ def test_an_overdue_lease_is_warned_of_once(declare: Declare, hire: Hire) -> Non
 def test_a_lease_that_is_given_back_in_time_is_not_warned_of(declare: Declare, hire: Hire) -> None:
     pool = declare(max_lease_warn=0.2, max_lease_kill=0.4)
     holder = hire(pool)
-    until = time.monotonic() + 0.6
-    while time.monotonic() < until:
-        holder.do("checkout")
-        holder.do("release")
-    assert heard(holder, "lease") == []
-    assert pool.stats()["counters"]["opened"] == 1
+    for _ in range(20):  # a busy machine may hold one for longer
+        numbers, before = set(), len(heard(holder, "lease"))
+        longest, until = 0.0, time.monotonic() + 0.6
+        while (began := time.monotonic()) < until:
+            numbers.add(holder.do("checkout"))
+            holder.do("release")
+            longest = max(longest, time.monotonic() - began)
+        if longest < 0.2:
+            break
+        time.sleep(0.1)  # it may have something to say of this round yet
+    assert len(heard(holder, "lease")) == before
+    assert len(numbers) == 1
 
 
 def test_with_track_leaks_the_stack_says_who_took_it(declare: Declare, hire: Hire) -> None:
@@ -62,13 +68,13 @@ def test_with_track_leaks_the_stack_says_who_took_it(declare: Declare, hire: Hir
 def test_a_killed_lease_is_stale_and_its_slot_is_free(
     declare: Declare, hire: Hire, scene: Scene
 ) -> None:
-    pool = declare(max_size=1, max_lease_warn=0.05, max_lease_kill=0.2)
+    pool = declare(max_size=1, max_lease_warn=0.05, max_lease_kill=0.8)
     holder = hire(pool)
     holder.do("checkout")
     with pool.checkout(timeout=20) as thing:
         assert thing.number == 1
         assert [number for _, number, _, _ in scene.events("close")] == [0]
-        with pytest.raises(StaleLease, match=r"max_lease_kill=0\.2"):
+        with pytest.raises(StaleLease, match=r"max_lease_kill=0\.8"):
             holder.do("use")
         assert len(heard(holder, "max_lease_warn")) == len(heard(holder, "max_lease_kill")) == 1
         holder.do("release")

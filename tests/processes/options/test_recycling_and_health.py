@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -46,13 +47,13 @@ def test_max_idle_closes_what_is_above_min_size_wherever_it_is(
     for colleague in (one, two):
         for name in "abc":
             colleague.do("checkout", name)
+    began = time.monotonic()
     for colleague in (one, two):
         for name in "abc":
             colleague.do("release", name)
-    released = time.monotonic()
     wait_until(lambda: scene.count("close") >= 5, "all but one to be closed")
     first = min(at for _, _, _, at in scene.events("close"))
-    assert first >= released - 0.2 + 0.3 - 0.2
+    assert first >= began + 0.3
     wait_until(lambda: len(idle(pool)) == 1, "the last one to lie idle")
     wait_until(lambda: (idle(pool)[0]["idle_for"] or 0) > 1.0, "it to be kept for long")
     counters = pool.stats()["counters"]
@@ -69,12 +70,18 @@ def test_max_idle_closes_everything_of_other_identities(declare: Declare, scene:
 
 def test_what_is_used_is_not_idle(declare: Declare, scene: Scene) -> None:
     pool = declare(max_idle=0.4)
-    began = time.monotonic()
-    while time.monotonic() < began + 1.2:
-        with pool.checkout() as thing:
-            assert thing.number == 0
-        time.sleep(0.02)
-    assert scene.count("open") == 1
+    for _ in range(20):  # a busy machine makes pauses of its own
+        numbers = set()
+        longest, last, ends_at = 0.0, math.inf, time.monotonic() + 0.8
+        while last is math.inf or last < ends_at:
+            with pool.checkout() as thing:
+                numbers.add(thing.number)
+            now = time.monotonic()
+            longest, last = max(longest, now - last), now
+            time.sleep(0.02)
+        if longest < 0.3:
+            break
+    assert len(numbers) == 1
 
 
 def test_max_lifetime_ends_what_is_idle_and_each_at_its_own_instant(
@@ -135,9 +142,14 @@ def test_checks_in_the_background_leave_uses_and_last_use_alone(
 
 def test_checks_keep_nothing_alive(declare: Declare, scene: Scene) -> None:
     pool = declare(CheckedThings, check_interval=0.05, max_idle=0.4)
-    pool.checkout().release()
-    wait_until(lambda: scene.count("close") == 1, "it to be closed for being idle")
-    assert scene.count("check") > 1
+    checks = 0
+    for number in range(10):  # a busy machine may not come to check it in time
+        pool.checkout().release()
+        wait_until(lambda: scene.count("close") > number, "it to be closed for being idle")  # noqa: B023
+        before, checks = checks, scene.count("check")
+        if checks > before + 1:
+            break
+    assert checks > before + 1
 
 
 def test_what_is_in_use_is_not_checked(declare: Declare, scene: Scene) -> None:
@@ -168,14 +180,16 @@ def test_what_is_found_unhealthy_in_the_background_is_replaced(
 
 
 def test_what_was_idle_for_longer_than_check_idle_for_is_checked_at_checkout(
-    declare: Declare, scene: Scene
+    declare: Declare, manager: PoolManager, scene: Scene
 ) -> None:
-    pool = declare(CheckedThings, check_idle_for=0.2)
-    open_some(pool, 1)
-    with pool.checkout():
+    patient = declare(CheckedThings, check_idle_for=60.0)
+    open_some(patient, 1)
+    with patient.checkout():
         pass
     assert scene.count("check") == 0
-    time.sleep(0.25)
+    pool = manager.pool("suspicious", CheckedThings(scene.directory), check_idle_for=0.05)
+    open_some(pool, 1)
+    time.sleep(0.06)
     with pool.checkout() as thing:
         assert thing.number == 0
     assert scene.count("check") == 1
