@@ -11,7 +11,8 @@ Two lines of defence, which run the same renewal:
    descriptors are closed, and every forkable gets empty hands. No byte is sent on an inherited connection,
    no hook of a recipe is called, no lock of the parent is taken (its holder may not exist here).
 2. `notice_fork`, at every use. It finds what the hook could not do: there was no hook, or it was
-   interrupted. CPython swallows what a hook raises.
+   interrupted. CPython swallows what a hook raises. Where there was no hook, the interpreter does not know of the
+   fork either, and is told (unhooked.py).
 
 The renewal may be left by an exception between any two instructions. So every part of it can be done again,
 one part's failure skips no other, and the new mark is announced last.
@@ -42,6 +43,15 @@ from time import monotonic, sleep
 from typing import Any, Protocol
 
 from mppool.process.locks import release_own
+
+if hasattr(os, "register_at_fork"):
+    from mppool.process.unhooked import finish_fork
+else:  # Windows, which has no fork
+
+    def finish_fork() -> bool:
+        """Nothing to do."""
+        return False
+
 
 _MADV_WIPEONFORK = 18  # Linux 4.14; the module mmap does not name it
 
@@ -102,6 +112,9 @@ _functions_done = 0
 _mark: Mark = new_mark()
 # The mark of this process while it is being renewed, and what of it is done already.
 _next_mark: Mark = _mark
+# Not empty while a fork that runs hooks is under way, and in its child until ours has run. Only methods of C change it,
+# so no interrupt can leave it wrong.
+_hooked: deque[None] = deque()
 _renewed: weakref.WeakSet[Forkable] = weakref.WeakSet()
 # Parts that have failed to renew themselves: tried again at each use until they succeed.
 _failed: list[Forkable] = []
@@ -223,6 +236,9 @@ def close_quietly(descriptors: set[int]) -> None:
 
 def _renew() -> None:
     """Renew everything that is not renewed yet. See `notice_fork` for what it raises."""
+    if not (_hooked or _mark[0] or _next_mark[0]):
+        _hooked.append(None)  # until all is renewed: what follows runs hooks, ours too
+        finish_fork()
     interrupt: BaseException | None = None
     lock = _renewing.setdefault(os.getpid(), RLock())
     while True:
@@ -266,6 +282,7 @@ def _renew_all() -> list[Exception]:
         elif forkable not in _failed:
             _failed.append(forkable)
     _mark = _next_mark
+    _hooked.clear()
     for pid in list(_renewing):
         if pid != os.getpid():
             _renewing.pop(pid, None)
@@ -331,6 +348,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
         after_in_parent=_preparing.release,
         after_in_child=_after_fork_in_child,
     )
+    os.register_at_fork(before=partial(_hooked.append, None), after_in_parent=_hooked.clear)
     # The last one to be registered is called first before a fork, so these do not run while the lock is held.
     os.register_at_fork(
         before=partial(_call, _before), after_in_parent=partial(_call, _after_in_parent)

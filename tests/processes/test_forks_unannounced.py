@@ -16,6 +16,7 @@ import pytest
 
 from mppool import ForkedLease, LeaseReleased, PoolManager
 from mppool.process import fork as forking
+from mppool.process.unhooked import finish_fork
 from tests.helpers import Fork, run_python, wait_until
 from tests.processes import unannounced
 from tests.processes.witness import Witness
@@ -41,6 +42,18 @@ def test_children_of_c_code(
         timeout=60,
     )
     assert witness.figures()["peak"] <= unannounced.MAX_SIZE
+
+
+def test_the_interpreter_is_not_told_of_a_fork_where_other_threads_run() -> None:
+    """It would know of them no longer."""
+    done = threading.Event()
+    other = threading.Thread(target=done.wait)
+    other.start()
+    try:
+        assert not finish_fork()
+    finally:
+        done.set()
+        other.join()
 
 
 # --- what is finalized before any hook -------------------------------------------------------------------

@@ -17,7 +17,7 @@ import pytest
 
 from mppool import CheckoutTimeout, ForkedLease, InProcessManager, PoolManager
 from mppool.process import fork as forking
-from tests.helpers import Fork, wait_until
+from tests.helpers import Fork
 from tests.processes.witness import Session, SessionRecipe
 
 MAX_SIZE = 6
@@ -49,28 +49,12 @@ class CFork(Fork):
     """A child made by the C library's fork. The interpreter's lock stays held, as in uwsgi."""
 
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
-        # A thread that waits for the interpreter's lock at the fork is waited for in the child, for ever: what
-        # the C library knows of its waiters is copied as well.
-        wait_until(_others_sleep, "no other thread wants the interpreter's lock")
         real = os.fork
         os.fork = ctypes.PyDLL(None).fork  # type: ignore[assignment]
         try:
             super().__init__(_restoring(function, real), *arguments)
         finally:
             os.fork = real
-
-
-def _others_sleep() -> bool:
-    """Whether all other threads sleep in something else than a lock."""
-    for task in Path("/proc/self/task").iterdir():
-        if int(task.name) != threading.get_native_id():
-            try:
-                state = (task / "stat").read_text().rpartition(")")[2].split()[0]
-                if state != "S" or "futex" in (task / "wchan").read_text():
-                    return False
-            except OSError:  # it has ended meanwhile
-                return False
-    return True
 
 
 def _restoring(function: Callable[..., Any], real: Callable[[], int]) -> Callable[..., Any]:
@@ -103,6 +87,56 @@ def script_checkout(path: str, directory: str) -> None:
     idle.release()
     with pool.checkout(timeout=10) as session:
         session.ask("unharmed")
+
+
+def script_waiters(path: str, directory: str) -> None:
+    """Threads that wait for the interpreter's lock at the fork are not waited for in the child.
+
+    What the C library knows of those who wait is copied with the lock.
+    """
+    pool = PoolManager("t", linger=0.0).pool("p", SessionRecipe(path), max_size=2)
+    with pool.checkout(timeout=10) as session:
+        session.ask("x")
+    stop = threading.Event()
+
+    def spin() -> None:
+        while not stop.is_set():
+            pass
+
+    threads = [threading.Thread(target=spin, daemon=True) for _ in range(3)]
+    for thread in threads:
+        thread.start()
+
+    def child() -> str:
+        with pool.checkout(timeout=30) as mine:
+            mine.ask("the child")
+        return "ok"
+
+    for _ in range(5):
+        assert CFork(child).result() == "ok"
+    stop.set()
+    for thread in threads:
+        thread.join()
+
+
+def script_hooks(path: str, directory: str) -> None:
+    """Other libraries' hooks run in such a child, once."""
+    pool = PoolManager("t", linger=0.0).pool("p", SessionRecipe(path), max_size=2)
+    with pool.checkout(timeout=10):
+        pass
+    called: list[int] = []
+    os.register_at_fork(after_in_child=lambda: called.append(os.getpid()))
+
+    def alone() -> list[int]:
+        for _ in range(2):
+            with pool.checkout(timeout=10):
+                pass
+        return called
+
+    child = CFork(alone)
+    assert child.result() == [child.pid]
+    child = Fork(alone)
+    assert child.result() == [child.pid]
 
 
 def script_release(path: str, directory: str) -> None:
