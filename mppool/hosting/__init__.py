@@ -29,4 +29,5 @@ The host
   session.py    serves one stream
   asked.py      what is asked of a resource, and how the answer leaves
   rows.py       rows leave in blocks
+  columns.py    rows that marshal does not know
 """

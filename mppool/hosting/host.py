@@ -31,6 +31,16 @@ FIRST_WORKER_S = 2.0
 IDLE_STREAM_S = 120.0
 """A stream without a lease is closed after so long: the worker makes another when it needs one."""
 _LEAST_LOOK_S = 0.02
+LONGEST_LOG = 1_000_000
+
+
+def bound_log() -> None:
+    """Keep what this process prints within bounds; all hosts of a manager share the file."""
+    try:
+        if os.fstat(2).st_size > LONGEST_LOG:
+            os.ftruncate(2, 0)
+    except OSError as error:
+        log.debug("the log cannot be shortened: %s", error)
 
 
 class Host:
@@ -216,6 +226,7 @@ class Host:
                 session.worker_is_gone()
         if self._was_removed():
             self.leave()
+        bound_log()
 
     def _look_for_quiet(self, now: float) -> None:
         """Leases whose worker has said nothing for `max_quiet` end."""

@@ -14,7 +14,13 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 import msgspec
 
 from mppool.errors import CheckoutTimeout as CheckoutTimedOut
-from mppool.errors import ConfigurationError, LeaseReleased, PoolClosed, ServerUnavailable
+from mppool.errors import (
+    ConfigurationError,
+    LeaseReleased,
+    OpenFailed,
+    PoolClosed,
+    ServerUnavailable,
+)
 from mppool.hosting import dbapi, frames, launch
 from mppool.hosting.declared import Declared
 from mppool.hosting.proxies import Hold
@@ -42,6 +48,7 @@ T = TypeVar("T")
 log = Log("mppool.hosting")
 
 _PAUSE_S = 0.005
+_MOST_DEATHS = 5
 _LEAVE_S = 5.0
 _GREETING_S = 10.0
 
@@ -114,6 +121,7 @@ class HostedPool(Pool[T]):
             if not local.is_sealed:
                 local.member.seal()
             principal = local.identities.of(identity, credential, seconds)
+        deaths = 0
         while True:
             stream = self._streams.take()
             is_fresh = stream is None
@@ -124,7 +132,8 @@ class HostedPool(Pool[T]):
             except HostGone:
                 # A host that leaves closes its streams: another one is found, or started. So is one for a host that died.
                 if is_fresh:
-                    self._pause(deadline)
+                    deaths += 1
+                    self._pause(deadline, deaths)
 
     def _checked_out(
         self,
@@ -192,7 +201,12 @@ class HostedPool(Pool[T]):
             recipe.credential is not None,
         )
 
-    def _pause(self, deadline: float | None) -> None:
+    def _pause(self, deadline: float | None, deaths: int) -> None:
+        if deaths >= _MOST_DEATHS:
+            raise OpenFailed(
+                f"pool {self.name!r}: its host has ended {deaths} times while this checkout waited; does opening a "
+                "resource end the process? See hosts.log in the directory of the manager"
+            )
         if deadline is not None and monotonic() + _PAUSE_S >= deadline:
             raise CheckoutTimedOut(
                 f"pool {self.name!r}: its hosts come and go; nothing could be had in time"
@@ -238,12 +252,14 @@ class HostedPool(Pool[T]):
 
     def _reached(self, deadline: float | None) -> Stream:
         """A stream to a host whose process is a member of the manager by now."""
+        deaths = 0
         while True:
             stream = self._streams.take() or self._connected(deadline)
             try:
                 kind, body = stream.call(0, frames.ATTACH, [])
             except HostGone:
-                self._pause(deadline)
+                deaths += 1
+                self._pause(deadline, deaths)
                 continue
             if kind == frames.ERROR:
                 raise_error(body, self.name)

@@ -1,6 +1,6 @@
 """Rows leave a host in blocks: the first with the answer to `execute`, further ones by bytes.
 
-How rows are encoded was measured: benchmarks/rows.py, and decision 0069.
+How rows are encoded was measured: benchmarks/hosting.py, and decision 0069.
 """
 
 from __future__ import annotations
@@ -10,12 +10,16 @@ import pickle
 from collections.abc import Iterator
 from typing import Any
 
+from mppool.hosting import columns
+
 FIRST_ROWS = 64
 """So many leave with the answer to `execute`: what a small result has needs no second round trip."""
 NEXT_ROWS = 256
 """The second block; then it is known how many bytes a row has."""
 BLOCK_BYTES = 262_144
 MOST_ROWS = 20_000
+_ENOUGH = 8
+"""Fewer rows are not worth the trouble of columns."""
 
 Shape = tuple[Any, ...] | None
 """How rows look: None: tuples, or whatever pickles as it is; else a word and what goes with it."""
@@ -38,21 +42,29 @@ def shape_of(row: Any) -> Shape:
 
 
 def packed(rows: list[Any], shape: Shape) -> bytes:
-    """Rows as bytes. marshal knows Python's own simple types, and is the fastest; pickle knows the rest."""
+    """Rows as bytes. marshal knows Python's own simple types, and is the fastest; for the rest see columns.py."""
     if shape is not None:
         rows = list(map(tuple, rows))
     try:
         return b"m" + marshal.dumps(rows)
     except ValueError:  # Decimal, dates, UUID
+        if len(rows) >= _ENOUGH and all(type(row) is tuple and row for row in rows):
+            return b"c" + columns.packed(rows)
         return b"p" + pickle.dumps(rows, 5)
 
 
 def unpacked(data: Any) -> list[Any]:
     """The rows that `packed` was given."""
     view = memoryview(data)
-    load: Any = marshal.loads if view[0] == ord("m") else pickle.loads
-    rows: list[Any] = load(view[1:])
+    rows: list[Any] = _LOADS[view[0]](view[1:])
     return rows
+
+
+_LOADS: dict[int, Any] = {
+    ord("m"): marshal.loads,
+    ord("c"): columns.unpacked,
+    ord("p"): pickle.loads,
+}
 
 
 class Reader:

@@ -166,7 +166,7 @@ class Session:
         use = self._use
         try:
             message = self._decode(body)
-        except (PoolError, KeyError, ImportError) as error:
+        except (PoolError, ImportError) as error:
             # The request's number is needed for the answer, and stands before what could not be read.
             self._request = msgspec.msgpack.Decoder(ext_hook=lambda *_: None).decode(body)[0]
             self._send(frames.ERROR, error_body(error))
@@ -183,10 +183,8 @@ class Session:
                 use.forget(freed)
         try:
             handler(self, *message[4:])
-        except (OSError, Gone) as error:
-            if self.is_gone or isinstance(error, (BrokenPipeError, ConnectionResetError, Gone)):
-                raise Gone from error
-            self._send(frames.ERROR, error_body(error))
+        except Gone:
+            raise
         except Exception as error:  # noqa: BLE001  # it is the worker's to see
             self._send(frames.ERROR, error_body(error))
 
@@ -202,7 +200,10 @@ class Session:
         )
 
     def _send(self, kind: int, body: bytes) -> None:
-        self.connection.sendall(frames.answer(self._request, kind, body))
+        try:
+            self.connection.sendall(frames.answer(self._request, kind, body))
+        except OSError as error:  # not the resource's: nobody is there to be told
+            raise Gone from error
 
     # --- requests ---------------------------------------------------------------------------------------------
 

@@ -17,7 +17,7 @@ from uuid import UUID
 
 import msgspec
 
-from mppool.errors import ConfigurationError
+from mppool.errors import ConfigurationError, PoolError
 
 PLAIN = frozenset({type(None), bool, int, float, str, bytes})
 """What msgpack carries as it is (integers of up to 64 bits, text without surrogates)."""
@@ -188,7 +188,10 @@ class FromWorker:
 
     def _unpack(self, code: int, data: memoryview) -> Any:
         if code == _HANDLE:
-            return self._handles[int(bytes(data))]
+            found = self._handles.get(int(bytes(data)))
+            if found is None:
+                raise PoolError("what this proxy stands for is gone from the host")
+            return found
         if code == _PICKLE:
             if not self._may_pickle:
                 raise ConfigurationError("this pool takes no pickles from workers: values='plain'")

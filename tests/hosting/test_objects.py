@@ -14,6 +14,7 @@ import pytest
 
 from mppool import InProcessManager, PoolManager, Recipe
 from mppool.errors import ConfigurationError, LeaseReleased, PoolError
+from mppool.hosting.rows import packed, unpacked
 from tests.helpers import Fork, wait_until
 from tests.hosting.things import Custom, Refused, Thing, cannot_open, reset
 
@@ -112,6 +113,27 @@ def test_values_travel_both_ways_as_they_are(manager: PoolManager) -> None:
         with pytest.raises(ConfigurationError, match="values='pickle'"):
             thing.echo(Custom(3))
         assert thing.echo(1) == 1  # the stream is as good as before
+
+
+ROWS = [
+    [(1, "a", None), (2, "b", 2.5)],
+    [(decimal.Decimal("1.10"), dt.date(2026, 1, 2)), (None, None), (decimal.Decimal("NaN"), dt.date.min)],
+    [(one,) for one in VALUES if isinstance(one, dt.datetime)],
+    [(dt.datetime(2026, 1, 2, 3, 4, 5, 6), dt.time(1, 2), uuid.UUID(int=3), dt.timedelta(-1, 2, 3))] * 9,  # noqa: DTZ001
+    [(dt.datetime(2026, 1, 2, tzinfo=dt.timezone.utc), dt.time(1, tzinfo=dt.timezone.utc))],
+    [(Custom, decimal.Decimal(1)), ("x", 5)],
+    [{"a": decimal.Decimal(1)}],
+    [(), ()],
+    [],
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("rows", ROWS, ids=range(len(ROWS)))
+def test_rows_are_as_they_were(rows: list[Any]) -> None:
+    for many in (rows, rows * 9):  # few are pickled, many go column by column
+        assert repr(unpacked(packed(many, None))) == repr(many)
+    back = unpacked(packed(rows * 9, None))[: len(rows)]
+    assert [type(row) for row in back] == [type(row) for row in rows]
 
 
 def test_other_values_travel_where_the_pool_says_so(manager: PoolManager) -> None:

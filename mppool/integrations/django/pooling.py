@@ -97,6 +97,11 @@ class SharedPoolMixin:
         name = given.pop("name", self.alias)
         if self.settings_dict.get("CONN_HEALTH_CHECKS"):
             given.setdefault("check_idle_for", 0.0)
+        if given.get("placement") == "host":
+            raise ImproperlyConfigured(
+                f"DATABASES[{self.alias!r}]['OPTIONS']['pool']: placement='host' is not offered with Django, whose "
+                "backends prepare connections with functions that do not travel; leave placement out"
+            )
         recipe = DjangoRecipe(template)
         key = (id(manager), name, recipe.fingerprint())
         with _declaring:

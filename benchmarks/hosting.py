@@ -1,0 +1,268 @@
+"""Hosts: what a call costs, what rows cost and how they are encoded, and many processes on few connections."""
+
+from __future__ import annotations
+
+import contextlib
+import datetime as dt
+import functools
+import itertools
+import marshal
+import os
+import pickle
+import socket
+import sqlite3
+import time
+from collections.abc import Callable, Iterator
+from decimal import Decimal
+from statistics import median
+from typing import Any
+
+import msgspec
+
+from benchmarks.command import command
+from benchmarks.load import in_processes, private_manager
+from benchmarks.measuring import interleaved, pinned
+from benchmarks.tables import Table
+from mppool import PoolManager
+from mppool.dbapi import DbApiRecipe
+from mppool.hosting.rows import packed, unpacked
+from mppool.recipe import Opening
+
+DIRECT, HOSTED, WORKER, HOST = "direct", "in a host", 'placement="worker"', 'placement="host"'
+ROUND_TRIP = "a round trip over AF_UNIX"
+PROCESSES, CONNECTIONS, LOGIN_S = 8, 2, 0.005
+PAUSES_S = (0.0, 0.01)
+"""Between two uses: none, or what a request does besides asking the database."""
+ROWS = 100_000
+
+
+class SlowLogin(DbApiRecipe):
+    """SQLite whose login takes as long as PostgreSQL's."""
+
+    def connect(self, opening: Opening) -> Any:
+        time.sleep(LOGIN_S)
+        return super().connect(opening)
+
+
+def run(quick: bool) -> list[Table]:
+    """Four tables."""
+    crowds = [crowd(quick, pause_s) for pause_s in PAUSES_S]
+    return [calls(quick), many_rows(quick), *crowds, *encodings(quick)]
+
+
+# --- one process ------------------------------------------------------------------------------------------------
+
+
+def calls(quick: bool) -> Table:
+    """`execute` and `fetchone` of a small result, and what the same bytes take to an echo and back."""
+    rounds, repetitions = (2, 50) if quick else (15, 2000)
+    with pinned(), _host() as manager, _echo() as there_and_back:
+        pool = manager.pool("calls", DbApiRecipe(sqlite3.connect, ":memory:"), placement="host")
+        connection = sqlite3.connect(":memory:")
+        with pool.checkout(timeout=None) as hosted:
+            there, here = hosted.cursor(), connection.cursor()
+            contestants = {
+                DIRECT: lambda: _micros(
+                    lambda: here.execute("select ?", (1,)).fetchone(), repetitions
+                ),
+                ROUND_TRIP: lambda: _micros(there_and_back, repetitions),
+                HOSTED: lambda: _micros(
+                    lambda: there.execute("select ?", (1,)).fetchone(), repetitions
+                ),
+            }
+            samples = interleaved(contestants, rounds)
+        samples["checkout, execute, fetchone, release"] = [
+            _micros(lambda: _use(pool), repetitions) for _ in range(rounds)
+        ]
+        connection.close()
+    return Table(
+        "hosting_calls",
+        "execute and fetchone, one process",
+        "us",
+        samples,
+        (ROUND_TRIP,),
+        aims=[f"{HOSTED}: at most {DIRECT} + 2.5 x {ROUND_TRIP}"],
+    )
+
+
+def many_rows(quick: bool) -> Table:
+    """`execute` and `fetchall` of many rows of five columns."""
+    rounds, count = (1, 2_000) if quick else (9, ROWS)
+    statement = (
+        "with recursive n(i) as (select 1 union all select i + 1 from n where i < ?) "
+        "select i, i * 0.5, 'name ' || i, i % 7, 'a text of some length' from n"
+    )
+
+    def per_second(connection: Any) -> float:
+        began = time.perf_counter()
+        rows = connection.execute(statement, (count,)).fetchall()
+        assert len(rows) == count
+        return count / (time.perf_counter() - began)
+
+    with _host() as manager:
+        pool = manager.pool("rows", DbApiRecipe(sqlite3.connect, ":memory:"), placement="host")
+        connection = sqlite3.connect(":memory:")
+        with pool.checkout(timeout=None) as hosted:
+            samples = interleaved(
+                {DIRECT: lambda: per_second(connection), HOSTED: lambda: per_second(hosted)}, rounds
+            )
+        connection.close()
+    return Table(
+        "hosting_rows",
+        f"{ROWS:,} rows of 5 columns",
+        "rows/s",
+        samples,
+        (DIRECT,),
+        more_is_better=True,
+        aims=[f"{HOSTED}: at least 0.5 x {DIRECT}"],
+    )
+
+
+# --- many processes ---------------------------------------------------------------------------------------------
+
+
+def crowd(quick: bool, pause_s: float) -> Table:
+    """Small statements of 8 processes on 2 connections, and how long a use takes for the unlucky ones."""
+    rounds, seconds = (1, 0.5) if quick else (5, 5.0)
+    slowest: dict[str, list[float]] = {}
+
+    def contestant(placement: Any) -> float:
+        with _host() as manager:
+            recipe = SlowLogin(sqlite3.connect, ":memory:")
+            pool = manager.pool("crowd", recipe, max_size=CONNECTIONS, placement=placement)
+            _use(pool)  # the server, and the host, are there
+
+            def work(_: int) -> list[float]:
+                until, took = time.monotonic() + seconds, []
+                while time.monotonic() < until:
+                    began = time.perf_counter()
+                    _use(pool)
+                    took.append(time.perf_counter() - began)
+                    if pause_s:
+                        time.sleep(pause_s)
+                return took
+
+            every = sorted(itertools.chain.from_iterable(in_processes(PROCESSES, work)))
+            slowest.setdefault(placement, []).append(every[len(every) * 99 // 100] * 1000)
+            return len(every) / seconds
+
+    samples = interleaved(
+        {WORKER: lambda: contestant("worker"), HOST: lambda: contestant("host")},
+        rounds,
+        warm_up=False,
+    )
+    names = {WORKER: "worker", HOST: "host"}
+    return Table(
+        f"hosting_crowd_{pause_s * 1000:g}",
+        f"{PROCESSES} processes on {CONNECTIONS} connections, small statements, {pause_s * 1000:g} ms between two, "
+        f"login {LOGIN_S * 1000:g} ms",
+        "statements/s",
+        samples,
+        (WORKER,),
+        more_is_better=True,
+        details={
+            name: {"99 % within, ms": median(slowest[which])} for name, which in names.items()
+        },
+    )
+
+
+# --- how rows are encoded ---------------------------------------------------------------------------------------
+
+
+def encodings(quick: bool) -> list[Table]:
+    """There and back, for rows of Python's simple types, and with exact numbers and times."""
+    simple = (12345, "a name of 20 letters", 3.25, None, "x")
+    rich = (12345, "a name of 20 letters", Decimal("12.50"), dt.datetime(2026, 1, 2, 3, 4, 5), "x")  # noqa: DTZ001
+    return [
+        _encoding(quick, name, [_another(row, number) for number in range(count)])
+        for name, row in (("simple", simple), ("rich", rich))
+        for count in (1, 100, 10_000)
+    ]
+
+
+def _another(row: tuple[Any, ...], number: int) -> tuple[Any, ...]:
+    """A row of values of its own: what repeats itself is encoded once."""
+    kinds = {
+        int: lambda one: one + number,
+        str: lambda one: f"{one} {number}",
+        float: lambda one: one + number,
+    }
+    rich = {
+        Decimal: lambda one: one + number,
+        dt.datetime: lambda one: one + dt.timedelta(seconds=number),
+    }
+    return tuple({**kinds, **rich}.get(type(one), lambda same: same)(one) for one in row)
+
+
+def _encoding(quick: bool, name: str, rows: list[tuple[Any, ...]]) -> Table:
+    rounds, repetitions = (2, 1) if quick else (15, max(1, 20_000 // len(rows)))
+    kinds: Any = tuple[tuple(object if one is None else type(one) for one in rows[0])]
+    decoder = msgspec.msgpack.Decoder(list[kinds])
+    ways: dict[str, tuple[Callable[[Any], bytes], Callable[[Any], Any]]] = {
+        "msgspec, a decoder for the shape": (msgspec.msgpack.encode, decoder.decode),
+        "pickle 5": (functools.partial(pickle.dumps, protocol=5), pickle.loads),
+    }
+    ways["what hosts do"] = (lambda rows: packed(rows, None), unpacked)
+    if name == "simple":
+        ways["marshal"] = (marshal.dumps, marshal.loads)
+
+    def contestant(way: tuple[Callable[[Any], bytes], Callable[[Any], Any]]) -> float:
+        encode, decode = way
+        return _micros(lambda: decode(encode(rows)), repetitions) / len(rows)
+
+    return Table(
+        f"hosting_encoding_{name}_{len(rows)}",
+        f"{len(rows):,} {name} rows, encoded and decoded",
+        "us a row",
+        interleaved({w: lambda way=way: contestant(way) for w, way in ways.items()}, rounds),
+        ("pickle 5",),
+    )
+
+
+# --- parts ------------------------------------------------------------------------------------------------------
+
+
+def _use(pool: Any) -> None:
+    with pool.checkout(timeout=None) as connection:
+        connection.execute("select 1").fetchone()
+
+
+def _micros(function: Callable[[], Any], repetitions: int) -> float:
+    began = time.perf_counter()
+    for _ in range(repetitions):
+        function()
+    return (time.perf_counter() - began) / repetitions * 1e6
+
+
+@contextlib.contextmanager
+def _host() -> Iterator[PoolManager]:
+    """A manager whose hosts end with the block."""
+    with private_manager(linger=0.0) as manager, manager:
+        yield manager
+
+
+@contextlib.contextmanager
+def _echo() -> Iterator[Callable[[], None]]:
+    """Sends some bytes to another process and reads them again."""
+    ours, theirs = socket.socketpair()
+    child = os.fork()
+    if child == 0:
+        ours.close()
+        while data := theirs.recv(4096):
+            theirs.sendall(data)
+        os._exit(0)
+    theirs.close()
+
+    def there_and_back() -> None:
+        ours.sendall(b"x" * 60)
+        ours.recv(4096)
+
+    try:
+        yield there_and_back
+    finally:
+        ours.close()
+        os.waitpid(child, 0)
+
+
+if __name__ == "__main__":
+    command({"hosting": run})
