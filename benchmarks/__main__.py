@@ -11,6 +11,7 @@ from benchmarks import (
     engines,
     footprint,
     goodput,
+    hosting,
     scale,
     sharing,
     spike,
@@ -32,6 +33,7 @@ MODULES = (
     storm,
     brake,
     tokens,
+    hosting,
     footprint,
     scale,
 )

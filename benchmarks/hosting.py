@@ -44,10 +44,13 @@ class SlowLogin(DbApiRecipe):
         return super().connect(opening)
 
 
-def run(quick: bool) -> list[Table]:
-    """Four tables."""
-    crowds = [crowd(quick, pause_s) for pause_s in PAUSES_S]
-    return [calls(quick), many_rows(quick), *crowds, *encodings(quick)]
+def run(quick: bool) -> Iterator[Table]:
+    """Calls, rows, crowds, and how rows are encoded."""
+    yield calls(quick)
+    yield many_rows(quick)
+    for pause_s in PAUSES_S:
+        yield crowd(quick, pause_s)
+    yield from encodings(quick)
 
 
 # --- one process ------------------------------------------------------------------------------------------------
@@ -55,7 +58,7 @@ def run(quick: bool) -> list[Table]:
 
 def calls(quick: bool) -> Table:
     """`execute` and `fetchone` of a small result, and what the same bytes take to an echo and back."""
-    rounds, repetitions = (2, 50) if quick else (15, 2000)
+    rounds, repetitions = (2, 50) if quick else (15, 500)
     with pinned(), _host() as manager, _echo() as there_and_back:
         pool = manager.pool("calls", DbApiRecipe(sqlite3.connect, ":memory:"), placement="host")
         connection = sqlite3.connect(":memory:")
@@ -123,7 +126,7 @@ def many_rows(quick: bool) -> Table:
 
 def crowd(quick: bool, pause_s: float) -> Table:
     """Small statements of 8 processes on 2 connections, and how long a use takes for the unlucky ones."""
-    rounds, seconds = (1, 0.5) if quick else (5, 5.0)
+    rounds, seconds = (1, 0.5) if quick else (3, 5.0)
     slowest: dict[str, list[float]] = {}
 
     def contestant(placement: Any) -> float:
@@ -195,7 +198,7 @@ def _another(row: tuple[Any, ...], number: int) -> tuple[Any, ...]:
 
 
 def _encoding(quick: bool, name: str, rows: list[tuple[Any, ...]]) -> Table:
-    rounds, repetitions = (2, 1) if quick else (15, max(1, 20_000 // len(rows)))
+    rounds, repetitions = (2, 1) if quick else (9, max(1, 5_000 // len(rows)))
     kinds: Any = tuple[tuple(object if one is None else type(one) for one in rows[0])]
     decoder = msgspec.msgpack.Decoder(list[kinds])
     ways: dict[str, tuple[Callable[[Any], bytes], Callable[[Any], Any]]] = {

@@ -27,6 +27,7 @@ The host
   __main__.py   the process
   host.py       accepts streams, watches their processes, and leaves when nobody is there
   session.py    serves one stream
+  lending.py    the lease of a stream
   asked.py      what is asked of a resource, and how the answer leaves
   rows.py       rows leave in blocks
   columns.py    rows that marshal does not know

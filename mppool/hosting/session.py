@@ -11,19 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from mppool.errors import OpenFailed, PoolError, ProtocolError, StaleLease
+from mppool.errors import OpenFailed, PoolError, ProtocolError
 from mppool.hosting import frames
-from mppool.hosting.asked import Use, error_body
-from mppool.hosting.values import FromWorker, encode
+from mppool.hosting.asked import error_body
+from mppool.hosting.lending import Lending
+from mppool.hosting.values import encode
 from mppool.ids import ProcessId, own_process
 from mppool.logs import Log
 from mppool.rendezvous.liveness import watch_peer
-from mppool.worker.callers import note_caller
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mppool.worker.lease import Lease
     from mppool.worker.pool import Pool
 
 log = Log("mppool.hosting")
@@ -38,12 +37,10 @@ _ATTACH_S = 30.0
 def ask_for_token(refused: bool) -> Any:
     """A token of the worker on whose behalf this thread opens; None: no credential is involved.
 
-    refused: the last one was. Raises OpenFailed where there is nobody to be asked, and what the credential has raised.
+    refused: the last one was. None too where nobody asks for what is opened. Raises what the credential has raised.
     """
     session = _asking.get()
-    if session is None:
-        raise OpenFailed("a token is needed, and no worker is there that could be asked for one")
-    return session.token(refused)
+    return None if session is None else session.token(refused)
 
 
 class Gone(Exception):
@@ -80,22 +77,13 @@ class Session:
         self._pool = pool
         self._epoch = epoch
         self._watch, self._leave = watch, leave
-        self._session_of, self._next_lease = session_of, next_lease
-        self._handles: dict[int, Any] = {}
-        self._decode = FromWorker(self._handles, may_pickle=pool.options.values == "pickle").decode
-        guard = pool.options.guard
-        self._guards = pool._local.recipe.guard if guard is None else guard
-        self._told: set[type] = set()
+        self._session_of = session_of
+        self._lending = Lending(pool, next_lease)
         self._busy = threading.Lock()
         self._exchange = threading.Lock()
         self._in_checkout = False
         self._has_token = False
-        self._lease: Lease[Any] | None = None
-        self._use: Use | None = None
-        self._lease_number = 0
-        self._stale = ""
         self._surplus = b""
-        self._spoils = False
         self._request = 0
         self.is_running = False
         self.is_gone = False
@@ -127,7 +115,7 @@ class Session:
             self.is_gone = True
             with self._busy:
                 # Between two calls it is given back, which rolls back; in the middle of one nobody knows.
-                self._end_lease(frames.GIVEN_BACK if is_clean else frames.DISCARDED)
+                self._lending.end(frames.GIVEN_BACK if is_clean else frames.DISCARDED)
             self.connection.close()
 
     def _read(self) -> memoryview:
@@ -163,9 +151,9 @@ class Session:
         return view
 
     def _serve(self, body: Any) -> None:
-        use = self._use
+        lending = self._lending
         try:
-            message = self._decode(body)
+            message = lending.decode(body)
         except (PoolError, ImportError) as error:
             # The request's number is needed for the answer, and stands before what could not be read.
             self._request = msgspec.msgpack.Decoder(ext_hook=lambda *_: None).decode(body)[0]
@@ -176,11 +164,11 @@ class Session:
         if handler is None:
             raise ProtocolError(f"an unknown request {op!r}")
         if op in _WITH_LEASE:
-            if lease != self._lease_number or use is None:
+            if lease != lending.number or not lending.is_out:
                 self._refuse_lease(lease, op)
                 return
             if freed:
-                use.forget(freed)
+                lending.forget(freed)
         try:
             handler(self, *message[4:])
         except Gone:
@@ -191,13 +179,9 @@ class Session:
     def _refuse_lease(self, lease: int, op: int) -> None:
         if op == frames.RELEASE:
             return  # it is not waited for; what it means has ended already
-        why = self._stale if lease == self._lease_number and self._stale else "its lease has ended"
-        if lease > self._lease_number:
+        if lease > self._lending.number:
             raise ProtocolError(f"lease {lease} was never given")
-        self._send(
-            frames.ERROR,
-            error_body(StaleLease(f"pool {self._pool.name!r}: {why}; check out again")),
-        )
+        self._send(frames.ERROR, error_body(self._lending.stale()))
 
     def _send(self, kind: int, body: bytes) -> None:
         try:
@@ -234,24 +218,17 @@ class Session:
         label: str = "",
         caller: str = "",
     ) -> None:
-        if self._lease is not None:
+        if self._lending.is_out:
             raise ProtocolError("a checkout on a stream that has a lease")
         token = _asking.set(self)
-        self._has_token, self._in_checkout, self._stale = has_token, True, ""
+        self._has_token, self._in_checkout = has_token, True
         try:
-            lease = self._pool.checkout(timeout, identity=identity)
+            self._lending.take(timeout, identity, label, caller)
         finally:
             with self._exchange:  # nobody asks for a token from now on
                 self._in_checkout = False
             _asking.reset(token)
-        if caller:
-            note_caller(lease._held[0], label, caller)
-        self._lease = lease
-        self._lease_number = self._next_lease()
-        self._spoils = False
-        self._use = Use(lease.resource, self._told, self._handles)
-        commits = getattr(lease.resource, "autocommit", None) is True
-        self._send(frames.VALUE, encode([self._lease_number, self._use.introduced(), commits]))
+        self._send(frames.VALUE, encode([self._lending.number, *self._lending.introduced()]))
 
     def token(self, refused: bool) -> Any:
         """Ask the worker, whose checkout is under way. Called by the thread that opens."""
@@ -273,40 +250,29 @@ class Session:
         return TokenInfo(found, expires_on, None)
 
     def _release(self, how: int) -> None:
-        self._end_lease(how)
+        self._lending.end(how)
 
     def _call(self, handle: int, name: str, args: Any, kwargs: Any) -> None:
-        self._send(*self._living().call(handle, name, args, kwargs))
+        self._send(*self._lending.touched("", ()).call(handle, name, args, kwargs))
 
     def _run(self, handle: int, of_connection: bool, name: str, args: Any, kwargs: Any) -> None:
-        use = self._living()
-        if self._guards and self._pool._local.recipe.leaves_behind(name, tuple(args)):
-            self._spoils = True
-        self._send(*use.run(handle, of_connection, name, args, kwargs))
+        kind, body = self._lending.run(
+            handle, of_connection, name, args, kwargs, may_replace=not self._has_token
+        )
+        self._send(kind, body)
 
     def _fetch(self, handle: int, count: int | None) -> None:
-        for kind, body in self._living().fetch(handle, count):
+        for kind, body in self._lending.living().fetch(handle, count):
             self._send(kind, body)
 
     def _get(self, handle: int, name: str) -> None:
-        self._send(*self._living().get(handle, name))
+        self._send(*self._lending.living().get(handle, name))
 
     def _set(self, handle: int, name: str, value: Any) -> None:
-        use = self._living()
-        if self._guards and self._pool._local.recipe.leaves_behind(name, (value,)):
-            self._spoils = True
-        self._send(*use.set(handle, name, value))
-
-    def _living(self) -> Use:
-        """Raises StaleLease where the lease was held for too long, and its resource was closed."""
-        assert self._lease is not None
-        assert self._use is not None
-        self._lease.resource  # noqa: B018  # raises
-        return self._use
+        self._send(*self._lending.touched(name, (value,)).set(handle, name, value))
 
     def _invalidate(self, renewed: bool) -> None:
-        assert self._lease is not None
-        self._lease.invalidate(renewed=renewed)
+        self._lending.invalidate(renewed)
         self._send(frames.VALUE, encode([]))
 
     def _cancel(self, number: int, lease: int) -> None:
@@ -323,43 +289,11 @@ class Session:
         link.ensure_session(monotonic() + _ATTACH_S)
         self._send(frames.VALUE, encode([]))
 
-    # --- the end of a lease -----------------------------------------------------------------------------------
-
-    def _end_lease(self, how: int) -> None:
-        lease, self._lease = self._lease, None
-        use, self._use = self._use, None
-        if use is not None:
-            use.end()
-        if lease is None:
-            return
-        try:
-            if how == frames.DISCARDED or self._spoils:
-                lease.discard()
-            elif how == frames.SUSPECT:
-                error = PoolError("an exception ended the use in the worker")
-                lease.__exit__(PoolError, error, None)
-            else:
-                lease.release()
-        except Exception:
-            log.exception("pool %r: a lease could not be given back", self._pool.name)
-            lease.discard()
-
     # --- called by other threads ------------------------------------------------------------------------------
 
     def cancel(self, lease_number: int) -> bool:
-        """Have the call that runs end with an error. False: it cannot be done, or nothing runs."""
-        lease, use = self._lease, self._use
-        if lease is None or use is None or lease_number not in (0, self._lease_number):
-            return False
-        try:
-            if lease.cancel():
-                return True
-            # The recipe cannot; a cursor may know how. The resource is closed all the same: the database may be told late.
-            self._spoils = True
-            return use.cancel()
-        except Exception:
-            log.warning("pool %r: a call could not be cancelled", self._pool.name, exc_info=True)
-            return False
+        """See Lending.cancel."""
+        return self._lending.cancel(lease_number)
 
     def worker_is_gone(self) -> None:
         """The process is dead, or has closed the stream: what runs on its behalf is cancelled."""
@@ -380,28 +314,29 @@ class Session:
 
     def end_if_quiet(self, now: float, longest_s: float) -> None:
         """A lease whose worker has said nothing for so long ends; the resource is reset and goes on."""
-        if self._lease is None or self.is_running or now - self.last_heard < longest_s:
+        lending = self._lending
+        if not lending.is_out or self.is_running or now - self.last_heard < longest_s:
             return
         if not self._busy.acquire(blocking=False):
             return  # it has just said something
         try:
-            if self._lease is None or now - self.last_heard < longest_s:
+            if not lending.is_out or now - self.last_heard < longest_s:
                 return
-            self._stale = f"its worker said nothing for max_quiet={longest_s:g} s, so what was open in it was rolled back"
+            lending.why_over = f"its worker said nothing for max_quiet={longest_s:g} s, so what was open in it was rolled back"
             log.warning(
                 "pool %r: a lease of process %s has ended: %s",
                 self._pool.name,
                 self.process,
-                self._stale,
+                lending.why_over,
             )
-            self._end_lease(frames.GIVEN_BACK)
+            lending.end(frames.GIVEN_BACK)
         finally:
             self._busy.release()
 
     @property
     def has_lease(self) -> bool:
         """Whether a resource is lent on this stream."""
-        return self._lease is not None
+        return self._lending.is_out
 
 
 _HANDLERS: dict[int, Callable[..., None]] = {

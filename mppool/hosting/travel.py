@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 import msgspec
 
-from mppool.errors import ConfigurationError
+from mppool.errors import ConfigurationError, OpenFailed
 from mppool.options import PoolOptions
 from mppool.recipe import Opening, Recipe
 
@@ -69,6 +69,10 @@ class WithTokens(Recipe[Any]):
     def open(self, opening: Opening) -> Any:
         """Open with a token of the worker that asks; once more with another, where it was refused."""
         token = self._ask(False)
+        if token is None and self._had_credential:
+            raise OpenFailed(
+                "a token is needed, and no worker is there that could be asked for one"
+            )
         try:
             return self._open_with(opening, token)
         except Exception as error:

@@ -68,6 +68,8 @@ class Errands:
         except BlockingIOError:
             return
         except (OSError, ProtocolError) as error:
+            if self._session.outgoing.channel is not channel:
+                return  # another thread has detached meanwhile, and closed it
             log.warning("manager %r: lost the server: %s", self._process.name, error)
             self._session.lost(channel)
             return

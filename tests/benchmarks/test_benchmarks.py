@@ -17,6 +17,7 @@ from benchmarks import (
     engines,
     footprint,
     goodput,
+    hosting,
     scale,
     sharing,
     spike,
@@ -50,6 +51,17 @@ TABLES = {
     goodput: {"goodput"},
     storm: {"storm"},
     brake: {"brake"},
+    hosting: {
+        "hosting_calls",
+        "hosting_rows",
+        "hosting_crowd_0",
+        "hosting_crowd_10",
+        *(
+            f"hosting_encoding_{kind}_{count}"
+            for kind in ("simple", "rich")
+            for count in (1, 100, 10_000)
+        ),
+    },
     footprint: {
         "footprint_import",
         "footprint_start",
