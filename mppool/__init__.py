@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from mppool.options import PoolOptions
     from mppool.recipe import Opening, Recipe
     from mppool.secret import Secret
+    from mppool.worker.budget import Budget
     from mppool.worker.lease import Lease
     from mppool.worker.pool import Pool
 
@@ -35,6 +36,7 @@ __all__ = [
     "AsyncLease",
     "AsyncPool",
     "AsyncRecipe",
+    "Budget",
     "CheckoutTimeout",
     "ConfigurationError",
     "ConfigurationMismatch",
@@ -96,6 +98,10 @@ def _home_of(name: str) -> Any:
         from mppool import options
 
         return options
+    if name == "Budget":
+        from mppool.worker import budget
+
+        return budget
     if name == "Lease":
         from mppool.worker import lease
 

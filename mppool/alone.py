@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, cast
 
 from mppool.base_manager import merged_alone, refuse_initializer
 from mppool.core.decisions import Draining
-from mppool.core.events import ClosePool, Drain, Reset, Resize
+from mppool.core.events import ClosePool, Drain, Reset, Resize, ResizeBudget
 from mppool.errors import ConfigurationError
 from mppool.options import checked_timeout
 
@@ -106,5 +106,5 @@ class Alone:
         """Nobody shares with this process, so its resources are opened where they are used."""
         return recipe
 
-    def _control_pool(self, event: Resize | Reset | ClosePool) -> None:
+    def _control_pool(self, event: Resize | ResizeBudget | Reset | ClosePool) -> None:
         self._link.command(event)

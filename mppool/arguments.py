@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any, Literal, TypedDict
+from typing import TYPE_CHECKING, Any, Literal, TypedDict
+
+if TYPE_CHECKING:
+    from mppool.worker.budget import Budget
 
 
 class PoolArguments(TypedDict, total=False):
@@ -35,6 +38,8 @@ class PoolArguments(TypedDict, total=False):
     values: Literal["plain", "pickle"]
     max_quiet: float | None
     wait_warn: float | None
+    budget: Budget | None
+    lanes: dict[str, int] | None
     # Beside a callable that opens a resource; a Recipe has them as methods.
     configure: Callable[[Any], Any] | None
     on_checkout: Callable[[Any], Any] | None

@@ -13,7 +13,7 @@ from mppool.credentials.identity import checked_identity
 from mppool.errors import ConfigurationError
 from mppool.hosting.declared import Declared
 from mppool.ids import Session, own_process
-from mppool.options import checked_name, checked_options
+from mppool.options import checked_name, checked_options, checked_whole
 from mppool.process.executor import let_others
 from mppool.recipe import SETTINGS, as_recipe
 from mppool.stats.health import ManagerHealth, asked
@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from mppool.recipe import Recipe
     from mppool.stats.shape import ManagerStats
     from mppool.wire.messages import Report
+    from mppool.worker.budget import Budget
     from mppool.worker.local_pool import LocalPool
 
 T = TypeVar("T")
@@ -61,7 +62,7 @@ class Manager:
         said: dict[str, Any] = {**options}
         hooks = {setting: said[setting] for setting in SETTINGS if setting in said}
         given = {option: value for option, value in said.items() if option not in SETTINGS}
-        checked = checked_options(name, given)
+        checked = checked_options(name, self._with_budget_name(name, given))
         made = as_recipe(recipe, hooks)
         if checked.placement == "host":
             made = self._for_hosts(name, made)
@@ -103,7 +104,7 @@ class Manager:
         said: dict[str, Any] = {**options}
         hooks = {hook: said[hook] for hook in ASYNC_HOOKS if hook in said}
         given = {option: value for option, value in said.items() if option not in ASYNC_HOOKS}
-        checked = checked_options(name, given)
+        checked = checked_options(name, self._with_budget_name(name, given))
         if checked.placement == "host":
             raise ConfigurationError(
                 f"pool {name!r}: placement='host' is not offered by apool: what belongs to an event loop lives in "
@@ -112,6 +113,39 @@ class Manager:
         bridge = LoopRecipe(as_async_recipe(recipe, hooks))
         local = self._member.declare(name, bridge, checked)
         return self._apool_of(local, (self, name, recipe, said))
+
+    def budget(self, name: str, max_size: int) -> Budget:
+        """Declare one cap over several pools: `manager.pool(..., budget=it)`. Costs nothing.
+
+        The pools share it max-min by demand; each keeps its own `max_size` and `min_size` within it. The same name
+        again with the same cap is the same budget.
+
+        Raises ConfigurationError for a name or a cap that is not allowed, and ConfigurationMismatch where this process
+        has declared the budget otherwise.
+        """
+        from mppool.worker.budget import Budget
+
+        checked_name("budget", name)
+        checked = checked_whole(f"budget {name!r}: max_size", max_size, 1)
+        declared = self._member.declare_budget(name, checked)
+        return Budget(declared, self._member, self.stats, (_rebuild_budget, (self, name, checked)))
+
+    def _with_budget_name(self, pool: str, given: dict[str, Any]) -> dict[str, Any]:
+        """The options of a pool, with the name of its budget. Raises ConfigurationError."""
+        from mppool.worker.budget import Budget
+
+        budget = given.get("budget")
+        if budget is None:
+            return given
+        if not isinstance(budget, Budget):
+            raise ConfigurationError(
+                f"pool {pool!r}: budget={budget!r:.80} is not allowed: give what manager.budget(name, max_size) returns"
+            )
+        if budget.declared_for(self._member) is None:
+            raise ConfigurationError(
+                f"pool {pool!r}: budget {budget.name!r} is of another manager; a budget is for the pools of its own"
+            )
+        return {**given, "budget": budget.name}
 
     def _apool_of(self, local: LocalPool, declared: tuple[Any, ...]) -> AsyncPool[Any]:
         from mppool.aio.pool import AsyncPool
@@ -165,10 +199,12 @@ class Manager:
             snapshot = self._unattached_snapshot()
             stats = self._merge(snapshot, self._member.report(False), seen=self._member.link.seen)
             stats["processes"], stats["server_pid"], stats["epoch"] = [], None, None
+        stats.setdefault("budgets", {})  # an older server has none
         unknown = [name for name in self._member.local_pools if name not in stats["pools"]]
         if unknown:  # the server runs, but this process has not attached to it yet
             own = self._merge(self._unattached_snapshot(), self._member.report(False))
             stats["pools"].update({name: own["pools"][name] for name in unknown})
+            stats["budgets"] = {**own["budgets"], **stats["budgets"]}
         found: ManagerStats = stats
         return found
 
@@ -289,6 +325,11 @@ def _rebuild_pool(
         pool._local.mark = mark
         pool = manager._pool_of(pool._local, (manager, name, recipe, options))
     return pool
+
+
+def _rebuild_budget(manager: Manager, name: str, max_size: int) -> Budget:
+    """The budget in another process."""
+    return manager.budget(name, max_size)
 
 
 def _rebuild_apool(

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal, NoReturn
 from mppool.alone import Alone, link_alone
 from mppool.base_manager import Manager, refuse_initializer
 from mppool.core.decisions import Draining
-from mppool.core.events import ClosePool, Drain, Reset, Resize
+from mppool.core.events import ClosePool, Drain, Reset, Resize, ResizeBudget
 from mppool.core.tokens import ForgetTokens
 from mppool.errors import ConfigurationError, ConfigurationMismatch, PoolError, ServerUnavailable
 from mppool.link.server_link import ServerLink
@@ -31,6 +31,7 @@ from mppool.process.fork import call_in_children, notice_fork
 from mppool.rendezvous.alone import is_alone
 from mppool.rendezvous.locator import ServerLocator
 from mppool.wire.messages import Done, Failed, Leave
+from mppool.worker.budget import resize_of as resize_of_budget
 from mppool.worker.member import Member, name_process
 from mppool.worker.pool import CLOSE_PATIENCE_S
 from mppool.worker.resizing import UNCHANGED, resize_of
@@ -309,6 +310,14 @@ class PoolManager(Manager, BaseManager):
         """
         self._control_pool(resize_of(pool, max_size, min_size))
 
+    def resize_budget(self, budget: str, max_size: int) -> None:
+        """`Budget.resize` for a budget that this process need not have declared; starts no server.
+
+        Raises ConfigurationError for a cap that is not allowed, ServerUnavailable where no server runs, PoolError for a
+        budget that no process has declared.
+        """
+        self._control_pool(resize_of_budget(budget, max_size))
+
     def reset(self, pool: str, *, over: float = 0.0) -> None:
         """`Pool.reset` for a pool that this process need not have declared; starts no server.
 
@@ -323,7 +332,7 @@ class PoolManager(Manager, BaseManager):
         """
         self._control_pool(ClosePool(pool, reopened=True))
 
-    def _control_pool(self, event: Resize | Reset | ClosePool) -> None:
+    def _control_pool(self, event: Resize | ResizeBudget | Reset | ClosePool) -> None:
         answer = self._link.control(event, time.monotonic() + CONTROL_DEADLINE_S)
         if not isinstance(answer, Done):
             self._raise_undrained(answer)

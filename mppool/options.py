@@ -65,6 +65,9 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     prefill: False: `min_size` resources are kept once they are open, but none is opened in advance.
     values: with hosts: "plain" sends values of Python's own types to them, "pickle" others too, by pickle.
     max_quiet: with hosts: a lease ends whose worker says nothing for longer; None: never.
+    lanes: how many resources are reserved for each lane (`checkout(lane=...)`); a reserve that nobody wants is lent to
+        the others. None: no lanes.
+    budget: the name of the budget (`manager.budget`) that the pool shares with others; None: none.
     """
 
     max_size: int | None = 10
@@ -93,6 +96,8 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     values: str = "plain"
     max_quiet: float | None = None
     wait_warn: float | None = None
+    budget: str | None = None
+    lanes: dict[str, int] | None = None
 
 
 OPTION_NAMES = PoolOptions.__struct_fields__
@@ -114,6 +119,14 @@ def checked_options(pool: str, given: dict[str, Any]) -> PoolOptions:
     options = PoolOptions(**values)
     _check_together(pool, options)
     return options
+
+
+def checked_whole(what: str, value: object, at_least: int) -> int:
+    """A whole number, or ConfigurationError. what: of whom, and which option."""
+    try:
+        return _whole(value, at_least)
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{what}={value!r:.80} is not allowed: {error}") from None
 
 
 def changes(before: PoolOptions, after: PoolOptions) -> str:
@@ -192,6 +205,12 @@ def _check_together(pool: str, options: PoolOptions) -> None:
             f"pool {pool!r}: min_size={options.min_size} is not allowed together with keep=False, which "
             "keeps nothing open here; leave one of them out, or say prefill=False"
         )
+    if options.lanes is not None:
+        if options.placement == "host":
+            raise ConfigurationError(
+                f"pool {pool!r}: lanes={options.lanes} is not allowed together with placement='host'; leave one of them out"
+            )
+        _check_lanes(pool, options.lanes, options.max_size)
     bounds = {
         "min_size": options.min_size,
         "max_per_identity": options.max_per_identity,
@@ -203,6 +222,18 @@ def _check_together(pool: str, options: PoolOptions) -> None:
                 f"pool {pool!r}: {name}={bound} is not allowed: it is more than max_size="
                 f"{options.max_size}; lower {name} or raise max_size"
             )
+
+
+def _check_lanes(pool: str, lanes: dict[str, int], max_size: int | None) -> None:
+    if max_size is None:
+        raise ConfigurationError(
+            f"pool {pool!r}: lanes={lanes} is not allowed without a cap: what is reserved is reserved of max_size"
+        )
+    if sum(lanes.values()) > max_size:
+        raise ConfigurationError(
+            f"pool {pool!r}: lanes={lanes} is not allowed: {sum(lanes.values())} are reserved, which is more than "
+            f"max_size={max_size}; reserve fewer or raise max_size"
+        )
 
 
 # What other pools call it, where the spelling alone does not lead to ours.
@@ -301,6 +332,31 @@ def _hosts(value: object) -> int:
     return hosts
 
 
+def _word(value: object) -> str:
+    try:
+        return checked_name("", value)
+    except ConfigurationError:
+        raise ConfigurationError(
+            f"give a name of 1 to 64 letters, digits, '.', '_' or '-' instead of {value!r:.80}"
+        ) from None
+
+
+def _lanes(value: object) -> dict[str, int] | None:
+    if value is None:
+        return None
+    if not isinstance(value, dict) or not value:
+        raise ConfigurationError(
+            'give a dict of names and numbers, for example {"web": 4}, or None for no lanes'
+        )
+    for name, right in value.items():
+        _word(name)
+        try:
+            _whole(right, 1)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"for lane {name!r}: {error}") from None
+    return dict(value)
+
+
 _RULES: dict[str, Callable[[object], Any]] = {
     "max_size": _optional_whole(1),
     "min_size": lambda value: _whole(value, 0),
@@ -328,4 +384,6 @@ _RULES: dict[str, Callable[[object], Any]] = {
     "values": _one_of("plain", "pickle"),
     "max_quiet": _positive_seconds,
     "wait_warn": _positive_seconds,
+    "lanes": _lanes,
+    "budget": lambda value: None if value is None else _word(value),
 }

@@ -204,9 +204,10 @@ class AsyncLease(Generic[T]):
 class AsyncCheckout(AsyncLease[T]):
     """What `pool.checkout()` returns: `async with` it for the resource, or `await` it for the lease."""
 
-    __slots__ = ("_for_whom", "_seconds")
+    __slots__ = ("_for_whom", "_lane", "_seconds")
 
-    # See AsyncLease. _for_whom: identity and credential, where they are named.
+    # See AsyncLease. _for_whom: identity and credential, where they are named. _lane: None in a pool without lanes.
+    _lane: str | None
     _seconds: float | None
     _for_whom: tuple[str | None, Any] | None
 
@@ -237,7 +238,7 @@ class AsyncCheckout(AsyncLease[T]):
                 f"pool {self._lender.name!r}: this checkout was used already; call pool.checkout() for each"
             )
         identity, credential = self._for_whom or (None, None)
-        entry = await self._lender.check_out(self._seconds, identity, credential)
+        entry = await self._lender.check_out(self._seconds, identity, credential, self._lane)
         if self._lender.local.notes_callers:
             note_caller(entry)
             if self._lender.local.options.track_leaks:

@@ -38,7 +38,7 @@ class Lender:
         self._recipe = recipe
 
     async def check_out(
-        self, seconds: float | None, identity: str | None, credential: Any
+        self, seconds: float | None, identity: str | None, credential: Any, lane: str | None
     ) -> PoolEntry:
         """A resource, beyond the quickest way."""
         local = self.local
@@ -58,7 +58,7 @@ class Lender:
         where = opens_in.set(home)
         try:
             entry = await TaskCheckout(
-                home.desk, TaskHooks(local, home), key, seconds, principal
+                home.desk, TaskHooks(local, home), key, seconds, principal, lane
             ).run()
         finally:
             opens_in.reset(where)

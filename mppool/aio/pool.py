@@ -14,6 +14,7 @@ from mppool.core.events import Drain, WantReady
 from mppool.errors import CheckoutTimeout, ConfigurationError, PoolClosed
 from mppool.options import LONGEST_S, PoolOptions, checked_lease_label, checked_timeout
 from mppool.worker.ending import retire
+from mppool.worker.lanes import checked_lane
 from mppool.worker.pool import _DEFAULT, CLOSE_PATIENCE_S, Pool
 from mppool.worker.resizing import UNCHANGED
 from mppool.worker.tasks import in_thread
@@ -60,13 +61,14 @@ class AsyncPool(Generic[T]):
         *,
         identity: str | None = None,
         credential: Any = None,
+        lane: str | None = None,
         label: str | None = None,
     ) -> AsyncCheckout[T]:
         """Lend a resource: `async with pool.checkout() as resource`, or `lease = await pool.checkout()`.
 
         The arguments, and what is raised when it is awaited, are those of `Pool.checkout`; the timeout counts from
-        then on. Tasks are served in the order in which they have come. Raises ConfigurationError at once for a bad
-        timeout or label.
+        then on. Tasks are served in the order in which they have come, lane by lane. Raises ConfigurationError at once
+        for a bad timeout, lane or label.
         """
         if timeout is not _DEFAULT and (
             type(timeout) is not float or not 0.0 <= timeout <= LONGEST_S
@@ -76,6 +78,9 @@ class AsyncPool(Generic[T]):
         made._lender = self._lender
         made._held = []
         made._seconds = self._local.options.timeout if timeout is _DEFAULT else timeout
+        made._lane = None
+        if lane is not None or self._local.idle.has_lanes:
+            made._lane = checked_lane(self._local, lane)
         made._for_whom = None if identity is None and credential is None else (identity, credential)
         return made
 

@@ -131,6 +131,7 @@ def _add_commanding(command: Callable[..., _Command]) -> None:
         "other bounds, in all processes at once",
         "mppool resize shop orders --max-size 20",
         "mppool resize shop orders --max-size none",
+        "mppool resize shop db --budget --max-size 40",
     ).manager().pool().bounds()
     command(
         "reset",
@@ -288,6 +289,9 @@ class _Command:
             help="the cap over all processes; none: no cap",
         )
         self.parser.add_argument("--min-size", type=number, metavar="N", help="so many stay open")
+        self.parser.add_argument(
+            "--budget", action="store_true", help="POOL names a budget, which several pools share"
+        )
         return self
 
     def shell(self) -> _Command:

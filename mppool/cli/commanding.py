@@ -48,10 +48,34 @@ def resize(options: argparse.Namespace) -> int:
         bounds["min_size"] = options.min_size
     if not bounds:
         raise CommandFailed("resize: give --max-size, --min-size or both", USAGE)
+    if options.budget:
+        return _resize_budget(options, bounds)
     _manager_with(options).resize(options.pool, **bounds)
     said = ", ".join(f"{name} is {'no cap' if n is None else n}" for name, n in bounds.items())
     print(
         f"pool {options.pool}: {said}, until a later declaration gives another value than the last one"
+    )
+    return OK
+
+
+def _resize_budget(options: argparse.Namespace, bounds: dict[str, Any]) -> int:
+    """`mppool resize NAME BUDGET --budget --max-size N`."""
+    if list(bounds) != ["max_size"] or bounds["max_size"] is None:
+        raise CommandFailed(
+            "resize --budget: give --max-size, a whole number, and no other bound", USAGE
+        )
+    manager = running_manager(options.name, options.runtime_dir)
+    stats = stats_of(manager)
+    budgets = sorted(stats["budgets"]) if stats else []
+    if options.pool not in budgets:
+        known = f"there are: {', '.join(budgets)}" if budgets else "there are none at present"
+        raise CommandFailed(
+            f"manager {options.name!r} has no budget {options.pool!r}; {known}", NOT_FOUND
+        )
+    manager.resize_budget(options.pool, bounds["max_size"])
+    print(
+        f"budget {options.pool}: max_size is {bounds['max_size']}, until a later declaration gives another value "
+        "than the last one"
     )
     return OK
 

@@ -156,12 +156,27 @@ def tables_of(found: Mapping[str, Any], *, counters: bool) -> list[Table]:
         live = [counted[name] for name in _LIVE_COUNTERS]
         name = f"{pool['name']} (closed)" if pool["closed"] else pool["name"]
         pools.add(name, cap, *gauges, pool["breaker"], counted["checkouts"], *live)
-    tables = [pools, *(_processes(pool) for pool in found["pools"].values() if pool["processes"])]
+    budgets = [_budgets(found["budgets"])] if found.get("budgets") else []
+    tables = [
+        pools,
+        *budgets,
+        *(_processes(pool) for pool in found["pools"].values() if pool["processes"]),
+    ]
     if found.get("machines") is not None:
         tables.append(_machines(found["machines"]))
     if counters:
         tables += [_counters(pool) for pool in found["pools"].values()]
     return tables
+
+
+def _budgets(budgets: Mapping[str, Any]) -> Table:
+    table = Table(
+        "budgets: one cap over several pools", ("budget", "max", "size", "waiting", "pools")
+    )
+    for one in budgets.values():
+        pools = ", ".join(f"{name} {size}" for name, size in one["pools"].items()) or "-"
+        table.add(one["name"], one["max_size"], one["size"], one["waiting"], pools)
+    return table
 
 
 def _machines(known: Mapping[str, Any]) -> Table:

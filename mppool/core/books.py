@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import heapq
 import math
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
 from msgspec import structs
 
-from mppool.core.decisions import Addressed, Ask, Close, Erase, RecordPool, Refuse
+from mppool.core.budgets import Budgets
+from mppool.core.decisions import Addressed, Ask, Close, Erase, RecordBudget, RecordPool, Refuse
 from mppool.core.events import (
     Abandoned,
     Attach,
@@ -32,18 +34,22 @@ from mppool.core.events import (
     Held,
     IdleTooLong,
     JournalFailed,
+    Lent,
     NotMine,
     Opened,
     OpeningFailed,
     Remembered,
     Reset,
     Resize,
+    ResizeBudget,
     Returned,
     Share,
     Starves,
     TokenReplaced,
     WantReady,
 )
+from mppool.core.figures import budget_figures, pool_figures
+from mppool.core.memory import Memory
 from mppool.core.outbox import Outbox
 from mppool.core.pool import PoolBooks
 from mppool.core.share import Demand
@@ -51,10 +57,10 @@ from mppool.core.shared import Shared
 from mppool.core.slot import Slot, SlotState
 from mppool.core.token_books import TOKEN_EVENTS, TokenBooks
 from mppool.core.tokens import ForgetTokens, TokenEvent
-from mppool.core.waiting import Waiter
+from mppool.core.waiter import Waiter
 from mppool.ids import GrantNumber, GrantNumbers, ProcessId, Session, Ticket
 
-Command = Resize | Reset | Drain | ClosePool | WantReady | ForgetTokens
+Command = Resize | ResizeBudget | Reset | Drain | ClosePool | WantReady | ForgetTokens
 
 _SLOT_EVENTS: tuple[type[Event], ...] = (
     Opened,
@@ -100,9 +106,8 @@ class Books:
         # A heap of (deadline, name), and those pools whose deadlines may be others by now.
         self._deadlines: list[tuple[float, str]] = []
         self.touched: dict[str, PoolBooks] = {}
-        # What the journal said of pools that nobody has declared yet.
-        self._remembered_pools: dict[str, RecordPool] = {}
-        self._remembered_slots: dict[str, list[Remembered]] = {}
+        self._memory = Memory()
+        self.budgets = Budgets(self._outbox, self._memory, self._touch)
         self._counted_earlier: dict[str, Mapping[str, int]] = {}
         self._born: dict[str, float] = {}
         # What a pool that is declared from now on gets; None: there are no other machines.
@@ -177,18 +182,17 @@ class Books:
         self._share_of_new = of_new
         for share in shares:
             if share.pool in self.pools:
-                self._touch(self.pools[share.pool]).take_share(share, now)
+                pool = self._touch(self.pools[share.pool])
+                pool.machine.take(share)
+                pool.tick(now)
         return self._outbox.take_out()
 
     def demands(self) -> dict[str, Demand]:
         """What each pool has and could use, of those included that only the journal tells of."""
-        demands = {
+        return self._memory.demands() | {
             name: pool.machine.demand(len(pool.waiting), pool.min_size.target())
             for name, pool in self.pools.items()
         }
-        for name, slots in self._remembered_slots.items():
-            demands[name] = Demand(None, len(slots), 0, 0, 0, known=False)
-        return demands
 
     def forgive(self, pool: str) -> None:
         """Forget that openings failed: a process that wants a resource next may try at once."""
@@ -198,21 +202,24 @@ class Books:
     def command(self, process: ProcessId, event: Command, now: float) -> list[Addressed]:
         """A command from anybody, attached or not.
 
-        Raises KeyError for a pool that nobody has declared. The answer to Drain is addressed to `process`.
+        Raises KeyError for a pool or a budget that nobody has declared. The answer to Drain is addressed to `process`.
         """
         self._command(process, event, now)
         return self._outbox.take_out()
 
     def restore(
-        self, pools: list[RecordPool], slots: list[Remembered], awaited: set[ProcessId], now: float
+        self,
+        pools: list[RecordPool],
+        slots: list[Remembered],
+        awaited: set[ProcessId],
+        now: float,
+        budgets: Iterable[RecordBudget] = (),
     ) -> None:
         """Continue the books of the previous server, as its journal has them.
 
         awaited: after a torn journal, the living processes that may hold what it does not say.
         """
-        self._remembered_pools = {record.pool: record for record in pools}
-        for item in slots:
-            self._remembered_slots.setdefault(item.pool, []).append(item)
+        self._memory.take_in(pools, budgets, slots)
         self._awaited.update(awaited)
 
     def successor(self, now: float) -> Books:
@@ -222,7 +229,8 @@ class Books:
         hear from the processes.
         """
         books = Books(self.epoch + 1, jitter=self._shared.jitter)
-        books.restore([pool.record() for pool in self.pools.values()], [], set(), now)
+        pools = [pool.control.record() for pool in self.pools.values()]
+        books.restore(pools, [], set(), now, self.budgets.records())
         books.counted_earlier({name: pool.counters for name, pool in self.pools.items()})
         books._born = {name: pool.born for name, pool in self.pools.items()}
         return books
@@ -246,8 +254,7 @@ class Books:
             held = sum(
                 pool.slots.levels[process] for pool in self._known_in.get(process, {}).values()
             )
-        remembered = (item for items in self._remembered_slots.values() for item in items)
-        return held + sum(process in (None, item.process) for item in remembered)
+        return held + self._memory.count(process)
 
     def snapshot(self) -> dict[str, Any]:
         """JSON-compatible figures of all pools and processes."""
@@ -262,7 +269,8 @@ class Books:
                 }
                 for process in self._sessions
             ],
-            "pools": {name: pool.snapshot() for name, pool in self.pools.items()},
+            "pools": {name: pool_figures(pool) for name, pool in self.pools.items()},
+            "budgets": {budget.name: budget_figures(budget) for budget in self.budgets},
         }
 
     def _checkout(self, process: ProcessId, event: Checkout, now: float) -> None:
@@ -283,6 +291,12 @@ class Books:
         if waiter is not None:
             self._touch(self.pools[waiter.pool]).starves(waiter, now)
 
+    def _lent(self, process: ProcessId, event: Lent, now: float) -> None:
+        for number, lane in event.lanes:
+            slot = self._slots.get(number)
+            if slot is not None and slot.process == process:
+                self._touch(self.pools[slot.pool]).lent(slot, lane, now)
+
     def _call_ended(self, process: ProcessId, event: CallEnded, now: float) -> None:
         self._abandon(process, event.ticket, now)
         self.tokens.call_ended(process, event.ticket, now)
@@ -300,11 +314,13 @@ class Books:
 
     def _backend_failed(self, process: ProcessId, event: BackendFailed, now: float) -> None:
         if event.pool in self.pools:
-            self._touch(self.pools[event.pool]).backend_failed(event, now)
+            pool = self._touch(self.pools[event.pool])
+            pool.control.backend_failed(event)
+            pool.tick(now)
 
     def _token_replaced(self, process: ProcessId, event: TokenReplaced, now: float) -> None:
         if event.pool in self.pools:
-            self._touch(self.pools[event.pool]).token_replaced(event)
+            self.pools[event.pool].control.token_replaced(event)
 
     def _declared(self, process: ProcessId, event: Declare, now: float) -> None:
         self._declare(event.declaration, process, now)
@@ -331,6 +347,9 @@ class Books:
         self._sessions[process] = session
         self._outbox.attach(process, event.label)
         self.tokens.attached(process)
+        # Nothing is granted before all is taken in: it would be missing in the inventory, and be taken for given up.
+        was_awaited = process in self._awaited
+        self._awaited.add(process)
         for declaration in event.declarations:
             self._declare(declaration, process, now)
         by_pool: dict[str, list[Held]] = {name: [] for name in self._known_in.get(process, {})}
@@ -340,58 +359,57 @@ class Books:
         for name, held in by_pool.items():
             self._knows(self.pools[name], process)
             self._touch(self.pools[name]).attached(process, held, now)
-        self._forget_remembered(process)
-        self._no_longer_awaited(process, now)
+        self._forget_remembered(process, now)
+        self._no_longer_awaited(process, now, self.pools if was_awaited else by_pool)
 
     def _declare(self, declaration: Declaration, process: ProcessId, now: float) -> None:
+        if declaration.budget is not None:
+            self.budgets.declare(declaration.budget, declaration.pool, process, now)
         if declaration.pool not in self.pools:
             self._new_pool(declaration, now)
         pool = self._touch(self.pools[declaration.pool])
         self._knows(pool, process)
+        self.budgets.place(pool, declaration, now)
         pool.declare(declaration, process, now)
 
     def _new_pool(self, declaration: Declaration, now: float) -> None:
         name = declaration.pool
         pool = PoolBooks(declaration, now - declaration.age, self._shared)
         self.pools[name] = pool
-        record = self._remembered_pools.pop(name, None)
+        record, slots = self._memory.recall_pool(name)
         if record is not None:
             pool.restore(record)
         pool.ledger.counted_earlier(self._counted_earlier.get(name, {}))
         pool.born = self._born.get(name, pool.born)
         if self._share_of_new is not None:
             pool.capacity.take_share(structs.replace(self._share_of_new, pool=name))
-        for item in self._remembered_slots.pop(name, []):
+        self.budgets.place(pool, declaration, now)
+        for item in slots:
             self._knows(pool, item.process)
             pool.ledger.remember(item, now)
+        self.budgets.claimed(Counter(item.budget for item in slots if item.budget), now)
 
     def _died(self, process: ProcessId, now: float) -> None:
         self._sessions.pop(process, None)
         self._outbox.forget(process)
         self.tokens.gone(process, now)
-        self._forget_remembered(process)
+        self._forget_remembered(process, now)
         for pool in self._known_in.pop(process, {}).values():
             self._touch(pool).died(process, now)
-        self._no_longer_awaited(process, now)
+        self._no_longer_awaited(process, now, self.pools)
 
-    def _forget_remembered(self, process: ProcessId) -> None:
+    def _forget_remembered(self, process: ProcessId, now: float) -> None:
         """Slots of pools that nobody has declared: gone with their process, or told by its inventory."""
-        for name, items in list(self._remembered_slots.items()):
-            for item in items:
-                if item.process == process:
-                    self._outbox.write_down(Erase(item.number))
-            left = [item for item in items if item.process != process]
-            if left:
-                self._remembered_slots[name] = left
-            else:
-                del self._remembered_slots[name]
+        numbers, counted = self._memory.forget(process)
+        for number in numbers:
+            self._outbox.write_down(Erase(number))
+        self.budgets.claimed(counted, now)
 
-    def _no_longer_awaited(self, process: ProcessId, now: float) -> None:
+    def _no_longer_awaited(self, process: ProcessId, now: float, pools: Iterable[str]) -> None:
         if process in self._awaited:
             self._awaited.discard(process)
-            if not self._awaited:
-                for pool in self.pools.values():
-                    self._touch(pool).tick(now)
+            for name in () if self._awaited else pools:
+                self._touch(self.pools[name]).tick(now)
 
     def _journal_failed(self, event: JournalFailed) -> None:
         slot = self._slots.get(event.number)
@@ -401,6 +419,9 @@ class Books:
     def _command(self, process: ProcessId, event: Command, now: float) -> None:
         if isinstance(event, ForgetTokens):
             self.tokens.forget(event.identity, now)
+            return
+        if isinstance(event, ResizeBudget):
+            self.budgets.resize(event, now)
             return
         pool = self._touch(self.pools[event.pool])
         if isinstance(event, Resize):
@@ -420,6 +441,7 @@ class Books:
         Abandoned: _abandoned,
         CallEnded: _call_ended,
         Starves: _starves,
+        Lent: _lent,
         BackendFailed: _backend_failed,
         TokenReplaced: _token_replaced,
         Declare: _declared,

@@ -1,6 +1,6 @@
 """What must then be done: everything that the books ever answer.
 
-Each decision is addressed to one process, except for `Record`, `Erase` and `RecordPool`, which the server
+Each decision is addressed to one process, except for `Record`, `Erase`, `RecordPool` and `RecordBudget`, which the server
 carries out itself, in the journal, before it sends the decisions that follow them.
 """
 
@@ -163,13 +163,17 @@ class Notice(Decision, frozen=True, tag=True):
 
 
 class Record(Decision, frozen=True, tag=True):
-    """Write down that the process holds the slot, before it is told so."""
+    """Write down that the process holds the slot, before it is told so.
+
+    budget: the name of that against which it counts too; "": none.
+    """
 
     pool: str
     key: str
     number: GrantNumber
     process: ProcessId
     generation: int
+    budget: str = ""
 
 
 class Erase(Decision, frozen=True, tag=True):
@@ -197,6 +201,16 @@ class RecordPool(Decision, frozen=True, tag=True):
     closed_at: float = 0.0
 
 
+class RecordBudget(Decision, frozen=True, tag=True):
+    """Write down what a budget's next server must know: the cap in force, since `set_at`, and what was declared of it."""
+
+    budget: str
+    max_size: int
+    declared: int
+    declared_at: float
+    set_at: float
+
+
 ProcessDecision = (
     Grant
     | Queued
@@ -212,7 +226,7 @@ ProcessDecision = (
     | Readiness
     | Notice
 )
-JournalDecision = Record | Erase | RecordPool
+JournalDecision = Record | Erase | RecordPool | RecordBudget
 
 # To whom, and what. None addresses the server itself.
 Addressed = tuple["ProcessId | None", Decision]

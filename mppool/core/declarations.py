@@ -28,6 +28,13 @@ class Bound:
         self.value = self.declared = declared
         self.set_at = self.declared_at = declared_at
 
+    def restore(
+        self, value: int | None, declared: int | None, declared_at: float, set_at: float
+    ) -> None:
+        """Go on with what the last server wrote down."""
+        self.value, self.declared = value, declared
+        self.declared_at, self.set_at = declared_at, set_at
+
     def set(self, value: int | None, now: float) -> None:
         """Somebody has set it."""
         self.value, self.set_at = value, now
@@ -83,9 +90,8 @@ class Bounds:
         since = record.declared_at if record.declared else declared_at
         values = (record.max_size, record.min_size)
         for place, bound in enumerate((self.max_size, self.min_size)):
-            bound.value, bound.declared = values[place], declared[place]
-            bound.declared_at = since
-            bound.set_at = record.set_at[place] if record.declared else -math.inf
+            set_at = record.set_at[place] if record.declared else -math.inf
+            bound.restore(values[place], declared[place], since, set_at)
 
 
 class Declarations:

@@ -18,12 +18,21 @@ class Event(msgspec.Struct, frozen=True, array_like=True, tag=True):
     """Something that a process, or the server's watch over it, reports to the books."""
 
 
+class BudgetDeclaration(msgspec.Struct, frozen=True, array_like=True):
+    """A cap over several pools as a process declares it. age: as in Declaration."""
+
+    budget: str
+    max_size: int
+    age: float
+
+
 class Declaration(msgspec.Struct, frozen=True, array_like=True):
     """A pool as a process declares it.
 
     age: seconds since the declaration was made; between processes the newest declaration wins.
     key: of the recipe's own identity; `min_size` resources are kept open for it.
     closed: this process has closed the pool for itself, and opens nothing for it any more.
+    budget: the one that the options name. So it is known before the pool opens anything.
     """
 
     pool: str
@@ -31,6 +40,7 @@ class Declaration(msgspec.Struct, frozen=True, array_like=True):
     age: float
     key: str = ""
     closed: bool = False
+    budget: BudgetDeclaration | None = None
 
 
 HeldState = Literal["opening", "open", "returned", "closing"]
@@ -40,6 +50,7 @@ class Held(msgspec.Struct, frozen=True, array_like=True):
     """One entry of an inventory: a slot that the process holds, by the number of its grant.
 
     opened_before: what its grant said, so that creation numbers go on under the next server.
+    lane: for which one it is lent; None: for none.
     """
 
     pool: str
@@ -48,6 +59,7 @@ class Held(msgspec.Struct, frozen=True, array_like=True):
     state: HeldState
     generation: int
     opened_before: int
+    lane: str | None = None
 
 
 # --- what a process says ---------------------------------------------------------------------------------
@@ -78,12 +90,14 @@ class Checkout(Event, frozen=True, tag=True):
     """A thread found nothing on its shelf. Answered at once: Grant, Queued or Refuse.
 
     timeout: seconds that it will wait; None: for ever; 0: not at all.
+    lane: what it says of itself; "": nothing. Where the pool has lanes, what is granted to a ticket is for that alone.
     """
 
     pool: str
     key: str
     ticket: Ticket
     timeout: float | None
+    lane: str = ""
 
 
 class Abandoned(Event, frozen=True, tag=True):
@@ -99,6 +113,15 @@ class Starves(Event, frozen=True, tag=True):
     """
 
     ticket: Ticket
+
+
+class Lent(Event, frozen=True, tag=True):
+    """For which lanes a process has lent resources, in a pool that has lanes and is contended there.
+
+    lanes: None for what is not lent. What is not named is as the books know it.
+    """
+
+    lanes: list[tuple[GrantNumber, str | None]]
 
 
 class Opened(Event, frozen=True, tag=True):
@@ -209,6 +232,13 @@ class Resize(Event, frozen=True, tag=True):
     min_size: int | None
 
 
+class ResizeBudget(Event, frozen=True, tag=True):
+    """Another cap for a budget, from any process."""
+
+    budget: str
+    max_size: int
+
+
 class Reset(Event, frozen=True, tag=True):
     """A new generation: everything that was opened before now is closed when idle or released.
 
@@ -283,6 +313,7 @@ ProcessEvent = (
     | Checkout
     | Abandoned
     | Starves
+    | Lent
     | Opened
     | OpeningFailed
     | Declined
@@ -294,6 +325,7 @@ ProcessEvent = (
     | TokenReplaced
     | WantReady
     | Resize
+    | ResizeBudget
     | Reset
     | Drain
     | ClosePool
@@ -308,3 +340,4 @@ class Remembered(msgspec.Struct, frozen=True, array_like=True):
     number: GrantNumber
     process: ProcessId
     generation: int
+    budget: str = ""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from mppool.core.breaker import Breaker, Breakers
 from mppool.core.decisions import Close, Erase, Grant, Keep, Record
 from mppool.core.events import CloseReason, Held, OpeningFailed, Remembered
+from mppool.core.lanes import Lanes
 from mppool.core.outbox import Outbox
 from mppool.core.sharing import ANSWER_S
 from mppool.core.slot import Slot, SlotState
@@ -34,6 +35,8 @@ class Ledger:
     Declined, NotMine), by its inventory, or by its death. The end of a connection proves nothing.
 
     earlier: what earlier servers had counted, as far as it is known; it is in the counters.
+    lanes: which say for whom a resource is in use; None: the pool has none.
+    budget: the name of that against which the slots count beside the cap of the pool; "": there is none.
     """
 
     def __init__(
@@ -47,6 +50,8 @@ class Ledger:
         self.slots = slots
         self.counters: Counter[str] = Counter(dict.fromkeys(SERVER_COUNTERS, 0))
         self.earlier: Counter[str] = Counter()
+        self.budget = ""
+        self.lanes: Lanes | None = None
         self._pool = pool
         self._breakers = breakers
         self._outbox = outbox
@@ -62,6 +67,7 @@ class Ledger:
         generation: int,
         opening_s: float,
         now: float,
+        lane: str = "",
     ) -> None:
         """Give a process the right to open a resource, for a waiter or (NOBODY) for its shelf.
 
@@ -81,7 +87,9 @@ class Ledger:
             self._pool,
         )
         self.slots.add(slot)
-        self._outbox.write_down(Record(self._pool, key, number, process, generation))
+        if self.lanes is not None and ticket:
+            self.lanes.lent(slot, lane)
+        self._outbox.write_down(Record(self._pool, key, number, process, generation, self.budget))
         if self._breakers:
             self._breakers.granted(key, number, now)
         self._tell_grant(slot, ticket, opening_s, fresh=True)
@@ -116,10 +124,20 @@ class Ledger:
         if state is SlotState.CLOSING:
             self.slots.expect_end(slot, now + ANSWER_S)
         slot.opened_before = item.opened_before
+        if self.lanes is not None:
+            self.lanes.lent(slot, item.lane)
         # What earlier servers saw opened; this one's own count is exact.
         if epoch_of(item.number) < self._numbers.epoch:
             count = item.opened_before + (state is not SlotState.OPENING)
             self.counted_earlier({"opened": count})
+
+    def counts_against(self, budget: str) -> None:
+        """The slots count against this budget from now on ("": against none), also under the next server."""
+        if budget == self.budget:
+            return
+        self.budget = budget
+        for slot in self.slots:
+            self._record(slot)  # anew
 
     # --- it changes --------------------------------------------------------------------------------------
 
@@ -134,9 +152,11 @@ class Ledger:
         """A resource that was brought back goes to the shelf of its process."""
         self._outbox.tell(slot.process, Keep(slot.number))
 
-    def give(self, slot: Slot, ticket: Ticket, opening_s: float) -> None:
+    def give(self, slot: Slot, ticket: Ticket, opening_s: float, lane: str) -> None:
         """A resource that was brought back goes, kept open, to a waiter of its own process."""
         self.slots.give_to(slot, ticket)
+        if self.lanes is not None:
+            self.lanes.lent(slot, lane)
         self._tell_grant(slot, ticket, opening_s, fresh=False)
 
     def close(
@@ -176,6 +196,8 @@ class Ledger:
 
     def free(self, slot: Slot) -> None:
         """The end of the slot was proved."""
+        if self.lanes is not None:
+            self.lanes.lent(slot, None)
         self.slots.remove(slot)
         if self._breakers:
             self._breakers.probe_lost(slot.key, slot.number)
@@ -198,7 +220,7 @@ class Ledger:
 
     def _record(self, slot: Slot) -> None:
         self._outbox.write_down(
-            Record(self._pool, slot.key, slot.number, slot.process, slot.generation)
+            Record(self._pool, slot.key, slot.number, slot.process, slot.generation, self.budget)
         )
 
     def _tell_grant(self, slot: Slot, ticket: Ticket, opening_s: float, *, fresh: bool) -> None:

@@ -50,6 +50,15 @@ class MinSize:
         ]
         return min(able, key=lambda process: (levels[process], process), default=None)
 
+    def wants(self, now: float) -> int:
+        """How many resources are missing that somebody could open if there were room for them."""
+        lacking = self.lacking() if self.wanted else 0
+        if lacking <= 0 or not self._breakers.permit(self._declarations.key, now):
+            return 0
+        limit, levels = self._capacity.max_per_process, self._slots.levels
+        able = self._declarations.declarers_of(self._declarations.key)
+        return lacking if any(limit is None or levels[one] < limit for one in able) else 0
+
     def next_deadline(self, since: float) -> float:
         """When, after `since`, opening may be tried again; infinity if nothing is lacking."""
         breaker = self._breakers.get(self._declarations.key)
@@ -63,7 +72,7 @@ class MinSize:
 
     def readiness(self) -> Readiness:
         """How much of it is open."""
-        key, cap = self._declarations.key, self._capacity.max_size
+        key, cap = self._declarations.key, self._capacity.most()
         breaker = self._breakers.get(key)
         wanted = self.size if cap is None else min(self.size, cap)
         error = breaker.error if breaker else ""

@@ -5,7 +5,7 @@ All pools of a server and its token books write into one outbox, so that their d
 
 from __future__ import annotations
 
-from mppool.core.decisions import Addressed, Decision, Erase, Record, RecordPool
+from mppool.core.decisions import Addressed, Decision, JournalDecision
 from mppool.ids import ProcessId
 
 
@@ -49,7 +49,7 @@ class Outbox:
         """Address an answer to a process that has just asked, whether it is attached or not."""
         self._out.append((process, decision))
 
-    def write_down(self, decision: Record | Erase | RecordPool) -> None:
+    def write_down(self, decision: JournalDecision) -> None:
         """Address a decision to the journal."""
         self._out.append((None, decision))
 

@@ -3,7 +3,8 @@ r"""The books of one pool: an event becomes a transition of a slot or a verdict,
     event --> PoolBooks --> Ledger            the transition, with record, message and counter
                   |    \--> Returns           a verdict on what was brought back, carried out here
                   v
-               settle: serve those who wait, fill up to `min_size`, ask for slots (Reclaimer), sweep (Eviction)
+               settle: serve those who wait, fill up to `min_size` (Service), ask for slots (Reclaimer), sweep (Eviction);
+                       with the other pools of its budget, if it has one (BudgetBooks)
 
 Every public method is told the time and what happened. Decisions are left in the outbox.
 """
@@ -11,15 +12,14 @@ Every public method is told the time and what happened. Decisions are left in th
 from __future__ import annotations
 
 import math
-from typing import Any
 
 from mppool.core.breaker import Breakers
+from mppool.core.budget import BudgetBooks
 from mppool.core.capacity import Capacity
 from mppool.core.control import Control
-from mppool.core.decisions import NOBODY, Queued, RecordPool
+from mppool.core.decisions import Queued, RecordPool
 from mppool.core.declarations import Declarations
 from mppool.core.events import (
-    BackendFailed,
     Checkout,
     Closed,
     Declaration,
@@ -30,28 +30,30 @@ from mppool.core.events import (
     OpeningFailed,
     Resize,
     Returned,
-    Share,
-    TokenReplaced,
 )
 from mppool.core.eviction import Eviction
 from mppool.core.generations import Generations
+from mppool.core.lanes import Lanes
 from mppool.core.ledger import Ledger
 from mppool.core.min_size import MinSize
 from mppool.core.reclaim import Reclaimer
 from mppool.core.refusals import Refusals
 from mppool.core.returns import Moved, Returns
+from mppool.core.service import Service
 from mppool.core.share import ShareOfMachine
 from mppool.core.shared import Shared
 from mppool.core.sharing import OpeningTimes
 from mppool.core.slot import Slot, SlotState
 from mppool.core.table import SlotTable
-from mppool.core.waiting import Waiter, Waiting
+from mppool.core.waiter import Waiter
+from mppool.core.waiting import Waiting
 from mppool.ids import ProcessId, Ticket
 
 
 class PoolBooks:
     """One pool, over all processes and identities.
 
+    budget: against which the slots count too; None: there is none. lanes: None: there are none.
     deadline: when `tick` is wanted next, as `Books` looked last.
     born: when the pool was declared first, as far as this server knows.
     """
@@ -70,7 +72,14 @@ class PoolBooks:
         self.min_size = MinSize(name, self.capacity, self.declarations)
         self.ledger = Ledger(name, self.slots, self.breakers, self._outbox, shared.numbers)
         self.counters = self.ledger.counters
-        self.returns = Returns(self.waiting, self.capacity, self.generations, self.openings)
+        self.returns = Returns(
+            self.waiting, self.capacity, self.generations, self.openings, self.min_size
+        )
+        self.service = Service(
+            self.waiting, self.capacity, self.min_size, self.generations, self._grant
+        )
+        self.budget: BudgetBooks | None = None
+        self.lanes: Lanes | None = None
         self.reclaimer = Reclaimer(
             name, self.waiting, self.capacity, self.openings, self._outbox.attached
         )
@@ -86,6 +95,17 @@ class PoolBooks:
 
     # --- what is declared and commanded ------------------------------------------------------------------
 
+    def place_under(self, budget: BudgetBooks | None) -> None:
+        """The slots count against this budget from now on, and no longer against another one."""
+        if budget is self.budget:
+            return
+        if self.budget is not None:
+            self.budget.leave(self)
+        self.budget = budget
+        self.ledger.counts_against("" if budget is None else budget.name)
+        if budget is not None:
+            budget.join(self)
+
     def declare(self, declaration: Declaration, process: ProcessId, now: float) -> None:
         """A process declares the pool."""
         if declaration.closed:
@@ -100,19 +120,10 @@ class PoolBooks:
         self.control.restore(record)
         self._configure()
 
-    def record(self) -> RecordPool:
-        """What the next server must know although nobody attached tells it."""
-        return self.control.record()
-
     def resize(self, event: Resize, now: float) -> None:
         """New bounds. What is open beyond a smaller cap goes when it is idle or released."""
         self.control.resize(event, now)
         self._configure()
-        self._settle(now)
-
-    def take_share(self, share: Share, now: float) -> None:
-        """Other machines leave so much to this one. What is open beyond it goes when it is idle or released."""
-        self.machine.take(share)
         self._settle(now)
 
     def reset(self, now: float, over: float = 0.0, because: str = "") -> None:
@@ -144,15 +155,6 @@ class PoolBooks:
         self.min_size.want()
         self._settle(now)
         self._outbox.answer(process, self.min_size.readiness())
-
-    def backend_failed(self, event: BackendFailed, now: float) -> None:
-        """A check found the backend gone; what is stale is closed when idle or released."""
-        self.control.backend_failed(event)
-        self._settle(now)
-
-    def token_replaced(self, event: TokenReplaced) -> None:
-        """Resources that were opened with the old token are closed where they lie idle, in all processes."""
-        self.control.token_replaced(event)
 
     # --- checkouts ---------------------------------------------------------------------------------------
 
@@ -186,13 +188,13 @@ class PoolBooks:
             return
         if not self.waiting.by_name:  # nobody who might come first
             if self.capacity.may_open(process, key, now):
-                self._grant(process, key, ticket, now)
+                self._grant(process, key, ticket, now, event.lane)
                 return
             if event.timeout == 0:
                 self.refusals.nothing_at_once(process, event, now)
                 return
         deadline = math.inf if event.timeout is None else now + event.timeout
-        self.waiting.add(Waiter(process, ticket, key, now, deadline, self.name))
+        self.waiting.add(Waiter(process, ticket, key, now, deadline, self.name, event.lane))
         self._serve(now)
         if name in self.waiting.by_name:
             self._has_to_wait(process, event, now)
@@ -215,7 +217,11 @@ class PoolBooks:
             self.refusals.line_is_full(process, event, limit, now)
         else:
             self._outbox.tell(process, Queued(event.ticket, self.machine.why()))
-            self._reclaim(now)
+            if self.budget is not None:
+                self.budget.settle(self, now)
+            else:
+                for asked, order in self.reclaimer.plan(now):
+                    self._outbox.tell(asked, order)
 
     def abandon(self, waiter: Waiter, now: float) -> None:
         """A waiter waits no longer."""
@@ -245,6 +251,12 @@ class PoolBooks:
         else:
             self._ended(slot, event, now)
         self._settle(now)
+
+    def lent(self, slot: Slot, lane: str | None, now: float) -> None:
+        """A process says for which lane it has lent a resource."""
+        if self.lanes is not None and slot.state is not SlotState.CLOSING:
+            self.lanes.lent(slot, lane)
+            self._settle(now)
 
     def revoke(self, slot: Slot, error: str) -> None:
         """The grant could not be written down, so it was not given.
@@ -278,10 +290,16 @@ class PoolBooks:
     def _brought_back(self, slot: Slot, now: float, idle_s: float) -> None:
         """Carry out the verdict. Exactly one of Close, Grant and Keep goes to the process of the slot."""
         process = slot.process
+        if self.lanes is not None:
+            self.lanes.lent(slot, None)
         verdict = self.returns.verdict(slot, now, idle_s)
-        given = verdict == "retired" or isinstance(verdict, Moved)
+        given = verdict in {"retired", "elsewhere"} or isinstance(verdict, Moved)
         if verdict == "retired":
             self.ledger.close(slot, "retired", now)
+        elif verdict == "elsewhere":
+            self.ledger.close(slot, "moved", now)
+            if self.budget is not None:
+                self.budget.gave(self, now)
         elif isinstance(verdict, Moved):
             self.ledger.close(slot, "moved", now, verdict.to)
             if verdict.to != process:
@@ -292,7 +310,7 @@ class PoolBooks:
             self._outbox.tell(process, told)
         if isinstance(verdict, Waiter):
             self.waiting.served(process, verdict.ticket)
-            self.ledger.give(slot, verdict.ticket, self.openings.measured())
+            self.ledger.give(slot, verdict.ticket, self.openings.measured(), verdict.lane)
         elif verdict is None:
             self.ledger.keep(slot)
 
@@ -361,7 +379,7 @@ class PoolBooks:
 
         What has become due since all was settled last counts too: it is the next tick that does it.
         """
-        if not (self.waiting.by_name or self.min_size.size or self.capacity.above_cap()):
+        if not (self.waiting.by_name or self.min_size.size or self.capacity.must_give()):
             return math.inf
         since = min(now, self._settled_at)
         times = [
@@ -372,37 +390,24 @@ class PoolBooks:
         ]
         if self.waiting:
             times.append(self.breakers.next_retry(since))
+        if self.budget is not None:
+            times.append(self.budget.next_deadline(since))
         return min(times)
-
-    def snapshot(self) -> dict[str, Any]:
-        """JSON-compatible but for the processes of slots; `stats.merge` adds what the processes know."""
-        return {
-            "name": self.name,
-            "placement": self.declarations.options.placement,
-            "max_size": self.capacity.declared,
-            "share": self.machine.size(),
-            "min_size": self.min_size.size,
-            "size": len(self.slots),
-            "opening": self.slots.in_state(SlotState.OPENING),
-            "waiting": len(self.waiting),
-            "breaker": self.breakers.worst_state(),
-            "identities": len(self.slots.by_key),
-            "generation": self.generations.current,
-            "closed": self.generations.closed,
-            "counters": dict(self.counters),
-            "born": self.born,
-            # Rows of number, key, state and process, for there may be many thousands of them.
-            "slots": [
-                (slot.number, slot.key, slot.state._value_, slot.process) for slot in self.slots
-            ],
-        }
 
     def _settle(self, now: float) -> None:
         """After every event: serve, fill up, ask for slots, sweep."""
-        self._serve(now)
-        if self.min_size.size:
-            self._fill(now)
-        self._reclaim(now)
+        if self.budget is not None:
+            self.budget.settle(self, now)
+        else:
+            self._serve(now)
+            if self.min_size.size:
+                self.service.fill(self.declarations.key, now)
+            self.finish(now)
+
+    def finish(self, now: float) -> None:
+        """All that can be has been served: ask the processes for what is wanted of them, and sweep."""
+        for process, order in self.reclaimer.plan(now):
+            self._outbox.tell(process, order)
         if self.breakers:
             self.eviction.sweep(now)
         self._settled_at = now
@@ -410,31 +415,18 @@ class PoolBooks:
     def _serve(self, now: float) -> None:
         """Give free slots to those who wait, as far as the bounds allow."""
         self.slots.give_up_openings(now)
-        capacity = self.capacity
-        if not self.waiting.by_name or capacity.awaited:
-            return
-        while capacity.is_below_cap() and not capacity.opens_enough():
-            line = self.waiting.in_line()
-            waiter = next((w for w in line if capacity.may_open(w.process, w.key, now)), None)
-            if waiter is None:
-                return
-            self.waiting.served(waiter.process, waiter.ticket)
-            self._grant(waiter.process, waiter.key, waiter.ticket, now)
+        if self.budget is not None:
+            self.budget.serve(now)
+        elif self.waiting.by_name:
+            self.service.serve(now)
 
-    def _fill(self, now: float) -> None:
-        """Have resources opened until there are `min_size`."""
-        if self.generations.closed:
-            return
-        while (process := self.min_size.next_opener(now)) is not None:
-            self._grant(process, self.declarations.key, NOBODY, now)
+    def take_slot(self, now: float) -> None:
+        """The budget has a slot for this pool."""
+        self.service.serve_one(self.declarations.key, now)
 
-    def _reclaim(self, now: float) -> None:
-        for process, order in self.reclaimer.plan(now):
-            self._outbox.tell(process, order)
-
-    def _grant(self, process: ProcessId, key: str, ticket: Ticket, now: float) -> None:
+    def _grant(self, process: ProcessId, key: str, ticket: Ticket, now: float, lane: str) -> None:
         generation, opening_s = self.generations.of(key), self.openings.measured()
-        self.ledger.grant(process, key, ticket, generation, opening_s, now)
+        self.ledger.grant(process, key, ticket, generation, opening_s, now, lane)
 
     def _configure(self) -> None:
         """Options and bounds that are in force go to those who apply them."""
@@ -442,6 +434,12 @@ class PoolBooks:
         self.capacity.configure(bounds.max_size.value, options)
         self.min_size.configure(bounds.min_size.value or 0)
         self.eviction.configure(options.max_idle)
+        if options.lanes and self.lanes is not None:
+            self.lanes.configure(options.lanes)
+        elif options.lanes or self.lanes is not None:
+            self.lanes = Lanes(self.capacity, options.lanes) if options.lanes else None
+            self.ledger.lanes = self.lanes
+            self.waiting.has_lanes(self.lanes)
 
     def _level_changed(self, process: ProcessId, key: str) -> None:
         self.waiting.level_changed(process, key)

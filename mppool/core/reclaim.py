@@ -16,7 +16,8 @@ from mppool.core.capacity import Capacity
 from mppool.core.decisions import Reclaim
 from mppool.core.heap import ascending
 from mppool.core.sharing import OpeningTimes
-from mppool.core.waiting import Waiter, Waiting
+from mppool.core.waiter import Waiter
+from mppool.core.waiting import ByLane, Waiting
 from mppool.ids import ProcessId
 
 Order = tuple[ProcessId, Reclaim]
@@ -70,26 +71,30 @@ class Reclaimer:
         self._in_peace: dict[ProcessId, float] = {}
         self._look_at = -math.inf
         self._pause = sharing.FIRST_LOOK_S
+        # Where the pool has lanes: processes that bring back everything while anybody waits, and whether they were told
+        # to bring back what lies idle.
+        self._called: dict[ProcessId, bool] = {}
 
     def plan(self, now: float) -> list[Order]:
         """Ask for as many slots as are short, where the policy finds somebody to ask."""
         self._earned_at = math.inf
-        above_cap = self._capacity.above_cap()
-        if not self._waiting.by_name and not above_cap:
+        above_cap, elsewhere = self._capacity.above_cap(), self._capacity.wanted_elsewhere
+        if not self._waiting.by_name and not above_cap and not elsewhere:
             return self._calm()
-        if not above_cap and self._capacity.opens_enough():
+        if not above_cap and not elsewhere and self._capacity.opens_enough():
             return []  # nobody could use a slot that becomes free
-        orders: list[Order] = []
+        orders = [] if self._waiting.lanes is None else self._call_all(self._waiting.lanes)
         short = self._short(now)
         while short > 0 and self._ask_one(orders, now):
             short -= 1
+        short = max(0, short) + elsewhere
         if short > 0:
             self._look_for_surplus(orders, now, short)
         return orders
 
     def next_deadline(self, since: float) -> float:
         """When, after `since`, `plan` may come to another result although nothing happened."""
-        if not self._waiting.by_name and not self._capacity.above_cap():
+        if not (self._waiting.by_name or self._capacity.must_give()):
             return math.inf
         candidates = [
             self._look_at,
@@ -111,7 +116,7 @@ class Reclaimer:
         asked = self.asked.get(process)
         if asked is None:
             # It believes that somebody waits. Told nothing, it would bring all of its slots back for ever.
-            return self._at_ease()
+            return None if process in self._called else self._at_ease()
         self._want(process, asked, -1)
         if asked.takers:
             self._promise(asked.takers.popleft(), -1)
@@ -120,12 +125,13 @@ class Reclaimer:
         if asked.wanted > 0 and given:
             return None
         self._expect_nothing(process)
-        return self._at_ease()
+        return None if process in self._called else self._at_ease()
 
     def forget(self, process: ProcessId) -> None:
         """The process is dead, or has a new session and knows nothing of what it was asked."""
         self._expect_nothing(process)
         self._in_peace.pop(process, None)
+        self._called.pop(process, None)
 
     def _at_ease(self) -> Reclaim:
         return Reclaim(self._pool, contended=False, sweep=0, idle_for=0.0)
@@ -133,23 +139,34 @@ class Reclaimer:
     def _calm(self) -> list[Order]:
         self._in_peace.clear()
         self._pause = sharing.FIRST_LOOK_S
-        if not self.asked:
+        if not self.asked and not self._called:
             return []
-        orders = [(process, self._at_ease()) for process in self.asked]
-        for process, _ in orders:
+        orders = [(process, self._at_ease()) for process in {**self.asked, **self._called}]
+        for process in list(self.asked):
             self._expect_nothing(process)
+        self._called.clear()
+        return orders
+
+    def _call_all(self, lanes: ByLane) -> list[Order]:
+        """Tell every process that somebody waits: only who sees all releases can give each lane its right.
+
+        Where a lane has less than its right, they bring back at once what lies idle.
+        """
+        orders: list[Order] = []
+        short = lanes.wanted_by_right() if self._waiting.by_name else 0
+        for process in self._slots.levels if self._waiting.by_name else ():
+            called = self._called.get(process)
+            if process in self._attached and (called is None or (short and not called)):
+                self._called[process] = bool(short)
+                orders.append((process, Reclaim(self._pool, True, short, 0.0)))
         return orders
 
     def _short(self, now: float) -> int:
         """Waiters, and slots above the cap, for whom nothing is on its way yet."""
-        wanted = self._waiting_for_slots(now) + self._capacity.above_cap()
-        return wanted - self._slots.on_the_way(now) - self._asked_for(now)
-
-    def _waiting_for_slots(self, now: float) -> int:
-        """Waiters who could open a resource if they had a slot."""
-        breakers = self._capacity.breakers
-        waiting = len(self._waiting.by_name)
-        return waiting - breakers.kept_out(now) if waiting and breakers else waiting
+        waiting = self._capacity.could_use(len(self._waiting.by_name), now)
+        wanted = waiting + self._capacity.above_cap()
+        coming = self._slots.on_the_way(now) + self._capacity.coming
+        return wanted - coming - self._asked_for(now)
 
     def _in_line(self, now: float) -> Iterator[Waiter]:
         """The oldest waiter of every group that may open, the neediest first."""
@@ -393,5 +410,5 @@ class Reclaimer:
         idle_s = sharing.surplus_after_s(self._openings.measured())
         for process in self._slots.levels:
             if process in self._attached:
-                contended = process in self.asked
+                contended = process in self.asked or process in self._called
                 orders.append((process, Reclaim(self._pool, contended, short, idle_s)))

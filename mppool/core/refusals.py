@@ -85,6 +85,8 @@ class Refusals:
         """How many resources there are, and why there are no more for this key."""
         capacity, slots = self._capacity, self._capacity.slots
         cap = "no cap" if capacity.declared is None else f"max_size={capacity.declared}"
+        if capacity.budget is not None:
+            cap = f"{cap}; {capacity.budget.said()}"
         text = f"{len(slots.by_number)} resources exist ({cap}) in {len(slots.levels)} processes"
         share = self._why_of_share()
         if share:

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import islice
 from typing import Literal, NamedTuple
 
 from mppool.core import sharing
 from mppool.core.capacity import Capacity
 from mppool.core.generations import Generations
+from mppool.core.min_size import MinSize
 from mppool.core.sharing import OpeningTimes
 from mppool.core.slot import Slot
-from mppool.core.waiting import Waiter, Waiting
+from mppool.core.waiter import Waiter
+from mppool.core.waiting import ByLane, Waiting
 from mppool.ids import ProcessId
 
 
@@ -20,8 +23,9 @@ class Moved(NamedTuple):
     to: ProcessId
 
 
-Verdict = Literal["retired"] | Moved | Waiter | None
-"""retired: nobody may use it any more. A waiter: it gets the resource, kept open. None: it is kept for the shelf."""
+Verdict = Literal["retired", "elsewhere"] | Moved | Waiter | None
+"""retired: nobody may use it any more. elsewhere: it is closed for another pool of the budget. A waiter: it gets the
+resource, kept open. None: it is kept for the shelf."""
 
 
 class Returns:
@@ -33,7 +37,9 @@ class Returns:
         capacity: Capacity,
         generations: Generations,
         openings: OpeningTimes,
+        min_size: MinSize,
     ) -> None:
+        self._min_size = min_size
         self._waiting = waiting
         self._capacity = capacity
         self._slots = capacity.slots
@@ -42,26 +48,68 @@ class Returns:
 
     def verdict(self, slot: Slot, now: float, idle_s: float = 0.0) -> Verdict:
         """What becomes of an open slot. idle_s: for how long its resource has lain idle."""
-        if self._generations.retires(slot, now) or self._capacity.excess(now):
+        if self._generations.retires(slot, now):
             return "retired"
-        home = self._waiting.first(slot.process, slot.key)
-        rival = self._rival(slot, home, now, idle_s)
-        return home if rival is None else Moved(rival.process)
+        if self._capacity.excess(now):
+            if self._capacity.is_above_own(now):
+                return "retired"
+            if self._min_size.can_spare(slot):
+                return "elsewhere"
+        lanes = self._waiting.lanes
+        if lanes is None:
+            home = self._waiting.first(slot.process, slot.key)
+        else:
+            by_right = self._by_right(slot, lanes, now, idle_s)
+            if by_right is not None:
+                return by_right
+            home = lanes.first(slot.process, slot.key)
+        rival = self._rival(slot, home, now, idle_s, self._waiting)
+        if rival is not None:
+            return Moved(rival.process)
+        if home is None and self._capacity.wanted_elsewhere and self._is_surplus(slot, idle_s):
+            return "elsewhere" if self._min_size.can_spare(slot) else None
+        return home
 
-    def _rival(self, slot: Slot, home: Waiter | None, now: float, idle_s: float) -> Waiter | None:
+    def _by_right(
+        self, slot: Slot, lanes: ByLane, now: float, idle_s: float
+    ) -> Moved | Waiter | None:
+        """Who gets the slot because its lane has less than its right, whatever the slot has earned.
+
+        Between the processes of that lane the same counts as where there are no lanes.
+        """
+        for line in lanes.by_right():
+            home = line.first(slot.process, slot.key)
+            if home is not None:
+                rival = self._rival(slot, home, now, idle_s, line)
+                return home if rival is None else Moved(rival.process)
+            if lanes.wanted_by_right() <= self._slots.on_the_way(now):
+                return None
+            if self._capacity.opens_enough():
+                return None
+            for head in islice(line.in_line(), sharing.MOST_TRIED):
+                if self._capacity.helps(slot, head, now):
+                    return Moved(head.process)
+        return None
+
+    def _is_surplus(self, slot: Slot, idle_s: float) -> bool:
+        return idle_s >= sharing.surplus_after_s(self._openings.of(slot.key))
+
+    def _rival(
+        self, slot: Slot, home: Waiter | None, now: float, idle_s: float, line: Waiting
+    ) -> Waiter | None:
         """The first in line that gets this slot, and is not served by what is closing already.
 
         While no opening may begin nobody could use it.
         """
-        outside = self._waiting.count_outside(slot.process, slot.key)
+        outside = line.count_outside(slot.process, slot.key)
         if outside <= self._slots.on_the_way(now) or self._capacity.opens_enough():
             return None
-        is_surplus = home is None and idle_s >= sharing.surplus_after_s(self._openings.of(slot.key))
-        for head in self._candidates(slot):
+        is_surplus = home is None and self._is_surplus(slot, idle_s)
+        for head in self._candidates(slot, line):
             if not self._capacity.helps(slot, head, now):
                 continue
             promised = self._slots.promised_to(head.process)
-            if self._waiting.count_of_process(head.process) <= promised:
+            if line.count_of_process(head.process) <= promised:
                 continue
             # A process may always make room for another of its own keys, where nobody wants this one.
             if is_surplus or (home is None and head.process == slot.process):
@@ -83,13 +131,13 @@ class Returns:
         evens_out = sharing.evens_out(giver, taker)
         return now >= self._openings.earned_at(slot, evens_out=evens_out)
 
-    def _candidates(self, slot: Slot) -> Iterator[Waiter]:
+    def _candidates(self, slot: Slot, line: Waiting) -> Iterator[Waiter]:
         """Those that may have a claim, in the order of service.
 
         At the end: the oldest of the slot's own process, whose keys compete with each other.
         """
         tried = 0
-        for head in self._waiting.in_line():
+        for head in line.in_line():
             if head.process == slot.process and head.key == slot.key:
                 continue
             yield head
@@ -98,6 +146,6 @@ class Returns:
             tried += 1
             if tried >= sharing.MOST_TRIED and not self._capacity.has_inner:
                 break
-        own = self._waiting.first_for_other_key(slot.process, slot.key)
+        own = line.first_for_other_key(slot.process, slot.key)
         if own is not None:
             yield own

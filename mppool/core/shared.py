@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 from mppool.core.outbox import Outbox
 from mppool.core.slot import Slot
-from mppool.core.waiting import Waiter
+from mppool.core.waiter import Waiter
 from mppool.ids import GrantNumber, GrantNumbers, ProcessId, Ticket
 
 

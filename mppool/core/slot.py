@@ -61,6 +61,7 @@ class Slot:
     expected_until: while CLOSING, how long its end is counted on; a close that hangs keeps the slot.
     promised_to: while CLOSING, the process for which it is closed, if for any.
     pool: the name of its pool.
+    lane: for which lane its resource is in use, as far as is known; None: for none. See `Lanes`.
     """
 
     __slots__ = (
@@ -68,6 +69,7 @@ class Slot:
         "generation",
         "granted_at",
         "key",
+        "lane",
         "number",
         "opened_at",
         "opened_before",
@@ -99,6 +101,7 @@ class Slot:
         self.ticket = ticket
         self.opened_before = opened_before
         self.pool = pool
+        self.lane: str | None = None
         self.opened_at = granted_at
         self.expected_until = granted_at
         self.promised_to: ProcessId | None = None

@@ -19,8 +19,19 @@ HEARD_WITHIN_S = 2.0
 one that it is opening."""
 
 
+class Total:
+    """How many slots there are of all pools that share a budget. A pool without a budget has one for itself."""
+
+    __slots__ = ("size",)
+
+    def __init__(self, size: int = 0) -> None:
+        self.size = size
+
+
 class SlotTable:
     """All slots in use. The counts change only here, together with the slots.
+
+    total: counts these slots, with those of the other pools of the budget, if there is one.
 
     levels: slots by process. by_key: slots by identity. by_number: all of them.
     by_ticket: the slot that was granted to a ticket of a process, while it is in use; shared by all pools,
@@ -36,6 +47,7 @@ class SlotTable:
         by_ticket: dict[tuple[ProcessId, Ticket], Slot] | None = None,
     ) -> None:
         self._anywhere = {} if anywhere is None else anywhere
+        self.total = Total()
         self.by_number: dict[GrantNumber, Slot] = {}
         self.levels: Counter[ProcessId] = Counter()
         self.by_key: Counter[str] = Counter()
@@ -65,6 +77,12 @@ class SlotTable:
     def get(self, number: GrantNumber) -> Slot | None:
         """The slot that was granted under this number, while it is in use."""
         return self.by_number.get(number)
+
+    def count_in(self, total: Total) -> None:
+        """These slots are counted there from now on, and no longer where they were."""
+        self.total.size -= len(self.by_number)
+        total.size += len(self.by_number)
+        self.total = total
 
     def of(self, process: ProcessId) -> list[Slot]:
         """The slots of one process."""
@@ -174,6 +192,7 @@ class SlotTable:
 
     def add(self, slot: Slot) -> None:
         """Enter a slot."""
+        self.total.size += 1
         self.by_number[slot.number] = slot
         self._anywhere[slot.number] = slot
         self._of_process.setdefault(slot.process, {})[slot.number] = slot
@@ -204,6 +223,7 @@ class SlotTable:
 
     def remove(self, slot: Slot) -> None:
         """A slot is free."""
+        self.total.size -= 1
         del self.by_number[slot.number]
         if self._anywhere.get(slot.number) is slot:
             del self._anywhere[slot.number]

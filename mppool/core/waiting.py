@@ -11,38 +11,12 @@ import heapq
 import math
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any
+from typing import Any, Protocol
 
 from mppool.core import sharing
 from mppool.core.heap import ascending
+from mppool.core.waiter import Waiter
 from mppool.ids import ProcessId, Ticket
-
-
-class Waiter:
-    """One queued checkout. `since` and `deadline` are instants of the server's monotonic clock.
-
-    serial: counts arrivals. pool: the name of its pool.
-    """
-
-    __slots__ = ("deadline", "key", "pool", "process", "serial", "since", "ticket")
-
-    def __init__(
-        self,
-        process: ProcessId,
-        ticket: Ticket,
-        key: str,
-        since: float,
-        deadline: float,
-        pool: str = "",
-    ) -> None:
-        self.process = process
-        self.ticket = ticket
-        self.key = key
-        self.since = since
-        self.deadline = deadline
-        self.serial = 0
-        self.pool = pool
-
 
 _Name = tuple[ProcessId, Ticket]
 _Group = tuple[ProcessId, str]
@@ -50,6 +24,40 @@ _Queue = OrderedDict[_Name, Waiter]  # its front is found at once, however much 
 _Deadline = tuple[float, int, ProcessId, Ticket]
 _Entry = tuple[int, int, float, int, ProcessId]
 _Head = tuple[int, int, str]
+
+
+class ByLane(Protocol):
+    """The same waiters lane by lane, where the pool has lanes: see `Lanes`."""
+
+    def add(self, waiter: Waiter, levels: Waiting) -> None:
+        """Somebody waits."""
+
+    def remove(self, waiter: Waiter) -> None:
+        """It waits no longer."""
+
+    def starves(self, waiter: Waiter, now: float) -> None:
+        """Its group starves."""
+
+    def gave(self, process: ProcessId, now: float) -> None:
+        """A process gave a slot to another one."""
+
+    def level_changed(self, process: ProcessId, key: str) -> None:
+        """A process has more or fewer slots than before."""
+
+    def no_longer_starves(self, waiter: Waiter) -> None:
+        """One of its group was served."""
+
+    def by_right(self) -> list[Waiting]:
+        """The lines of those that have less than their right, the neediest first."""
+
+    def wanted_by_right(self) -> int:
+        """How many are waited for by those that have a right to them."""
+
+    def in_line(self) -> Iterator[Waiter]:
+        """The oldest waiter of every group, by right first."""
+
+    def first(self, process: ProcessId, key: str) -> Waiter | None:
+        """Of those of a process who wait for a key the one whose turn it is."""
 
 
 class Waiting:
@@ -60,6 +68,7 @@ class Waiting:
     anywhere: the waiters of all pools, for those who look for the pool of one; a process gives a ticket once.
     by_name: all of them, in order of arrival.
     noted: is told of the key of every waiter that has come (1) or gone (-1).
+    lanes: the same waiters by lane, which decides about their order; None: the pool has no lanes.
 
     A group is what is interchangeable: the waiters of one process for one key, oldest first. A group starves
     when its process says so: nothing for this key has been given back there for long. It starves until one of
@@ -77,6 +86,7 @@ class Waiting:
         self._anywhere = {} if anywhere is None else anywhere
         self.noted: Callable[[str, int], None] = lambda key, change: None
         self.by_name: _Queue = OrderedDict()
+        self.lanes: ByLane | None = None
         self._of_process: dict[ProcessId, _Queue] = {}
         self._of_key: dict[str, _Queue] = {}
         self._groups: dict[ProcessId, dict[str, _Queue]] = {}
@@ -99,8 +109,9 @@ class Waiting:
 
     def add(self, waiter: Waiter) -> None:
         """Enqueue a waiter whose ticket is not queued yet."""
-        self._serial += 1
-        waiter.serial = self._serial
+        if not waiter.serial:  # else it stands in the line of its lane too
+            self._serial += 1
+            waiter.serial = self._serial
         name = (waiter.process, waiter.ticket)
         self.by_name[name] = self._anywhere[name] = waiter
         _put_into(self._of_process, waiter.process, name, waiter)
@@ -116,6 +127,19 @@ class Waiting:
             heapq.heappush(
                 self._deadlines, (waiter.deadline, waiter.serial, waiter.process, waiter.ticket)
             )
+        if self.lanes is not None:
+            self.lanes.add(waiter, self)
+
+    def for_one_lane(self) -> Waiting:
+        """An empty line with the same levels."""
+        return Waiting(self._levels, self._levels_of_keys)
+
+    def has_lanes(self, lanes: ByLane | None) -> None:
+        """The order is that of these lanes from now on; None: there are none any more."""
+        self.lanes = lanes
+        if lanes is not None:
+            for waiter in self.by_name.values():
+                lanes.add(waiter, self)
 
     def remove(self, process: ProcessId, ticket: Ticket) -> Waiter | None:
         """Take a waiter out; None if it is not queued."""
@@ -123,6 +147,8 @@ class Waiting:
         waiter = self.by_name.pop(name, None)
         if waiter is None:
             return None
+        if self.lanes is not None:
+            self.lanes.remove(waiter)
         if self._anywhere.get(name) is waiter:
             del self._anywhere[name]
         groups = self._groups[process]
@@ -154,6 +180,8 @@ class Waiting:
             return False
         self._serial += 1
         self._starving[process, waiter.key] = (now, self._serial)
+        if self.lanes is not None:
+            self.lanes.starves(waiter, now)
         return True
 
     def is_starving(self, waiter: Waiter) -> bool:
@@ -165,13 +193,21 @@ class Waiting:
         if process in self._groups:
             self._gave_at[process] = now
             self._rank_process(process)
+            if self.lanes is not None:
+                self.lanes.gave(process, now)
 
     def served(self, process: ProcessId, ticket: Ticket) -> Waiter | None:
         """Take a waiter out because it gets something; its group does not starve any longer."""
         waiter = self.remove(process, ticket)
         if waiter is not None:
-            self._starving.pop((process, waiter.key), None)
+            self.no_longer_starves(waiter)
         return waiter
+
+    def no_longer_starves(self, waiter: Waiter) -> None:
+        """One of its group was served."""
+        self._starving.pop((waiter.process, waiter.key), None)
+        if self.lanes is not None:
+            self.lanes.no_longer_starves(waiter)
 
     def remove_process(self, process: ProcessId) -> None:
         """Forget all waiters of a process."""
@@ -213,6 +249,8 @@ class Waiting:
 
         Only as far as it is asked; nothing may be changed meanwhile.
         """
+        if self.lanes is not None:
+            return self.lanes.in_line()
         ranked = (w for w in self._in_order_of_rank() if not self.is_starving(w))
         if not self._starving:
             return ranked
@@ -320,6 +358,8 @@ class Waiting:
             if head is not None:
                 self._rank_group(head)
             self._rank_process(process)
+            if self.lanes is not None:
+                self.lanes.level_changed(process, key)
 
     def _rank_process(self, process: ProcessId) -> None:
         """Enter a process into the order of service again: its first waiter or its rank is another."""

@@ -95,6 +95,8 @@ def _made(
     recipe: Any = unpickled(luggage)
     if recipe.token_scope is not None:
         recipe = WithTokens(recipe, ask_for_token, had_credential=luggage.has_credential)
+    if luggage.options.budget is not None and luggage.budget is not None:
+        member.declare_budget(luggage.options.budget, luggage.budget)
     local = member.declare(luggage.pool, recipe, luggage.options)
     stats: Any = member.link.stats
     pool: Pool[Any] = Pool(local, stats, (_not_pickled, ()))

@@ -30,6 +30,7 @@ from mppool.logs import Log
 from mppool.options import checked_lease_label
 from mppool.process.fork import call_in_children, notice_fork
 from mppool.worker.callers import caller_name
+from mppool.worker.lanes import checked_lane
 from mppool.worker.lease import Lease
 from mppool.worker.pool import _DEFAULT, Pool
 
@@ -101,11 +102,14 @@ class HostedPool(Pool[T]):
         *,
         identity: str | None = None,
         credential: Any = None,
+        lane: str | None = None,
         label: str | None = None,
     ) -> Lease[T]:
-        """Lend a resource of a host. Arguments and errors are those of Pool.checkout."""
+        """Lend a resource of a host. Arguments and errors are those of Pool.checkout; there are no lanes."""
         notice_fork()
         local = self._local
+        if lane is not None:
+            checked_lane(local, lane)
         seconds = self._seconds(timeout)
         noted = ("", "")
         if label is not None or local.notes_callers:
@@ -199,6 +203,7 @@ class HostedPool(Pool[T]):
             list(sys.argv),
             link.locator.linger,
             recipe.credential is not None,
+            None if self._local.budget is None else self._local.budget.max_size,
         )
 
     def _pause(self, deadline: float | None, deaths: int) -> None:
@@ -219,6 +224,7 @@ class HostedPool(Pool[T]):
         *,
         identity: str | None = None,
         credential: Any = None,
+        lane: str | None = None,
         label: str | None = None,
     ) -> AsyncCheckout[T]:
         """Not offered: what a hosted resource does blocks, and its lease is for one thread.

@@ -24,7 +24,8 @@ if TYPE_CHECKING:
 class Luggage(msgspec.Struct, array_like=True):
     """What a host is told at its start. It is sent once, through a pipe.
 
-    recipe: pickled, without its credential; has_credential: whether it had one. main: the script of the application; ""
+    recipe: pickled, without its credential; has_credential: whether it had one. budget: the cap of the budget that the
+        options name. main: the script of the application; ""
         where there is none.
     """
 
@@ -35,6 +36,7 @@ class Luggage(msgspec.Struct, array_like=True):
     arguments: list[str]
     linger: float
     has_credential: bool
+    budget: int | None = None
 
 
 class WithTokens(Recipe[Any]):

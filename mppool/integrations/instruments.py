@@ -18,6 +18,7 @@ Reading = tuple[Attributes, float]
 POOL_NAME = "db.client.connection.pool.name"
 STATE = "db.client.connection.state"
 MANAGER = "mppool.manager"
+BUDGET = "mppool.budget.name"
 
 OF_POOL = (MANAGER, POOL_NAME)
 
@@ -102,6 +103,14 @@ def _count(stats: Stats) -> Iterator[Reading]:
     for pool in stats["pools"].values():
         for state, key in (("idle", "idle"), ("used", "in_use")):
             yield {**of_pool(stats, pool), STATE: state}, pool[key]
+
+
+def _of_budgets(key: str) -> Callable[[Stats], Iterator[Reading]]:
+    def read(stats: Stats) -> Iterator[Reading]:
+        for budget in stats["budgets"].values():
+            yield {MANAGER: stats["name"], BUDGET: budget["name"]}, budget[key]
+
+    return read
 
 
 def _breaker(stats: Stats) -> Iterator[Reading]:
@@ -191,6 +200,18 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     Instrument(
         "mppool.longest_wait", "gauge", "s",
         "For how long the first of the checkouts that wait has waited; 0 where none waits", _longest_wait, OF_POOL,
+    ),
+    Instrument(
+        "mppool.budget.max", "sum", "{connection}",
+        "max_size of a budget, which several pools share", _of_budgets("max_size"), (MANAGER, BUDGET),
+    ),
+    Instrument(
+        "mppool.budget.size", "sum", "{connection}",
+        "Resources of all pools of a budget", _of_budgets("size"), (MANAGER, BUDGET),
+    ),
+    Instrument(
+        "mppool.budget.pending_requests", "sum", "{request}",
+        "Checkouts that wait in all pools of a budget", _of_budgets("waiting"), (MANAGER, BUDGET),
     ),
     Instrument(
         "mppool.processes", "sum", "{process}",

@@ -16,7 +16,16 @@ from mppool.core.decisions import (
     Queued,
     Readiness,
 )
-from mppool.core.events import Checkout, ClosePool, Drain, Event, Reset, Resize, WantReady
+from mppool.core.events import (
+    Checkout,
+    ClosePool,
+    Drain,
+    Event,
+    Reset,
+    Resize,
+    ResizeBudget,
+    WantReady,
+)
 from mppool.core.tokens import ForgetTokens, TokenQueued, WantToken, is_answer
 from mppool.errors import PoolError
 from mppool.ids import ProcessId, Session, Ticket, own_process
@@ -264,7 +273,9 @@ class LocalLink:
     @pool_errors_only
     def command(self, event: Event, deadline: float | None = None) -> Any:
         """See Link. It takes no time."""
-        assert isinstance(event, (Resize, Reset, Drain, ClosePool, WantReady, ForgetTokens))
+        assert isinstance(
+            event, (Resize, ResizeBudget, Reset, Drain, ClosePool, WantReady, ForgetTokens)
+        )
         notice_fork()
         answer = None
         with self._lock:
@@ -275,9 +286,11 @@ class LocalLink:
             except KeyError:
                 assert not isinstance(event, ForgetTokens)
                 self._whole = True
-                raise PoolError(
-                    f"manager {self._process.name!r} has no pool {event.pool!r}"
-                ) from None
+                if isinstance(event, ResizeBudget):
+                    what = f"budget {event.budget!r}"
+                else:
+                    what = f"pool {event.pool!r}"
+                raise PoolError(f"manager {self._process.name!r} has no {what}") from None
             for _, decision in decisions:
                 if isinstance(decision, (Draining, Readiness)):
                     answer = decision

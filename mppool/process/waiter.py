@@ -29,6 +29,7 @@ class LocalWaiter:
     calling: its thread is in a call to the books, which may last. Nobody hands it a resource then; it looks at the
         shelf by itself after each call.
     looks_at: when it looks around again by itself; infinity: it does not.
+    lane: for which lane it waits; "": for the common one.
     context: the context variables of its thread, for the open hook.
     deadline: until when it waits; None: for ever. who: its thread, where slow waits are warned of.
     was_warned_of, has_holders: that it is slow was said; who holds the resources was asked for on its behalf.
@@ -45,6 +46,7 @@ class LocalWaiter:
         "has_holders",
         "insists",
         "key",
+        "lane",
         "looks_at",
         "opening",
         "opens_here",
@@ -62,9 +64,11 @@ class LocalWaiter:
         *,
         insists: bool = False,
         opens_here: bool = False,
+        lane: str = "",
     ) -> None:
         self.ticket = ticket
         self.key = key
+        self.lane = lane
         self.bearer = bearer
         self.insists = insists
         self.opens_here = opens_here

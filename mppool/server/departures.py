@@ -38,7 +38,7 @@ def restore(
         "epoch %d: %d slots of %d living processes continued, %d processes awaited",
         journal.epoch, len(slots), len(processes), len(awaited),
     )  # fmt: skip
-    books.restore(journal.pools, slots, set(awaited), now)
+    books.restore(journal.pools, slots, set(awaited), now, journal.budgets)
     writer.settle_journal()
 
 

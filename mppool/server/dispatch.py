@@ -20,6 +20,7 @@ from mppool.core.events import (
     Opened,
     Reset,
     Resize,
+    ResizeBudget,
     WantReady,
 )
 from mppool.core.tokens import ForgetTokens, WantToken, is_answer
@@ -110,7 +111,7 @@ class Dispatcher:
     def _command(
         self,
         connection: Connection,
-        event: Resize | Reset | Drain | ClosePool | WantReady | ForgetTokens,
+        event: Resize | ResizeBudget | Reset | Drain | ClosePool | WantReady | ForgetTokens,
         now: float,
     ) -> None:
         """A command from anybody; answered by Done, Draining, Readiness or Failed."""
@@ -121,7 +122,11 @@ class Dispatcher:
         except KeyError:
             assert not isinstance(event, ForgetTokens)
             if connection.role != "errand":
-                connection.send(Failed(f"no process has declared a pool {event.pool!r:.100}"))
+                if isinstance(event, ResizeBudget):
+                    what = f"budget {event.budget!r:.100}"
+                else:
+                    what = f"pool {event.pool!r:.100}"
+                connection.send(Failed(f"no process has declared a {what}"))
             return
         wants_figure = isinstance(event, (Drain, WantReady)) and connection.role != "errand"
         answered = self._delivery.carry_out(
@@ -176,7 +181,9 @@ class Dispatcher:
         Checkout: _question,
         WantToken: _question,
         Attach: _attach,
-        **dict.fromkeys((Resize, Reset, Drain, ClosePool, WantReady, ForgetTokens), _command),
+        **dict.fromkeys(
+            (Resize, ResizeBudget, Reset, Drain, ClosePool, WantReady, ForgetTokens), _command
+        ),
         Hello: _hello,
         Report: _report,
         WantStats: _want_stats,

@@ -1,7 +1,7 @@
 """What the next server must know, kept in place on disk: who holds which slot, and the state of pools.
 
     block 0     header: magic, CRC, then Header in MessagePack
-    others      one record each, RECORD_BYTES: CRC, length, then a Record or RecordPool in MessagePack;
+    others      one record each, RECORD_BYTES: CRC, length, then a Record, RecordPool or RecordBudget in MessagePack;
                 all zero where free
 
 A change is one `pwrite` of one record, so a killed server leaves every record either old or new: the
@@ -25,7 +25,7 @@ from pathlib import Path
 
 import msgspec
 
-from mppool.core.decisions import Erase, JournalDecision, Record, RecordPool
+from mppool.core.decisions import Erase, JournalDecision, Record, RecordBudget, RecordPool
 from mppool.core.events import Remembered
 from mppool.ids import GrantNumber
 from mppool.rendezvous.world import boot_id, may_be_one_boot, pid_namespace_inode
@@ -92,13 +92,14 @@ class Journal:
         """
         self.path = path
         self.pools: list[RecordPool] = []
+        self.budgets: list[RecordBudget] = []
         self.slots: list[Remembered] = []
         self.torn = False
         self.existed = path.exists()
         self._places: dict[GrantNumber | str, int] = {}
         self._free: list[int] = []
         self._encoder = msgspec.msgpack.Encoder()
-        self._decoder = msgspec.msgpack.Decoder(Record | RecordPool)
+        self._decoder = msgspec.msgpack.Decoder(Record | RecordPool | RecordBudget)
         self._descriptor = os.open(
             path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600
         )
@@ -184,16 +185,20 @@ class Journal:
         self._free.reverse()  # low places first
         return present
 
-    def _take_over(self, item: Record | RecordPool, place: int) -> None:
+    def _take_over(self, item: Record | RecordPool | RecordBudget, place: int) -> None:
         identity = _identity(item)
         if identity in self._places:
             raise ValueError(f"{identity!r} is there twice")
         self._places[identity] = place
         if isinstance(item, RecordPool):
             self.pools.append(item)
+        elif isinstance(item, RecordBudget):
+            self.budgets.append(item)
         else:
             self.slots.append(
-                Remembered(item.pool, item.key, item.number, item.process, item.generation)
+                Remembered(
+                    item.pool, item.key, item.number, item.process, item.generation, item.budget
+                )
             )
 
     def _tear(self, reason: str) -> None:
@@ -232,7 +237,7 @@ class Journal:
         del self._places[number]
         self._free.append(place)
 
-    def _block(self, item: Record | RecordPool) -> bytes:
+    def _block(self, item: Record | RecordPool | RecordBudget) -> bytes:
         payload = self._encoder.encode(item)
         if len(payload) > _PAYLOAD_BYTES and isinstance(item, Record):
             digest = hashlib.sha256(item.key.encode()).hexdigest()
@@ -241,7 +246,7 @@ class Journal:
             )
         if len(payload) > _PAYLOAD_BYTES:
             raise JournalError(
-                f"a record of {len(payload)} bytes does not fit; shorten the pool's name"
+                f"a record of {len(payload)} bytes does not fit; shorten the names of pool and budget"
             )
         return _checked(payload).ljust(RECORD_BYTES, b"\0")
 
@@ -339,8 +344,10 @@ def _offset(place: int) -> int:
     return HEADER_BYTES + place * RECORD_BYTES
 
 
-def _identity(item: Record | RecordPool) -> GrantNumber | str:
-    """What a record is found by: a slot's grant, a pool's name."""
+def _identity(item: Record | RecordPool | RecordBudget) -> GrantNumber | str:
+    """What a record is found by: a slot's grant, a pool's name, that of a budget (which no pool can have)."""
+    if isinstance(item, RecordBudget):
+        return f"budget {item.budget}"
     return item.pool if isinstance(item, RecordPool) else item.number
 
 

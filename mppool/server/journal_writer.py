@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from mppool.core.decisions import Erase, Record, RecordPool
+from mppool.core.decisions import Erase, Record, RecordBudget, RecordPool
 from mppool.ids import GrantNumber, ProcessId
 from mppool.server.journal import Journal
 
@@ -23,7 +23,7 @@ class JournalWriter:
     def __init__(self, journal: Journal) -> None:
         self._awaited: set[ProcessId] = set()
         self._journal = journal
-        self._owed: dict[GrantNumber | str, Record | RecordPool] = {}
+        self._owed: dict[GrantNumber | str, Record | RecordPool | RecordBudget] = {}
 
     def awaits(self, processes: set[ProcessId]) -> None:
         """The journal is torn, and these live: until each was heard, it stays torn."""
@@ -34,7 +34,7 @@ class JournalWriter:
 
         A fact that does not depend on the journal (an inventory, the state of a pool) is owed instead, and written later.
         """
-        assert isinstance(decision, (Record, Erase, RecordPool))
+        assert isinstance(decision, (Record, Erase, RecordPool, RecordBudget))
         try:
             self._journal.write(decision)
         except OSError as error:
@@ -78,5 +78,7 @@ class JournalWriter:
             log.error("the journal stays torn for now: %s", error)
 
 
-def _debt(decision: Record | RecordPool | Erase) -> GrantNumber | str:
+def _debt(decision: Record | RecordPool | RecordBudget | Erase) -> GrantNumber | str:
+    if isinstance(decision, RecordBudget):
+        return f"budget {decision.budget}"
     return decision.pool if isinstance(decision, RecordPool) else decision.number

@@ -16,7 +16,7 @@ from mppool.core.books import Books
 from mppool.core.events import Attach, Declaration
 from mppool.errors import ConfigurationError, ProtocolError
 from mppool.ids import ProcessId, Session, own_process
-from mppool.options import checked_name, checked_options
+from mppool.options import checked_name, checked_options, checked_whole
 from mppool.rendezvous import liveness
 from mppool.server import handshake
 from mppool.server.connection import Connection
@@ -147,8 +147,14 @@ def check_seconds(seconds: float | None) -> None:
 def check_declaration(declaration: Declaration) -> None:
     """Refuse what no mppool declares: the books take options at their word."""
     check_seconds(declaration.age)
+    said, name = declaration.budget, declaration.options.budget
+    if (None if said is None else said.budget) != name:
+        raise ProtocolError(f"pool {declaration.pool!r:.100} names a budget that is not declared")
     try:
         checked_name("pool", declaration.pool)
+        if said is not None:
+            check_seconds(said.age)
+            checked_whole(f"budget {said.budget!r:.100}: max_size", said.max_size, 1)
         checked_options(declaration.pool, msgspec.structs.asdict(declaration.options))
     except ConfigurationError as error:
         raise ProtocolError(str(error)) from error

@@ -105,6 +105,7 @@ def head(
             for entry in snapshot["processes"]
         ],
         "pools": {},
+        "budgets": snapshot.get("budgets", {}),
         "tokens": snapshot.get("tokens", []),
         "token_costs": snapshot.get("token_costs", []),
         "machines": snapshot.get("machines"),
@@ -149,8 +150,10 @@ def pool_parts(
             known.update([(resource.number, resource) for resource in resources])
             yield None
     counters, histograms = _summed(entry, reporting, totals, lift)
+    lanes: dict[str, dict[str, int]] | None = entry.get("lanes")
     yield {
         **_gauges(entry, reporting, settled),
+        "lanes": None if lanes is None else _lanes(lanes, reporting),
         "counters": counters,
         "counters_began": began,
         "histograms": {
@@ -210,6 +213,14 @@ def _gauges(
     # The books know of those that have asked; others still hope for a release in their own process.
     waiting = max(entry["waiting"], sum(report.waiting for _, report in reporting))
     return {**gauges, "in_use": in_use, "idle": settled - in_use, "waiting": waiting}
+
+
+def _lanes(
+    lanes: Mapping[str, dict[str, int]], reporting: list[tuple[ProcessFigures, PoolReport]]
+) -> dict[str, dict[str, int]]:
+    """By name. Who uses what the processes know best: they lend without asking as long as nobody waits."""
+    in_use = {name: sum(report.lanes.get(name, 0) for _, report in reporting) for name in lanes}
+    return {name: {**lane, "in_use": in_use[name]} for name, lane in lanes.items()}
 
 
 def _pool_process(

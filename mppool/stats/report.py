@@ -33,6 +33,7 @@ class PoolReport(msgspec.Struct, array_like=True):
 
     database: what the database said when it was asked last; None: it was not, or does not tell.
     longest_wait: of those that wait now, in seconds.
+    lanes: how many resources are in use, by lane, where the pool has lanes.
     """
 
     pool: str
@@ -44,3 +45,4 @@ class PoolReport(msgspec.Struct, array_like=True):
     resources: list[ResourceReport]
     database: Survey | None = None
     longest_wait: float = 0.0
+    lanes: dict[str, int] = {}

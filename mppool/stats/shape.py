@@ -60,6 +60,14 @@ class ResourceStats(TypedDict):
     thread: str
 
 
+class LaneStats(TypedDict):
+    """A lane of a pool. reserved: its right; of the common lane ("") what the others leave of max_size."""
+
+    reserved: int
+    in_use: int
+    waiting: int
+
+
 class PoolStats(TypedDict):
     """A pool, over all processes.
 
@@ -73,6 +81,8 @@ class PoolStats(TypedDict):
     max_size: int | None
     share: int | None
     min_size: int
+    budget: str | None
+    lanes: dict[str, LaneStats] | None
     size: int
     opening: int
     in_use: int
@@ -89,6 +99,16 @@ class PoolStats(TypedDict):
     database: Survey | None
     processes: list[PoolProcessStats]
     resources: list[ResourceStats]
+
+
+class BudgetStats(TypedDict):
+    """A cap over several pools. size, waiting: over all of them. pools: how many resources each has."""
+
+    name: str
+    max_size: int
+    size: int
+    waiting: int
+    pools: dict[str, int]
 
 
 class TokenStats(TypedDict):
@@ -141,6 +161,7 @@ class ManagerStats(TypedDict):
     uptime: float
     processes: list[ProcessStats]
     pools: dict[str, PoolStats]
+    budgets: dict[str, BudgetStats]
     tokens: list[TokenStats]
     token_costs: list[dict[str, object]]
     machines: MachinesStats | None

@@ -97,7 +97,7 @@ class Desks:
 class AsyncCheckout(Generic[T]):
     """What `pool.acheckout()` returns: awaitable, and an asynchronous context manager."""
 
-    __slots__ = ("_desks", "_lease", "_local", "_make", "_seconds", "_whose")
+    __slots__ = ("_desks", "_lane", "_lease", "_local", "_make", "_seconds", "_whose")
 
     def __init__(
         self,
@@ -106,8 +106,13 @@ class AsyncCheckout(Generic[T]):
         seconds: float | None,
         whose: tuple[str | None, Any],
         make: Callable[[PoolEntry], Lease[T]],
+        lane: str | None = None,
     ) -> None:
-        """seconds: to wait, from when this is awaited. whose: identity and credential. make: the lease of an entry."""
+        """seconds: to wait, from when this is awaited. whose: identity and credential. make: the lease of an entry.
+
+        lane: None in a pool without lanes.
+        """
+        self._lane = lane
         self._local = local
         self._desks = desks
         self._seconds = seconds
@@ -125,7 +130,8 @@ class AsyncCheckout(Generic[T]):
         key = local.default_key if principal is None else principal.key
         if principal is not None and principal.fetched is not None and seconds is not None:
             seconds = max(0.0, seconds - (monotonic() - started))
-        entry = await TaskCheckout(desk, ThreadHooks(local), key, seconds, principal).run()
+        hooks, lane = ThreadHooks(local), self._lane
+        entry = await TaskCheckout(desk, hooks, key, seconds, principal, lane).run()
         return self._make(entry).for_asyncio()
 
     async def _principal(self) -> Principal | None:

@@ -25,6 +25,7 @@ from mppool.worker.callers import caller_name
 from mppool.worker.hints import own_leases, warn_of_event_loop
 from mppool.worker.inside import inside
 from mppool.worker.inventory import PoolEntry
+from mppool.worker.lanes import lend_in_lane
 from mppool.worker.local_pool import LocalPool
 from mppool.worker.opening import Failure, open_beside, open_resource
 
@@ -107,9 +108,16 @@ class ColdCheckout:
     """One checkout that goes beyond the shelf. Everything it holds is given back however it ends."""
 
     def __init__(
-        self, local: LocalPool, key: str, timeout: float | None, bearer: Principal | None = None
+        self,
+        local: LocalPool,
+        key: str,
+        timeout: float | None,
+        bearer: Principal | None = None,
+        lane: str | None = None,
     ) -> None:
+        """lane: None in a pool without lanes."""
         self._local = local
+        self._lane = lane
         self._bearer = bearer
         self._member = local.member
         self._key = key
@@ -148,6 +156,7 @@ class ColdCheckout:
             if entry is not None:
                 waited = monotonic() - self._started
                 self._local.observe("wait", waited)
+                entry.lane = self._lane
                 return entry
             if self._timeout and self._left() == 0:  # what came was unusable, again and again
                 self._refused(
@@ -156,12 +165,19 @@ class ColdCheckout:
 
     def _from_shelf(self) -> PoolEntry | None:
         local = self._local
-        while (entry := local.idle.shelves.take(self._key)) is not None:
+        while (entry := self._take()) is not None:
             if local.prepare(entry, monotonic(), self._bearer, self._deadline):
                 return entry
             if self._timeout and self._left() == 0:
                 return None
         return None
+
+    def _take(self) -> PoolEntry | None:
+        """A resource from the shelf, or None."""
+        entry = self._local.idle.shelves.take(self._key)
+        if entry is not None and self._lane is not None:
+            lend_in_lane(self._local, entry, self._lane)
+        return entry
 
     def _at_once(self, answer: Any) -> PoolEntry | None:
         """Ask without waiting for anybody, where there is no answer yet; None: look again."""
@@ -196,6 +212,7 @@ class ColdCheckout:
             insists=granted is not None,
             # A hook that uses the pool itself has what it needs opened where it runs.
             opens_here=local.recipe.open_in_caller or inside.a_hook,
+            lane=self._lane or "",
         )
         waiter.deadline = self._deadline
         if local.notes_callers:
@@ -231,10 +248,10 @@ class ColdCheckout:
         local, left_s = self._local, self._left()
         while True:
             # Enqueued first, looked again, and after each call: no release is missed.
-            if (entry := local.idle.shelves.take(self._key)) is not None:
+            if (entry := self._take()) is not None:
                 return entry
             if self._can_ask() and local.idle.line.must_ask(waiter, left_s):
-                answer = self._ask(waiter) or local.idle.shelves.take(self._key)
+                answer = self._ask(waiter) or self._take()
                 if answer is not None:
                     return answer
             until = self._wait_until(waiter)
@@ -324,7 +341,7 @@ class ColdCheckout:
 
     def _answer_to(self, ticket: Ticket, until: float | None) -> Any:
         """What the books answer to a checkout. Raises TimeoutError."""
-        event = Checkout(self._local.name, self._key, ticket, self._left())
+        event = Checkout(self._local.name, self._key, ticket, self._left(), self._lane or "")
         try:
             return self._member.call(event, until)
         except SessionLost as error:

@@ -34,6 +34,7 @@ from mppool.worker.ending import (
     retire_over,
 )
 from mppool.worker.inventory import PoolEntry
+from mppool.worker.lanes import tell_what_is_lent
 from mppool.worker.opening import open_for_shelf, use_grant
 
 if TYPE_CHECKING:
@@ -139,7 +140,7 @@ class Dispatch:
                 # It was offered because it was idle for long, and is wanted all the same (min_size).
                 entry.kept_until = now + max_idle
                 self._context.housekeeper.expects(entry.kept_until)
-            pool.idle.put_where_it_lay(entry)
+            pool.idle.put_kept(entry)
 
     def _on_close(self, close: Close, session: Session) -> None:
         entry = self._context.inventory.take_aside(close.number)
@@ -150,10 +151,13 @@ class Dispatch:
         self.answer(refuse.ticket, refuse)
 
     def _on_reclaim(self, reclaim: Reclaim, session: Session) -> None:
-        idle = self._pools[reclaim.pool].idle
+        pool = self._pools[reclaim.pool]
+        idle = pool.idle
         if reclaim.contended:
             self._context.audit.want_again()
         idle.set_contended(reclaim.contended)
+        if idle.has_lanes and reclaim.contended:
+            tell_what_is_lent(pool)
         idle.sweep_all(reclaim.sweep, reclaim.idle_for)
 
     def _on_end_leases(self, ended: EndLeases, session: Session) -> None:

@@ -32,6 +32,7 @@ class Idle:
     while somebody waits (rule 6).
 
     plain: whether a release is nothing but an append (and a look at `attention`).
+    has_lanes: whose turn it is, the books decide: while anybody waits, here or elsewhere, all goes there.
     own_key: of the pool's own identity, whose shelf stays. borrowed: what a background check has taken for a moment.
     forgotten: told of each other key of which nothing is left, under the inventory's lock.
     close_soon: closes, in another thread, a resource that is not to be lent any more.
@@ -50,6 +51,7 @@ class Idle:
         self._inventory = inventory
         self.plain = plain
         self._keep = options.keep
+        self.has_lanes = options.lanes is not None
         self._close_soon = close_soon
         self._forgotten = forgotten
         self.own_key = ""
@@ -90,6 +92,21 @@ class Idle:
         lay_where_it_lay(entry)
         self.look_after(entry)
 
+    def put_kept(self, entry: PoolEntry) -> None:
+        """Put a resource back that the books do not want."""
+        if not self.has_lanes:
+            self.put_where_it_lay(entry)
+            return
+        # Not brought back at once, or the two would send it to and fro.
+        lay_where_it_lay(entry)
+        if entry.retire_at == AT_ONCE:
+            self._close_if_shelved(entry, entry.retire_reason)
+        queue = self.line.waiters.get(entry.key)
+        if queue:  # it has come since, and the books may not know of it yet
+            wake_oldest(queue)
+        elif not self._keep:
+            self._close_if_shelved(entry, "expired_idle")
+
     def look_after(self, entry: PoolEntry) -> None:
         """What was put on a shelf may be wanted elsewhere, or not be wanted at all any more.
 
@@ -117,7 +134,7 @@ class Idle:
     def _attend(self, entry: PoolEntry) -> None:
         """Somebody waits, here or elsewhere: what was put on this shelf goes there."""
         key = entry.key
-        if self.contended:
+        if self.contended or self.has_lanes:
             # Not more than lies here now: where the books are in this process, what they do not want is back at once.
             self.sweep(key, len(entry.shelf), 0.0)
             return
@@ -149,9 +166,9 @@ class Idle:
 
         A waiter that insists waits for this one alone.
         """
-        if waiter.insists and waiter.give(entry):
+        if (waiter.insists or self.has_lanes) and waiter.give(entry):
             return
-        queue = self.line.waiters.get(entry.key)
+        queue = None if self.has_lanes else self.line.waiters.get(entry.key)
         if not queue or not give_to_oldest(queue, entry):
             self.put_back(entry)
 

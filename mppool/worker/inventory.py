@@ -83,6 +83,7 @@ class PoolEntry:
     `retire_at` may be lowered by anybody at any time (a single store): from then on the resource is
     closed instead of being handed out.
 
+    lane: for which lane it was lent last; None: for none yet.
     local: the pool that it belongs to: a Home for the inventory, and a LocalPool for what is above.
     """
 
@@ -100,6 +101,7 @@ class PoolEntry:
         "key",
         "killed",
         "label",
+        "lane",
         "lent_at",
         "local",
         "mark",
@@ -165,12 +167,18 @@ class PoolEntry:
         self.killed = False
         # Where a lease was ended for another reason than its age, that reason.
         self.why_ended = ""
+        self.lane: str | None = None
         self.warned = False
         # Of the lease that began at `noted_at`; see callers.py.
         self.noted_at = -1.0
         self.label = ""
         self.thread = ""
         self.stack = ""
+
+    def used_in_lane(self) -> str | None:
+        """For which lane it is lent; None: for none, it lies on its shelf."""
+        lane = self.lane
+        return None if lane is None or self in self.shelf else lane
 
 
 class Inventory:
@@ -234,6 +242,7 @@ class Inventory:
                 entry.state,
                 entry.generation,
                 entry.opened_before,
+                entry.used_in_lane(),
             )
             for entry in self.table.values()
         ]

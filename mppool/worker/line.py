@@ -49,6 +49,7 @@ class Line:
     _spare: keys that may have tickets for which no thread waits.
     elsewhere: what other machines have to do with it that somebody waits, as the books said last.
     asks_at_once: where the books must know of every thread that waits, none hopes.
+    by_ticket: where there are lanes, what the books grant is for the thread with that ticket alone.
     """
 
     def __init__(
@@ -59,7 +60,8 @@ class Line:
         self._idle = idle
         self._max_size = options.max_size
         self.elsewhere = ""
-        self.asks_at_once = options.max_waiting is not None
+        self.by_ticket = options.lanes is not None
+        self.asks_at_once = options.max_waiting is not None or self.by_ticket
         self.waiters: dict[str, deque[LocalWaiter]] = {}
         self.demands: dict[str, Demand] = {}
         self._asked: dict[Ticket, str] = {}
@@ -75,7 +77,7 @@ class Line:
         for waiter in list(queue):
             if waiter.ticket == ticket and waiter.give(answer):
                 return True
-        return give_to_oldest(queue, answer)
+        return not self.by_ticket and give_to_oldest(queue, answer)
 
     def demand_for(self, key: str) -> Demand:
         """What this process wants and holds of a key. Caller holds the inventory's lock."""
@@ -272,11 +274,13 @@ class Line:
                 self.answered(ticket)
 
     def waiter_for(self, key: str, ticket: Ticket) -> LocalWaiter | None:
-        """The thread that waits with this ticket, else the oldest for this key, else None."""
+        """The thread that waits with this ticket, else (unless there are lanes) the oldest for this key, else None."""
         waiting = [waiter for waiter in list(self.waiters.get(key, ())) if waiter.is_open]
         for waiter in waiting:
             if waiter.ticket == ticket:
                 return waiter
+        if self.by_ticket:
+            return None
         # A thread that is in a call may be long in coming: nothing is opened in its own hands.
         usable = [waiter for waiter in waiting if waiter.is_ready or not waiter.opens_here]
         return next((waiter for waiter in usable if waiter.is_ready), usable[0] if usable else None)

@@ -26,11 +26,13 @@ from mppool.worker.hooks import Hooks
 from mppool.worker.idle import Idle
 from mppool.worker.inventory import AT_ONCE, PoolEntry
 from mppool.worker.principals import Principals
+from mppool.worker.shelves import NO_SHELF
 
 if TYPE_CHECKING:
     from mppool.core.decisions import Grant
     from mppool.options import PoolOptions
     from mppool.recipe import Survey
+    from mppool.worker.budget import DeclaredBudget
     from mppool.worker.context import Context, Keeper
     from mppool.worker.inventory import Inventory
     from mppool.worker.principal import Principal
@@ -50,9 +52,15 @@ class LocalPool:
     """
 
     def __init__(
-        self, member: Context, name: str, recipe: Recipe[Any], options: PoolOptions
+        self,
+        member: Context,
+        name: str,
+        recipe: Recipe[Any],
+        options: PoolOptions,
+        budget: DeclaredBudget | None = None,
     ) -> None:
         self.member = member
+        self.budget = budget
         self.name = name
         self.recipe = recipe
         self.options = options
@@ -127,7 +135,7 @@ class LocalPool:
         self.checks_here = self.recipe.open_in_caller
         self.checkers = Checkers(self.name)
         self.identities.renew()
-        self.pop: Callable[[], PoolEntry] = self.own_popper()
+        self._find_poppers()
         self.ours = inventory.mark
 
     def key_for(self, identity: str | None) -> str:
@@ -146,17 +154,19 @@ class LocalPool:
             self.own_key_is(key_of(sealed, identity_of(before)))
             self.fingerprint = sealed
             self.idle.shelves.forget(before)  # nothing was ever on it
-        self.asks_plainly = self.recipe.credential is None
+        self.asks_plainly = self.recipe.credential is None and self.options.lanes is None
         self.is_sealed = True
 
     def own_key_is(self, key: str) -> None:
         """`min_size`, and checkouts that name nobody, belong to this key from now on."""
         self.default_key = self.idle.own_key = key
-        self.pop = self.own_popper()
+        self._find_poppers()
 
-    def own_popper(self) -> Callable[[], PoolEntry]:
-        """What a checkout that names nobody takes from at once."""
-        return self.idle.own_popper(is_known=self.identities.own_is_known)
+    def _find_poppers(self) -> None:
+        """What a checkout that names nobody takes from at once. Where there are lanes it has to say for which."""
+        popper = self.idle.own_popper(is_known=self.identities.own_is_known)
+        self.pop_in_lane: Callable[[], PoolEntry] = popper
+        self.pop: Callable[[], PoolEntry] = NO_SHELF.pop if self.idle.has_lanes else popper
 
     def shelf_of(self, key: str) -> deque[PoolEntry]:
         """The shelf of a key; made for its first resource."""
@@ -193,7 +203,8 @@ class LocalPool:
         """This pool as the books are told of it."""
         age = monotonic() - self.declared_at
         opens_none = self.closed_here or not self.recipe.fills()
-        return Declaration(self.name, self.options, age, self.default_key, opens_none)
+        budget = None if self.budget is None else self.budget.declaration()
+        return Declaration(self.name, self.options, age, self.default_key, opens_none, budget)
 
     # --- what the inventory tells: see Home ------------------------------------------------------------------
 

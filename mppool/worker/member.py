@@ -31,6 +31,7 @@ from mppool.recipe import Recipe
 from mppool.tokens.cache import TokenCache
 from mppool.tokens.in_process import LocalTokenBooks
 from mppool.worker.audit import Audit
+from mppool.worker.budget import DeclaredBudget
 from mppool.worker.callers import noted
 from mppool.worker.context import Context
 from mppool.worker.dispatch import Dispatch
@@ -110,7 +111,7 @@ class Member(Context):
     """This process in one manager: it composes the parts, forks, and leaves. Cheap to make: no I/O, no thread, no
     descriptor.
 
-    `local_pools` grows under the interpreter's own atomicity (setdefault); everything else that threads share is
+    `local_pools` and `budgets` grow under the interpreter's own atomicity (setdefault); everything else that threads share is
     in `inventory`, with its lock.
     """
 
@@ -119,6 +120,7 @@ class Member(Context):
 
     def __init__(self, name: str, make_link: Callable[[Member], Link]) -> None:
         self.local_pools: dict[str, LocalPool] = {}
+        self.budgets: dict[str, DeclaredBudget] = {}
         super().__init__(name)
         self.tokens = TokenCache(self, LocalTokenBooks)
         self.link = make_link(self)
@@ -148,12 +150,28 @@ class Member(Context):
         for local in self.local_pools.values():
             local.renew(self.inventory)
 
+    def declare_budget(self, name: str, max_size: int) -> DeclaredBudget:
+        """A budget. Raises ConfigurationMismatch if it was declared otherwise in this process."""
+        declared = self.budgets.get(name)
+        if declared is None:
+            declared = self.budgets.setdefault(name, DeclaredBudget(name, max_size))
+        declared.check_same(max_size)
+        return declared
+
     def declare(self, name: str, recipe: Recipe[Any], options: PoolOptions) -> LocalPool:
-        """What this process has of a pool. Raises ConfigurationMismatch if it was declared otherwise in this process."""
+        """What this process has of a pool. Raises ConfigurationMismatch if it was declared otherwise in this process.
+
+        Raises ConfigurationError where its budget cannot keep open what its pools want to.
+        """
         notice_fork()
         local = self.local_pools.get(name)
         if local is None:
-            local = self.local_pools.setdefault(name, LocalPool(self, name, recipe, options))
+            budget = None if options.budget is None else self.budgets[options.budget]
+            if budget is not None:
+                budget.check_min_sizes(name, options, self._kept_under(budget))
+            local = self.local_pools.setdefault(
+                name, LocalPool(self, name, recipe, options, budget)
+            )
             if self._secret is not None:
                 # Said in any case: another thread may be attaching, and have counted the local_pools already. Where the
                 # secret is not known yet, it will count them later.
@@ -165,6 +183,13 @@ class Member(Context):
         local.check_same(recipe, options)
         local.declare_again()
         return local
+
+    def _kept_under(self, budget: DeclaredBudget) -> dict[str, int]:
+        """The `min_size` of each pool of a budget that is declared here."""
+        local_pools = list(self.local_pools.values())
+        return {
+            local.name: local.options.min_size for local in local_pools if local.budget is budget
+        }
 
     def seal(self) -> None:
         """Have all fingerprints sealed, before anybody is told of them. The first time it may read a file."""

@@ -24,6 +24,7 @@ from mppool.stats.health import Health, asked
 from mppool.worker.callers import note_caller
 from mppool.worker.checkout import ColdCheckout, check_out_at_once
 from mppool.worker.ending import close, retire
+from mppool.worker.lanes import checked_lane, take_in_lane
 from mppool.worker.lease import Lease
 from mppool.worker.lookup import lease_of
 from mppool.worker.principal import Principal
@@ -94,6 +95,7 @@ class Pool(Generic[T]):
         *,
         identity: str | None = None,
         credential: Any = None,
+        lane: str | None = None,
         label: str | None = None,
     ) -> Lease[T]:
         """Lend a resource: the warmest one of this process, else one that the whole application can spare.
@@ -105,8 +107,8 @@ class Pool(Generic[T]):
         credential: a token credential (azure-identity's, or any with `get_token`) for the token that the
             recipe opens with; it names the identity too. Without it the recipe's own counts. A token is
             fetched where a resource is opened, and before that only where nothing else tells the identity.
-        label: what it is for, 1 to 100 printable letters. Statistics, `mppool leases`, `mppool top` and the errors of
-            checkouts that wait in vain show it, with the thread, as long as the lease lasts.
+        lane: one of the pool's `lanes`, which has so many resources reserved; None: the common one.
+        label: what it is for, 1 to 100 printable letters. Statistics, `mppool leases`, `mppool top` and errors show it.
 
         Raises ConfigurationError for a timeout, credential, identity or label that is none, CheckoutTimeout,
         TooManyWaiting, OpenFailed (its cause is what the recipe raised), PoolClosed, ServerUnavailable. A
@@ -123,7 +125,7 @@ class Pool(Generic[T]):
                 and timeout is not _ZERO
             ):
                 self._seconds(timeout)
-            if identity is None and credential is None and label is None:
+            if identity is None and credential is None and lane is None and label is None:
                 try:
                     entry = local.pop()
                 except IndexError:
@@ -143,7 +145,7 @@ class Pool(Generic[T]):
                     if local.prepare(entry, now, bearer, self._deadline(timeout)):
                         return self._lease(entry)
                     if bearer is not None and bearer.fetched is not None:
-                        return self._checkout_cold(local, timeout, bearer)
+                        return self._checkout_cold(local, timeout, bearer, None)
                     # Others may lie on the shelf: the books are not asked before it is empty.
                     return self._checkout_anew(local, timeout, None, None)
                 if local.asks_plainly and (
@@ -151,7 +153,7 @@ class Pool(Generic[T]):
                 ):
                     return self._lease(check_out_at_once(local))
                 return self._checkout_anew(local, timeout, None, None)
-            return self._checkout_for(local, timeout, identity, credential, label)
+            return self._checkout_for(local, timeout, identity, credential, lane, label)
         except BaseException as error:
             entry = None  # the traceback keeps this frame, and must not keep it
             local.member.interrupted(error)
@@ -163,16 +165,19 @@ class Pool(Generic[T]):
         timeout: float | None,
         identity: str | None,
         credential: Any,
+        lane: str | None,
         label: str | None,
     ) -> Lease[T]:
         """A checkout that says for whom, or for what. What is remembered of a credential makes it nearly as short."""
         if label is not None:
             checked_lease_label(self.name, label)
             labelled: Lease[T] = Pool.checkout(
-                self, timeout, identity=identity, credential=credential
+                self, timeout, identity=identity, credential=credential, lane=lane
             )
             note_caller(labelled._held[0], label)
             return labelled
+        if lane is not None or local.idle.has_lanes:
+            return self._checkout_anew(local, timeout, identity, credential, lane)
         if identity is None:
             try:
                 known = local.identities.known.get(ref(credential))
@@ -208,7 +213,7 @@ class Pool(Generic[T]):
             bearer.deadline = self._deadline(timeout)
             if local.prepare(entry, now, bearer, bearer.deadline):
                 return self._lease(entry)
-            return self._checkout_cold(local, timeout, bearer)
+            return self._checkout_cold(local, timeout, bearer, None)
         except BaseException:
             del entry  # the traceback keeps this frame, and must not keep it
             raise
@@ -223,22 +228,33 @@ class Pool(Generic[T]):
         return None if seconds is None else monotonic() + seconds
 
     def _checkout_anew(
-        self, local: LocalPool, timeout: float | None, identity: str | None, credential: Any
+        self,
+        local: LocalPool,
+        timeout: float | None,
+        identity: str | None,
+        credential: Any,
+        lane: str | None = None,
     ) -> Lease[T]:
         """Find out for whom this is, which may take a token, and go on from there."""
+        if lane is not None or local.idle.has_lanes:
+            lane = checked_lane(local, lane)
+            if identity is None and credential is None:
+                entry = take_in_lane(local, lane)  # whatever was its lane before
+                if entry is not None:
+                    return self._lease(entry)
         started, seconds = monotonic(), self._seconds(timeout)
         if not local.is_sealed:
             local.member.seal()
         bearer = local.identities.of(identity, credential, seconds)
         if bearer is not None and bearer.fetched is not None and seconds is not None:
             seconds = max(0.0, seconds - (monotonic() - started))
-        return self._checkout_cold(local, seconds, bearer)
+        return self._checkout_cold(local, seconds, bearer, lane)
 
     def _checkout_cold(
-        self, local: LocalPool, timeout: float | None, bearer: Principal | None
+        self, local: LocalPool, timeout: float | None, bearer: Principal | None, lane: str | None
     ) -> Lease[T]:
         key = local.default_key if bearer is None else bearer.key
-        return self._lease(ColdCheckout(local, key, self._seconds(timeout), bearer).run())
+        return self._lease(ColdCheckout(local, key, self._seconds(timeout), bearer, lane).run())
 
     def _lease(self, entry: PoolEntry) -> Lease[T]:
         self._note(entry)
@@ -260,12 +276,13 @@ class Pool(Generic[T]):
         *,
         identity: str | None = None,
         credential: Any = None,
+        lane: str | None = None,
         label: str | None = None,
     ) -> AsyncCheckout[T]:
         """Like `checkout`, for asyncio: the event loop goes on while a task waits, and no thread waits for it.
 
         `async with pool.acheckout() as resource`, or `lease = await pool.acheckout()`. Raises
-        ConfigurationError at once for a bad timeout or label, and what `checkout` raises when it is awaited.
+        ConfigurationError at once for a bad timeout, lane or label, and what `checkout` raises when it is awaited.
         """
         from mppool.worker.aio import AsyncCheckout, Desks
 
@@ -281,7 +298,8 @@ class Pool(Generic[T]):
             return lease
 
         whose = (identity, credential)
-        return AsyncCheckout(self._local, self._desks, self._seconds(timeout), whose, make)
+        seconds, checked = self._seconds(timeout), checked_lane(self._local, lane)
+        return AsyncCheckout(self._local, self._desks, seconds, whose, make, checked)
 
     def _lease_for_task(self, entry: PoolEntry) -> Lease[T]:
         return self._lease(entry)

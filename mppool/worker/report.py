@@ -17,6 +17,7 @@ from mppool.recipe import overrides
 from mppool.stats.report import PoolReport, ResourceReport
 from mppool.wire.messages import Report
 from mppool.worker.callers import noted
+from mppool.worker.lanes import in_use_by_lane
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -190,7 +191,7 @@ def build(pools: Mapping[str, LocalPool], request: int, *, hooks: bool = True) -
 
 
 def _of_pool(local: LocalPool, hooks: bool) -> PoolReport:
-    now = monotonic()
+    now, lanes = monotonic(), local.options.lanes
     inventory = local.inventory
     with inventory.lock:
         entries = [entry for entry in inventory.table.values() if entry.local is local]
@@ -222,6 +223,7 @@ def _of_pool(local: LocalPool, hooks: bool) -> PoolReport:
         resources=resources,
         database=local.surveyed,
         longest_wait=local.idle.line.longest_wait(now),
+        lanes={} if lanes is None else in_use_by_lane(local, lanes),
     )
 
 

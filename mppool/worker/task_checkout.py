@@ -12,6 +12,7 @@ from mppool.link.connection import ASK_GRACE_S
 from mppool.worker.callers import caller_name
 from mppool.worker.checkout import REFUSAL_GRACE_S, refusal
 from mppool.worker.inventory import PoolEntry
+from mppool.worker.lanes import lend_in_lane
 from mppool.worker.opening import Failure
 from mppool.worker.tasks import TaskWaiter
 
@@ -42,7 +43,10 @@ class TaskCheckout:
         key: str,
         timeout: float | None,
         principal: Principal | None = None,
+        lane: str | None = None,
     ) -> None:
+        """lane: None in a pool without lanes."""
+        self._lane = lane
         self._desk = desk
         self._local = desk.local
         self._hooks = hooks
@@ -64,6 +68,8 @@ class TaskCheckout:
             entry = await self._from_shelf() or await self._by_waiting()
             if entry is not None:
                 self._local.observe("wait", monotonic() - self._started)
+                if self._lane is not None:
+                    lend_in_lane(self._local, entry, self._lane)
                 return entry
             if self._timeout and self._left() == 0:  # what came was unusable, again and again
                 self._refused(
@@ -92,7 +98,13 @@ class TaskCheckout:
             raise PoolClosed(f"pool {self._local.name!r} is closed; it hands out nothing any more")
         desk, at_once = self._desk, self._timeout == 0
         waiter = TaskWaiter(
-            desk, self._key, self._deadline, self._timeout, self._bearer, insists=at_once
+            desk,
+            self._key,
+            self._deadline,
+            self._timeout,
+            self._bearer,
+            insists=at_once,
+            lane=self._lane or "",
         )
         if self._local.notes_callers:
             waiter.who = caller_name()

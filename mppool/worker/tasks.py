@@ -65,8 +65,10 @@ class TaskWaiter(LocalWaiter):
         principal: Any = None,
         *,
         insists: bool = False,
+        lane: str = "",
     ) -> None:
-        super().__init__(desk.local.member.next_ticket(), key, principal, insists=insists)
+        ticket = desk.local.member.next_ticket()
+        super().__init__(ticket, key, principal, insists=insists, lane=lane)
         self._desk = desk
         self._answered: asyncio.Future[None] = desk.loop.create_future()
         self.deadline = deadline
@@ -247,7 +249,7 @@ class Desk:
             if not waiter.is_open:  # served, or gone, before it was asked for
                 local.idle.line.ticket_ended(ticket, None)
                 return
-            answer = member.call(Checkout(local.name, key, ticket, left), until)
+            answer = member.call(Checkout(local.name, key, ticket, left, waiter.lane), until)
         except SessionLost as error:
             if left == 0:
                 local.idle.line.ticket_ended(ticket, Refuse(ticket, "timeout", str(error)))
@@ -295,7 +297,7 @@ class Desk:
             if member.link.is_stopped():
                 waiter.give(Refuse(ticket, "timeout", "the server is stopped"))
                 return
-            event = Checkout(local.name, waiter.key, ticket, 0.0)
+            event = Checkout(local.name, waiter.key, ticket, 0.0, waiter.lane)
             answer = member.call(event, monotonic() + ASK_GRACE_S)
         except SessionLost:
             waiter.give(Refuse(ticket, "timeout", "the server was leaving"))

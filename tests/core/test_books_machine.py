@@ -289,7 +289,7 @@ class BooksMachine(RuleBasedStateMachine):
         # Children may not know yet that the pool was closed; or only the journal does, if all others are dead.
         books = world.server.books
         closed = any(pool.generations.closed for pool in books.pools.values())
-        closed = closed or any(record.closed for record in books._remembered_pools.values())
+        closed = closed or any(record.closed for record in books._memory._pools.values())
         if closed or any(worker.closed for worker in world.living()):
             return
         self._take_everything()

@@ -7,6 +7,7 @@ import pytest
 from mppool.core.breaker import FIRST_BACK_OFF_S, MOST_BREAKERS, PROBE_PATIENCE_S, Breakers
 from mppool.core.decisions import Grant, Queued, Reclaim, Refuse
 from mppool.core.events import Closed, Declined, Opened, OpeningFailed, Reset, Resize
+from mppool.core.figures import pool_figures
 from mppool.ids import GrantNumber
 from tests.core.desk import Desk, P, Q, held
 from tests.core.model.parts import POOL
@@ -28,7 +29,7 @@ def test_with_nothing_working_the_first_failure_opens_the_breaker() -> None:
     refused = desk.ask(Q)
     assert isinstance(refused, Refuse)
     assert (refused.reason, refused.text) == ("open_failed", "no route")
-    assert desk.pool.snapshot()["breaker"] == "open"
+    assert pool_figures(desk.pool)["breaker"] == "open"
 
 
 def test_with_something_working_only_the_third_in_a_row_does() -> None:
@@ -36,9 +37,9 @@ def test_with_something_working_only_the_third_in_a_row_does() -> None:
     desk.opened(P)
     fail(desk)
     fail(desk)
-    assert desk.pool.snapshot()["breaker"] == "closed"
+    assert pool_figures(desk.pool)["breaker"] == "closed"
     fail(desk)
-    assert desk.pool.snapshot()["breaker"] == "open"
+    assert pool_figures(desk.pool)["breaker"] == "open"
 
 
 def test_a_probe_that_has_no_result_keeps_nobody_else_for_ever() -> None:
@@ -50,9 +51,9 @@ def test_a_probe_that_has_no_result_keeps_nobody_else_for_ever() -> None:
     desk.wait(PROBE_PATIENCE_S)
     second = desk.granted(Q)
     desk.say(Q, Opened(second, 0.01))
-    assert desk.pool.snapshot()["breaker"] == "closed"
+    assert pool_figures(desk.pool)["breaker"] == "closed"
     desk.say(P, OpeningFailed(stopped, "too late to say so"))
-    assert desk.pool.snapshot()["breaker"] == "closed"
+    assert pool_figures(desk.pool)["breaker"] == "closed"
 
 
 def test_a_success_between_failures_starts_the_count_anew() -> None:
@@ -63,7 +64,7 @@ def test_a_success_between_failures_starts_the_count_anew() -> None:
     desk.opened(P)
     fail(desk)
     fail(desk)
-    assert desk.pool.snapshot()["breaker"] == "closed"
+    assert pool_figures(desk.pool)["breaker"] == "closed"
 
 
 @pytest.mark.parametrize(("jitter", "part"), [(0.0, 1.0), (0.5, 0.75), (0.999999, 0.5)])
@@ -84,11 +85,11 @@ def test_when_the_back_off_is_over_exactly_one_may_try() -> None:
     fail(desk)
     desk.wait(0.1)
     probe = desk.granted(P)
-    assert desk.pool.snapshot()["breaker"] == "probing"
+    assert pool_figures(desk.pool)["breaker"] == "probing"
     assert isinstance(desk.ask(Q), Refuse)
     desk.say(P, Opened(probe, 0.1))
     assert isinstance(desk.ask(Q), Grant)
-    assert desk.pool.snapshot()["breaker"] == "closed"
+    assert pool_figures(desk.pool)["breaker"] == "closed"
 
 
 def test_one_success_forgets_the_back_off() -> None:
@@ -157,7 +158,7 @@ def test_a_probe_whose_success_only_an_inventory_tells_closes_the_breaker() -> N
     desk.wait(0.1)
     probe = desk.granted(P)
     desk.attach(P, [held(probe, "open")])
-    assert desk.pool.snapshot()["breaker"] == "closed"
+    assert pool_figures(desk.pool)["breaker"] == "closed"
     assert isinstance(desk.ask(Q), Grant)
 
 

@@ -18,6 +18,7 @@ from mppool.core.events import (
     WantReady,
 )
 from mppool.core.eviction import SHORTEST_WINDOW_S
+from mppool.core.figures import pool_figures
 from mppool.ids import GrantNumber, ProcessId
 from tests.core.desk import Desk, P, Q
 from tests.core.model.parts import POOL, declaration
@@ -39,7 +40,7 @@ def evicted(desk: Desk) -> int:
 
 
 def identities(desk: Desk) -> int:
-    return int(desk.pool.snapshot()["identities"])
+    return int(pool_figures(desk.pool)["identities"])
 
 
 def test_the_sub_pool_is_evicted_at_once_with_its_last_resource() -> None:

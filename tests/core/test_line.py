@@ -17,7 +17,8 @@ from mppool.core.reclaim import Reclaimer
 from mppool.core.sharing import OpeningTimes
 from mppool.core.slot import Slot, SlotState
 from mppool.core.table import SlotTable
-from mppool.core.waiting import Waiter, Waiting
+from mppool.core.waiter import Waiter
+from mppool.core.waiting import Waiting
 from mppool.ids import GrantNumber, ProcessId, Ticket
 
 PROCESSES = [ProcessId(pid, 1) for pid in range(1, 5)]

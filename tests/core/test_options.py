@@ -50,6 +50,11 @@ TABLE: dict[str, tuple[list[Any], list[Any]]] = {
     "guard": ([True, False, None], [0, 1, "yes"]),
     "prefill": ([True, False], [None, 0, 1, "yes"]),
     "check_timeout": ([*SECONDS, None], [*NO_SECONDS, 0]),
+    "budget": (["db", None], [1, "", "a b", b"db", True, ["db"]]),
+    "lanes": (
+        [{"web": 4}, {"web": 4, "batch": 6}, None],
+        [{}, "web", ["web"], {"web": 0}, {"web": "4"}, {"web": True}, {"a b": 1}, {"": 1}, {1: 1}],
+    ),
     "values": (["plain", "pickle"], [*TEXT, "json"]),
     "max_quiet": ([*SECONDS, None], [*NO_SECONDS, 0]),
     "wait_warn": ([*SECONDS, None], [*NO_SECONDS, 0]),

@@ -16,6 +16,7 @@ from mppool.core.decisions import (
     Refuse,
 )
 from mppool.core.events import Attach, Closed, Detached, Opened, OpeningFailed, Remembered, Reset
+from mppool.core.figures import pool_figures
 from mppool.core.slot import SlotState
 from mppool.ids import GrantNumber, ProcessId, Session, grant_number
 from mppool.options import PoolOptions
@@ -287,4 +288,4 @@ def test_an_inventory_closes_no_breaker_by_an_opening_that_goes_on() -> None:
     desk.wait(0.1)
     probe = desk.granted(P)
     desk.attach(P, [held(probe, "opening")])
-    assert desk.pool.snapshot()["breaker"] == "probing"
+    assert pool_figures(desk.pool)["breaker"] == "probing"

@@ -79,4 +79,4 @@ def test_a_share_is_no_resize() -> None:
     desk.journal.clear()
     take(desk, 1)
     assert not desk.journal
-    assert desk.pool.record().max_size == 4
+    assert desk.pool.control.record().max_size == 4

@@ -33,6 +33,7 @@ from mppool.core.events import (
     Returned,
     WantReady,
 )
+from mppool.core.figures import pool_figures
 from mppool.ids import GrantNumber, ProcessId
 from mppool.stats.names import SERVER_COUNTERS
 from tests.core.desk import Desk, P, Q, R, held
@@ -407,12 +408,12 @@ def test_the_snapshot_of_a_known_history() -> None:
     first, second = desk.opened(P), desk.opened(Q, "alice")
     desk.granted(P)
     assert isinstance(desk.ask(Q), Refuse)
-    shot = desk.pool.snapshot()
+    shot = pool_figures(desk.pool)
     assert (shot["size"], shot["opening"], shot["waiting"], shot["identities"]) == (3, 1, 0, 2)
     assert (shot["breaker"], shot["closed"]) == ("closed", False)
     assert {number for number, *_ in shot["slots"]} >= {first, second}
     desk.say(P, Closed(first, "worn_out"))
-    after = desk.pool.snapshot()
+    after = pool_figures(desk.pool)
     assert after["size"] == 2
     # A snapshot taken before does not change.
     assert (shot["size"], shot["counters"]["worn_out"]) == (3, 0)

@@ -36,8 +36,8 @@ BUGS = [
     Bug(
         "one-too-many",
         "core/capacity.py",
-        "len(slots.by_number) >= self.max_size:",
-        "len(slots.by_number) > self.max_size:",
+        "        if self.max_size is not None and len(slots.by_number) >= self.max_size:\n",
+        "        if self.max_size is not None and len(slots.by_number) > self.max_size:\n",
         "one resource above the cap",
     ),
     Bug(
@@ -93,8 +93,8 @@ BUGS = [
     Bug(
         "others-slots",
         "core/books.py",
-        "if slot is not None and slot.process == process:",
-        "if slot is not None:",
+        "        if slot is not None and slot.process == process:\n            self._touch(self.pools[slot.pool]).of_slot",
+        "        if slot is not None:\n            self._touch(self.pools[slot.pool]).of_slot",
         "a process frees the slot of another one",
     ),
     Bug(
@@ -115,8 +115,8 @@ BUGS = [
     Bug(
         "grant-before-record",
         "core/ledger.py",
-        "        self._outbox.write_down(Record(self._pool, key, number, process, generation))\n        if self._breakers:\n            self._breakers.granted(key, number, now)\n        self._tell_grant(slot, ticket, opening_s, fresh=True)\n",
-        "        if self._breakers:\n            self._breakers.granted(key, number, now)\n        self._tell_grant(slot, ticket, opening_s, fresh=True)\n        self._outbox.write_down(Record(self._pool, key, number, process, generation))\n",
+        "        self._outbox.write_down(Record(self._pool, key, number, process, generation, self.budget))\n        if self._breakers:\n            self._breakers.granted(key, number, now)\n        self._tell_grant(slot, ticket, opening_s, fresh=True)\n",
+        "        if self._breakers:\n            self._breakers.granted(key, number, now)\n        self._tell_grant(slot, ticket, opening_s, fresh=True)\n        self._outbox.write_down(Record(self._pool, key, number, process, generation, self.budget))\n",
         "a server that is killed in between has granted what its successor does not know",
     ),
     Bug(
@@ -129,8 +129,8 @@ BUGS = [
     Bug(
         "adopted-unwritten",
         "core/ledger.py",
-        "            self._record(slot)\n",
-        "",
+        "            self.slots.add(slot)\n            self._record(slot)\n",
+        "            self.slots.add(slot)\n",
         "what an inventory brought is lost with the next server",
     ),
     Bug(
@@ -164,8 +164,8 @@ BUGS = [
     Bug(
         "awaited-for-ever",
         "core/books.py",
-        "            self._awaited.discard(process)\n            if not self._awaited:\n",
-        "            self._awaited.discard(process)\n            if self._awaited:\n",
+        "            for name in () if self._awaited else pools:\n",
+        "            for name in ():\n",
         "those who wait for the last inventory are forgotten",
     ),
     Bug(
@@ -236,8 +236,8 @@ BUGS = [
     Bug(
         "keep-before-calm",
         "core/pool.py",
-        "        told = self.reclaimer.brought_back(process, now, given=given)\n        if told is not None:\n            self._outbox.tell(process, told)\n        if isinstance(verdict, Waiter):\n            self.waiting.served(process, verdict.ticket)\n            self.ledger.give(slot, verdict.ticket, self.openings.measured())\n        elif verdict is None:\n            self.ledger.keep(slot)\n",
-        "        if isinstance(verdict, Waiter):\n            self.waiting.served(process, verdict.ticket)\n            self.ledger.give(slot, verdict.ticket, self.openings.measured())\n        elif verdict is None:\n            self.ledger.keep(slot)\n        told = self.reclaimer.brought_back(process, now, given=given)\n        if told is not None:\n            self._outbox.tell(process, told)\n",
+        "        told = self.reclaimer.brought_back(process, now, given=given)\n        if told is not None:\n            self._outbox.tell(process, told)\n        if isinstance(verdict, Waiter):\n            self.waiting.served(process, verdict.ticket)\n            self.ledger.give(slot, verdict.ticket, self.openings.measured(), verdict.lane)\n        elif verdict is None:\n            self.ledger.keep(slot)\n",
+        "        if isinstance(verdict, Waiter):\n            self.waiting.served(process, verdict.ticket)\n            self.ledger.give(slot, verdict.ticket, self.openings.measured(), verdict.lane)\n        elif verdict is None:\n            self.ledger.keep(slot)\n        told = self.reclaimer.brought_back(process, now, given=given)\n        if told is not None:\n            self._outbox.tell(process, told)\n",
         "what is kept is brought back at once: a round trip for nothing",
     ),
     Bug(
@@ -285,7 +285,7 @@ BUGS = [
     Bug(
         "contended-for-ever",
         "core/reclaim.py",
-        "        orders = [(process, self._at_ease()) for process in self.asked]\n        for process, _ in orders:\n            self._expect_nothing(process)\n        return orders\n",
+        "        orders = [(process, self._at_ease()) for process in {**self.asked, **self._called}]\n        for process in list(self.asked):\n            self._expect_nothing(process)\n        self._called.clear()\n        return orders\n",
         "        self.asked.clear()\n        return []\n",
         "a process brings every resource back for ever though nobody waits",
     ),
@@ -313,22 +313,22 @@ BUGS = [
     Bug(
         "excess-kept",
         "core/returns.py",
-        "if self._generations.retires(slot, now) or self._capacity.excess(now):",
-        "if self._generations.retires(slot, now):",
+        "        if self._capacity.excess(now):\n",
+        "        if False:\n",
         "what is above a lowered cap is put back on the shelf",
     ),
     Bug(
         "excess-without-deadline",
         "core/reclaim.py",
-        "        if not self._waiting.by_name and not self._capacity.above_cap():\n            return math.inf\n",
+        "        if not (self._waiting.by_name or self._capacity.must_give()):\n            return math.inf\n",
         "        if not self._waiting.by_name:\n            return math.inf\n",
         "one stopped process, and a lowered cap is never reached by the others",
     ),
     Bug(
         "stale-kept",
         "core/generations.py",
-        "return self.closed or slot.generation < self.of(slot.key)",
-        "return self.closed",
+        "return slot.generation < newest and not (newest",
+        "return False and not (newest",
         "a reset leaves old resources in use for ever",
     ),
     Bug(

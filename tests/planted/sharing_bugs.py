@@ -78,22 +78,22 @@ SHARING_BUGS = [
     Bug(
         "surplus-at-once",
         "core/returns.py",
-        "is_surplus = home is None and idle_s >= sharing.surplus_after_s(self._openings.of(slot.key))",
+        "is_surplus = home is None and self._is_surplus(slot, idle_s)",
         "is_surplus = home is None",
         "everything that is brought back while nobody waits at home moves, though it was opened a moment ago",
     ),
     Bug(
         "surplus-never",
         "core/returns.py",
-        "is_surplus = home is None and idle_s >= sharing.surplus_after_s(self._openings.of(slot.key))",
+        "is_surplus = home is None and self._is_surplus(slot, idle_s)",
         "is_surplus = False",
         "the load shifts, and what was opened for it stays idle where it was",
     ),
     Bug(
         "surplus-though-wanted-at-home",
         "core/returns.py",
-        "is_surplus = home is None and idle_s",
-        "is_surplus = idle_s",
+        "is_surplus = home is None and self._is",
+        "is_surplus = self._is",
         "a resource is closed for somebody else beside a waiter of its own process",
     ),
     Bug(
@@ -162,14 +162,14 @@ SHARING_BUGS = [
     Bug(
         "one-is-enough",
         "core/returns.py",
-        "            if self._waiting.count_of_process(head.process) <= promised:\n                continue\n",
+        "            if line.count_of_process(head.process) <= promised:\n                continue\n",
         "            if promised:\n                return None\n",
         "two processes without slots: the second is not served before the first",
     ),
     Bug(
         "starving-for-ever",
         "core/waiting.py",
-        "        if waiter is not None:\n            self._starving.pop((process, waiter.key), None)\n",
+        "        self._starving.pop((waiter.process, waiter.key), None)\n",
         "",
         "a process that once starved takes from equals for ever",
     ),
@@ -254,8 +254,8 @@ SHARING_BUGS = [
     Bug(
         "key-not-ranked-again",
         "core/waiting.py",
-        "            if head is not None:\n                self._rank_group(head)\n            self._rank_process(process)\n\n    def _rank_process",
-        "            self._rank_process(process)\n\n    def _rank_process",
+        "            if head is not None:\n                self._rank_group(head)\n            self._rank_process(process)\n            if self.lanes is not None:\n                self.lanes.level",
+        "            self._rank_process(process)\n            if self.lanes is not None:\n                self.lanes.level",
         "an identity that has got a slot, or lost one, is never in line again",
         ("tests/core/test_tenants.py", "tests/core/test_line.py"),
     ),
@@ -276,7 +276,7 @@ SHARING_BUGS = [
     Bug(
         "contended-by-itself",
         "core/reclaim.py",
-        "            return self._at_ease()\n        self._want",
+        "            return None if process in self._called else self._at_ease()\n        self._want",
         "            return None\n        self._want",
         "a process that believes that somebody waits brings its slots back for ever",
     ),
@@ -297,7 +297,7 @@ SHARING_BUGS = [
     Bug(
         "asked-for-nobody",
         "core/reclaim.py",
-        "        if not above_cap and self._capacity.opens_enough():\n            return []  # nobody could use a slot that becomes free\n",
+        "        if not above_cap and not elsewhere and self._capacity.opens_enough():\n            return []  # nobody could use a slot that becomes free\n",
         "",
         "slots are asked for that nobody could use now",
     ),

@@ -112,6 +112,7 @@ def _help() -> list[Text]:
         "moved      closed in one process, to be opened in another; see sizing",
         "breaker    open: opening fails, so checkouts that need a new one fail at once",
     )
+    lines.append(Text("  =          a budget: the cap that several pools share"))
     return [*lines, legend, *(Text(f"  {meaning}") for meaning in meanings)]
 
 
@@ -129,6 +130,7 @@ def _overview(watch: Watch, choices: Choices, width: int, height: int) -> list[T
         lines.append(Text(f"  ({len(pools)} pools; up and down show the others)", DIM))
     if not pools:
         lines.append(Text("no pool has been declared", DIM))
+    lines += [_budget_line(watch.stats, one, width) for one in watch.stats["budgets"].values()]
     left = height - len(lines)
     leases = _leases([(pool["name"], pool) for pool in pools], watch.stats)
     shown = max(2, min(len(leases), (left - 4) // 2))
@@ -185,6 +187,20 @@ def _pool_lines(
         word = {"checkouts": "checkouts/s", "open_failed": "failed"}.get(counter, counter)
         rates.append(f"{brief(rate)} {word}  ", BAD if is_bad else DIM)
     return [line, rates]
+
+
+def _budget_line(stats: Mapping[str, Any], budget: Mapping[str, Any], width: int) -> Text:
+    """The cap that several pools share: what of it is in use, idle and free."""
+    in_use = sum(
+        stats["pools"][name]["in_use"] for name in budget["pools"] if name in stats["pools"]
+    )
+    figures = Text()
+    figures.append(f"{in_use:>5} used", USED).append(f"{budget['size'] - in_use:>5} idle", IDLE)
+    figures.append(f"{budget['max_size']:>5} cap")
+    figures.append(f"{budget['waiting']:>5} waiting", BAD if budget["waiting"] else DIM)
+    line = Text(f"= {printable(budget['name'])[:13]:<13} ", TITLE)
+    bars = bar({**budget, "in_use": in_use}, width - len(line) - len(figures))
+    return line.append_text(bars).append_text(figures)
 
 
 def bar(pool: Mapping[str, Any], width: int) -> Text:

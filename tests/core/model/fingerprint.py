@@ -59,8 +59,8 @@ _SKIPPED |= {"_slots", "_waiting", "_capacity", "_breakers", "_openings", "_gene
 _SKIPPED |= {"_declarations", "_attached", "_outbox", "_numbers", "_shared", "_born"}
 _SKIPPED |= {"_granted", "_waiters", "_awaited", "awaited", "pool", "_pool"}
 # Parts without a state of their own, and aliases of what others own.
-_SKIPPED |= {"ledger", "returns", "refusals", "control", "machine"}
-_ALIASES = {"Capacity": {"slots", "breakers"}}
+_SKIPPED |= {"ledger", "returns", "refusals", "control", "machine", "service", "total"}
+_ALIASES = {"Capacity": {"slots", "breakers", "budget"}, "PoolBooks": {"budget"}}
 
 _attributes: dict[type, tuple[str, ...]] = {}
 

@@ -38,7 +38,7 @@ class Journal:
 
     def remembered(self) -> list[Remembered]:
         return [
-            Remembered(r.pool, r.key, r.number, r.process, r.generation)
+            Remembered(r.pool, r.key, r.number, r.process, r.generation, r.budget)
             for r in self.slots.values()
         ]
 
