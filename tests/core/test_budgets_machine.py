@@ -128,7 +128,7 @@ class BudgetsMachine(RuleBasedStateMachine):
 
 def machine_settings() -> Any:
     return settings(
-        max_examples=int(os.environ.get("MPPOOL_EXAMPLES", "3000")) if LONG else 60,
+        max_examples=int(os.environ.get("MPPOOL_EXAMPLES", "3000")) if LONG else 25,
         stateful_step_count=120 if LONG else 50,
         deadline=None,
         suppress_health_check=list(HealthCheck),
