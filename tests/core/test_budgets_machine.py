@@ -113,7 +113,9 @@ class BudgetsMachine(RuleBasedStateMachine):
     @rule(cap=st.integers(1, 7))
     def the_budget_is_resized(self, cap: int) -> None:
         if any(True for _ in self.house.books.budgets):
-            self.house.command(ResizeBudget(BUDGET, cap))
+            kept = sum(options.min_size for options in self.house.pools.values())
+            # What `min_size` keeps is for nobody else: something must be left to share.
+            self.house.command(ResizeBudget(BUDGET, max(cap, kept + 1)))
 
     @rule(pool=ANY, cap=st.integers(1, 5))
     def a_pool_is_resized(self, pool: int, cap: int) -> None:
