@@ -13,6 +13,8 @@
                         |     declarations.py  the options and bounds in force, and who declared them
                         |     generations.py   what is stale, and whether the pool is closed
                         |     control.py       declarations and commands: journalled, and told to the processes
+                        |     service.py       who is served next, and how many more slots would be of use
+                        |     lanes.py         who uses what in which lane, and whose turn it is
                         |     capacity.py      the bounds in force: cap, inner bounds, openings at a time
                         |     min_size.py      resources that are kept open although nobody waits
                         |     returns.py       the verdict on a slot that was brought back
@@ -20,9 +22,15 @@
                         |     sharing.py       the measures of both: when a slot may move, and to whom
                         |     refusals.py      checkouts that get nothing, and what they are told
                         |     eviction.py      identities that nobody uses any more
+                        +-- budgets.py           the budgets of the server
+                        |     budget.py            one cap over several pools: who is served, who owes slots
+                        |     shares.py            max-min, as arithmetic
+                        |
                         +-- token_books.py     who fetches which token, and who waits for it
                         |     token_entry.py, token_trouble.py
                         |
+                        +-- memory.py            what the journal said of what nobody has declared yet
+                        +-- figures.py           pools and budgets for the statistics
                         +-- outbox.py          decisions that nobody has taken out yet
                         +-- shared.py          what the pools of one server share
 

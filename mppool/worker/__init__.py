@@ -28,6 +28,8 @@ A pool in this process
   ending.py        the end of a resource: closing it, retiring what is too old
   due.py           when a resource that lies idle has to be looked after
   hooks.py         the recipe's hooks, all called here
+  lanes.py         for which lanes resources are lent, and who is told
+  budget.py        Budget: one cap over several pools, for users
   inside.py        whether a thread is inside a hook of a recipe
 
 For whom a checkout is

@@ -645,3 +645,20 @@ def test_threads_share_an_engine(sqlite: str) -> None:
         thread.join()
     assert errors == []
     assert engine.pool.checkedout() == 0  # type: ignore[attr-defined]
+
+
+def test_engines_of_one_pool_may_be_in_different_lanes_and_share_a_budget() -> None:
+    manager = InProcessManager("lanes")
+    budget = manager.budget("server", 3)
+    options: dict[str, Any] = {"lanes": {"web": 1}, "budget": budget}
+    arguments: dict[str, Any] = {"connect_args": {"check_same_thread": False}}
+    web = create_engine(
+        "sqlite://", poolclass=shared_pool(manager, "db", lane="web", **options), **arguments
+    )
+    jobs = create_engine("sqlite://", poolclass=shared_pool(manager, "db", **options), **arguments)
+    with web.connect(), jobs.connect(), jobs.connect():
+        lanes = manager.stats()["pools"]["db"]["lanes"]
+        assert lanes is not None
+        assert {name: lane["in_use"] for name, lane in lanes.items()} == {"web": 1, "": 2}
+        assert budget.stats()["size"] == 3
+    manager.shutdown()

@@ -44,7 +44,8 @@ def shared_pool(
     open_in_caller: whether connecting, with its hooks, must happen in the thread that asks, for a `creator` or hooks
         that look into a `threading.local`. Else that thread is served by whatever comes first, a connection
         that is given back or a new one.
-    options: further options of the pool, such as `max_per_process`, `max_waiting`, `check_interval`, `keep`.
+    options: further options of the pool, such as `max_per_process`, `max_waiting`, `check_interval`, `keep`, `budget`,
+        `lanes`; and `lane`, in which the engines of this class check out.
 
     All options of SQLAlchemy's QueuePool mean what it says. `pool_size + max_overflow` is the cap of all
     processes together, `pool_size` of it is kept. Costs nothing before the first checkout.
@@ -86,5 +87,6 @@ def _made(
                 f"pool {name!r}: {option} follows from create_engine's {OWN_OPTIONS[option]}; say it there"
             )
     # The module is the one under which applications look for the log of a pool.
-    own = {"manager": manager, "name": name, "more": options, **more}
+    lane = options.pop("lane", None)
+    own = {"manager": manager, "name": name, "more": options, "lane": lane, **more}
     return type(kind.__name__, (kind,), {**own, "__module__": "sqlalchemy.pool.impl"})

@@ -41,6 +41,7 @@ class SharedPool(OurPool):
     name: ClassVar[str]
     more: ClassVar[dict[str, Any]]
     open_in_caller: ClassVar[bool] = False
+    lane: ClassVar[str | None] = None
 
     _is_asyncio = False  # as in QueuePool: refused by create_async_engine
 
@@ -66,11 +67,9 @@ class SharedPool(OurPool):
         recipe.open_in_caller = self.open_in_caller
         self._shared, self.recipe = self._declare(recipe)
         self.identity = self.recipe.enter(self)
-        self._checkout = (
-            self._shared.checkout
-            if self.identity is None
-            else partial(self._shared.checkout, identity=self.identity)
-        )
+        whose: dict[str, Any] = {"identity": self.identity, "lane": self.lane}
+        named = {name: value for name, value in whose.items() if value is not None}
+        self._checkout = partial(self._shared.checkout, **named) if named else self._shared.checkout
 
     def _declare(self, recipe: opening.EngineRecipe) -> tuple[Any, opening.EngineRecipe]:
         shared: ProcessPool[Held] = self.manager.pool(self.name, recipe, **self._options())
