@@ -107,7 +107,7 @@ def _count(stats: Stats) -> Iterator[Reading]:
 
 def _of_budgets(key: str) -> Callable[[Stats], Iterator[Reading]]:
     def read(stats: Stats) -> Iterator[Reading]:
-        for budget in stats["budgets"].values():
+        for budget in stats.get("budgets", {}).values():
             yield {MANAGER: stats["name"], BUDGET: budget["name"]}, budget[key]
 
     return read

@@ -651,7 +651,7 @@ def test_engines_of_one_pool_may_be_in_different_lanes_and_share_a_budget() -> N
     manager = InProcessManager("lanes")
     budget = manager.budget("server", 3)
     options: dict[str, Any] = {"lanes": {"web": 1}, "budget": budget}
-    arguments: dict[str, Any] = {"connect_args": {"check_same_thread": False}}
+    arguments: dict[str, Any] = {"connect_args": {"check_same_thread": False}, "pool_size": 2}
     web = create_engine(
         "sqlite://", poolclass=shared_pool(manager, "db", lane="web", **options), **arguments
     )

@@ -59,6 +59,7 @@ def test_all_promised_names_are_there_and_json_takes_them() -> None:
         "uptime",
         "processes",
         "pools",
+        "budgets",
         "tokens",
         "token_costs",
         "machines",

@@ -130,7 +130,9 @@ def _overview(watch: Watch, choices: Choices, width: int, height: int) -> list[T
         lines.append(Text(f"  ({len(pools)} pools; up and down show the others)", DIM))
     if not pools:
         lines.append(Text("no pool has been declared", DIM))
-    lines += [_budget_line(watch.stats, one, width) for one in watch.stats["budgets"].values()]
+    lines += [
+        _budget_line(watch.stats, one, width) for one in watch.stats.get("budgets", {}).values()
+    ]
     left = height - len(lines)
     leases = _leases([(pool["name"], pool) for pool in pools], watch.stats)
     shown = max(2, min(len(leases), (left - 4) // 2))
