@@ -72,7 +72,8 @@ def starves_after_s(opening_s: float, use_s: float = 0.0) -> float:
 class Demand:
     """What is waited for, asked for, being opened and open, of one key in one process.
 
-    waiting: threads that wait, oldest first. tickets: those that are in the queue of the books, or on their way
+    waiting: threads that wait, oldest first. One that has been answered (`is_open` is false) leaves when it wakes up, and
+        wants nothing until then. tickets: those that are in the queue of the books, or on their way
         there.
     opening: grants whose resource nobody has got yet, each with the instant until which it is counted on (minus
         infinity: its thread opens it for itself); begun: those of them whose open hook has been called, until they
@@ -152,7 +153,7 @@ class Demand:
         if number not in self.opening:
             return False
         timely = sum(self.opening[one] > now for one in self.begun)
-        if not insists and len(self.waiting) <= timely:
+        if not insists and not self._want_more_than(timely):
             return False
         self.begun.add(number)
         return True
@@ -198,7 +199,18 @@ class Demand:
 
     def wants_more(self, now: float) -> bool:
         """Whether more threads wait than resources are on their way."""
-        return len(self.tickets) + self._coming(now) < len(self.waiting)
+        return self._want_more_than(len(self.tickets) + self._coming(now))
+
+    def _want_more_than(self, number: int) -> bool:
+        """Whether more than so many threads still wait for an answer."""
+        if len(self.waiting) <= number:
+            return False
+        still = 0
+        for one in self.waiting:  # thousands of tasks may wait: only as far as it takes
+            still += one.is_open
+            if still > number:
+                return True
+        return False
 
     def must_ask(self, hope: float, idle: int, now: float) -> bool:
         """Whether a thread asks the books now. hope: how long it may hope. idle: resources on the shelf."""

@@ -23,6 +23,20 @@ from mppool.worker.demand import (
 NOW = 1000.0
 
 
+class Thread:
+    """A thread that waits, by name."""
+
+    def __init__(self, name: object, *, is_open: bool = True) -> None:
+        self.name = name
+        self.is_open = is_open
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Thread) and other.name == self.name
+
+    def __hash__(self) -> int:
+        return hash(self.name)
+
+
 def grant(number: int) -> GrantNumber:
     return GrantNumber(number)
 
@@ -52,20 +66,20 @@ def test_a_thread_hopes_for_half_an_opening_and_half_of_its_time(
 
 def test_where_nothing_is_in_use_a_thread_asks_at_once() -> None:
     demand = Demand()
-    demand.begins_to_wait("a", NOW)
+    demand.begins_to_wait(Thread("a"), NOW)
     assert must_ask(demand, NOW)
 
 
 def test_what_lies_on_the_shelf_is_not_in_use() -> None:
     demand = using(1)
-    demand.begins_to_wait("a", NOW)
+    demand.begins_to_wait(Thread("a"), NOW)
     assert must_ask(demand, NOW, idle=1)
     assert not must_ask(demand, NOW, idle=0)
 
 
 def test_where_something_is_in_use_a_thread_hopes_first() -> None:
     demand = using(1)
-    demand.begins_to_wait("a", NOW)
+    demand.begins_to_wait(Thread("a"), NOW)
     assert not must_ask(demand, NOW + 0.09)
     assert demand.look_at(0.1, NOW) == NOW + 0.1
     assert must_ask(demand, NOW + 0.1)
@@ -73,19 +87,19 @@ def test_where_something_is_in_use_a_thread_hopes_first() -> None:
 
 def test_a_thread_whose_hope_ends_between_two_looks_does_not_wait_for_ever() -> None:
     demand = using(1)
-    demand.begins_to_wait("a", NOW)
+    demand.begins_to_wait(Thread("a"), NOW)
     assert not must_ask(demand, NOW + 0.09)
     assert demand.look_at(0.1, NOW + 0.11) <= NOW + 0.11
 
 
 def test_what_is_open_and_has_not_arrived_is_still_on_its_way() -> None:
     demand = Demand()
-    demand.begins_to_wait("a", NOW)
+    demand.begins_to_wait(Thread("a"), NOW)
     demand.granted(grant(1), 0.0, NOW)
     assert demand.begins(grant(1), NOW)
     demand.opened(grant(1), NOW)
     assert not must_ask(demand, NOW, hope=0.0)
-    demand.stops_waiting("a", NOW, served=True)
+    demand.stops_waiting(Thread("a"), NOW, served=True)
     demand.arrived(grant(1))
     assert not demand.opening
     assert demand.open == {grant(1)}
@@ -93,7 +107,7 @@ def test_what_is_open_and_has_not_arrived_is_still_on_its_way() -> None:
 
 def test_a_thread_does_not_ask_again_before_it_has_heard_that_its_opening_has_failed() -> None:
     demand = Demand()
-    demand.begins_to_wait("a", NOW)
+    demand.begins_to_wait(Thread("a"), NOW)
     demand.granted(grant(1), 0.0, NOW)
     assert demand.begins(grant(1), NOW)
     demand.ended(grant(1))
@@ -104,10 +118,10 @@ def test_a_thread_does_not_ask_again_before_it_has_heard_that_its_opening_has_fa
 
 def test_nobody_asks_while_as_much_is_on_its_way_as_threads_wait() -> None:
     demand = using(1)
-    demand.begins_to_wait("a", NOW)
+    demand.begins_to_wait(Thread("a"), NOW)
     demand.asks(Ticket(1))
     assert not must_ask(demand, NOW + 5)
-    demand.begins_to_wait("b", NOW + 5)
+    demand.begins_to_wait(Thread("b"), NOW + 5)
     assert must_ask(demand, NOW + 5)
     demand.granted(grant(2), 0.3, NOW + 5)
     assert not must_ask(demand, NOW + 5)
@@ -115,7 +129,7 @@ def test_nobody_asks_while_as_much_is_on_its_way_as_threads_wait() -> None:
 
 def test_an_opening_that_takes_too_long_is_not_counted_on() -> None:
     demand = Demand()
-    demand.begins_to_wait("a", NOW)
+    demand.begins_to_wait(Thread("a"), NOW)
     demand.granted(grant(1), 0.5, NOW)
     assert demand.begins(grant(1), NOW)
     assert not must_ask(demand, NOW + 1.4)
@@ -127,40 +141,58 @@ def test_the_clock_is_that_of_the_line() -> None:
     """Each thread waits for a short time only, but there is always one: the process wants more."""
     demand = using(1)
     now = NOW
-    demand.begins_to_wait("first", now)
+    demand.begins_to_wait(Thread("first"), now)
     for step in range(10):
         now += 0.02
-        demand.begins_to_wait(step, now)
-        demand.stops_waiting("first" if step == 0 else step - 1, now, served=True)
+        demand.begins_to_wait(Thread(step), now)
+        demand.stops_waiting(Thread("first" if step == 0 else step - 1), now, served=True)
         if now < NOW + 0.1:
             assert not must_ask(demand, now)
     assert must_ask(demand, now)
     demand.asks(Ticket(1))
     assert not must_ask(demand, now)
-    demand.begins_to_wait("another", now)
+    demand.begins_to_wait(Thread("another"), now)
     assert must_ask(demand, now)  # more wait than were asked for
 
 
 def test_an_interval_without_waiters_ends_the_streak_and_a_shorter_one_does_not() -> None:
     for gap, streak_goes_on in ((GAP_S / 2, True), (GAP_S * 2, False)):
         demand = using(1)
-        demand.begins_to_wait("a", NOW)
-        demand.stops_waiting("a", NOW + 0.2, served=True)
-        demand.begins_to_wait("b", NOW + 0.2 + gap)
+        demand.begins_to_wait(Thread("a"), NOW)
+        demand.stops_waiting(Thread("a"), NOW + 0.2, served=True)
+        demand.begins_to_wait(Thread("b"), NOW + 0.2 + gap)
         assert must_ask(demand, NOW + 0.2 + gap) is streak_goes_on
+
+
+def test_a_thread_that_has_been_answered_wants_nothing_more() -> None:
+    """It leaves the line when it wakes up. Until then nobody may ask, or open, in its place."""
+    demand = using(1)
+    demand.granted(grant(2), 0.3, NOW)
+    demand.granted(grant(3), 0.3, NOW)
+    demand.begins_to_wait(served := Thread("a"), NOW)
+    demand.begins_to_wait(Thread("b"), NOW)
+    assert demand.begins(grant(2), NOW)
+    assert demand.begins(grant(3), NOW)
+    demand.opened(grant(2), NOW)
+    served.is_open = False
+    demand.arrived(grant(2))
+    assert not demand.wants_more(NOW + 0.1)
+    assert not must_ask(demand, NOW + 0.1, hope=0.0)
+    demand.granted(grant(4), 0.3, NOW)
+    assert not demand.begins(grant(4), NOW)
 
 
 def test_an_opening_is_not_begun_when_its_thread_was_served_meanwhile() -> None:
     demand = using(1)
-    demand.begins_to_wait("a", NOW)
+    demand.begins_to_wait(Thread("a"), NOW)
     demand.granted(grant(2), 0.3, NOW)
-    demand.stops_waiting("a", NOW, served=True)
+    demand.stops_waiting(Thread("a"), NOW, served=True)
     assert not demand.begins(grant(2), NOW)
 
 
 def test_no_more_openings_are_begun_than_threads_wait() -> None:
     demand = Demand()
-    demand.begins_to_wait("a", NOW)
+    demand.begins_to_wait(Thread("a"), NOW)
     for number in (1, 2):
         demand.granted(grant(number), 0.3, NOW)
     assert demand.begins(grant(1), NOW)
@@ -170,14 +202,14 @@ def test_no_more_openings_are_begun_than_threads_wait() -> None:
 
 def test_a_ticket_without_a_thread_is_kept_for_a_moment_and_then_given_up() -> None:
     demand = using(1)
-    demand.begins_to_wait("a", NOW)
+    demand.begins_to_wait(Thread("a"), NOW)
     demand.asks(Ticket(1))
     assert demand.spare_due_at() == math.inf
-    demand.stops_waiting("a", NOW, served=True)
+    demand.stops_waiting(Thread("a"), NOW, served=True)
     assert demand.spare_due_at() == NOW + SPARE_S
-    demand.begins_to_wait("b", NOW + 0.01)
+    demand.begins_to_wait(Thread("b"), NOW + 0.01)
     assert demand.spare_due_at() == math.inf
-    demand.stops_waiting("b", NOW + 0.02, served=True)
+    demand.stops_waiting(Thread("b"), NOW + 0.02, served=True)
     assert demand.give_up_spare(NOW + 1) == [Ticket(1)]
     assert not demand.tickets
 
@@ -185,22 +217,22 @@ def test_a_ticket_without_a_thread_is_kept_for_a_moment_and_then_given_up() -> N
 def test_the_newest_tickets_are_given_up_first() -> None:
     demand = using(1)
     for name in ("a", "b", "c"):
-        demand.begins_to_wait(name, NOW)
+        demand.begins_to_wait(Thread(name), NOW)
         demand.asks(Ticket(ord(name)))
-    demand.stops_waiting("a", NOW, served=True)
-    demand.stops_waiting("b", NOW, served=True)
+    demand.stops_waiting(Thread("a"), NOW, served=True)
+    demand.stops_waiting(Thread("b"), NOW, served=True)
     assert demand.give_up_spare(NOW + 1) == [Ticket(ord("b")), Ticket(ord("c"))]
 
 
 def test_a_key_starves_where_threads_wait_and_nothing_is_given_back() -> None:
     demand = using(1)
-    demand.begins_to_wait("a", NOW)
+    demand.begins_to_wait(Thread("a"), NOW)
     assert demand.starves_at(NOW, 0.3, 0.0) == math.inf  # nothing was asked for
     demand.asks(Ticket(1))
     after = starves_after_s(0.3)
     assert demand.starves_at(NOW, 0.3, 0.0) == NOW + after
-    demand.begins_to_wait("b", NOW)
-    demand.stops_waiting("b", NOW + 2, served=True)
+    demand.begins_to_wait(Thread("b"), NOW)
+    demand.stops_waiting(Thread("b"), NOW + 2, served=True)
     assert demand.starves_at(NOW, 0.3, 0.0) == NOW + 2 + after
     assert demand.says_starving(NOW + 2 + after) == Ticket(1)
     assert demand.starves_at(NOW, 0.3, 0.0) == NOW + 2 + 2 * after
@@ -209,7 +241,7 @@ def test_a_key_starves_where_threads_wait_and_nothing_is_given_back() -> None:
 def test_where_uses_are_long_a_key_does_not_starve_sooner() -> None:
     assert starves_after_s(0.3, 10.0) == 30.0
     demand = using(1)
-    demand.begins_to_wait("a", NOW)
+    demand.begins_to_wait(Thread("a"), NOW)
     demand.asks(Ticket(1))
     assert demand.starves_at(NOW, 0.3, 10.0) == NOW + 30.0
 
@@ -217,7 +249,7 @@ def test_where_uses_are_long_a_key_does_not_starve_sooner() -> None:
 def test_nothing_starves_while_a_resource_is_being_opened() -> None:
     demand = using(1)
     for name in ("a", "b"):
-        demand.begins_to_wait(name, NOW)
+        demand.begins_to_wait(Thread(name), NOW)
     demand.asks(Ticket(1))
     demand.granted(grant(2), 0.3, NOW)
     assert demand.starves_at(NOW, 0.3, 0.0) == math.inf
@@ -227,10 +259,10 @@ def test_nothing_starves_while_a_resource_is_being_opened() -> None:
 
 def test_a_timeout_is_no_service() -> None:
     demand = using(1)
-    demand.begins_to_wait("a", NOW)
+    demand.begins_to_wait(Thread("a"), NOW)
     demand.asks(Ticket(1))
-    demand.begins_to_wait("b", NOW)
-    demand.stops_waiting("b", NOW + 2, served=False)
+    demand.begins_to_wait(Thread("b"), NOW)
+    demand.stops_waiting(Thread("b"), NOW + 2, served=False)
     assert demand.starves_at(NOW, 0.3, 0.0) == NOW + starves_after_s(0.3)
 
 
@@ -258,14 +290,14 @@ class DemandMachine(RuleBasedStateMachine):
     def wait(self) -> None:
         name = self.next()
         self.threads.append((name, self.now))
-        self.demand.begins_to_wait(name, self.now)
+        self.demand.begins_to_wait(Thread(name), self.now)
 
     @precondition(lambda self: self.threads)
     @rule(which=st.integers(0, 100), served=st.booleans(), twice=st.booleans())
     def leave(self, which: int, served: bool, twice: bool) -> None:
         name, _ = self.threads.pop(which % len(self.threads))
         for _ in range(1 + twice):  # an interrupted thread does it again
-            self.demand.stops_waiting(name, self.now, served=served)
+            self.demand.stops_waiting(Thread(name), self.now, served=served)
 
     @precondition(lambda self: self.threads)
     @rule()
@@ -348,7 +380,7 @@ TestDemand: Any = DemandMachine.TestCase
 
 def test_a_thread_whose_hope_has_just_ended_looks_again_at_once() -> None:
     demand = using(1)
-    demand.begins_to_wait("a", NOW)
+    demand.begins_to_wait(Thread("a"), NOW)
     assert not must_ask(demand, NOW + 0.0999)
     assert demand.look_at(0.1, NOW + 0.1001) <= NOW + 0.1001
 
@@ -356,12 +388,12 @@ def test_a_thread_whose_hope_has_just_ended_looks_again_at_once() -> None:
 def test_what_a_thread_opens_for_itself_is_not_on_its_way_to_others() -> None:
     demand = Demand()
     for waiter, ticket in (("a", 1), ("b", 2)):
-        demand.begins_to_wait(waiter, NOW)
+        demand.begins_to_wait(Thread(waiter), NOW)
         demand.asks(Ticket(ticket))
     demand.answered(Ticket(1))
     demand.granted(grant(1), 0.3, NOW)
     demand.opens_for_itself(grant(1), NOW)
-    demand.stops_waiting("a", NOW, served=False)
+    demand.stops_waiting(Thread("a"), NOW, served=False)
     assert demand.spare_due_at() == math.inf, "b's ticket would be given up"
     demand.answered(Ticket(2))
     assert demand.wants_more(NOW)
