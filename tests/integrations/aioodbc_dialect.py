@@ -16,3 +16,12 @@ class PostgresqlOverAioodbc(aiodbcConnector, PGDialect):  # type: ignore[misc]
 
     def _get_server_version_info(self, connection: Any) -> Any:
         return PGDialect._get_server_version_info(self, connection)  # not ODBC's text
+
+    def is_disconnect(self, e: Any, connection: Any, cursor: Any) -> bool:
+        """By the SQLSTATE that PostgreSQL's driver gives."""
+        state = str(e.args[0]) if e.args else ""
+        return (
+            state.startswith("08")
+            or state == "57P01"
+            or super().is_disconnect(e, connection, cursor)
+        )

@@ -62,6 +62,9 @@ class AsyncEngineRecipe(AsyncRecipe["Held"]):
         elif callable(getattr(blocking, "close", None)):
             try:
                 blocking.close()
+                driver._conn = (
+                    None  # else its finalizer complains of a connection that nobody has closed
+                )
             except Exception:
                 log.debug("a connection without its event loop could not be closed", exc_info=True)
 
