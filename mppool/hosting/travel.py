@@ -115,13 +115,18 @@ def pickled(pool: str, recipe: Recipe[Any]) -> bytes:
             f"there ({type(error).__name__}: {error}). Define its functions at the top of a module, and give it "
             "values that pickle; or leave placement out"
         ) from error
-    if b"__main__" in data and main_script() is None:
+    if _is_of_main(data) and main_script() is None:
         raise ConfigurationError(
             f"pool {pool!r}: with placement='host' the recipe is opened in another process, and what it is made of "
             "is defined in __main__, of which there is no file that another process could import; define it in a "
             "module"
         )
     return data
+
+
+def _is_of_main(data: bytes) -> bool:
+    """Whether something in it is defined in the application's script; the second name is multiprocessing's for it."""
+    return b"__main__" in data or b"__mp_main__" in data
 
 
 def main_script() -> str | None:
@@ -136,7 +141,7 @@ def main_script() -> str | None:
 def unpickled(luggage: Luggage) -> Recipe[Any]:
     """The recipe, in the host. Imports what it is made of."""
     sys.argv = list(luggage.arguments)
-    if luggage.main and b"__main__" in luggage.recipe:
+    if luggage.main and _is_of_main(luggage.recipe):
         _import_main(luggage.main)
     recipe = pickle.loads(luggage.recipe)  # noqa: S301  # from the process that has started this one
     if not isinstance(recipe, Recipe):
