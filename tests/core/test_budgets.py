@@ -139,6 +139,18 @@ def test_what_min_size_keeps_is_not_taken() -> None:
     assert (house.held("orders"), house.held("reports")) == (2, 2)
 
 
+def test_what_has_not_earned_its_opening_is_not_taken() -> None:
+    house = House(4, pools(orders={}, reports={}), opening_s=1.0)
+    things = [used(house, "orders") for _ in range(4)]
+    house.want(house.living[0], "reports")
+    house.want(house.living[0], "orders")
+    house.release(things[0])
+    assert things[0].state == "used"
+    house.wait(10.0)
+    house.release(things[0])
+    assert things[0].state == "closing"
+
+
 def test_a_pool_gets_its_min_size_back_at_once() -> None:
     house = House(4, pools(orders={}, reports={"min_size": 2}), opening_s=10.0)
     for _ in range(4):

@@ -24,7 +24,12 @@ class BudgetsMachine(RuleBasedStateMachine):
     @initialize(
         cap=st.integers(1, 6),
         pools=st.lists(
-            st.tuples(st.integers(1, 5), st.integers(0, 1), st.sampled_from([None, None, 1, 2])),
+            st.tuples(
+                st.integers(1, 5),
+                st.integers(0, 1),
+                st.sampled_from([None, None, 1, 2]),
+                st.sampled_from([None, None, {"web": 1}]),
+            ),
             min_size=2,
             max_size=3,
         ),
@@ -34,17 +39,22 @@ class BudgetsMachine(RuleBasedStateMachine):
     def begin(
         self,
         cap: int,
-        pools: list[tuple[int, int, int | None]],
+        pools: list[tuple[int, int, int | None, dict[str, int] | None]],
         processes: int,
         opening_s: float,
     ) -> None:
         left = cap - 1  # so that something is left to share
         options = {}
-        for name, (most, least, per) in zip(POOLS, pools, strict=False):
+        for name, (most, least, per, lanes) in zip(POOLS, pools, strict=False):
             kept = min(least, left)
             left -= kept
             options[name] = PoolOptions(
-                max_size=most, min_size=kept, max_per_process=per, budget=BUDGET, max_idle=None
+                max_size=most,
+                min_size=kept,
+                max_per_process=per,
+                budget=BUDGET,
+                lanes=lanes,
+                max_idle=None,
             )
         self.house = House(cap, options, processes, opening_s)
 
@@ -56,12 +66,21 @@ class BudgetsMachine(RuleBasedStateMachine):
         ]
         return found[choice % len(found)] if found else None
 
-    @rule(choice=ANY, pool=ANY, key=st.sampled_from("kkj"), timeout=st.sampled_from([None, 0.0]))
-    def somebody_wants(self, choice: int, pool: int, key: str, timeout: float | None) -> None:
+    @rule(
+        choice=ANY,
+        pool=ANY,
+        key=st.sampled_from("kkj"),
+        lane=st.sampled_from([None, "web"]),
+        timeout=st.sampled_from([None, None, 0.0]),
+    )
+    def somebody_wants(
+        self, choice: int, pool: int, key: str, lane: str | None, timeout: float | None
+    ) -> None:
         house = self.house
         process = house.living[choice % len(house.living)]
         if process in house.attached and len(house.waiting) < 12:
-            house.want(process, list(house.pools)[pool % len(house.pools)], key, timeout=timeout)
+            name = list(house.pools)[pool % len(house.pools)]
+            house.want(process, name, key, lane, timeout)
 
     @rule(choice=ANY)
     def it_opens(self, choice: int) -> None:

@@ -289,3 +289,17 @@ def test_an_inventory_closes_no_breaker_by_an_opening_that_goes_on() -> None:
     probe = desk.granted(P)
     desk.attach(P, [held(probe, "opening")])
     assert pool_figures(desk.pool)["breaker"] == "probing"
+
+
+def test_what_is_opened_for_a_process_that_attaches_is_in_the_books() -> None:
+    """Its declaration changes something, so the pool settles; its inventory, which comes then, cannot name the new one."""
+    desk = Desk(P, max_size=1, min_size=1)
+    desk.opened(P)
+    desk.dies(P)
+    desk.wait(1.0)
+    desk.forget()
+    desk.attach(Q, options=PoolOptions(max_size=1, min_size=1, timeout=5.0))
+    assert [grant.number for grant in desk.hears(Q, Grant)] == [
+        slot.number for slot in desk.pool.slots
+    ]
+    assert desk.size() == 1

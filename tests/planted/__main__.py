@@ -16,6 +16,7 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+from tests.planted.budget_bugs import BUDGET_BUGS
 from tests.planted.bugs import BUGS, PACKAGE, Bug
 from tests.planted.sharing_bugs import SHARING_BUGS
 from tests.planted.token_bugs import TOKEN_BUGS
@@ -35,7 +36,7 @@ _PARTS = (
     "test_control",
 )
 ORDER = (*(f"tests/core/{part}.py" for part in _PARTS), "tests/core")
-ALL = [*BUGS, *SHARING_BUGS, *TOKEN_BUGS, *WORKER_BUGS]
+ALL = [*BUGS, *SHARING_BUGS, *TOKEN_BUGS, *WORKER_BUGS, *BUDGET_BUGS]
 
 
 def main() -> int:

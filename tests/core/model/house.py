@@ -31,6 +31,7 @@ from mppool.core.events import (
     Declaration,
     Died,
     Held,
+    Lent,
     Opened,
     OpeningFailed,
     Remembered,
@@ -114,6 +115,7 @@ class House:
                 names.get(thing.state, "open"),  # type: ignore[arg-type]
                 0,
                 0,
+                thing.lane if thing.state == "used" else None,
             )
             for thing in self.things.values()
             if thing.process == process
@@ -151,6 +153,8 @@ class House:
             mine = (thing.process, thing.pool, thing.key) == (process, pool, key)
             if mine and thing.state == "idle":
                 self._use(thing, lane)
+                if (process, pool) in self.contended and self.pools[pool].lanes:
+                    self.do(process, Lent([(thing.number, lane or "")]))
                 return Ticket(0)
         self.tickets += 1
         ticket = Ticket(self.tickets)
@@ -162,10 +166,18 @@ class House:
     def _checkout(
         self, pool: str, key: str, ticket: Ticket, timeout: float | None, lane: str | None
     ) -> Checkout:
-        return Checkout(pool, key, ticket, timeout)
+        return Checkout(pool, key, ticket, timeout, lane or "")
 
     def _use(self, thing: Thing, lane: str | None) -> None:
         thing.state, thing.since, thing.lane = "used", self.now, lane
+
+    def _tell_what_is_lent(self, process: ProcessId, pool: str) -> None:
+        lent = [
+            (thing.number, (thing.lane or "") if thing.state == "used" else None)
+            for thing in self.things.values()
+            if (thing.process, thing.pool) == (process, pool) and thing.state in ("used", "idle")
+        ]
+        self.todo.append((process, Lent(lent)))
 
     def opens(self, thing: Thing) -> None:
         self._use(thing, thing.lane)
@@ -270,6 +282,8 @@ class House:
     def _reclaimed(self, process: ProcessId, reclaim: Reclaim) -> None:
         name = (process, reclaim.pool)
         (self.contended.add if reclaim.contended else self.contended.discard)(name)
+        if reclaim.contended and self.pools[reclaim.pool].lanes:
+            self._tell_what_is_lent(*name)
         idle = [
             thing
             for thing in self.things.values()

@@ -1,0 +1,155 @@
+"""Lanes: so many resources are reserved for a kind of work; an idle reserve is lent, and comes back first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from mppool.core.decisions import Grant, Keep, Reclaim
+from mppool.core.events import Checkout, Closed, Lent, Resize
+from mppool.ids import GrantNumber, ProcessId, Ticket
+from tests.core.desk import Desk, P, Q, R, held
+from tests.core.model.parts import POOL
+
+
+def laned(*processes: ProcessId, max_size: int = 4, **lanes: int) -> Desk:
+    return Desk(*processes, max_size=max_size, lanes=lanes or {"web": 2})
+
+
+def ask(desk: Desk, process: ProcessId, lane: str = "", timeout: float | None = None) -> Ticket:
+    """Check out in a lane; the answer stays in `told`."""
+    desk._tickets += 1
+    ticket = Ticket(desk._tickets)
+    desk.say(process, Checkout(POOL, "k", ticket, timeout, lane))
+    return ticket
+
+
+def opened(desk: Desk, process: ProcessId, lane: str = "") -> GrantNumber:
+    """Check out in a lane, and open."""
+    ask(desk, process, lane)
+    (grant,) = (one for one in desk.told.pop(process) if isinstance(one, Grant))
+    from mppool.core.events import Opened
+
+    desk.say(process, Opened(grant.number, 0.1))
+    return grant.number
+
+
+def test_everybody_takes_what_is_free_whatever_is_reserved() -> None:
+    desk = laned(P)
+    for _ in range(4):
+        opened(desk, P)
+    assert desk.size() == 4
+
+
+def test_a_reserve_comes_back_first_though_others_wait_for_longer() -> None:
+    desk = laned(P)
+    numbers = [opened(desk, P) for _ in range(4)]
+    others = [ask(desk, P) for _ in range(3)]
+    web = [ask(desk, P, "web") for _ in range(3)]
+    given = [desk.brings_back(P, number).ticket for number in numbers[:2]]
+    assert given == web[:2]
+    # Its reserve is full: the common lane has less than its right now.
+    assert desk.brings_back(P, numbers[2]).ticket == others[0]
+
+
+def test_a_reserve_is_taken_from_another_process_whatever_it_has_earned() -> None:
+    desk = laned(P, Q)
+    numbers = [opened(desk, Q) for _ in range(4)]
+    desk.forget()
+    web = ask(desk, P, "web")
+    assert {one.contended for one in desk.hears(Q, Reclaim)} == {True}
+    answer = desk.brings_back(Q, numbers[0])
+    assert answer.reason == "moved"
+    desk.say(Q, Closed(numbers[0], "moved"))
+    assert [grant.ticket for grant in desk.hears(P, Grant)] == [web]
+
+
+def test_a_reserve_that_is_covered_takes_no_more() -> None:
+    desk = laned(P, Q)
+    numbers = [opened(desk, Q) for _ in range(4)]
+    ask(desk, P, "web")
+    assert desk.brings_back(Q, numbers[0]).reason == "moved"
+    assert isinstance(desk.brings_back(Q, numbers[1]), Keep)
+
+
+def test_the_common_lane_has_what_the_others_leave() -> None:
+    desk = laned(P)
+    numbers = [opened(desk, P, "web") for _ in range(4)]
+    web = ask(desk, P, "web")
+    others = [ask(desk, P) for _ in range(3)]
+    given = [desk.brings_back(P, number).ticket for number in numbers[:3]]
+    assert given == [*others[:2], web]
+
+
+def test_beyond_its_right_a_lane_waits_like_everybody() -> None:
+    desk = laned(P, max_size=3, web=1, batch=1)
+    numbers = [opened(desk, P, "web"), opened(desk, P, "batch"), opened(desk, P)]
+    first, second = ask(desk, P, "web"), ask(desk, P, "batch")
+    desk.wait(0.01)
+    # What each lane gives back is its own right again.
+    assert desk.brings_back(P, numbers[1]).ticket == second
+    assert desk.brings_back(P, numbers[0]).ticket == first
+
+
+def test_what_is_lent_without_asking_is_told_when_somebody_waits() -> None:
+    desk = laned(P, Q)
+    numbers = [opened(desk, Q, "web") for _ in range(4)]
+    web = ask(desk, P, "web")
+    # As far as the books know, all are used by `web`. In truth the common lane has taken them from the shelf.
+    assert {one.contended for one in desk.hears(Q, Reclaim)} == {True}
+    desk.say(Q, Lent([(number, "") for number in numbers]))
+    assert desk.brings_back(Q, numbers[0]).reason == "moved"
+    desk.say(Q, Closed(numbers[0], "moved"))
+    assert [grant.ticket for grant in desk.hears(P, Grant)] == [web]
+
+
+def test_what_lies_idle_is_nobodys() -> None:
+    desk = laned(P, Q)
+    numbers = [opened(desk, Q, "web") for _ in range(4)]
+    ask(desk, P, "web")
+    desk.hears(Q, Reclaim)
+    desk.say(Q, Lent([(number, None) for number in numbers]))
+    assert [one.sweep for one in desk.hears(Q, Reclaim)] == [1]
+
+
+def test_nobody_is_told_to_bring_back_anything_once_nobody_waits() -> None:
+    desk = laned(P, Q)
+    numbers = [opened(desk, Q) for _ in range(4)]
+    desk.forget()
+    ask(desk, P, "web")
+    desk.brings_back(Q, numbers[0])
+    desk.say(Q, Closed(numbers[0], "moved"))
+    assert [one.contended for one in desk.hears(Q, Reclaim)][-1] is False
+
+
+def test_an_inventory_says_for_which_lanes_resources_are_lent() -> None:
+    desk = laned(P, Q)
+    numbers = [opened(desk, P) for _ in range(4)]
+    again = [held(number) for number in numbers]
+    import msgspec
+
+    desk.attach(P, [msgspec.structs.replace(one, lane="web") for one in again])
+    assert desk.pool.lanes.used["web"] == 4
+    desk.dies(P)
+    assert not desk.pool.lanes.used["web"]
+
+
+def test_between_processes_of_a_lane_slots_earn_their_move_as_always() -> None:
+    desk = laned(P, Q, R, web=4)
+    numbers = [opened(desk, Q, "web") for _ in range(4)]
+    theirs = ask(desk, P, "web")
+    mine = ask(desk, Q, "web")
+    answer: Any = desk.brings_back(Q, numbers[0])
+    assert (answer.ticket, theirs != mine) == (mine, True)
+
+
+def test_a_lowered_cap_is_shared_in_proportion_to_the_rights() -> None:
+    desk = laned(P, max_size=4, web=2)
+    numbers = [opened(desk, P, lane) for lane in ("web", "web", "", "")]
+    desk.command(Resize(POOL, 2, True, None))
+    web, other = ask(desk, P, "web"), ask(desk, P)
+    for number in numbers[:2]:
+        desk.brings_back(P, number)
+        desk.say(P, Closed(number, "retired"))
+    # Of the two that are left both are common: the first that comes back goes to `web`.
+    assert desk.brings_back(P, numbers[2]).ticket == web
+    assert other != web

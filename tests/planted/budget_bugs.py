@@ -1,0 +1,156 @@
+"""Bugs in budgets and lanes."""
+
+from __future__ import annotations
+
+from tests.planted.bugs import Bug
+
+BUDGETS = ("tests/core/test_budgets.py",)
+LANES = ("tests/core/test_lanes.py",)
+
+BUDGET_BUGS = [
+    Bug(
+        "one-above-the-budget",
+        "core/capacity.py",
+        "if budget is not None and budget.total.size >= budget.cap:",
+        "if budget is not None and budget.total.size > budget.cap:",
+        "pools together have one resource more than their budget",
+        BUDGETS,
+    ),
+    Bug(
+        "the-dead-count",
+        "core/table.py",
+        '        """A slot is free."""\n        self.total.size -= 1\n',
+        '        """A slot is free."""\n',
+        "a budget fills with what ended long ago",
+        BUDGETS,
+    ),
+    Bug(
+        "undeclared-uncounted",
+        "core/budgets.py",
+        "unclaimed = self._memory.count_against(said.budget)",
+        "unclaimed = 0",
+        "under the next server a pool takes what another one still has",
+        BUDGETS,
+    ),
+    Bug(
+        "journal-without-budget",
+        "core/ledger.py",
+        "Record(self._pool, key, number, process, generation, self.budget)",
+        "Record(self._pool, key, number, process, generation)",
+        "the next server does not know that a slot counts against a budget",
+        BUDGETS,
+    ),
+    Bug(
+        "claimed-twice",
+        "core/budgets.py",
+        "                budget.total.size -= count\n",
+        "                pass\n",
+        "what the journal tells of counts twice once its pool is declared",
+        BUDGETS,
+    ),
+    Bug(
+        "granted-while-attaching",
+        "core/books.py",
+        "        self._awaited.add(process)\n        for declaration",
+        "        for declaration",
+        "what a process is granted while its inventory is taken in is taken for given up: one above the cap",
+        ("tests/core/test_restart.py",),
+    ),
+    Bug(
+        "min-size-lent",
+        "core/shares.py",
+        "    floors = [min(claim.floor, claim.wants) for claim in claims]\n",
+        "    floors = [0 for claim in claims]\n",
+        "a pool that floods takes what another one keeps",
+        BUDGETS,
+    ),
+    Bug(
+        "holders-lose",
+        "core/shares.py",
+        "hungry.sort(key=lambda place: (claims[place].has <= level, claims[place].has))",
+        "hungry.sort(key=lambda place: claims[place].has)",
+        "equal pools exchange slots for ever",
+        BUDGETS,
+    ),
+    Bug(
+        "pools-without-turns",
+        "core/budget.py",
+        "        if not without:\n            return\n",
+        "        return\n",
+        "fewer slots than pools: those without one never get one",
+        BUDGETS,
+    ),
+    Bug(
+        "pools-unearned",
+        "core/budget.py",
+        "                earned = max(earned, self._earned(need, evens_out, now))\n",
+        "                earned = need.owes\n",
+        "where logins are dear, pools take slots from each other at every release",
+        BUDGETS,
+    ),
+    Bug(
+        "idle-for-nobody",
+        "core/returns.py",
+        "if home is None and self._capacity.wanted_elsewhere and self._is_surplus(slot, idle_s):",
+        "if False:",
+        "what lies idle in one pool stays there while another one waits",
+        BUDGETS,
+    ),
+    Bug(
+        "a-waiter-alone-is-need",
+        "core/service.py",
+        "            and not capacity.blocked_by_process(head)\n",
+        "",
+        "a pool takes slots that its own bounds forbid it to use",
+        BUDGETS,
+    ),
+    # --- lanes -------------------------------------------------------------------------------------------
+    Bug(
+        "reserve-in-line",
+        "core/returns.py",
+        "        for line in lanes.by_right():\n",
+        "        for line in ():\n",
+        "a reserve is given back as if it were none",
+        LANES,
+    ),
+    Bug(
+        "common-without-right",
+        "core/lanes.py",
+        "COMMON: max(0, cap - sum(rights.values()))",
+        "COMMON: 0",
+        "a flood in a lane keeps everybody else waiting",
+        LANES,
+    ),
+    Bug(
+        "lent-unheard",
+        "core/books.py",
+        "            if slot is not None and slot.process == process:\n                self._touch(self.pools[slot.pool]).lent",
+        "            if False:\n                self._touch(self.pools[slot.pool]).lent",
+        "a lane seems to have what others took from the shelf",
+        LANES,
+    ),
+    Bug(
+        "idle-counts-for-its-lane",
+        "core/lanes.py",
+        "        if slot.lane is not None:\n            self.used[slot.lane] -= 1\n",
+        "",
+        "a lane has used up its right after so many checkouts",
+        LANES,
+    ),
+    Bug(
+        "called-for-ever",
+        "core/reclaim.py",
+        "for process in {**self.asked, **self._called}]",
+        "for process in self.asked]",
+        "every release asks the server for ever, though nobody waits",
+        LANES,
+    ),
+    Bug(
+        "reserve-taken-again-and-again",
+        "core/returns.py",
+        "            if lanes.wanted_by_right() <= self._slots.on_the_way(now):\n                return None\n",
+        "",
+        "for one web request everything that is released is closed",
+        LANES,
+    ),
+]
