@@ -282,7 +282,7 @@ class InventoryMachine(RuleBasedStateMachine):
             demand = self.local.idle.line.demands.get(key)
             usable = {one.number for one in self.in_state("open", "returned") if one.key == key}
             coming = {one.number for one in self.in_state("opening") if one.key == key}
-            reopened = {one.number for one in self.in_state("open") if one.closing_at}
+            reopened = {one.number for one in self.in_state("open", "returned") if one.closing_at}
             if demand is None:
                 assert not (usable - reopened) | coming
             else:
