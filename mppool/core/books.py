@@ -12,8 +12,6 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, ClassVar
 
-from msgspec import structs
-
 from mppool.core.budgets import Budgets
 from mppool.core.decisions import Addressed, Ask, Close, Erase, RecordBudget, RecordPool, Refuse
 from mppool.core.events import (
@@ -52,7 +50,7 @@ from mppool.core.figures import budget_figures, pool_figures
 from mppool.core.memory import Memory
 from mppool.core.outbox import Outbox
 from mppool.core.pool import PoolBooks
-from mppool.core.share import Demand
+from mppool.core.share import Demand, Shares
 from mppool.core.shared import Shared
 from mppool.core.slot import Slot, SlotState
 from mppool.core.token_books import TOKEN_EVENTS, TokenBooks
@@ -107,11 +105,10 @@ class Books:
         self._deadlines: list[tuple[float, str]] = []
         self.touched: dict[str, PoolBooks] = {}
         self._memory = Memory()
-        self.budgets = Budgets(self._outbox, self._memory, self._touch)
+        self._shares = Shares()
+        self.budgets = Budgets(self._outbox, self._memory, self._shares, self._touch)
         self._counted_earlier: dict[str, Mapping[str, int]] = {}
         self._born: dict[str, float] = {}
-        # What a pool that is declared from now on gets; None: there are no other machines.
-        self._share_of_new: Share | None = None
 
     def apply(
         self, process: ProcessId, session: Session, event: Event, now: float
@@ -178,21 +175,23 @@ class Books:
     def take_shares(
         self, shares: Iterable[Share], of_new: Share | None, now: float
     ) -> list[Addressed]:
-        """Other machines leave so much of each pool to this one. of_new: of a pool that is declared from now on."""
-        self._share_of_new = of_new
-        for share in shares:
-            if share.pool in self.pools:
-                pool = self._touch(self.pools[share.pool])
-                pool.machine.take(share)
+        """Other machines leave so much of each pool and budget to this one. of_new: of one that is declared from now on."""
+        said = list(shares)
+        self._shares.take(said, of_new)
+        for share in said:
+            self.budgets.take_share(share, now)
+            if (pool := self.pools.get(share.pool)) is not None:
+                self._touch(pool).machine.take(share)
                 pool.tick(now)
         return self._outbox.take_out()
 
     def demands(self) -> dict[str, Demand]:
-        """What each pool has and could use, of those included that only the journal tells of."""
-        return self._memory.demands() | {
+        """What each pool and budget has and could use, of those included that only the journal tells of."""
+        pools = {
             name: pool.machine.demand(len(pool.waiting), pool.min_size.target())
             for name, pool in self.pools.items()
         }
+        return self._memory.demands() | pools | self.budgets.demands()
 
     def forgive(self, pool: str) -> None:
         """Forget that openings failed: a process that wants a resource next may try at once."""
@@ -381,8 +380,9 @@ class Books:
             pool.restore(record)
         pool.ledger.counted_earlier(self._counted_earlier.get(name, {}))
         pool.born = self._born.get(name, pool.born)
-        if self._share_of_new is not None:
-            pool.capacity.take_share(structs.replace(self._share_of_new, pool=name))
+        share = self._shares.of(name)
+        if share is not None:
+            pool.capacity.take_share(share)
         self.budgets.place(pool, declaration, now)
         for item in slots:
             self._knows(pool, item.process)

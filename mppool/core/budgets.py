@@ -7,22 +7,26 @@ from typing import Any
 
 from mppool.core.budget import BudgetBooks
 from mppool.core.decisions import Notice, RecordBudget
-from mppool.core.events import BudgetDeclaration, Declaration, ResizeBudget
+from mppool.core.events import BudgetDeclaration, Declaration, ResizeBudget, Share
 from mppool.core.memory import Memory
 from mppool.core.outbox import Outbox
 from mppool.core.pool import PoolBooks
+from mppool.core.share import Demand, Shares, of_budget
 from mppool.ids import ProcessId
 
 
 class Budgets:
     """By name. One that was declared stays, as a pool does.
 
-    touch: is told of every pool that may have another deadline.
+    shares: what other machines leave to this one. touch: is told of every pool that may have another deadline.
     """
 
-    def __init__(self, outbox: Outbox, memory: Memory, touch: Callable[[Any], object]) -> None:
+    def __init__(
+        self, outbox: Outbox, memory: Memory, shares: Shares, touch: Callable[[Any], object]
+    ) -> None:
         self._outbox = outbox
         self._memory = memory
+        self._shares = shares
         self._touch = touch
         self._by_name: dict[str, BudgetBooks] = {}
 
@@ -52,7 +56,31 @@ class Budgets:
         record = self._memory.recall_budget(said.budget)
         if record is not None:
             budget.restore(record)
+        share = self._shares.of(of_budget(said.budget))
+        if share is not None:
+            budget.limit(share.size)
         return budget
+
+    def take_share(self, share: Share, now: float) -> None:
+        """Other machines leave so much of a budget to this one; of one that nobody has declared it counts later."""
+        for budget in self:
+            if of_budget(budget.name) == share.pool:
+                budget.limit(share.size)
+                self._settle(budget, now)
+
+    def demands(self) -> dict[str, Demand]:
+        """What each budget has and could use, as if it were a pool."""
+        return {
+            of_budget(budget.name): Demand(
+                budget.bound.value,
+                budget.total.size,
+                sum(len(pool.waiting) for pool in budget.members.values()),
+                budget.cap,
+                sum(pool.min_size.target() for pool in budget.members.values()),
+                pools=tuple(budget.members),
+            )
+            for budget in self
+        }
 
     def resize(self, event: ResizeBudget, now: float) -> None:
         """Another cap for a budget. KeyError: nobody has declared it."""

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 from mppool.core.decisions import RecordBudget, RecordPool
 from mppool.core.events import Remembered
-from mppool.core.share import Demand
+from mppool.core.share import Demand, of_budget
 from mppool.ids import GrantNumber, ProcessId
 
 
@@ -40,12 +40,10 @@ class Memory:
         return self._budgets.pop(name, None)
 
     def demands(self) -> dict[str, Demand]:
-        """What pools have that nobody has declared."""
-        records = self._pools
-        return {
-            name: Demand(records[name].max_size if name in records else None, len(items), 0, 0, 0)
-            for name, items in self._slots.items()
-        }
+        """What pools and budgets have that nobody has declared."""
+        counts = {name: len(items) for name, items in self._slots.items()}
+        counts.update(Counter(of_budget(item.budget) for item in self._all() if item.budget))
+        return {name: Demand(None, has, 0, 0, 0, known=False) for name, has in counts.items()}
 
     def count(self, process: ProcessId | None) -> int:
         """Slots of a process, or (None) of all."""

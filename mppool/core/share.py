@@ -6,6 +6,7 @@ much of it is this machine's.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 from mppool.core.capacity import Capacity
@@ -20,7 +21,7 @@ class Demand(NamedTuple):
 
     cap: as it was declared or set. has: slots. waiting: checkouts in line. may_have: the bound in force.
     keeps: of what is wanted, that which is kept open although nobody uses it (`min_size`). known: False: only the journal
-    tells of the pool, and not of its cap.
+    tells of the pool, and not of its cap. pools: of a budget, those under it.
     """
 
     cap: int | None
@@ -29,6 +30,32 @@ class Demand(NamedTuple):
     may_have: int | None
     keeps: int
     known: bool = True
+    pools: tuple[str, ...] = ()
+
+
+def of_budget(name: str) -> str:
+    """How a budget is called where pools and budgets share a table: no pool has such a name."""
+    return f"budget:{name}"
+
+
+class Shares:
+    """What was said last of each pool and budget, also of those that nobody has declared yet.
+
+    of_new: of one of which nothing was said; None: there are no other machines.
+    """
+
+    def __init__(self) -> None:
+        self.of_new: Share | None = None
+        self._by_name: dict[str, Share] = {}
+
+    def take(self, shares: Iterable[Share], of_new: Share | None) -> None:
+        """This is so from now on."""
+        self.of_new = of_new
+        self._by_name.update((share.pool, share) for share in shares)
+
+    def of(self, name: str) -> Share | None:
+        """Of a pool or budget that is declared now."""
+        return self._by_name.get(name, self.of_new)
 
 
 class ShareOfMachine:

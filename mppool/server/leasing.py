@@ -156,8 +156,9 @@ class Leasing:
         needs, wanted = {}, self._wanted
         self._wanted = {}
         for pool, demand in self._books.demands().items():
-            unused = self._collector.idle_for(pool, self._timing.refresh_s)
-            waiting = max(demand.waiting, self._collector.waiting(pool))
+            names = demand.pools or (pool,)  # a budget is in use where its pools are
+            unused = sum(self._collector.idle_for(one, self._timing.refresh_s) for one in names)
+            waiting = max(demand.waiting, sum(map(self._collector.waiting, names)))
             self._wanted[pool] = wants = max(demand.has - unused, 0) + waiting
             wants = max(wants, wanted.get(pool, 0), demand.keeps)
             if demand.cap is not None:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
-from mppool.core.decisions import Close, EndLeases, Grant, Queued, Reclaim
-from mppool.core.events import Closed, Opened, Share
+from mppool.core.books import Books
+from mppool.core.decisions import Close, EndLeases, Grant, Queued, Reclaim, Record
+from mppool.core.events import Closed, Opened, Remembered, Share
+from mppool.core.share import of_budget
+from mppool.options import PoolOptions
 from tests.core.desk import Desk, P, Q
+from tests.core.model.house import BUDGET, House
 from tests.core.model.parts import POOL
 from tests.core.test_sharing import LOGIN_S
 
@@ -80,3 +84,37 @@ def test_a_share_is_no_resize() -> None:
     take(desk, 1)
     assert not desk.journal
     assert desk.pool.control.record().max_size == 4
+
+
+def test_other_machines_leave_so_much_of_a_budget_to_this_one() -> None:
+    house = House(4, {name: PoolOptions(budget=BUDGET) for name in ("orders", "reports")})
+    name = of_budget(BUDGET)
+    house.books.take_shares([Share(name, 1)], None, house.now)
+    for pool in ("orders", "reports"):
+        house.want(house.living[0], pool)
+    assert house.held() == 1
+    demand = house.books.demands()[name]
+    assert (demand.has, demand.waiting, demand.may_have) == (1, 1, 1)
+    assert set(demand.pools) == {"orders", "reports"}
+    house.books.take_shares([Share(name, 2)], None, house.now)
+    assert house.books.demands()[name].may_have == 2
+    assert house.books.demands()[name].has == 2
+
+
+def test_what_was_said_of_a_pool_before_it_is_declared_counts_when_it_is() -> None:
+    desk = Desk(max_size=4)
+    nothing = Share("", 0)
+    desk.books.take_shares([Share(POOL, 3)], nothing, desk.clock())
+    desk.attach(P)
+    assert desk.books.demands()[POOL].may_have == 3
+
+
+def test_of_what_only_the_journal_tells_nobody_knows_the_cap() -> None:
+    desk = Desk(P, max_size=4)
+    number = desk.opened(P)
+    (record,) = [one for one in desk.journal if isinstance(one, Record) and one.number == number]
+    books = Books(2)
+    slot = Remembered(POOL, record.key, number, P, record.generation)
+    books.restore([desk.pool.control.record()], [slot], set(), desk.clock())
+    assert books.demands()[POOL][:2] == (None, 1)
+    assert not books.demands()[POOL].known

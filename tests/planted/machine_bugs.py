@@ -118,9 +118,9 @@ MACHINE_BUGS = [
     ),
     Bug(
         "new-pools-are-free",
-        "core/books.py",
-        "        self._share_of_new = of_new\n",
-        "        self._share_of_new = None\n",
+        "core/share.py",
+        "        self.of_new = of_new\n",
+        "        self.of_new = None\n",
         "a pool that is declared before its first share opens as much as it likes",
         _SHARE,
     ),
