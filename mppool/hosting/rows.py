@@ -14,6 +14,9 @@ from mppool.hosting import columns
 
 FIRST_ROWS = 64
 """So many leave with the answer to `execute`: what a small result has needs no second round trip."""
+_FEW = 8
+"""So many are looked at first: where they are wide, no more leave."""
+_WIDE = 8192
 NEXT_ROWS = 256
 """The second block; then it is known how many bytes a row has."""
 BLOCK_BYTES = 262_144
@@ -67,6 +70,15 @@ _LOADS: dict[int, Any] = {
 }
 
 
+def _are_wide(rows: list[Any]) -> bool:
+    """Whether a row may have a text or a blob of many kilobytes: dozens of such rows would be megabytes."""
+    return any(
+        type(value) in (bytes, str, bytearray) and len(value) > _WIDE
+        for row in rows
+        for value in row
+    )
+
+
 class Reader:
     """Reads the rows of one cursor. `rows`: how many the next block has."""
 
@@ -76,7 +88,13 @@ class Reader:
 
     def first(self) -> tuple[list[Any], bool]:
         """The rows that leave with the answer to `execute`, and whether these are all."""
-        rows = list(self._cursor.fetchmany(FIRST_ROWS))
+        rows = list(self._cursor.fetchmany(_FEW))
+        if len(rows) < _FEW:
+            return rows, True
+        if _are_wide(rows):
+            self._rows = _FEW
+            return rows, False
+        rows += self._cursor.fetchmany(FIRST_ROWS - _FEW)
         return rows, len(rows) < FIRST_ROWS
 
     def block(self, at_least: int) -> tuple[bytes, Shape, bool]:

@@ -100,6 +100,19 @@ def test_rows_by_name(manager: PoolManager, sqlite_odbc: str, tmp_path: Path) ->
         assert connection.execute("select 1 as one").fetchone() == (1,)
 
 
+def test_wide_rows_come_a_few_at_a_time(manager: PoolManager, tmp_path: Path) -> None:
+    recipe = DbApiRecipe(sqlite3.connect, str(tmp_path / "a.db"))
+    pool = manager.pool("p", recipe, placement="host")
+    with pool.checkout() as connection:
+        connection.execute("create table t (id integer, data blob)")
+        blobs = [(number, bytes([number]) * 50_000) for number in range(70)]
+        connection.executemany("insert into t values (?, ?)", blobs)
+        cursor = connection.execute("select id, data from t order by id")
+        assert (cursor.fetchone(), len(cursor._rows)) == (blobs[0], 8)
+        assert cursor.fetchmany(30) == blobs[1:31]
+        assert list(cursor) == blobs[31:]
+
+
 class WithRows(DbApiRecipe):
     def configure(self, connection: Any) -> None:
         connection.row_factory = sqlite3.Row
