@@ -52,7 +52,7 @@ def test_a_signature_for_each_request_piles_up_neither_sockets_nor_clients(
     limits = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (256, limits[1]))
     try:
-        for signature in signatures(400):
+        for signature in signatures(300):
             client = pool.client(kind(signature), azurite.url)
             assert client.get_container_client(container).exists()
     finally:
