@@ -122,12 +122,13 @@ def run(witness: Witness, code: str) -> dict[str, Any]:
     return answer
 
 
+@pytest.mark.timeout(300)
 @pytest.mark.parametrize("beginning", [PATCHED, PRELOADED], ids=["patched first", "forked first"])
 def test_greenlets_wait_cooperatively_under_one_cap(beginning: str, witness: Witness) -> None:
-    for _ in range(5):  # a busy machine keeps them waiting, too: the best of a few
+    for _ in range(3):  # a busy machine keeps them waiting, too: the best of a few
         with ThreadPoolExecutor(2) as two:
             answers = list(two.map(lambda _: run(witness, beginning + USE), range(2)))
-        if all(answer["gap"] < 0.5 for answer in answers):
+        if all(answer["gap"] < 1.0 for answer in answers):
             break
     for answer in answers:
         assert answer["right"] == 80
