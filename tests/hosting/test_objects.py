@@ -48,6 +48,17 @@ def test_a_resource_lives_in_a_host_and_is_driven_from_here(manager: PoolManager
         assert (thing.pid(), thing["b"]) == (host, 5)  # the same one
 
 
+def test_a_label_is_shown_with_the_process_that_uses_the_resource(manager: PoolManager) -> None:
+    pool = manager.pool("p", Thing, max_size=1, placement="host")
+    with pool.checkout(label="report"):
+        (one,) = pool.stats()["resources"]
+        assert one["label"] == "report"
+        assert one["thread"] == f"pid {os.getpid()}, {threading.current_thread().name}"
+    with pool.checkout():
+        (one,) = pool.stats()["resources"]
+        assert (one["label"], one["thread"]) == ("", "")
+
+
 def test_processes_share_what_a_host_has(manager: PoolManager) -> None:
     pool = manager.pool("p", Thing, max_size=1, placement="host")
 
