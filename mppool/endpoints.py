@@ -79,13 +79,16 @@ class Watch:
         self._interval = interval
         self._over = over
         self._due = 0.0
+        self._stopped = True
 
     def begin(self) -> None:
         """Go on, after `stop`."""
+        self._stopped = False
         self._local.keepers = (*self._local.keepers, self)
 
     def stop(self) -> None:
-        """Look no longer, in this process."""
+        """Look no longer, in this process. What a look under way finds is not used any more."""
+        self._stopped = True
         self._local.keepers = tuple(one for one in self._local.keepers if one is not self)
 
     # --- see worker.context.Keeper ------------------------------------------------------------------------
@@ -100,8 +103,8 @@ class Watch:
         return self._due
 
     def is_over(self) -> bool:
-        """It is taken out by `stop`."""
-        return False
+        """See `stop`."""
+        return self._stopped
 
     def _resolve(self) -> None:
         try:
@@ -111,6 +114,8 @@ class Watch:
             return
         addresses = frozenset(str(one[4][0]) for one in found)
         before = self.addresses
+        if self._stopped:
+            return
         if not before or not addresses or before & addresses:
             self.addresses = addresses or before
             return
