@@ -15,6 +15,7 @@ import pytest
 
 from mppool import __version__
 from tests.helpers import ROOT
+from tests.made_once import made_once
 
 TRY = """
 import os, sys
@@ -43,8 +44,11 @@ def run(*command: str | Path, **more: object) -> str:
 def release(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
     """The source archive, and the wheel that is built of it."""
     pytest.importorskip("build")
-    place = tmp_path_factory.mktemp("dist")
-    run(sys.executable, "-m", "build", "--no-isolation", "--outdir", place, ROOT)
+    place = made_once(
+        tmp_path_factory,
+        "dist",
+        lambda place: run(sys.executable, "-m", "build", "--no-isolation", "--outdir", place, ROOT),
+    )
     (source,), (wheel,) = place.glob("*.tar.gz"), place.glob("*.whl")
     return source, wheel
 

@@ -12,6 +12,7 @@ from urllib.parse import unquote, urlsplit
 import pytest
 
 from tests.helpers import ROOT
+from tests.made_once import made_once
 
 pytest.importorskip("mkdocs")
 pytest.importorskip("mkdocstrings")
@@ -49,17 +50,18 @@ class Page(html.parser.HTMLParser):
 
 @pytest.fixture(scope="module")
 def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    place = tmp_path_factory.mktemp("site")
-    done = subprocess.run(
-        [sys.executable, "-c", OFFLINE, "build", "--strict", "--site-dir", str(place)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        timeout=280,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return place
+    def build(place: Path) -> None:
+        done = subprocess.run(
+            [sys.executable, "-c", OFFLINE, "build", "--strict", "--site-dir", str(place)],
+            cwd=ROOT,
+            capture_output=True,
+            text=True,
+            timeout=280,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+
+    return made_once(tmp_path_factory, "site", build)
 
 
 @functools.cache
