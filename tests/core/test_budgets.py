@@ -186,7 +186,7 @@ def test_bounds_within_a_pool_are_no_reason_to_take_slots() -> None:
     for thing in things:
         house.release(thing)
     house.wait(1.0)
-    assert house.held("orders") == 2
+    assert [thing.state for thing in things] == ["idle", "idle"]
 
 
 def test_a_lowered_budget_is_reached_as_resources_come_back() -> None:
@@ -289,8 +289,6 @@ def test_the_newest_declaration_of_a_budget_wins() -> None:
     newer = house.declarations()[0]
     budget = newer.budget
     assert budget is not None
-    budget.__class__(BUDGET, 3, 0.0)
-    house.pools["orders"] = house.pools["orders"]
     house.declarations = lambda: [  # type: ignore[method-assign]
         newer.__class__("orders", newer.options, 0.0, "k", budget=budget.__class__(BUDGET, 3, 0.0))
     ]
@@ -318,11 +316,6 @@ def test_a_pool_may_change_its_budget() -> None:
 def test_a_pool_below_its_own_cap_waits_for_the_budget_and_is_told_so() -> None:
     house = House(1, pools(orders={}, reports={}))
     used(house, "orders")
-    texts: list[str] = []
-    process = house.living[0]
-    house.want(process, "reports", timeout=0.0)
-    for text in texts:
-        assert "budget" in text
     pool = house.books.pools["reports"]
     assert "budget 'db' has 1 of max_size=1 in use: 1 of pool 'orders'" in pool.refusals.how_full(
         "k", house.now
