@@ -75,7 +75,7 @@ def test_all_promised_names_are_there_and_json_takes_them() -> None:
     assert set(pool["histograms"]["wait"]) == {"bounds", "counts"}
     in_process = "pid label in_use idle waiting checkouts"
     assert set(in_process.split()) <= set(pool["processes"][0])
-    in_resource = "id pid state identity_key uses age idle_for held_for description"
+    in_resource = "id pid state identity_key uses age idle_for held_for description label thread"
     assert set(in_resource.split()) == set(pool["resources"][0])
 
 
