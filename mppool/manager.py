@@ -385,6 +385,10 @@ class PoolManager(Manager, BaseManager):
             self._end_unless_needed()
 
 
+# So that `help` and editors show the arguments of `__init__`.
+functools.update_wrapper(PoolManager.__new__, PoolManager.__init__, assigned=(), updated=())
+
+
 @functools.cache
 def _alone(cls: type[PoolManager]) -> type[PoolManager]:
     """The same class with the life cycle of a manager without a server."""

@@ -216,3 +216,8 @@ def test_a_timeout_says_who_holds(manager: PoolManager, fork: Any) -> None:
     with pool.checkout(timeout=10):
         # What the books say has a few milliseconds to arrive; on a busy machine it may come too late.
         wait_until(is_said, "it to be said who holds the others")
+
+
+def test_help_shows_what_a_manager_takes() -> None:
+    parameters = inspect.signature(PoolManager).parameters
+    assert list(parameters)[:2] == ["name", "runtime_dir"]
