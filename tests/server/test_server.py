@@ -524,7 +524,7 @@ def test_a_failure_of_ours_ends_one_connection(
 ) -> None:
     with Background(paths) as server, Member(paths) as member:
 
-        def bug(*_: object) -> None:
+        def bug(*_: object, **__: object) -> None:
             raise RuntimeError("a bug")
 
         with monkeypatch.context() as patch:
