@@ -157,9 +157,11 @@ def tables_of(found: Mapping[str, Any], *, counters: bool) -> list[Table]:
         name = f"{pool['name']} (closed)" if pool["closed"] else pool["name"]
         pools.add(name, cap, *gauges, pool["breaker"], counted["checkouts"], *live)
     budgets = [_budgets(found["budgets"])] if found.get("budgets") else []
+    lanes = [_lanes(pool) for pool in found["pools"].values() if pool.get("lanes")]
     tables = [
         pools,
         *budgets,
+        *lanes,
         *(_processes(pool) for pool in found["pools"].values() if pool["processes"]),
     ]
     if found.get("machines") is not None:
@@ -176,6 +178,15 @@ def _budgets(budgets: Mapping[str, Any]) -> Table:
     for one in budgets.values():
         pools = ", ".join(f"{name} {size}" for name, size in one["pools"].items()) or "-"
         table.add(one["name"], one["max_size"], one["size"], one["waiting"], pools)
+    return table
+
+
+def _lanes(pool: Mapping[str, Any]) -> Table:
+    table = Table(
+        f"lanes of pool {pool['name']}", ("lane", "reserved", *_words(("in_use", "waiting")))
+    )
+    for name, lane in pool["lanes"].items():
+        table.add(name or "(common)", lane["reserved"], lane["in_use"], lane["waiting"])
     return table
 
 

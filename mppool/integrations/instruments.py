@@ -19,6 +19,7 @@ POOL_NAME = "db.client.connection.pool.name"
 STATE = "db.client.connection.state"
 MANAGER = "mppool.manager"
 BUDGET = "mppool.budget.name"
+LANE = "mppool.lane.name"
 
 OF_POOL = (MANAGER, POOL_NAME)
 
@@ -109,6 +110,15 @@ def _of_budgets(key: str) -> Callable[[Stats], Iterator[Reading]]:
     def read(stats: Stats) -> Iterator[Reading]:
         for budget in stats.get("budgets", {}).values():
             yield {MANAGER: stats["name"], BUDGET: budget["name"]}, budget[key]
+
+    return read
+
+
+def _of_lanes(key: str) -> Callable[[Stats], Iterator[Reading]]:
+    def read(stats: Stats) -> Iterator[Reading]:
+        for pool in stats["pools"].values():
+            for name, lane in (pool.get("lanes") or {}).items():
+                yield {**of_pool(stats, pool), LANE: name}, lane[key]
 
     return read
 
@@ -212,6 +222,18 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     Instrument(
         "mppool.budget.pending_requests", "sum", "{request}",
         "Checkouts that wait in all pools of a budget", _of_budgets("waiting"), (MANAGER, BUDGET),
+    ),
+    Instrument(
+        "mppool.lane.reserved", "sum", "{connection}",
+        "Resources that a lane has a right to", _of_lanes("reserved"), (*OF_POOL, LANE),
+    ),
+    Instrument(
+        "mppool.lane.in_use", "sum", "{connection}",
+        "Resources that are lent to a lane", _of_lanes("in_use"), (*OF_POOL, LANE),
+    ),
+    Instrument(
+        "mppool.lane.pending_requests", "sum", "{request}",
+        "Checkouts that wait in a lane", _of_lanes("waiting"), (*OF_POOL, LANE),
     ),
     Instrument(
         "mppool.processes", "sum", "{process}",

@@ -121,6 +121,17 @@ def test_looking_starts_no_server_and_makes_no_directory(runtime_dir: Path) -> N
     assert not place.exists()
 
 
+def test_stats_show_lanes_and_budgets(manager: PoolManager) -> None:
+    budget = manager.budget("db", 4)
+    jobs = manager.pool("jobs", object, max_size=3, lanes={"web": 2}, budget=budget)
+    with jobs.checkout(lane="web"):
+        shown = mppool("stats", "shop").stdout
+    assert re.search(r"lanes of pool jobs", shown)
+    assert re.search(r"^ *web +2 +1 +0 *$", shown, re.MULTILINE), shown
+    assert re.search(r"^ *\(common\) +1 +0 +0 *$", shown, re.MULTILINE), shown
+    assert re.search(r"^ *db +4 +1 +0 +jobs 1 *$", shown, re.MULTILINE), shown
+
+
 def test_stats_as_tables_and_as_json(orders: Pool[Thing]) -> None:
     with orders.checkout():
         done = mppool("stats", "shop", "--json")

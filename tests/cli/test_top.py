@@ -107,6 +107,22 @@ def test_every_screen_fits(
         on_screen(manager, size, play)
 
 
+def test_lanes_and_budgets_have_lines(manager: PoolManager) -> None:
+    budget = manager.budget("db", 4)
+    jobs = manager.pool("jobs", Thing, max_size=3, lanes={"web": 2}, budget=budget)
+
+    async def play(app: Top, seen: Any, press: Any) -> None:
+        for pattern in (
+            r"lane web +1 used +2 reserved +0 waiting",
+            r"lane \(common\) +0 used +1 reserved",
+            r"= db .* 1 used +0 idle +4 cap",
+        ):
+            await seen(pattern)
+
+    with jobs.checkout(lane="web"):
+        on_screen(manager, SIZES[0], play)
+
+
 def test_leases_and_events_are_shown_as_they_happen(
     manager: PoolManager, orders: Pool[Thing]
 ) -> None:

@@ -371,6 +371,30 @@ def test_a_manager_of_one_process_is_reported_too() -> None:
     manager.shutdown()
 
 
+def test_lanes_are_reported_by_name() -> None:
+    manager = InProcessManager()
+    registry = prometheus_client.CollectorRegistry()
+    registry.register(PoolCollector(manager))
+    jobs = manager.pool("jobs", Thing, max_size=3, lanes={"web": 2})
+    with jobs.checkout(lane="web"), jobs.checkout():
+        text = prometheus_client.generate_latest(registry).decode()
+    lanes = {
+        (sample.name, sample.labels["mppool_lane_name"]): sample.value
+        for family in text_string_to_metric_families(text)
+        for sample in family.samples
+        if "mppool_lane_name" in sample.labels
+    }
+    assert lanes == {
+        ("mppool_lane_reserved", "web"): 2,
+        ("mppool_lane_reserved", ""): 1,
+        ("mppool_lane_in_use", "web"): 1,
+        ("mppool_lane_in_use", ""): 1,
+        ("mppool_lane_pending_requests", "web"): 0,
+        ("mppool_lane_pending_requests", ""): 0,
+    }
+    manager.shutdown()
+
+
 class Collector(http.server.BaseHTTPRequestHandler):
     """Takes OTLP over HTTP."""
 

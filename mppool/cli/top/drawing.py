@@ -188,7 +188,17 @@ def _pool_lines(
         is_bad = rate and counter in ("open_failed", "timeouts")
         word = {"checkouts": "checkouts/s", "open_failed": "failed"}.get(counter, counter)
         rates.append(f"{brief(rate)} {word}  ", BAD if is_bad else DIM)
-    return [line, rates]
+    return [line, rates, *_lane_lines(pool)]
+
+
+def _lane_lines(pool: Mapping[str, Any]) -> list[Text]:
+    lines = []
+    for name, lane in (pool.get("lanes") or {}).items():
+        line = Text(f"    lane {printable(name or '(common)')[:13]:<13} ", DIM)
+        line.append(f"{lane['in_use']:>5} used", USED).append(f"{lane['reserved']:>5} reserved")
+        line.append(f"{lane['waiting']:>5} waiting", BAD if lane["waiting"] else DIM)
+        lines.append(line)
+    return lines
 
 
 def _budget_line(stats: Mapping[str, Any], budget: Mapping[str, Any], width: int) -> Text:
