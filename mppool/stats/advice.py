@@ -33,6 +33,7 @@ def advise(pool: Pool, now: float) -> list[Advice]:
     rules: tuple[Callable[[Pool, float], Iterator[tuple[str, str]]], ...] = (
         _faults,
         _cap,
+        _greed,
         _database,
         _moves,
         _openings,
@@ -112,6 +113,25 @@ def _cap(pool: Pool, now: float) -> Iterator[tuple[str, str]]:
             )
 
 
+def _greed(pool: Pool, now: float) -> Iterator[tuple[str, str]]:
+    """One process has most of it, and uses it for long, while others wait."""
+    cap, processes = pool["max_size"], pool["processes"]
+    if (
+        cap is None
+        or len(processes) < 2
+        or share_above(pool["histograms"]["wait"], LONG_WAIT_S) <= FEW
+    ):
+        return
+    most = max(processes, key=lambda process: process["in_use"])
+    waiting = sum(process["waiting"] for process in processes if process is not most)
+    if waiting and most["in_use"] > cap / 2:
+        text = (
+            f"process {most['pid']} ({most['label'] or 'no label'}) uses {most['in_use']} of {cap}, and {waiting} checkouts "
+            f"of other processes wait: max_per_process={math.ceil(cap / 2)} leaves the others room"
+        )
+        yield "max_per_process", text
+
+
 def _database(pool: Pool, now: float) -> Iterator[tuple[str, str]]:
     """What the database said, where it was asked (`pool.advice()` and `mppool doctor` do)."""
     said = pool.get("database")
@@ -151,7 +171,8 @@ def _moves(pool: Pool, now: float) -> Iterator[tuple[str, str]]:
     login = mean(pool["histograms"]["open"])
     text = (
         f"{moved} moves between processes for {checkouts} checkouts, each a login of about {login:.2g} s; "
-        f"{processes} processes share max_size={cap}: use fewer processes with more threads, or raise max_size"
+        f"{processes} processes share max_size={cap}: use fewer processes with more threads, raise max_size, or try "
+        "placement='host', with which nothing moves"
     )
     yield "moved", text
 

@@ -25,7 +25,7 @@ def pool(
     counters: dict[str, int], wait: dict[str, Any], use: dict[str, Any], **gauges: Any
 ) -> dict[str, Any]:
     return {
-        "name": "orders", "max_size": 8, "in_use": 0, "breaker": "closed", "processes": [{}, {}],
+        "name": "orders", "max_size": 8, "in_use": 0, "breaker": "closed", "processes": [{"pid": 1, "label": "", "in_use": 0, "waiting": 0}] * 2,
         "counters_began": BEGAN,
         "counters": {**dict.fromkeys((*SERVER_COUNTERS, *WORKER_COUNTERS), 0), **counters},
         "histograms": {"wait": wait, "use": use, "open": histogram(b7=10)},
@@ -64,8 +64,24 @@ def test_nothing_is_said_of_bounds_after_few_checkouts() -> None:
     assert about(pool({"checkouts": 100, "moved": 90}, histogram(b9=100), BUSY)) == []
 
 
+def test_a_process_that_has_most_of_it_while_others_wait_may_be_bounded() -> None:
+    slow = histogram(b0=1500, b9=100)
+    greedy = {"pid": 7, "label": "batch", "in_use": 6, "waiting": 3}
+    others = [{"pid": pid, "label": "", "in_use": 1, "waiting": 2} for pid in (8, 9)]
+    found = pool({"checkouts": 1600}, slow, BUSY, processes=[greedy, *others])
+    (advice,) = (one for one in advise(found, NOW) if one["about"] == "max_per_process")
+    assert advice["text"] == (
+        "process 7 (batch) uses 6 of 8, and 4 checkouts of other processes wait: max_per_process=4 leaves the others "
+        "room"
+    )
+    greedy["in_use"] = 4
+    assert about(found) == ["max_size"]
+
+
 def test_many_moves_and_short_lives() -> None:
-    assert about(pool({"checkouts": 1600, "moved": 400}, QUICK, BUSY)) == ["moved"]
+    (advice,) = advise(pool({"checkouts": 1600, "moved": 400}, QUICK, BUSY), NOW)
+    assert advice["about"] == "moved"
+    assert "placement='host'" in advice["text"]
     for counter, option in {
         "expired_idle": "max_idle", "expired_lifetime": "max_lifetime", "worn_out": "max_uses",
     }.items():  # fmt: skip
