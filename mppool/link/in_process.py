@@ -43,6 +43,9 @@ if TYPE_CHECKING:
     from mppool.link.protocol import Process
     from mppool.wire.messages import Report
 
+# Not the application's generator: it may have seeded that one, and count on its numbers.
+_chance = random.SystemRandom()
+
 _FIRST_SESSION = Session(1)
 
 
@@ -153,7 +156,7 @@ class LocalLink:
         if self._books is None:
             check_no_eventlet(self._process.name)
             self._own = own_process()
-            self._begin(Books(1, jitter=random.random))
+            self._begin(Books(1, jitter=_chance.random))
         if not self.by_hand:
             self._ensure_thread()
         assert self._books is not None

@@ -35,6 +35,9 @@ if TYPE_CHECKING:
 
 log = Log(__name__)
 
+# Not the application's generator: it may have seeded that one, and count on its numbers.
+_chance = random.SystemRandom()
+
 START_PATIENCE_S = 10.0
 """How long a start may take, on a machine that is very busy, before it counts as failed."""
 LOCK_PATIENCE_S = 5.0
@@ -129,7 +132,7 @@ def find_or_start(
                 f"manager {paths.name!r}: no server could be reached or started in the time that was left; "
                 f"somebody else is starting one, or a server in {paths.runtime_dir} does not answer"
             )
-        time.sleep(min(pause * random.uniform(0.5, 1.0), max(0.0, deadline - time.monotonic())))
+        time.sleep(min(pause * _chance.uniform(0.5, 1.0), max(0.0, deadline - time.monotonic())))
         pause = min(pause * 2, _LONGEST_LOOK_S)
 
 

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
 
 log = Log("mppool")
 
+# Not the application's generator: it may have seeded that one, and count on its numbers.
+_chance = random.SystemRandom()
+
 
 # --- closing ---------------------------------------------------------------------------------------------
 
@@ -162,7 +165,7 @@ def retire_over(local: OwnPool, generation: int, seconds: float) -> None:
             if entry.local is local and entry.generation < generation
         ]
         step = seconds / max(1, len(meant))
-        instants = [now + (number + random.random()) * step for number in range(len(meant))]
+        instants = [now + (number + _chance.random()) * step for number in range(len(meant))]
         local.inventory.retire_by(zip(meant, instants, strict=True))
     if instants:
         local.member.housekeeper.expects(instants[0])

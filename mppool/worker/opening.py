@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 
 log = Log("mppool")
 
+# Not the application's generator: it may have seeded that one, and count on its numbers.
+_chance = random.SystemRandom()
+
 _LONGEST_TEXT = 2000
 _LONGEST_READ = 8000
 """What is longer is not searched for secrets, and not told."""
@@ -124,7 +127,7 @@ def _enter_as_open(entry: PoolEntry, now: float, seconds: float, opening: Openin
     lifetime, ends_at = local.options.max_lifetime, NEVER
     if lifetime is not None:
         # Each draws its own instant, so that a fleet opened together does not die together.
-        ends_at = now + lifetime * (1 - LIFETIME_JITTER * random.random())
+        ends_at = now + lifetime * (1 - LIFETIME_JITTER * _chance.random())
     if opening.token is None and isinstance(opening.expires_on, (int, float)):
         ends_at = min(ends_at, _end_of_own_token(opening.expires_on, now))
     entry.inventory.opened(entry, seconds, now, ends_at)
@@ -147,7 +150,7 @@ def _let_older_logins_end(entry: PoolEntry, began: float, login: str) -> float:
                 and (other.local, other.key) == (entry.local, entry.key)
             ):
                 other.token = login  # once
-                ends = monotonic() + LOGIN_CHANGE_S * random.random()
+                ends = monotonic() + LOGIN_CHANGE_S * _chance.random()
                 if ends < other.retire_at:
                     other.retire_at, other.retire_reason = ends, "retired"
                 due = min(due, other.retire_at)
