@@ -112,8 +112,8 @@ _functions_done = 0
 _mark: Mark = new_mark()
 # The mark of this process while it is being renewed, and what of it is done already.
 _next_mark: Mark = _mark
-# Not empty while a fork that runs hooks is under way, and in its child until ours has run. Only methods of C change it,
-# so no interrupt can leave it wrong.
+# As long as there are forks under way that run hooks (two threads may fork at one time), and in a child until ours has run.
+# Only methods of C change it, so no interrupt can leave it wrong.
 _hooked: deque[None] = deque()
 _renewed: weakref.WeakSet[Forkable] = weakref.WeakSet()
 # Parts that have failed to renew themselves: tried again at each use until they succeed.
@@ -348,7 +348,7 @@ if hasattr(os, "register_at_fork"):  # not on Windows, which has no fork
         after_in_parent=_preparing.release,
         after_in_child=_after_fork_in_child,
     )
-    os.register_at_fork(before=partial(_hooked.append, None), after_in_parent=_hooked.clear)
+    os.register_at_fork(before=partial(_hooked.append, None), after_in_parent=_hooked.pop)
     # The last one to be registered is called first before a fork, so these do not run while the lock is held.
     os.register_at_fork(
         before=partial(_call, _before), after_in_parent=partial(_call, _after_in_parent)

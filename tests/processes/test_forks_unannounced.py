@@ -56,6 +56,22 @@ def test_the_interpreter_is_not_told_of_a_fork_where_other_threads_run() -> None
         other.join()
 
 
+def test_a_fork_beside_that_of_another_thread_is_not_taken_for_one_of_c_code(fork: Forks) -> None:
+    """Else its child would run all hooks a second time."""
+    called: list[int] = []
+    os.register_at_fork(after_in_child=lambda: called.append(os.getpid()))
+    forking._hooked.append(None)  # another thread has begun to fork
+    try:
+        first = fork(lambda: list(called))
+        assert first.result() == [first.pid]
+        assert len(forking._hooked) == 1
+        second = fork(lambda: list(called))
+        assert second.result() == [second.pid]
+    finally:
+        forking._hooked.pop()
+    assert not forking._hooked
+
+
 # --- what is finalized before any hook -------------------------------------------------------------------
 
 
