@@ -107,14 +107,14 @@ class Rendezvous:
         """
         assert self.address is not None
         spare, before = self._spare_address(), self.paths.directory / "address.before"
-        _write_in_place(spare, msgspec.json.encode(self.address).ljust(ADDRESS_BYTES))
+        write_in_place(spare, msgspec.json.encode(self.address).ljust(ADDRESS_BYTES))
         _link_again(self.paths.address, before)
         spare.replace(self.paths.address)
         try:
             if before.exists():
                 before.replace(spare)
             else:
-                _write_in_place(spare, bytes(ADDRESS_BYTES))
+                write_in_place(spare, bytes(ADDRESS_BYTES))
         except OSError as error:
             log.info("there is no spare address file yet: %s", error.strerror)
 
@@ -193,7 +193,7 @@ class Rendezvous:
             self._lock = -1
 
 
-def _write_in_place(path: Path, content: bytes) -> None:
+def write_in_place(path: Path, content: bytes) -> None:
     """Write from the start of a file, which is made where it is missing."""
     flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
     descriptor = os.open(path, flags, 0o600)

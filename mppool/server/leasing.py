@@ -7,7 +7,6 @@ reports of the processes, the clock, the thread that calls, and the file with wh
 from __future__ import annotations
 
 import logging
-import os
 import random
 import secrets
 import socket
@@ -27,6 +26,7 @@ from mppool.machines.machine import Machine, Part
 from mppool.machines.needs import Need, Told
 from mppool.machines.settings import Settings
 from mppool.machines.timing import Timing
+from mppool.rendezvous.claim import write_in_place
 from mppool.rendezvous.paths import ManagerPaths
 from mppool.rendezvous.world import boot_id
 from mppool.server.collecting import Collector
@@ -193,7 +193,7 @@ class Leasing:
         """Write down what a successor must know."""
         self._kept.boot, self._kept.since = boot_id(), self.machine.since
         try:
-            _write(self._file, msgspec.json.encode(self._kept))
+            write_in_place(self._file, msgspec.json.encode(self._kept))
         except OSError as error:
             # A successor closes what is open, and asks for a share as a newcomer.
             log.warning("%s cannot be written: %s", self._file, error.strerror)
@@ -250,13 +250,3 @@ def _read(path: Path, now: float) -> _Kept | None:
     if kept.boot != boot_id() or (kept.since is not None and kept.since > now):
         kept.since = None
     return kept
-
-
-def _write(path: Path, content: bytes) -> None:
-    flags = os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW
-    descriptor = os.open(path, flags, 0o600)
-    try:
-        os.pwrite(descriptor, content, 0)
-        os.ftruncate(descriptor, len(content))
-    finally:
-        os.close(descriptor)
