@@ -11,6 +11,9 @@ from mppool.errors import PoolError
 from mppool.hosting import frames
 from mppool.hosting.rows import Reader, packed, shape_of
 from mppool.hosting.values import ToWorker
+from mppool.logs import Log
+
+log = Log("mppool.hosting")
 
 ROOT = 0
 """The handle of the resource itself."""
@@ -262,18 +265,28 @@ def error_body(error: BaseException) -> bytes:
 
 def _travels(error: BaseException) -> BaseException:
     """The error itself where it can be pickled and read again, else the most like it that can."""
-    try:
-        again = pickle.loads(pickle.dumps(error, 5))  # noqa: S301  # what was pickled here a moment ago
-        if type(again) is type(error):
-            return error
-    except Exception:  # noqa: BLE001, S110  # it is made anew below
-        pass
+    if _can_travel(error):
+        return error
+    arguments = [one if type(one) in _SCALARS else str(one) for one in error.args]
     for kind in type(error).__mro__:
+        if kind in (Exception, BaseException, object):
+            break
         try:
-            made = kind(*(one if type(one) in _SCALARS else str(one) for one in error.args))
-            pickle.loads(pickle.dumps(made, 5))  # noqa: S301
-        except Exception:  # noqa: BLE001, S112  # its constructor wants something else: try its base
+            made = kind(*arguments)
+        except Exception:
+            log.debug(
+                "%s takes other arguments than it keeps: its base is tried", kind, exc_info=True
+            )
             continue
-        if isinstance(made, BaseException) and kind not in (Exception, BaseException, object):
+        if isinstance(made, BaseException) and _can_travel(made):
             return made
     return PoolError(f"{type(error).__module__}.{type(error).__qualname__}: {error}")
+
+
+def _can_travel(error: BaseException) -> bool:
+    try:
+        again = pickle.loads(pickle.dumps(error, 5))  # noqa: S301  # what was pickled here a moment ago
+    except Exception:
+        log.debug("%s cannot be pickled and read again", type(error), exc_info=True)
+        return False
+    return type(again) is type(error)
