@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import inspect
 import weakref
+from abc import ABC, abstractmethod
 from typing import Any
 
 from mppool.credentials.credential import StaticToken, is_async
@@ -84,7 +85,7 @@ class _WeakAsync(_Weak):
         return await credential.get_token(*scopes, **(options or {}))
 
 
-class _Lent:
+class _Lent(ABC):
     """For the SDK's client: fails at once when the application's credential is gone, also where tokens are left."""
 
     def __init__(self, manager: Any, credential: Any, asynchronous: bool) -> None:
@@ -108,8 +109,9 @@ class _Lent:
         # One, whichever thread comes first: it makes the others wait while it fetches a token.
         return self._made.get("") or self._made.setdefault("", self._share(self._weak))
 
+    @abstractmethod
     def _share(self, credential: Any) -> Any:
-        raise NotImplementedError
+        """A SharedCredential over it, of the manager's tokens."""
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__.strip('_')} credential>"

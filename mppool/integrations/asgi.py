@@ -21,6 +21,7 @@ def health(manager: Manager) -> Callable[[dict[str, Any], Receive, Send], Awaita
     """The same as `mppool.integrations.wsgi.health`, for ASGI under asyncio. The server is asked in a thread."""
 
     async def application(scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        """Answer 200 with the health as JSON, or 503 where that is "down"."""
         if scope["type"] == "lifespan":  # where it is the only application
             await _live(receive, send)
             return

@@ -23,6 +23,7 @@ def health(manager: Manager) -> WSGIApplication:
     """
 
     def application(environ: dict[str, Any], start_response: StartResponse) -> Iterable[bytes]:
+        """Answer 200 with the health as JSON, or 503 where that is "down"."""
         found = manager.health()
         body = json.dumps(found).encode()
         status = "503 Service Unavailable" if found["status"] == "down" else "200 OK"

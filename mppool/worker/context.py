@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Any, Protocol
 
 from mppool import logs
@@ -56,7 +57,7 @@ class LostAndFound(Protocol):
         """Somebody waits: look again, if there was ever a reason to."""
 
 
-class Context:
+class Context(ABC):
     """What all pools and threads of a process share of one manager. In a forked child its parts are replaced.
 
     inventory: what this process holds, with the one lock. link: the way to the books.
@@ -97,9 +98,9 @@ class Context:
         """Whether fingerprints may be told to others."""
         return self._secret is not None
 
+    @abstractmethod
     def seal(self) -> None:
         """Have all fingerprints sealed, before anybody is told of them. The first time it may read a file."""
-        raise NotImplementedError
 
     # --- to the books ------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import logging
 import threading
+from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +24,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("mppool.demo")
 
 
-class Observer:
+class Observer(ABC):
     """Samples until it is stopped. `peak` and `looks` belong to its thread until then."""
 
     what = ""
@@ -52,9 +53,9 @@ class Observer:
         except Exception:
             log.exception("%s: looks no more", self.what)
 
+    @abstractmethod
     def look(self) -> int:
         """How many are open at this instant."""
-        raise NotImplementedError
 
 
 class Descriptors(Observer):
