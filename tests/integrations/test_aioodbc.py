@@ -78,7 +78,10 @@ def test_a_loop_that_is_closed_without_a_word_leaves_no_session(postgresql: Data
         loop.run_until_complete(loop.shutdown_default_executor())
         loop.close()
         asyncio.run(main())
-        wait_until(lambda: not first & postgresql.session_pids(), "the end of what the loop had")
+        assert first
+        assert wait_until(
+            lambda: not first & postgresql.session_pids(), "the end of what the loop had"
+        )
 
 
 def test_the_cap_holds_over_processes(sqlite_odbc: str, runtime_dir: Path) -> None:

@@ -326,7 +326,7 @@ def test_workers_without_hooks_have_the_names_that_gunicorn_gives_them(gunicorn:
     server = gunicorn("--workers", "2", "--name", "web", "--preload", APP_USE_AT_IMPORT=1)
     server.ask_until("/use")
     wanted = ["gunicorn", "web worker 1", "web worker 2"]
-    wait_until(
+    assert wait_until(
         lambda: server.ask("/use") and server.ask("/look")["labels"] == wanted, "their names"
     )
 
