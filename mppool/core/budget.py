@@ -148,7 +148,7 @@ class BudgetBooks:
         pool.capacity.budget = self
 
     def leave(self, pool: Member) -> None:
-        """A pool was declared anew without this budget."""
+        """A pool was declared again, without this budget."""
         del self.members[pool.name]
         self._gave_at.pop(pool.name, None)
         pool.slots.count_in(Total())

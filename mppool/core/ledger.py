@@ -137,7 +137,7 @@ class Ledger:
             return
         self.budget = budget
         for slot in self.slots:
-            self._record(slot)  # anew
+            self._record(slot)  # once more
 
     # --- it changes --------------------------------------------------------------------------------------
 

@@ -332,4 +332,4 @@ def _check_text(name: str, value: object, longest: int = MAX_TOKEN_BYTES) -> Non
     if len(value) > longest:
         raise ConfigurationError(f"{name} is longer than {longest} characters")
     if has_half_surrogate(value):
-        raise ConfigurationError(f"{name} holds half a surrogate pair, so it is no text")
+        raise ConfigurationError(f"{name} holds half a surrogate pair, so it cannot be encoded")

@@ -67,16 +67,16 @@ def checked_token(token: object) -> bytes:
     if not token.strip():
         raise ConfigurationError("the access token is empty")
     if "\0" in token:
-        raise ConfigurationError("the access token holds a NUL character, so it is no token")
+        raise ConfigurationError("the access token holds a NUL character, which no token does")
     # The bound comes first, so that a gigantic string is not copied to find out how large it is.
     encoded = token[: MAX_TOKEN_BYTES + 1].encode("utf-16-le", errors="surrogatepass")
     if len(encoded) > MAX_TOKEN_BYTES:
         raise ConfigurationError(
-            f"the access token is longer than {MAX_TOKEN_BYTES} bytes in UTF-16, so it is no token"
+            f"the access token is longer than {MAX_TOKEN_BYTES} bytes in UTF-16, which no token is"
         )
     if any("\ud800" <= character <= "\udfff" for character in token):
         raise ConfigurationError(
-            "the access token holds half a surrogate pair, so it is no text and no token"
+            "the access token holds half a surrogate pair, so it cannot be encoded"
         )
     return encoded
 

@@ -255,7 +255,7 @@ class Host:
         return True
 
     def _withdraw(self) -> None:
-        """Nobody finds us any more. Whoever has just connected finds the stream closed, and looks again."""
+        """Nobody finds us any more. A worker that has just connected finds the stream closed, and looks again."""
         if not self._was_removed():
             self._path.unlink(missing_ok=True)
         self._leaving = True

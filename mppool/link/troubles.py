@@ -37,7 +37,7 @@ def pool_error(manager: str, error: Exception) -> PoolError | None:
         )
     if isinstance(error, UnicodeError):
         return ConfigurationError(
-            f"manager {manager!r}: a text that other processes would have to be told is no text ({error}): leave "
+            f"manager {manager!r}: a text that other processes would have to be told cannot be encoded ({error}): leave "
             "half surrogates out of identities, labels and names"
         )
     return None

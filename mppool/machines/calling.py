@@ -4,7 +4,7 @@
              <-- answered(number, told or None, trouble) --------------
 
 One call is under way at a time. It is never repeated here: whether a call that failed was carried out nobody knows,
-and the next one is numbered anew.
+and the numbers of the next one begin again.
 """
 
 from __future__ import annotations

@@ -365,9 +365,9 @@ class Inventory:
             return True
 
     def end_early(self, entry: PoolEntry, why: str) -> bool:
-        """Whoever has it may use it no more; False if it is being opened or closed.
+        """Its user may use it no more; False if it is being opened or closed.
 
-        Unlike `kill` this needs no word of the release: from now on whoever owns it next can only close it.
+        Unlike `kill` this needs no word of the release: from now on its next owner can only close it.
         """
         with self.lock:
             if entry.state != "open" or entry.killed:

@@ -1,7 +1,7 @@
 """Lanes of a pool, in one process: for whom its resources are lent, as far as the books have to know.
 
 A resource that is taken from the shelf says for which lane, and the books are told only while the pool is contended: they
-have asked by then. Whoever takes sets the lane first and looks then; the thread that answers the books sets `contended`
+have asked by then. The thread that takes sets the lane first and looks then; the thread that answers the books sets `contended`
 first and looks at the resources then. So one of the two tells them.
 """
 
