@@ -160,7 +160,7 @@ class TaskCheckout:
     def _failed(self, error: BaseException) -> None:
         """An opening on our behalf failed: that ends the checkout, or it goes on waiting."""
         retries = isinstance(error, OpenFailedError) and not self._local.options.fail_fast
-        if not retries or self._left() == 0:
+        if not retries or self._timeout == 0:
             raise error
         assert isinstance(error, OpenFailedError)
         self._last_error = error

@@ -16,6 +16,7 @@ from mppool import (
     PoolClosed,
     PoolManager,
 )
+from mppool.recipe import Opening, Recipe
 from mppool.core.breaker import FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S
 from tests.helpers import wait_until
 from tests.processes.options.scene import CheckedThings, Colleague, Scene
@@ -99,6 +100,28 @@ def test_without_fail_fast_a_timeout_names_the_last_error(
     with pytest.raises(CheckoutTimeout) as refused:
         pool.checkout(timeout=0.3)
     assert "the database is down" in f"{refused.value} {refused.value.__cause__}"
+
+
+class SlowToFail(Recipe[object]):
+    """Fails to open, and only after the timeout of the checkout that it is opened for."""
+
+    open_in_caller = True
+
+    def open(self, opening: Opening) -> object:
+        assert opening.timeout is not None
+        ends = time.monotonic() + opening.timeout
+        wait_until(lambda: time.monotonic() > ends, "the end of the timeout")
+        raise ConnectionRefusedError("the database is down")
+
+
+def test_without_fail_fast_an_opening_that_fails_after_the_timeout_is_a_timeout(
+    manager: PoolManager,
+) -> None:
+    pool = manager.pool("things", SlowToFail(), max_size=1, fail_fast=False)
+    manager.start()
+    with pytest.raises(CheckoutTimeout) as refused:
+        pool.checkout(timeout=0.2)
+    assert isinstance(refused.value.__cause__, OpenFailed)
 
 
 def test_one_identity_that_is_refused_blocks_no_other(
