@@ -16,8 +16,8 @@ from mppool import (
     PoolClosed,
     PoolManager,
 )
-from mppool.recipe import Opening, Recipe
 from mppool.core.breaker import FIRST_BACK_OFF_S, LONGEST_BACK_OFF_S
+from mppool.recipe import Opening, Recipe
 from tests.helpers import wait_until
 from tests.processes.options.scene import CheckedThings, Colleague, Scene
 
