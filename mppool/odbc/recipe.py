@@ -300,7 +300,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
 
     def survey(self, connection: pyodbc.Connection, prefix: str) -> Survey | None:
         """See Recipe: of SQL Server, PostgreSQL, MySQL and MariaDB, where the user may look."""
-        return None if self._backend is None else survey(connection, self._backend.dbms, prefix)
+        return None if self._backend is None else survey(connection, self._backend.database, prefix)
 
     def check_within(self, connection: pyodbc.Connection, seconds: float) -> bool:
         """`check`, with the driver told how long it may take. Raises TimeoutError if it does not answer by then.

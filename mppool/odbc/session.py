@@ -58,10 +58,14 @@ class Backend:
         return "msodbcsql" in self.driver.lower()
 
     @property
+    def database(self) -> str:
+        """What the driver calls it. Microsoft's driver passes on what the server calls itself, which may be anything."""
+        return "Microsoft SQL Server" if self.resets else self.dbms
+
+    @property
     def ends_transaction(self) -> str | None:
         """The statement that ends a transaction begun by a statement; None: the driver does it."""
-        dbms = "Microsoft SQL Server" if self.resets else self.dbms
-        return _ENDS_TRANSACTION.get(dbms)
+        return _ENDS_TRANSACTION.get(self.database)
 
     def leaves_behind(self, statement: str, resets: bool) -> bool:
         """Whether what a statement does stays for the next user of the session."""

@@ -141,13 +141,14 @@ def work(recipe: Recipe[Any], stop: Path, count: Path) -> int:
     return number
 
 
-def test_a_changed_password_fails_no_request(
-    recipe: Recipe[Any], vault: Vault, tmp_path: Path, runtime_dir: Path
+def rotate_while_they_work(
+    recipe: Recipe[Any], vault: Vault, directory: Path, *, workers: int, changes: int
 ) -> None:
+    """Processes work, the password changes, and no request of theirs may fail."""
     key = recipe.fingerprint()
-    stop = tmp_path / "stop"
-    counts = [tmp_path / f"count-{number}" for number in range(WORKERS)]
-    workers = [Fork(work, recipe, stop, count) for count in counts]
+    stop = directory / "stop"
+    counts = [directory / f"count-{number}" for number in range(workers)]
+    processes = [Fork(work, recipe, stop, count) for count in counts]
 
     def done() -> list[int]:
         return [int(count.read_text() or 0) if count.exists() else 0 for count in counts]
@@ -159,17 +160,30 @@ def test_a_changed_password_fails_no_request(
             timeout=120,
         )
 
-    wait_for_more([0] * WORKERS)
-    for _ in range(3):
+    wait_for_more([0] * workers)
+    for _ in range(changes):
         vault.rotate()
         wait_for_more(done())
     figures = PoolManager("shop").stats()["pools"]["orders"]
     stop.touch()
-    assert all(worker.result(timeout=60) >= 12 for worker in workers)
+    assert all(process.result(timeout=60) >= 3 * (changes + 1) for process in processes)
     assert figures["counters"]["open_failed"] == 0
     assert figures["breaker"] == "closed"
     assert recipe.fingerprint() == key
     PoolManager("shop").shutdown()
+
+
+def test_a_changed_password_fails_no_request(
+    recipe: Recipe[Any], vault: Vault, tmp_path: Path, runtime_dir: Path
+) -> None:
+    rotate_while_they_work(recipe, vault, tmp_path, workers=WORKERS, changes=3)
+
+
+def test_a_changed_password_fails_no_request_of_sixteen_workers(
+    vault: Vault, tmp_path: Path, runtime_dir: Path
+) -> None:
+    recipe = psycopg_with_a_secret(vault)
+    rotate_while_they_work(recipe, vault, tmp_path, workers=16, changes=2)
 
 
 def test_what_was_opened_with_the_old_password_ends_soon_and_not_at_once(

@@ -16,10 +16,12 @@ from mppool import InProcessManager, PoolManager
 from mppool.cli.doctor import examine
 from mppool.dbapi import DbApiRecipe
 from mppool.integrations.sqlalchemy import shared_pool
+from mppool.mssql import MssqlRecipe
 from mppool.odbc import OdbcRecipe
 from mppool.psycopg import PsycopgRecipe
 from tests.helpers import wait_until
 from tests.integrations.postgresql import Database
+from tests.tds.double import TdsDouble
 
 MANY = 5000
 """More than any of these databases lets in."""
@@ -69,6 +71,47 @@ def test_mariadb_says_what_it_lets_in(mariadb_server: dict[str, Any]) -> None:
         (advice,) = pool.advice()
         assert "the database lets in" in advice["text"]
         assert pool.stats()["database"]["ours"] is None  # type: ignore[index]
+
+
+def sql_server_recipe(kind: str, tds: TdsDouble) -> OdbcRecipe | MssqlRecipe:
+    if kind == "odbc":
+        return OdbcRecipe(tds.connection_string("UID=sa;PWD=any"))
+    where = f"Server=127.0.0.1,{tds.port};Encrypt=yes;TrustServerCertificate=yes"
+    return MssqlRecipe(f"{where};UID=sa;PWD=any")
+
+
+@pytest.mark.parametrize("kind", ["odbc", "mssql"])
+def test_sql_server_says_what_it_lets_in_and_whose_sessions_there_are(
+    kind: str, tds: TdsDouble
+) -> None:
+    """Through Microsoft's driver. The double counts its sessions, and takes its limit as it was set."""
+    with InProcessManager("shop") as manager, InProcessManager("bank") as other:
+        pool = manager.pool("orders", sql_server_recipe(kind, tds), max_size=20)
+        accounts = other.pool("accounts", sql_server_recipe(kind, tds), max_size=20)
+        with pool.checkout(), accounts.checkout(), accounts.checkout(), accounts.checkout():
+            pass
+        # Nothing is set, so that it is 0: SQL Server lets in 32,767 then.
+        assert pool.advice() == []
+        # mssql-python reserves the name of the application: its sessions bear no label.
+        ours = 1 if kind == "odbc" else None
+        said = {"limit": 32767, "sessions": 4, "ours": ours}
+        assert pool.stats()["database"] == said
+        tds.limit(15)
+        (advice,) = pool.advice()
+        assert advice["about"] == "max_size"
+        assert "the database lets in 15 sessions, and max_size is 20" in advice["text"]
+        tds.limit(22)
+        (advice,) = pool.advice()
+        assert "3 of the 4 sessions at the database are not this pool's" in advice["text"]
+        assert pool.stats()["database"] == said | {"limit": 22}
+        # Without VIEW SERVER STATE a user sees its own session: no advice is better than a wrong one.
+        tds.limit(22, may_see_all=False)
+        assert pool.advice() == []
+        with pool.checkout() as connection:  # as it was
+            cursor = connection.cursor()
+            cursor.execute("SELECT 42")
+            assert cursor.fetchone()[0] == 42
+            cursor.close()
 
 
 def test_doctor_asks_the_processes_that_have_a_connection(

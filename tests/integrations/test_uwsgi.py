@@ -67,6 +67,7 @@ def check(answers: list[dict[str, Any]]) -> None:
         assert "error" not in answer, answer
         assert answer["of"] == answer["pid"], "another process's resource"
         assert answer["open"] <= MAX_SIZE
+        assert answer["label"] == f"uwsgi worker {answer['number']}"
     assert len({answer["pid"] for answer in answers}) > 1
 
 
@@ -114,3 +115,11 @@ def test_without_an_interpreter_the_first_checkout_names_the_variable(uwsgi: Sta
         assert answer["error"].startswith("ConfigurationError: manager 'shop': no server can")
         assert "it runs in uwsgi" in answer["error"]
         assert "MPPOOL_PYTHON" in answer["error"]
+
+
+def test_who_waits_in_vain_is_told_which_worker_has_it(uwsgi: Start) -> None:
+    server = uwsgi("--wsgi-file", str(APPLICATION))
+    holder = server.ask_until("/hold")
+    for answer in ask_many(server, "/ask"):
+        assert answer["error"].startswith("CheckoutTimeout: ")
+        assert f"uwsgi worker {holder['number']} (pid {holder['pid']}) has 1" in answer["error"]

@@ -1,6 +1,7 @@
 """An application for uwsgi: each request holds a resource that is a file, so that anybody can count them.
 
 EARLY: what is done with the pool where the application is loaded, before uwsgi forks: "", "use" or "hold".
+/hold takes the only resource of another pool for good, and /ask asks for it in vain.
 """
 
 from __future__ import annotations
@@ -42,6 +43,10 @@ elif os.environ.get("EARLY") == "hold":
     held = pool.checkout(timeout=20)
 
 
+alone = manager.pool("alone", object, max_size=1)
+kept: list[Any] = []
+
+
 def _alive(name: str) -> bool:
     try:
         os.kill(int(name.partition("-")[0]), 0)
@@ -50,17 +55,34 @@ def _alive(name: str) -> bool:
     return True
 
 
-def answer() -> dict[str, Any]:
+def worker_number() -> int:
+    """As uwsgi counts its workers. Its module exists in its processes only."""
+    return int(sys.modules["uwsgi"].worker_id())
+
+
+def answer(path: str) -> dict[str, Any]:
     try:
+        if path == "/hold":
+            kept.append(alone.checkout(timeout=10, label="for good"))
+            return {"pid": os.getpid(), "number": worker_number()}
+        if path == "/ask":
+            alone.checkout(timeout=0)
         with pool.checkout(timeout=10) as thing:
             time.sleep(0.01)
             opened = sum(map(_alive, os.listdir(OPEN)))
-            return {"pid": os.getpid(), "of": thing.pid, "open": opened}
+            labels = {one["pid"]: one["label"] for one in manager.stats()["processes"]}
+            return {
+                "pid": os.getpid(),
+                "of": thing.pid,
+                "open": opened,
+                "number": worker_number(),
+                "label": labels[os.getpid()],
+            }
     except Exception as error:
         return {"pid": os.getpid(), "error": f"{type(error).__name__}: {error}"}
 
 
 def application(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-    body = json.dumps(answer()).encode()
+    body = json.dumps(answer(environ["PATH_INFO"])).encode()
     start_response("200 OK", [("Content-Type", "application/json")])
     return [body]

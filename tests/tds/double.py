@@ -101,6 +101,10 @@ class TdsDouble:
         """From now on logins without a token need one of the passwords that were told."""
         self._order("password", user=user, password=password)
 
+    def limit(self, user_connections: int, *, may_see_all: bool = True) -> None:
+        """From now on this is the setting "user connections". may_see_all: the right VIEW SERVER STATE."""
+        self._order("limit", user_connections=user_connections, may_see_all=may_see_all)
+
     def kill(self, number: int | None = None) -> None:
         """End a session, or all, as KILL does."""
         self._order("kill", number=number)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import socket
 import ssl
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 SQL_BATCH, ATTENTION, TRANSACTION_MANAGER = 0x01, 0x06, 0x0E
@@ -222,12 +223,21 @@ def error(number: int, text: str, severity: int = 14) -> bytes:
 
 
 def one_value(value: int | str) -> bytes:
-    """A result of one row and one column: INT or NVARCHAR."""
-    if isinstance(value, int):
-        kind, cell = b"\x26\x04", b"\x04" + struct.pack("<i", value)
-    else:
-        kind = b"\xe7" + struct.pack("<H", 8000) + _COLLATION
-        encoded = value.encode("utf-16-le")
-        cell = struct.pack("<H", len(encoded)) + encoded
-    metadata = b"\x81" + struct.pack("<HIH", 1, 0, 1) + kind + _short("value")
-    return metadata + b"\xd1" + cell + done(1)
+    """A result of one row and one column."""
+    return one_row([value])
+
+
+def one_row(values: Sequence[int | str]) -> bytes:
+    """A result of one row: each column is INT or NVARCHAR."""
+    metadata = b"\x81" + struct.pack("<H", len(values))
+    row = b"\xd1"
+    for value in values:
+        if isinstance(value, int):
+            kind, cell = b"\x26\x04", b"\x04" + struct.pack("<i", value)
+        else:
+            kind = b"\xe7" + struct.pack("<H", 8000) + _COLLATION
+            encoded = value.encode("utf-16-le")
+            cell = struct.pack("<H", len(encoded)) + encoded
+        metadata += struct.pack("<IH", 0, 1) + kind + _short("value")
+        row += cell
+    return metadata + row + done(1)

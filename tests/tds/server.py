@@ -38,7 +38,7 @@ class Session:
 
 
 class Server:
-    """_lock guards `sessions`, `_sockets`, `refused` and `_passwords`."""
+    """_lock guards `sessions`, `_sockets`, `refused`, `_passwords`, `user_connections` and `may_see_all`."""
 
     def __init__(self, certificate: str, key: str) -> None:
         self._files = (certificate, key)
@@ -48,6 +48,9 @@ class Server:
         # What is refused: a token, a user, or "*" for everybody, with the text of error 18456.
         self.refused: dict[str, str] = {}
         self._passwords: dict[str, str] = {}
+        # The setting of `sys.configurations`, and whether users may see other sessions than their own.
+        self.user_connections = 0
+        self.may_see_all = True
         self._listening = socket.create_server(("127.0.0.1", 0), backlog=256)
         self.port = self._listening.getsockname()[1]
 
@@ -117,7 +120,7 @@ class Server:
         if message.kind == packets.SQL_BATCH:
             statement = packets.after_headers(message.data).decode("utf-16-le")
             session.statements.append(statement)
-            return before + _result(session, statement)
+            return before + self._result(session, statement)
         return packets.error(50000, f"the double knows no message of type {message.kind}")
 
     def _transaction(self, session: Session, request: bytes) -> bytes:
@@ -129,6 +132,27 @@ class Server:
             return packets.changed(8, descriptor, b"\0") + packets.done()
         # Nothing changes where nothing was begun, but the driver does not mind being told.
         return packets.changed(9 if name == "commit" else 10, b"\0", descriptor) + packets.done()
+
+    def _result(self, session: Session, statement: str) -> bytes:
+        if "sys.dm_exec_sessions" in statement:
+            return self._survey(session, statement)
+        return _result(session, statement)
+
+    def _survey(self, session: Session, statement: str) -> bytes:
+        """The limit, the sessions of users, and those whose program begins with the prefix that the statement names.
+
+        As SQL Server does: whoever may not see the server's state is shown the own session only.
+        """
+        prefix = re.search(r"left\(program_name, (\d+)\) = '((?:[^']|'')*)'", statement)
+        if prefix is None or "name = 'user connections'" not in statement:
+            return packets.error(208, "the double does not know this view")
+        with self._lock:
+            seen = [one for one in self.sessions if one.open and one.accepted]
+            if not self.may_see_all:
+                seen = [session]
+            length, text = int(prefix[1]), prefix[2].replace("''", "'")
+            ours = sum(one.application[:length] == text for one in seen)
+            return packets.one_row([self.user_connections, len(seen), ours])
 
     # --- orders -------------------------------------------------------------------------------------
 
@@ -145,6 +169,9 @@ class Server:
                     self.refused.pop(order["who"], None)
                 case "password":
                     self._passwords[order["user"]] = order["password"]
+                case "limit":
+                    self.user_connections = order["user_connections"]
+                    self.may_see_all = order["may_see_all"]
                 case "kill":
                     for session in self.sessions:
                         if session.open and order["number"] in (None, session.number):
