@@ -180,7 +180,11 @@ def script_speaking(path: str, directory: str) -> None:
 
 
 def script_threads(path: str, directory: str) -> None:
-    """Threads of the child that come all at once renew it once."""
+    """Threads of the child that come all at once renew it once.
+
+    The interpreter is told of this fork, only mppool is not. Where it is not told, a child that starts a thread before it
+    has used the pool may hang: its copy of the interpreter's lock may wait for a thread of the parent.
+    """
     pool = PoolManager("t", linger=0.0).pool("p", SessionRecipe(path), max_size=MAX_SIZE)
     leases = [pool.checkout(timeout=10) for _ in range(2)]
     parents = {lease.resource.number for lease in leases}
@@ -189,13 +193,16 @@ def script_threads(path: str, directory: str) -> None:
 
     def child() -> set[int]:
         numbers: list[int] = []
+        all_hold = threading.Barrier(4, timeout=10)
 
         def use() -> None:
             with pool.checkout(timeout=10) as session:
                 session.ask("x")
                 numbers.append(session.number)
-                time.sleep(0.05)
+                all_hold.wait()
 
+        forking.notice_fork = notice_fork
+        assert not forking.own_mark()[0]  # nobody has noticed yet
         threads = [threading.Thread(target=use) for _ in range(4)]
         for thread in threads:
             thread.start()
@@ -203,7 +210,13 @@ def script_threads(path: str, directory: str) -> None:
             thread.join()
         return set(numbers)
 
-    theirs = CFork(child).result()
+    notice_fork = forking.notice_fork
+    forking.notice_fork = lambda: None
+    try:
+        fork = Fork(child)
+    finally:
+        forking.notice_fork = notice_fork
+    theirs = fork.result()
     assert len(theirs) == 4
     assert not theirs & parents
 
