@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import os
 import threading
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
