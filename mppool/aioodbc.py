@@ -3,16 +3,22 @@
 from __future__ import annotations
 
 import hashlib
+from collections.abc import Mapping
+from functools import partial
 from typing import Any
 
 from mppool.aio.recipe import AsyncRecipe
+from mppool.dbapi.async_login import log_in
 from mppool.dbapi.recipe import shown
-from mppool.dbapi.secrets import scrubbed, secrets_in, without
 from mppool.dbapi.sessions import sqlstate_is_dead
 from mppool.errors import ConfigurationError
 from mppool.logs import Log
+from mppool.odbc import connection_string as grammar
 from mppool.odbc import driver_manager
-from mppool.odbc.errors import refuses_login, sqlstate
+from mppool.odbc.arguments import check_names_a_driver
+from mppool.odbc.connector import application_of
+from mppool.odbc.errors import refuses_login, scrubbed_with, sqlstate
+from mppool.odbc.login import AnyText, Login, LoginSource
 from mppool.recipe import Opening, checked_flag
 
 log = Log("mppool.aioodbc")
@@ -21,28 +27,33 @@ log = Log("mppool.aioodbc")
 class AioodbcRecipe(AsyncRecipe[Any]):
     """Opens connections with `aioodbc.connect(dsn=connection_string, **kwargs)`.
 
+    connection_string, secrets, label_sessions: as in `OdbcRecipe`. Callables are asked in a thread, coroutine functions in
+        the event loop.
     autocommit: of each connection; put back at the release. login_timeout: whole seconds for the driver; None: its own.
     check_query: what `check` executes. kwargs: further arguments of `aioodbc.connect`: `executor=`, `after_created=`, ...
 
     The driver manager's own pooling is turned off. An open transaction is rolled back at the release. For access tokens, and
     for the session reset of SQL Server, use `OdbcRecipe` with `pool.acheckout()`. Opening raises pyodbc's errors with
-    secrets taken out. Secrets are not in `repr`; a pickled recipe holds them.
+    secrets taken out. Secrets are not in `repr`; a pickled recipe holds them, where they are no callables.
     """
 
     def __init__(
         self,
-        connection_string: str,
+        connection_string: AnyText,
         *,
+        secrets: Mapping[str, AnyText] | None = None,
         autocommit: bool = False,
         login_timeout: int | None = 15,
         check_query: str = "SELECT 1",
+        label_sessions: bool = True,
         **kwargs: Any,
     ) -> None:
         _aioodbc()
-        if not isinstance(connection_string, str) or not connection_string.strip():
+        is_text = isinstance(connection_string, str) and connection_string.strip()
+        if not is_text and not callable(connection_string):
             raise ConfigurationError(
                 f"connection_string is a {type(connection_string).__name__}; give a str such as "
-                "'Driver=SQLite3;Database=shop.db'"
+                "'Driver=SQLite3;Database=shop.db', or a callable that returns one"
             )
         if login_timeout is not None and not login_timeout >= 1:
             raise ConfigurationError(
@@ -54,11 +65,11 @@ class AioodbcRecipe(AsyncRecipe[Any]):
             )
         if login_timeout is not None:
             kwargs.setdefault("timeout", int(login_timeout))
-        self._string = connection_string
+        self._login = LoginSource(connection_string, secrets, check_names_a_driver)
+        self._labels = checked_flag("label_sessions", label_sessions)
         self._autocommit = checked_flag("autocommit", autocommit)
         self._check_query = check_query
         self._kwargs = kwargs
-        self._secrets = secrets_in([connection_string], kwargs)
 
     def __repr__(self) -> str:
         return f"AioodbcRecipe({', '.join(sorted(self._kwargs))})"
@@ -66,16 +77,22 @@ class AioodbcRecipe(AsyncRecipe[Any]):
     async def open(self, opening: Opening) -> Any:
         """Connect. Raises pyodbc's error without secrets."""
         driver_manager.load()  # its own pooling is off before the first connection
+        outcome = await log_in(
+            opening, self._login, partial(self._attempt, opening.label), refuses_login
+        )
+        if isinstance(outcome, Exception):
+            # Outside of the handler: in it the original, with all its text, would be this one's __context__.
+            repeats = self._login.scrub(str(outcome)) != str(outcome)
+            raise scrubbed_with(self._login.scrub, outcome) if repeats else outcome
+        return outcome
+
+    async def _attempt(self, label: str, login: Login) -> Any:
+        application = application_of(login, label) if self._labels else []
+        string = grammar.with_more(login.text, application)
         try:
-            return await _aioodbc().connect(
-                dsn=self._string, autocommit=self._autocommit, **self._kwargs
-            )
-        except Exception as error:
-            failure = scrubbed(error, self._secrets)
-            if failure is error:
-                raise
-        # Outside of the handler: in it the original, with all its text, would be this one's __context__.
-        raise failure
+            return await _aioodbc().connect(dsn=string, autocommit=self._autocommit, **self._kwargs)
+        except Exception as error:  # noqa: BLE001  # raised by `open`, without secrets
+            return error
 
     def refuses_login(self, error: Exception) -> bool:
         """See OdbcRecipe."""
@@ -123,13 +140,13 @@ class AioodbcRecipe(AsyncRecipe[Any]):
     def fingerprint(self) -> str:
         """A keyed hash of the arguments."""
         digest = hashlib.blake2b(person=b"mppool.aioodbc", digest_size=16)
-        opens = shown([self._string, self._kwargs, self._autocommit])
+        opens = shown([self._login.described(), self._kwargs, self._autocommit])
         digest.update(opens.encode("utf-8", errors="surrogatepass"))
         return f"aioodbc:{digest.hexdigest()}"
 
     def _raise_if_dead(self, error: Exception, connection: Any) -> None:
         if connection.closed or sqlstate_is_dead(sqlstate(error)):
-            raise ConnectionError(without(str(error), self._secrets)) from None
+            raise ConnectionError(self._login.scrub(str(error))) from None
 
 
 def _aioodbc() -> Any:

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from mppool.aio.recipe import AsyncRecipe
 from mppool.aio.sockets import shut_down
+from mppool.dbapi.arguments import Arguments, Asked
+from mppool.dbapi.async_login import log_in
+from mppool.dbapi.labels import LONGEST_APPLICATION, names_application
 from mppool.dbapi.recipe import shown
-from mppool.dbapi.secrets import scrubbed, secrets_in, without
+from mppool.dbapi.secrets import scrubbed, without
+from mppool.dbapi.sessions import refuses_login
 from mppool.errors import ConfigurationError
 from mppool.logs import Log
-from mppool.recipe import Opening
+from mppool.recipe import Opening, checked_flag
 
 log = Log("mppool.asyncpg")
 
@@ -23,31 +29,39 @@ _CLOSE_S = 2.0
 class AsyncpgRecipe(AsyncRecipe[Any]):
     """Opens connections with `asyncpg.connect(dsn, **kwargs)`.
 
-    dsn: a URL of asyncpg; None for what the environment says.
-    kwargs: further arguments of `asyncpg.connect`: `host=`, `user=`, `ssl=`, `server_settings=`, ...
+    dsn: a URL of asyncpg; None for what the environment says. Or a callable that returns one, which is asked when a
+        connection is opened.
+    kwargs: further arguments of `asyncpg.connect`: `host=`, `user=`, `ssl=`, `server_settings=`, ... `user=` and
+        `password=` may be callables, such as a `mppool.Secret`. Callables are asked in a thread, coroutine functions in
+        the event loop. Where the login is refused they are asked once more.
     application_name: as what the database shows the session; None: as `server_settings` and the URL say.
+    label_sessions: where nobody has named the application, PostgreSQL shows each session under application (the manager's
+        name), pool and pid.
     login_timeout: seconds that opening may take (asyncpg's `timeout`). None: asyncpg's own.
     reset: whether `connection.reset()` is called at each release, as asyncpg's own pool does: settings, listeners,
         advisory locks and cursors of the last user are gone. It costs a round trip.
     check_query: what `check` executes.
 
     A transaction that is still open at the release is rolled back in any case. Opening raises asyncpg's errors with
-    secrets taken out. Secrets are not in `repr`; a pickled recipe holds them.
+    secrets taken out. Secrets are not in `repr`; a pickled recipe holds them, where they are no callables.
     """
 
     def __init__(
         self,
-        dsn: str | None = None,
+        dsn: str | Callable[[], str | Awaitable[str]] | None = None,
         *,
         application_name: str | None = None,
         login_timeout: float | None = 15,
         reset: bool = True,
         check_query: str = "SELECT 1",
+        label_sessions: bool = True,
         **kwargs: Any,
     ) -> None:
         _asyncpg()
-        if dsn is not None and not isinstance(dsn, str):
-            raise ConfigurationError(f"dsn is a {type(dsn).__name__}; give a str, or None")
+        if dsn is not None and not isinstance(dsn, str) and not callable(dsn):
+            raise ConfigurationError(
+                f"dsn is a {type(dsn).__name__}; give a str, a callable that returns one, or None"
+            )
         if login_timeout is not None and not login_timeout > 0:
             raise ConfigurationError(
                 f"login_timeout is {login_timeout!r}; allowed are seconds above 0, or None"
@@ -61,25 +75,40 @@ class AsyncpgRecipe(AsyncRecipe[Any]):
             kwargs["server_settings"] = {**settings, "application_name": application_name}
         if login_timeout is not None:
             kwargs.setdefault("timeout", login_timeout)
-        self._dsn = dsn
-        self._kwargs = kwargs
+        self._arguments = Arguments((dsn,), kwargs)
         self._resets = reset
         self._check_query = check_query
-        self._secrets = secrets_in([dsn], kwargs)
+        self._labels = checked_flag("label_sessions", label_sessions)
 
     def __repr__(self) -> str:
-        return f"AsyncpgRecipe({', '.join(sorted(self._kwargs))})"
+        return f"AsyncpgRecipe({', '.join(self._arguments.keywords)})"
 
     async def open(self, opening: Opening) -> Any:
         """Connect. Raises asyncpg's error without secrets."""
+        outcome = await log_in(
+            opening, self._arguments, partial(self._attempt, opening.label), refuses_login
+        )
+        if isinstance(outcome, Exception):
+            # Outside of the handler: in it the original, with all its text, would be this one's __context__.
+            raise scrubbed(outcome, self._arguments.secrets)
+        return outcome
+
+    async def _attempt(self, label: str, asked: Asked) -> Any:
+        kwargs = dict(asked.kwargs)
+        settings = kwargs.get("server_settings") or {}
+        if self._labels and label and not names_application(asked.args, settings):
+            kwargs["server_settings"] = {
+                **settings,
+                "application_name": label[-LONGEST_APPLICATION:],
+            }
         try:
-            return await _asyncpg().connect(self._dsn, **self._kwargs)
-        except Exception as error:
-            failure = scrubbed(error, self._secrets)
-            if failure is error:
-                raise
-        # Outside of the handler: in it the original, with all its text, would be this one's __context__.
-        raise failure
+            return await _asyncpg().connect(*asked.args, **kwargs)
+        except Exception as error:  # noqa: BLE001  # raised by `open`, without secrets
+            return error
+
+    def refuses_login(self, error: Exception) -> bool:
+        """Whether PostgreSQL did not accept user or password."""
+        return refuses_login(error)
 
     def needs_reset(self, connection: Any) -> bool:
         """Whether there is anything to undo."""
@@ -116,7 +145,7 @@ class AsyncpgRecipe(AsyncRecipe[Any]):
         if isinstance(error, (TimeoutError, asyncio.TimeoutError)):
             return  # one class, from Python 3.11 on; it says that nothing was said
         if connection.is_closed() or isinstance(error, (OSError, *_ends_of_sessions())):
-            raise ConnectionError(without(str(error), self._secrets)) from None
+            raise ConnectionError(without(str(error), self._arguments.secrets)) from None
 
     async def close(self, connection: Any) -> None:
         """Close the connection; without an answer of the server where that does not come soon."""
@@ -140,7 +169,8 @@ class AsyncpgRecipe(AsyncRecipe[Any]):
     def fingerprint(self) -> str:
         """A keyed hash of the arguments."""
         digest = hashlib.blake2b(person=b"mppool.asyncpg", digest_size=16)
-        digest.update(shown([self._dsn, self._kwargs]).encode("utf-8", errors="surrogatepass"))
+        opens = shown(self._arguments.described(shown))
+        digest.update(opens.encode("utf-8", errors="surrogatepass"))
         return f"asyncpg:{digest.hexdigest()}"
 
 

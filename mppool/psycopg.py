@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 from mppool.aio.recipe import AsyncRecipe
+from mppool.dbapi.arguments import Arguments, Asked
+from mppool.dbapi.async_login import log_in
+from mppool.dbapi.labels import LONGEST_APPLICATION, takes_application_name
 from mppool.dbapi.recipe import DbApiRecipe, shown
-from mppool.dbapi.secrets import scrubbed, secrets_in, without
+from mppool.dbapi.secrets import scrubbed, without
+from mppool.dbapi.sessions import refuses_login
 from mppool.errors import ConfigurationError
-from mppool.recipe import Opening
+from mppool.recipe import Opening, checked_flag
 
 _SHORTEST_S = 2
 """libpq takes no shorter connect_timeout."""
@@ -45,10 +50,7 @@ class PsycopgRecipe(DbApiRecipe):
         **kwargs: Any,
     ) -> None:
         psycopg = _driver(login_timeout, "PsycopgRecipe")
-        if not isinstance(conninfo, str) and not callable(conninfo):
-            raise ConfigurationError(
-                f"conninfo is a {type(conninfo).__name__}; give a str, or a callable that returns one"
-            )
+        _check_conninfo(conninfo)
         super().__init__(
             psycopg.connect,
             *([conninfo] if conninfo else []),
@@ -60,7 +62,7 @@ class PsycopgRecipe(DbApiRecipe):
         )
         self._named: dict[str, Any] = {}
         if isinstance(conninfo, str):
-            self._named = self._understood((conninfo,), kwargs)
+            self._named = _understood(self._arguments, (conninfo,), kwargs)
         self._login_timeout = login_timeout
         self._discard = discard
 
@@ -70,16 +72,10 @@ class PsycopgRecipe(DbApiRecipe):
             seconds for seconds in (self._login_timeout, opening.timeout) if seconds is not None
         ]
         args, kwargs = self.arguments(opening)
-        self._named = named = self._understood(args, kwargs)
+        self._named = named = _understood(self._arguments, args, kwargs)
         if allowed and "connect_timeout" not in named:
             kwargs["connect_timeout"] = max(_SHORTEST_S, math.ceil(min(allowed)))
         return self._connect(*args, autocommit=bool(self._autocommit), **kwargs)
-
-    def _understood(self, args: tuple[str, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        """What the arguments name; its password is hidden from now on. Raises ConfigurationError."""
-        named = _named_in(*args)
-        self._arguments.hide("password in conninfo", named.pop("password", None))
-        return {**named, **{name: one for name, one in kwargs.items() if name != "password"}}
 
     def reset(self, connection: Any) -> None:
         """Roll back, put the autocommit mode back, and where asked to, discard all that the session has."""
@@ -102,58 +98,68 @@ class PsycopgRecipe(DbApiRecipe):
 class AsyncPsycopgRecipe(AsyncRecipe[Any]):
     """Opens connections with `psycopg.AsyncConnection.connect(conninfo, **kwargs)`, for `manager.apool`.
 
-    conninfo, autocommit, login_timeout, discard, check_query, kwargs: as in `PsycopgRecipe`; `application_name=`
-        is what the database shows the session.
+    conninfo, autocommit, login_timeout, discard, check_query, label_sessions, kwargs: as in `PsycopgRecipe`. Callables
+        are asked in a thread, coroutine functions in the event loop.
 
     At the release an open transaction is rolled back. Opening raises psycopg's errors with secrets taken out.
-    Secrets are not in `repr`; a pickled recipe holds them.
+    Secrets are not in `repr`; a pickled recipe holds them, where they are no callables.
     """
 
     def __init__(
         self,
-        conninfo: str = "",
+        conninfo: str | Callable[[], str | Awaitable[str]] = "",
         *,
         autocommit: bool = False,
         login_timeout: float | None = 15,
         discard: bool = False,
         check_query: str = "SELECT 1",
+        label_sessions: bool = True,
         **kwargs: Any,
     ) -> None:
         _driver(login_timeout, "AsyncPsycopgRecipe")
-        if not isinstance(conninfo, str):
-            raise ConfigurationError(f"conninfo is a {type(conninfo).__name__}; give a str")
-        self._named = {**_named_in(conninfo), **kwargs}
-        self._conninfo = conninfo
-        self._kwargs = kwargs
+        _check_conninfo(conninfo)
+        self._arguments = Arguments((conninfo,), kwargs)
+        self._named: dict[str, Any] = {}
+        if isinstance(conninfo, str):
+            self._named = _understood(self._arguments, (conninfo,), kwargs)
         self._autocommit = autocommit
         self._login_timeout = login_timeout
         self._discard = discard
         self._check_query = check_query
-        password = self._named.get("password")
-        self._secrets = secrets_in([conninfo], kwargs)
-        if isinstance(password, str) and password and password not in self._secrets:
-            self._secrets.append(password)
+        self._labels = checked_flag("label_sessions", label_sessions)
 
     def __repr__(self) -> str:
-        return f"AsyncPsycopgRecipe({', '.join(sorted(self._kwargs))})"
+        return f"AsyncPsycopgRecipe({', '.join(self._arguments.keywords)})"
 
     async def open(self, opening: Opening) -> Any:
         """Connect. Raises psycopg's error without secrets."""
+        outcome = await log_in(
+            opening, self._arguments, partial(self._attempt, opening.label), refuses_login
+        )
+        if isinstance(outcome, Exception):
+            # Outside of the handler: in it the original, with all its text, would be this one's __context__.
+            raise scrubbed(outcome, self._arguments.secrets)
+        return outcome
+
+    async def _attempt(self, label: str, asked: Asked) -> Any:
         import psycopg
 
-        more: dict[str, Any] = {}
-        if self._login_timeout is not None and "connect_timeout" not in self._named:
-            more["connect_timeout"] = max(_SHORTEST_S, math.ceil(self._login_timeout))
+        kwargs = dict(asked.kwargs)
+        self._named = named = _understood(self._arguments, asked.args, kwargs)
+        if self._login_timeout is not None and "connect_timeout" not in named:
+            kwargs["connect_timeout"] = max(_SHORTEST_S, math.ceil(self._login_timeout))
+        if self._labels and label and takes_application_name("psycopg", asked.args, kwargs):
+            kwargs["application_name"] = label[-LONGEST_APPLICATION:]
         try:
             return await psycopg.AsyncConnection.connect(
-                self._conninfo, autocommit=self._autocommit, **more, **self._kwargs
+                *asked.args, autocommit=self._autocommit, **kwargs
             )
-        except Exception as error:
-            failure = scrubbed(error, self._secrets)
-            if failure is error:
-                raise
-        # Outside of the handler: in it the original, with all its text, would be this one's __context__.
-        raise failure
+        except Exception as error:  # noqa: BLE001  # raised by `open`, without secrets
+            return error
+
+    def refuses_login(self, error: Exception) -> bool:
+        """Whether the driver says so: see sessions.py."""
+        return refuses_login(error)
 
     def needs_reset(self, connection: Any) -> bool:
         """Whether a transaction is open, the mode was changed, or everything is to be discarded."""
@@ -210,13 +216,13 @@ class AsyncPsycopgRecipe(AsyncRecipe[Any]):
     def fingerprint(self) -> str:
         """A keyed hash of the arguments."""
         digest = hashlib.blake2b(person=b"mppool.psycopg", digest_size=16)
-        opens = shown([self._conninfo, self._kwargs, self._autocommit])
+        opens = shown([self._arguments.described(shown), self._autocommit])
         digest.update(opens.encode("utf-8", errors="surrogatepass"))
         return f"psycopg-async:{digest.hexdigest()}"
 
     def _raise_if_dead(self, error: Exception, connection: Any) -> None:
         if connection.closed or connection.broken:
-            raise ConnectionError(without(str(error), self._secrets)) from None
+            raise ConnectionError(without(str(error), self._arguments.secrets)) from None
 
 
 def _driver(login_timeout: float | None, recipe: str) -> Any:
@@ -232,6 +238,22 @@ def _driver(login_timeout: float | None, recipe: str) -> Any:
             f"login_timeout is {login_timeout!r}; allowed are seconds above 0, or None"
         )
     return psycopg
+
+
+def _check_conninfo(conninfo: object) -> None:
+    if not isinstance(conninfo, str) and not callable(conninfo):
+        raise ConfigurationError(
+            f"conninfo is a {type(conninfo).__name__}; give a str, or a callable that returns one"
+        )
+
+
+def _understood(
+    arguments: Arguments, args: tuple[str, ...], kwargs: dict[str, Any]
+) -> dict[str, Any]:
+    """What the arguments name; its password is hidden from now on. Raises ConfigurationError."""
+    named = _named_in(*args)
+    arguments.hide("password in conninfo", named.pop("password", None))
+    return {**named, **{name: one for name, one in kwargs.items() if name != "password"}}
 
 
 def _named_in(conninfo: str = "") -> dict[str, Any]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from contextvars import ContextVar
 from hashlib import blake2b
@@ -176,6 +176,11 @@ class Secret:
     def __reduce__(self) -> tuple[Any, ...]:
         refuse_nameless({"fetch": self._fetch})
         return (Secret, (self._fetch, self._ttl))
+
+
+def answers_of(sources: Mapping[str, Any]) -> dict[str, str]:
+    """The texts, and what callables return, by name. Raises what a callable raises, and ConfigurationError."""
+    return {name: checked_text(value_of(one), name) for name, one in sources.items()}
 
 
 def value_of(source: Any) -> Any:

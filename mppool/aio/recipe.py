@@ -143,7 +143,7 @@ def as_async_recipe(recipe: Any, hooks: dict[str, Any]) -> AsyncRecipe[Any]:
         raise ConfigurationError(
             f"the recipe is the class {recipe.__name__} itself; give an instance: {recipe.__name__}(...)"
         )
-    if not _gives_awaitables(recipe):
+    if not gives_awaitables(recipe):
         kind = type(recipe).__name__ if not callable(recipe) else name_of(recipe)
         raise ConfigurationError(
             f"the recipe is {kind}, which is no coroutine function; give a mppool.AsyncRecipe, or a function "
@@ -158,7 +158,8 @@ def as_async_recipe(recipe: Any, hooks: dict[str, Any]) -> AsyncRecipe[Any]:
     return CoroutineRecipe(recipe, **hooks)
 
 
-def _gives_awaitables(recipe: Any) -> bool:
+def gives_awaitables(recipe: Any) -> bool:
+    """Whether it is a coroutine function, or an object that is called like one."""
     inner = recipe
     while hasattr(inner, "func"):  # functools.partial
         inner = inner.func

@@ -7,7 +7,7 @@ from typing import Any
 
 from mppool.dbapi.secrets import is_secret, secrets_in
 from mppool.recipe import refuse_nameless
-from mppool.secret import Secret, checked_text, digest_of, source_name, value_of
+from mppool.secret import Secret, answers_of, digest_of, source_name
 
 _STRINGS = ("user", "username", "uid", "dsn", "conninfo", "connection_string", "url")
 """Beside secrets, what may be a callable. Other callables are the driver's: row factories, converters."""
@@ -53,9 +53,7 @@ class Arguments:
 
     def __getstate__(self) -> dict[str, Any]:
         asked = {name: self._kwargs[name] for name in self._asked_for}
-        asked.update(
-            (f"argument {place + 1}", self._args[place]) for place in self._asked_positions
-        )
+        asked.update((_name_of(place), self._args[place]) for place in self._asked_positions)
         refuse_nameless({name: one for name, one in asked.items() if not isinstance(one, Secret)})
         if not self._may_change:
             return dict(vars(self))
@@ -76,24 +74,22 @@ class Arguments:
         """The arguments for one opening. Raises what a callable raises, and ConfigurationError."""
         if not self._may_change and self._last is not None:
             return self._last
-        answers: list[str] = []
+        return self.with_answers(answers_of(self.sources()))
 
-        def asked(name: str, one: Any) -> str:
-            text = checked_text(value_of(one), name)
-            answers.append(text)
+    def sources(self) -> dict[str, Any]:
+        """What is asked at each opening."""
+        asked = {_name_of(place): self._args[place] for place in sorted(self._asked_positions)}
+        asked.update((name, one) for name, one in self._kwargs.items() if name in self._asked_for)
+        return asked
+
+    def with_answers(self, answers: Mapping[str, str]) -> Asked:
+        """The arguments, where this is what was said of `sources`."""
+        for name, one in self.sources().items():
             if isinstance(one, Secret):
-                self.hide(name, text)
-            return text
-
-        args = tuple(
-            asked(f"argument {place + 1}", one) if place in self._asked_positions else one
-            for place, one in enumerate(self._args)
-        )
-        kwargs = {
-            name: asked(name, one) if name in self._asked_for else one
-            for name, one in self._kwargs.items()
-        }
-        self._last = Asked(args, kwargs, answers)
+                self.hide(name, answers[name])
+        args = tuple(answers.get(_name_of(place), one) for place, one in enumerate(self._args))
+        kwargs = {name: answers.get(name, one) for name, one in self._kwargs.items()}
+        self._last = Asked(args, kwargs, list(answers.values()))
         return self._last
 
     @property
@@ -120,6 +116,11 @@ class Arguments:
             for name, one in sorted(self._kwargs.items())
         ]
         return [*args, *kwargs]
+
+
+def _name_of(place: int) -> str:
+    """Of a positional argument. No keyword has a space in it."""
+    return f"argument {place + 1}"
 
 
 def _is_asked(name: str, one: Any) -> bool:

@@ -96,7 +96,7 @@ class Connector:
 
     def _with_token(self, login: Login, attributes: dict[int, Any], label: str) -> str:
         """Put the token where the driver looks for it; the connection string that goes with it."""
-        application = self._application(login, label)
+        application = application_of(login, label) if self._label_sessions else []
         if ACCESS_TOKEN not in attributes:
             return grammar.with_more(login.text, application)
         structure = attributes[ACCESS_TOKEN]
@@ -113,15 +113,6 @@ class Connector:
             application = [("APP", mark_of(structure))]
         return grammar.joined([*pieces, *application])
 
-    def _application(self, login: Login, label: str) -> list[tuple[str, str]]:
-        """The label as Microsoft's drivers want it, where the connection string names no application."""
-        if not label or not self._label_sessions:
-            return []
-        named = {keyword.lower(): value for keyword, value in reversed(login.pieces)}
-        if "app" in named or not is_of_sql_server(named):
-            return []
-        return [("APP", label[-_LONGEST_APPLICATION:])]
-
     def _explained(self, error: Exception, login: Login, module: ModuleType) -> Exception:
         """What to raise instead of the driver's error: without secrets, perhaps with a hint."""
         scrubbed = scrubbed_with(login.scrubber.scrub, error)
@@ -134,6 +125,14 @@ class Connector:
                 f"{installed}",
             )
         return scrubbed
+
+
+def application_of(login: Login, label: str) -> list[tuple[str, str]]:
+    """The label as Microsoft's drivers want it, where the connection string names no application."""
+    named = {keyword.lower(): value for keyword, value in reversed(login.pieces)}
+    if not label or "app" in named or not is_of_sql_server(named):
+        return []
+    return [("APP", label[-_LONGEST_APPLICATION:])]
 
 
 def _without_token(error: Exception, attributes: dict[int, Any]) -> Exception:

@@ -5,17 +5,21 @@ A callable is asked when a connection is opened. The key of the pool says its na
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Awaitable, Callable, Collection, Mapping
 from typing import Any
 
 from mppool.errors import ConfigurationError
 from mppool.odbc import connection_string as grammar
 from mppool.odbc.attributes import NOT_BESIDE_A_TOKEN
 from mppool.recipe import refuse_nameless
-from mppool.secret import checked_text, digest_of, source_name, value_of
+from mppool.secret import answers_of, digest_of, source_name
 
 Pieces = list[tuple[str, str]]
 Text = str | Callable[[], str]
+AnyText = Text | Callable[[], Awaitable[str]]
+"""Coroutine functions are for those who can await them."""
+
+_STRING = "the connection string"
 
 
 class Login:
@@ -49,14 +53,14 @@ class LoginSource:
 
     def __init__(
         self,
-        given: Text,
-        secrets: Mapping[str, Text] | None,
+        given: AnyText,
+        secrets: Mapping[str, AnyText] | None,
         check: Callable[[Pieces], None],
     ) -> None:
         self._given = given
         self._check = check
         self._fixed: Login | None = None
-        self._secrets: dict[str, Text] = _checked_secrets(secrets)
+        self._secrets: dict[str, AnyText] = _checked_secrets(secrets)
         self._last: Login | None = None
         if isinstance(given, str):
             self._fixed = self._last = self._login(given, {})
@@ -78,13 +82,22 @@ class LoginSource:
         """
         if self._fixed is not None and not self._secrets:
             return self._fixed
-        text = checked_text(value_of(self._given), "the connection string")
-        values = {
-            keyword: checked_text(value_of(one), f"the secret {keyword}")
+        return self.with_answers(answers_of(self.sources(beside_a_token=beside_a_token)))
+
+    def sources(self, *, beside_a_token: bool = False) -> dict[str, Any]:
+        """What the login is made of: texts, and callables that are asked at each opening."""
+        sources = {
+            f"the secret {keyword}": one
             for keyword, one in self._secrets.items()
             if not (beside_a_token and keyword.lower() in NOT_BESIDE_A_TOKEN)
         }
-        self._last = login = self._login(text, values)
+        return {_STRING: self._given, **sources}
+
+    def with_answers(self, answers: Mapping[str, str]) -> Login:
+        """The login, where this is what was said of `sources`. Raises ConfigurationError."""
+        named = ((keyword, f"the secret {keyword}") for keyword in self._secrets)
+        values = {keyword: answers[name] for keyword, name in named if name in answers}
+        self._last = login = self._login(answers[_STRING], values)
         return login
 
     def scrub(self, message: str) -> str:
@@ -136,7 +149,7 @@ class LoginSource:
         return [(name, one) for name, one in given if not isinstance(one, str)]
 
 
-def _checked_secrets(secrets: object) -> dict[str, Text]:
+def _checked_secrets(secrets: object) -> dict[str, AnyText]:
     if secrets is None:
         return {}
     if not isinstance(secrets, Mapping):
