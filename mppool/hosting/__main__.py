@@ -7,16 +7,17 @@ through its standard input.
 
 from __future__ import annotations
 
-import faulthandler
 import logging
 import os
-import resource
 import signal
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import msgspec
+
+from mppool.rendezvous.detached import StartPipe, settle_in, told_in_secret
+from mppool.rendezvous.readiness import FAILED, LONGEST_ANSWER, READY, REFUSED
+from mppool.rendezvous.spawning import READINESS_DESCRIPTOR
 
 if TYPE_CHECKING:
     from mppool.hosting.host import Host
@@ -25,35 +26,28 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("mppool.hosting")
 
-_READINESS_DESCRIPTOR = 3
 _CLOSE_PATIENCE_S = 5.0
-_IGNORED_SIGNALS = (signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGPIPE)
-_IGNORED_AS_WELL = (signal.SIGUSR1, signal.SIGUSR2)
 
 
 def main(arguments: list[str]) -> None:
     """Serve in this process, which is detached already."""
-    os.set_inheritable(_READINESS_DESCRIPTOR, False)
-    answer = b"F"
+    pipe = StartPipe(READINESS_DESCRIPTOR)
     try:
-        _settle_in()
-        answer = _serve(arguments)
+        settle_in()
+        _serve(pipe, arguments)
     except Exception:
         log.exception("the host failed")
     finally:
-        _tell(answer)
+        pipe.tell(FAILED)
         logging.shutdown()
         os._exit(0)
 
 
-def _serve(arguments: list[str]) -> bytes:
+def _serve(pipe: StartPipe, arguments: list[str]) -> None:
     from mppool.hosting.travel import Luggage
-    from mppool.rendezvous.readiness import LONGEST_ANSWER, READY, REFUSED
 
     runtime_dir, manager, path, number = arguments
-    with os.fdopen(0, "rb", closefd=False) as pipe:
-        luggage = msgspec.msgpack.decode(pipe.read(), type=Luggage)
-    _quiet_input()
+    luggage = msgspec.msgpack.decode(told_in_secret(), type=Luggage)
     logging.basicConfig(
         level=logging.INFO,
         format=f"%(asctime)s host {number} of {luggage.pool} %(levelname)s %(message)s",
@@ -63,18 +57,16 @@ def _serve(arguments: list[str]) -> bytes:
         host.listen()
     except Exception as error:
         log.exception("the recipe cannot be used")
-        return (
-            REFUSED
-            + f"{type(error).__name__}: {error}".encode(errors="replace")[: LONGEST_ANSWER - 1]
-        )
+        text = f"{type(error).__name__}: {error}".encode(errors="replace")
+        pipe.tell(REFUSED + text[: LONGEST_ANSWER - 1])
+        return
     signal.set_wakeup_fd(host.wake_up_descriptor, warn_on_full_buffer=False)
     signal.signal(signal.SIGTERM, lambda _number, _frame: host.leave())
-    _tell(READY)
+    pipe.tell(READY)
     log.info("serves as process %d", os.getpid())
     host.serve()
     member.leave(_CLOSE_PATIENCE_S)
     log.info("leaves")
-    return READY
 
 
 def _made(
@@ -105,40 +97,3 @@ def _made(
 
 def _not_pickled() -> Any:
     raise TypeError("the pool of a host is not pickled")
-
-
-def _settle_in() -> None:
-    """Be independent of the process that started the host."""
-    faulthandler.enable()  # into the log
-    os.umask(0o077)
-    for number in (*_IGNORED_SIGNALS, *_IGNORED_AS_WELL):
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
-    _soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    try:
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    except (OSError, ValueError) as error:  # unlimited, beyond fs.nr_open
-        log.warning("the descriptor limit cannot be raised: %s", error)
-
-
-def _quiet_input() -> None:
-    """The pipe is at its end; nobody reads it any more."""
-    empty = os.open(os.devnull, os.O_RDONLY)
-    os.dup2(empty, 0)
-    os.close(empty)
-    sys.stdin = None
-
-
-_has_told: list[bytes] = []
-
-
-def _tell(answer: bytes) -> None:
-    """Say it to the process that waits for the start, if nothing was said yet."""
-    if _has_told:
-        return
-    _has_told.append(answer)
-    try:
-        os.write(_READINESS_DESCRIPTOR, answer)
-    except OSError as error:
-        log.debug("nobody waits for the host any more: %s", error)
-    os.close(_READINESS_DESCRIPTOR)

@@ -26,7 +26,7 @@ from mppool.rendezvous import interpreter
 from mppool.rendezvous.liveness import peer_of
 from mppool.rendezvous.readiness import READY, REFUSED
 from mppool.rendezvous.shielded import shielded
-from mppool.rendezvous.spawning import answer_of, reap, spawn
+from mppool.rendezvous.spawning import answer_of, bootstrap, reap, spawn
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -46,29 +46,7 @@ START_PATIENCE_S = 30.0
 _FIRST_LOOK_S, _LONGEST_LOOK_S = 0.002, 0.05
 _LONGEST_LOG = 1_000_000
 
-# Nobody's child first, then the rest; see the server's.
-_BOOTSTRAP = """\
-import os, sys
-try:
-    if os.fork(): os._exit(0)
-    os.setsid()
-    if os.fork(): os._exit(0)
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        if fd > 3:
-            try: os.close(fd)
-            except OSError: pass
-    import json
-    sys.path[:] = json.loads(sys.argv[1])
-    from mppool.hosting.__main__ import main
-    main(sys.argv[2:])
-except BaseException:
-    import traceback
-    traceback.print_exc()
-    os.write(3, b"F")
-finally:
-    sys.stderr.flush()
-    os._exit(0)
-"""
+_BOOTSTRAP = bootstrap("mppool.hosting.__main__", "sys.path[:] =")
 
 
 class Surroundings:

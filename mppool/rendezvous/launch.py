@@ -28,7 +28,7 @@ from mppool.rendezvous.interpreter import PYTHON_VARIABLE
 from mppool.rendezvous.paths import RUNTIME_DIR_VARIABLE, ManagerPaths, read_address
 from mppool.rendezvous.readiness import ANOTHER, READY, REFUSED
 from mppool.rendezvous.shielded import shielded
-from mppool.rendezvous.spawning import READINESS_DESCRIPTOR, answer_of, reap, spawn
+from mppool.rendezvous.spawning import READINESS_DESCRIPTOR, answer_of, bootstrap, reap, spawn
 
 if TYPE_CHECKING:
     from mppool.machines.settings import Settings
@@ -46,30 +46,7 @@ _LEAVING_PATIENCE_S = 0.5
 _FIRST_LOOK_S, _LONGEST_LOOK_S = 0.002, 0.025
 _LOG_TAIL_BYTES = 2000
 
-# Runs in the new interpreter before anything of ours: nobody's child first, then the rest. The exit status
-# is 0 in any case: a process that reaps it may take another one for that of a worker of its own.
-_BOOTSTRAP = """\
-import os, sys
-try:
-    if os.fork(): os._exit(0)
-    os.setsid()
-    if os.fork(): os._exit(0)
-    for fd in map(int, os.listdir("/proc/self/fd")):
-        if fd > 3:
-            try: os.close(fd)
-            except OSError: pass
-    import json
-    sys.path += json.loads(sys.argv[1])
-    from mppool.server.__main__ import main
-    main(sys.argv[2:])
-except BaseException:
-    import traceback
-    traceback.print_exc()
-    os.write(3, b"F")
-finally:
-    sys.stderr.flush()
-    os._exit(0)
-"""
+_BOOTSTRAP = bootstrap("mppool.server.__main__", "sys.path +=")
 
 
 def connect(paths: ManagerPaths, deadline: float | None = None) -> socket.socket | None:

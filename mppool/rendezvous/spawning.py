@@ -10,12 +10,42 @@ import time
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING
 
-from mppool.rendezvous.readiness import LONGEST_ANSWER
+from mppool.rendezvous.readiness import FAILED, LONGEST_ANSWER
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 READINESS_DESCRIPTOR = 3
+
+
+def bootstrap(module: str, take_path: str) -> str:
+    """Code that runs in the new interpreter before anything of ours: nobody's child first, then `main` of the module.
+
+    take_path: what is done with the list of places to import from, which is its first argument. The exit status is 0
+    in any case: a process that reaps it may take another one for that of a worker of its own.
+    """
+    return f"""\
+import os, sys
+try:
+    if os.fork(): os._exit(0)
+    os.setsid()
+    if os.fork(): os._exit(0)
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > {READINESS_DESCRIPTOR}:
+            try: os.close(fd)
+            except OSError: pass
+    import json
+    {take_path} json.loads(sys.argv[1])
+    from {module} import main
+    main(sys.argv[2:])
+except BaseException:
+    import traceback
+    traceback.print_exc()
+    os.write({READINESS_DESCRIPTOR}, {FAILED!r})
+finally:
+    sys.stderr.flush()
+    os._exit(0)
+"""
 
 
 def spawn(

@@ -6,8 +6,8 @@ import logging
 import os
 from time import monotonic
 
+from mppool.rendezvous.libc import add_directory, watch_removals
 from mppool.rendezvous.paths import ManagerPaths
-from mppool.server.libc import add_directory, watch_removals
 
 log = logging.getLogger(__name__)
 

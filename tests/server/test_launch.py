@@ -411,8 +411,8 @@ def test_nothing_of_the_server_reaches_a_core_file(paths: ManagerPaths) -> None:
     # Its files in /proc are root's where a process is not dumpable, whoever runs it.
     read_dumpable = """
 import ctypes, os
-from mppool.server.__main__ import _settle_in
-_settle_in()
+from mppool.rendezvous.detached import settle_in
+settle_in()
 print(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
 """
     assert run_python(read_dumpable).stdout == "0\n"
