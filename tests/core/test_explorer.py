@@ -14,6 +14,8 @@ import pytest
 from tests.core.explorer import Budget, SmallWorld, explore
 from tests.core.model.parts import Rules
 
+pytestmark = pytest.mark.timeout(600)  # they compute all the time, on a machine that may be busy
+
 EVERYTHING = os.environ.get("MPPOOL_EXPLORE") == "all"
 STATES = 10_000_000 if EVERYTHING else 1_200
 

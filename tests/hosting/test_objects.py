@@ -15,7 +15,7 @@ import pytest
 from mppool import InProcessManager, PoolManager, Recipe
 from mppool.errors import ConfigurationError, LeaseReleased, PoolError
 from mppool.hosting.rows import packed, unpacked
-from tests.helpers import Fork, wait_until
+from tests.helpers import PATIENCE, Fork, wait_until
 from tests.hosting.things import Custom, Refused, Thing, cannot_open, reset
 
 
@@ -245,3 +245,11 @@ def test_a_block_of_the_manager_ends_its_hosts(manager: PoolManager) -> None:
             assert pool.lease_of(thing)._local is pool._local
         assert pool.stats()["size"] == 2
     assert manager.server_pid is None
+
+
+def test_nothing_of_a_host_reaches_a_core_file(manager: PoolManager) -> None:
+    """The tokens of its sessions lie in its memory. The kernel gives the files of such a process to root."""
+    pool = manager.pool("p", Thing, max_size=1, placement="host")
+    with pool.checkout(timeout=PATIENCE) as thing:
+        assert thing.core_limit() == 0
+        assert not thing.is_dumpable()

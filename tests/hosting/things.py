@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
+import resource
 import signal
 import time
 from pathlib import Path
@@ -47,6 +49,12 @@ class Thing:
 
     def pid(self) -> int:
         return os.getpid()
+
+    def core_limit(self) -> int:
+        return resource.getrlimit(resource.RLIMIT_CORE)[0]
+
+    def is_dumpable(self) -> bool:
+        return bool(ctypes.CDLL(None).prctl(3, 0, 0, 0, 0))
 
     def echo(self, *args: Any, **kwargs: Any) -> Any:
         return (*args, kwargs) if kwargs else args[0] if len(args) == 1 else args
