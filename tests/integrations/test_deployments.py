@@ -113,7 +113,10 @@ def test_an_older_server_makes_way_for_a_newer_client_and_nothing_is_lost(
     first, epoch = old.do("server"), old.do("epoch")
     new = start(path=newer, APP_CAP=2)
     # The old server's books go on: both sessions count, though their process has not attached yet.
-    assert new.do("take 3").startswith(TIMED_OUT)
+    wait_until(
+        lambda: new.do("take 3").startswith(TIMED_OUT),
+        "the newer server to refuse, once it is ready",
+    )
     second = new.do("server")
     assert second not in (None, first)
     assert new.do("epoch") > epoch
@@ -140,7 +143,7 @@ def test_many_newer_clients_at_once_ask_once(
     new = [start(path=newer, APP_CAP=3) for _ in range(3)]
     for customer in new:  # all at once
         assert customer.process.stdin is not None
-        customer.process.stdin.write("take 4\n")
+        customer.process.stdin.write("take 15\n")
         customer.process.stdin.flush()
     assert old.do("ask") == 1
     answers = []
