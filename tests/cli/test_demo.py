@@ -26,7 +26,7 @@ def _gunicorn() -> None:
 
 def test_every_promise_is_kept(runtime_dir: Path) -> None:
     done = subprocess.run(
-        [*DEMO, "--seconds", "6"], capture_output=True, text=True, timeout=55, check=False
+        [*DEMO, "--seconds", "6"], capture_output=True, text=True, timeout=110, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert "Every promise was kept." in done.stdout
@@ -37,6 +37,35 @@ def test_every_promise_is_kept(runtime_dir: Path) -> None:
     directory = re.search(r"--runtime-dir (/tmp/mppool-demo-\w+)", done.stdout)
     assert directory is not None
     assert not Path(directory[1]).exists()
+
+
+@pytest.mark.parametrize("kind", ["hosts", "sqlalchemy", "asyncio"])
+def test_the_other_ways_to_use_a_pool_keep_every_promise(runtime_dir: Path, kind: str) -> None:
+    done = subprocess.run(
+        [*DEMO, f"--{kind}", "--seconds", "3", "--workers", "2"],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "Every promise was kept." in done.stdout
+    assert done.stderr == ""
+    if kind == "hosts":
+        assert re.search(r"slots moved between workers +0 ", done.stdout)
+        assert "(host): " in done.stdout
+
+
+def test_sqlalchemy_brings_its_own_database(runtime_dir: Path) -> None:
+    done = subprocess.run(
+        [*DEMO, "--sqlalchemy", "--connection-string", "Driver=SQLite3"],
+        capture_output=True,
+        text=True,
+        timeout=110,
+        check=False,
+    )
+    assert (done.returncode, done.stdout) == (2, "")
+    assert "--sqlalchemy does not go with --connection-string" in done.stderr
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -67,7 +96,7 @@ def test_a_database_that_cannot_be_opened(runtime_dir: Path) -> None:
         [*DEMO, "--connection-string", "Driver=None;PWD=verysecret"],
         capture_output=True,
         text=True,
-        timeout=50,
+        timeout=110,
         check=False,
     )
     assert done.returncode == 1
@@ -84,7 +113,7 @@ def test_without_an_odbc_driver_it_says_so_and_uses_sqlite3(
         env={**os.environ, "ODBCSYSINI": str(tmp_path), "HOME": str(tmp_path)},
         capture_output=True,
         text=True,
-        timeout=55,
+        timeout=110,
         check=False,
     )
     assert done.returncode == 0, done.stdout + done.stderr
@@ -104,7 +133,7 @@ raise SystemExit(main(["demo", "--plain", "--seconds", "3"]))
 
 def test_a_pool_that_opens_too_many_is_found_out(runtime_dir: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-c", _PLANTED], capture_output=True, text=True, timeout=55, check=False
+        [sys.executable, "-c", _PLANTED], capture_output=True, text=True, timeout=110, check=False
     )
     assert done.returncode == 1
     assert re.search(r"by the witness +[678] +<= 5 +BROKEN", done.stdout)

@@ -4,6 +4,7 @@
                               |  each open and close
     result.py <-----------  witness.py, a process that counts, and observers.py, which look
 
+- kinds.py        what it can show: threads, hosts, SQLAlchemy, asyncio
 - stage.py        a temporary directory for everything, and its end
 - web_server.py   gunicorn as users start it
 - acts.py         a worker is killed, then the server, then gunicorn gets HUP
@@ -28,6 +29,15 @@ def add_options(parser: argparse.ArgumentParser) -> None:
             name, type=positive_number, default=default, metavar="N", help=f"{text} (%(default)d)"
         )
 
+    kinds = parser.add_mutually_exclusive_group()
+    for kind, text in (
+        ("hosts", "connections are opened in a host, and driven by all workers"),
+        ("sqlalchemy", "the application uses SQLAlchemy"),
+        ("asyncio", "the application is asynchronous; --threads counts for --clients only"),
+    ):
+        kinds.add_argument(
+            f"--{kind}", dest="kind", action="store_const", const=kind, default="", help=text
+        )
     number("--workers", 4, "workers of gunicorn")
     number("--threads", 4, "threads of each worker")
     number("--cap", 5, "connections that all workers together may have open")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from mppool.manager import PoolManager
 
 _PATIENCE_S = 15.0
-_REUSE_PATIENCE_S = 15.0
+_REUSE_PATIENCE_S = 45.0  # a worker that takes the place of the dead one has to start first
 _POLL_S = 0.002
 _TICK_S = 0.1
 
@@ -46,11 +46,14 @@ def kill_worker(
     held = witness.seen().by_pid
     victim = max(workers, key=lambda pid: held.get(pid, 0))
     result.killed_held = held.get(victim, 0)
-    screen.tell(f"SIGKILL for worker {victim}, which has {result.killed_held} connections open")
+    has = "none of its own" if result.hosted else f"{result.killed_held} connections open"
+    screen.tell(f"SIGKILL for worker {victim}, which has {has}")
     killed_at = time.monotonic()
     gone_at = end_process(victim, signal.SIGKILL)
     if gone_at is None:
         return None
+    if result.hosted:
+        return Death(killed_at, gone_at)  # what it had lent was in the host, and stays open
     # Times count from the signal: of the death itself we hear later than others do.
     result.free_after_s = _wait(lambda: _has_no_slots(manager, victim, result), killed_at)
     if result.free_after_s is not None:

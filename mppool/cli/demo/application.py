@@ -18,7 +18,11 @@ if TYPE_CHECKING:
 
 manager = PoolManager(setting.manager())
 database = manager.pool(
-    "database", setting.recipe(), max_size=setting.cap(), timeout=setting.TIMEOUT_S
+    "database",
+    setting.recipe(),
+    max_size=setting.cap(),
+    timeout=setting.TIMEOUT_S,
+    placement=setting.placement(),  # "host" with `mppool demo --hosts`
 )
 query_s = setting.query_s()
 

@@ -1,6 +1,5 @@
 """gunicorn's configuration in `mppool demo`. mppool needs none of it, and no hook."""
 
-worker_class = "gthread"
 loglevel = "info"
 # Beside the demonstration's other files, which it removes at its end.
 control_socket = "gunicorn.ctl"

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from mppool.cli import output
 from mppool.cli.demo import acts, setting
+from mppool.cli.demo.kinds import Declared, chosen
 from mppool.cli.demo.load import Death, Load, WrongAnswer, ask
 from mppool.cli.demo.observers import Activity, Descriptors, Observer
 from mppool.cli.demo.result import Result
@@ -19,7 +20,7 @@ from mppool.cli.demo.stage import Stage
 from mppool.cli.demo.web_server import WebServer, require_gunicorn
 from mppool.cli.demo.witness import Witness
 from mppool.cli.failing import FAULT, OK, CommandFailed
-from mppool.errors import CheckoutTimeout, PoolError
+from mppool.errors import PoolError
 from mppool.recipe import Opening
 
 if TYPE_CHECKING:
@@ -27,9 +28,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from types import FrameType
 
+    from mppool.cli.demo.kinds import Kind
+
 _START_PATIENCE_S = 30.0
 _END_PATIENCE_S = 5.0
-_LEASE_PATIENCE_S = 10.0
 _TICK_S = 0.1
 _SETTLE_S = 0.5
 _NAME_VARIABLE = "PGAPPNAME"  # PostgreSQL's name of a session; other drivers do not read it
@@ -38,12 +40,14 @@ _NAME_VARIABLE = "PGAPPNAME"  # PostgreSQL's name of a session; other drivers do
 def perform(options: argparse.Namespace) -> int:
     """Run it; the exit status."""
     require_gunicorn()
-    result = Result(options.cap)
+    kind = chosen(options)
+    kind.require()
+    result = Result(options.cap, hosted=kind.placement == "host")
     rich = output.is_rich(options.plain)
     before = signal.signal(signal.SIGTERM, _interrupt)
     ending = ExitStack()
     try:
-        Performance(options, result, ending).go(rich=rich)
+        Performance(options, kind, result, ending).go(rich=rich)
     finally:
         with _undisturbed():
             ending.close()
@@ -76,8 +80,11 @@ def _undisturbed() -> Iterator[None]:
 class Performance:
     """One demonstration. What it starts it also writes down in `ending`, which undoes it."""
 
-    def __init__(self, options: argparse.Namespace, result: Result, ending: ExitStack) -> None:
+    def __init__(
+        self, options: argparse.Namespace, kind: Kind, result: Result, ending: ExitStack
+    ) -> None:
         self._options = options
+        self._use = kind
         self._result = result
         self._stage = Stage(options.runtime_dir)
         ending.callback(lambda: result.left_behind.extend(self._stage.leave()))
@@ -110,11 +117,9 @@ class Performance:
 
     def _choose_database(self) -> str:
         """The connection string, which was tried: else every request would say what is wrong with it."""
-        given = self._options.connection_string
-        if given is None:
-            given, reason = setting.default_database(self._stage.database)
-            if reason is not None:
-                print(f"Using Python's own sqlite3: {reason}")
+        given, reason = self._use.database(self._options.connection_string, self._stage.database)
+        if reason is not None:
+            print(f"Using Python's own sqlite3: {reason}")
         recipe = setting.plain_recipe(given)
         try:
             connection = recipe.open(Opening(0))
@@ -124,7 +129,7 @@ class Performance:
             self._kind = _kind_of(connection)
         finally:
             recipe.close(connection)
-        return str(given)
+        return given
 
     def _start_web_server(self) -> WebServer:
         options, stage = self._options, self._stage
@@ -134,9 +139,11 @@ class Performance:
             cap=options.cap,
             query_s=options.query,
             witness=self._witness.address,
+            placement=self._use.placement,
         )
         web = WebServer(
             stage,
+            self._use,
             workers=options.workers,
             threads=options.threads,
             environment={**environment, _NAME_VARIABLE: self._application_name()},
@@ -160,17 +167,23 @@ class Performance:
 
     def _observers(self) -> list[Observer]:
         if self._kind == "SQLite" and self._options.connection_string is None:
-            return [Descriptors(self._stage.database, self._web.workers)]
+            return [Descriptors(self._stage.database, self._openers)]
         if self._kind == "PostgreSQL":
             recipe = setting.plain_recipe(self._connection_string)
             return [Activity(recipe, self._application_name())]
         return []
 
+    def _openers(self) -> set[int]:
+        """The processes that may have connections open: the workers, or hosts, which the witness knows."""
+        workers = self._web.workers()
+        return workers | set(self._witness.seen().by_pid) if self._result.hosted else workers
+
     def _announce(self) -> None:
         options, stage = self._options, self._stage
+        threads = f" x {options.threads} threads" if self._use.worker_class == "gthread" else ""
         print(
-            f"gunicorn --preload, {options.workers} workers x {options.threads} threads, shares at most "
-            f"{options.cap} connections to {self._kind}.\nTo look at it from elsewhere: "
+            f"gunicorn --preload, {options.workers} workers{threads}, shares at most {options.cap} "
+            f"connections to {self._kind}{self._use.text}.\nTo look at it from elsewhere: "
             f"mppool top {stage.name} --runtime-dir {stage.runtime_dir}\n",
             flush=True,
         )
@@ -227,27 +240,16 @@ class Performance:
         result.answered, result.longest_s = load.answered, load.longest_s
         result.failures, result.inside_killed = load.judge(self._deaths)
 
-    def _take_everything(self) -> int:
+    def _take_everything(self) -> int | None:
         """How many leases one process can have at the same time now: no capacity may be lost, nor won."""
-        pool = self._stage.manager.pool(
-            "database",
-            setting.Witnessed(setting.plain_recipe(self._connection_string), self._witness.address),
-            max_size=self._options.cap,
-            timeout=setting.TIMEOUT_S,
+        declared = Declared(
+            self._stage.manager, self._connection_string, self._witness.address, self._options.cap
         )
-        with ExitStack() as leases:
-            taken = 0
-            try:
-                while taken <= self._options.cap:
-                    patience = _LEASE_PATIENCE_S if taken < self._options.cap else 0
-                    leases.enter_context(pool.checkout(timeout=patience))
-                    taken += 1
-            except CheckoutTimeout:
-                pass  # that is all there is
-            except PoolError as error:
-                print(f"taking leases failed: {error}")
-        pool.drain(_END_PATIENCE_S)
-        return taken
+        try:
+            return self._use.take(declared)
+        except PoolError as error:
+            print(f"taking leases failed: {error}")
+            return None
 
 
 def _kind_of(connection: Any) -> str:

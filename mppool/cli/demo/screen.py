@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
 _LINE_EVERY_S = 1.0
 _SHOWN_EVENTS = 8
+_FIGURES = ("slots", "in_use", "idle", "waiting")
 
 
 @dataclass
@@ -44,8 +45,11 @@ class View:
         known = {one["pid"]: one for one in (self.pool["processes"] if self.pool else [])}
         for pid, answers in sorted(self.workers.items()):
             one = known.get(pid, {})
-            figures = [one.get(name, "-") for name in ("slots", "in_use", "idle", "waiting")]
+            figures = [one.get(name, "-") for name in _FIGURES]
             table.add(pid, answers, *figures)
+        for pid, one in sorted(known.items()):
+            if pid not in self.workers and one["label"].startswith("host "):
+                table.add(f"{pid} (host)", "-", *(one[name] for name in _FIGURES))
         return table
 
     def summary(self) -> Table:
@@ -61,7 +65,7 @@ class View:
 
 LEGEND = (
     "open (witness): connections open now, of those allowed, counted by a process that is not mppool's\n"
-    "slots: connections that a worker may have open; in use, idle: how many it has lent, or kept\n"
+    "slots: connections that a worker, or the host, may have open; in use, idle: how many it has lent, or kept\n"
     "waiting: requests that wait for a connection"
 )
 
@@ -96,7 +100,9 @@ class PlainScreen:
             return
         self._next_at = time.monotonic() + _LINE_EVERY_S
         workers = "  ".join(
-            f"{row[0]}: {row[3]}/{row[4]}/{row[5]}" for row in view.by_worker().rows
+            f"{row[0]}: {row[3]}/{row[4]}/{row[5]}"
+            for row in view.by_worker().rows
+            if row[3] != "-"
         )
         print(
             f"{view.elapsed:6.1f} s  {view.rate:4.0f} requests/s  {view.failures} failed  "

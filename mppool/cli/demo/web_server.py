@@ -17,6 +17,7 @@ from mppool.cli.failing import FAULT, CommandFailed
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from mppool.cli.demo.kinds import Kind
     from mppool.cli.demo.stage import Stage
 
 _GRACEFUL_S = 10
@@ -32,10 +33,16 @@ def require_gunicorn() -> None:
 
 
 class WebServer:
-    """gunicorn --preload, with threads, in a session of its own: Ctrl-C is for the demonstration."""
+    """gunicorn --preload in a session of its own: Ctrl-C is for the demonstration."""
 
     def __init__(
-        self, stage: Stage, *, workers: int, threads: int, environment: Mapping[str, str]
+        self,
+        stage: Stage,
+        kind: Kind,
+        *,
+        workers: int,
+        threads: int,
+        environment: Mapping[str, str],
     ) -> None:
         self._log = stage.log
         self._ever: set[int] = set()
@@ -51,7 +58,8 @@ class WebServer:
                     "--workers", str(workers), "--threads", str(threads),
                     "--bind", f"fd://{listener.fileno()}", "--graceful-timeout", str(_GRACEFUL_S),
                     "--config", str(Path(__file__).with_name("gunicorn_conf.py")),
-                    "mppool.cli.demo.application:application",
+                    "--worker-class", kind.worker_class,
+                    f"{kind.module}:application",
                 ],
                 cwd=stage.directory,
                 env={**os.environ, **environment, "MPPOOL_RUNTIME_DIR": str(stage.runtime_dir)},
