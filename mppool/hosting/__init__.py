@@ -15,10 +15,12 @@ Both sides
   values.py     how values travel: to the host without pickle
   travel.py     how a recipe gets to a host, and why one cannot
   launch.py     a host is found, or started
+  keeping.py    a released lease stays with its worker while nobody waits
 
 The worker
-  pool.py       HostedPool and its leases
-  streams.py    the connections of this process to hosts, and one call on one of them
+  pool.py       HostedPool
+  lease.py      its leases
+  streams.py    the connections of this process to hosts, and one call on one of them; stream_table.py has them all
   proxies.py    stands for any object in a host
   dbapi.py      stands for PEP 249 connections and cursors
   shapes.py     rows by index and by name

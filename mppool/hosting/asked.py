@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import io
+import marshal
 import pickle
 from collections.abc import Iterator
 from typing import Any
 
 from mppool.errors import PoolError
 from mppool.hosting import frames
-from mppool.hosting.rows import Reader, packed, shape_of
+from mppool.hosting.rows import MOST_DESCRIPTIONS, Reader, packed, shape_of
 from mppool.hosting.values import ToWorker
 from mppool.logs import Log
 
@@ -60,15 +61,42 @@ def facts_of(kind: type) -> Facts:
     return found
 
 
+class Told:
+    """What the worker at the other end of a stream has been told, and need not be told again. It outlives leases.
+
+    types: whose facts it has. _numbers: of descriptions, each of which has another one: an answer that nobody has read
+    to its end leaves a number unknown there, never one that means something else.
+    """
+
+    def __init__(self) -> None:
+        self.types: set[type] = set()
+        self._numbers: dict[Any, int] = {}
+        self._next = 1
+
+    def of(self, description: Any) -> Any:
+        """What says this description: its number, or both. The number 0 is never repeated."""
+        try:
+            number = self._numbers.get(description)
+        except TypeError:  # it cannot be hashed: a list, as some drivers have it
+            return 0, _travelling(description)
+        if number is not None:
+            return number
+        if len(self._numbers) >= MOST_DESCRIPTIONS:
+            self._numbers.clear()
+        number, self._next = self._next, self._next + 1
+        self._numbers[description] = number
+        return number, _travelling(description)
+
+
 class Use:
     """One lease on a resource. Its handles end with it.
 
     _handles: what the worker has been given, by handle; even numbers are ours, odd ones the worker's.
     _of: the handle of each of these, by id, which is theirs as long as they are here.
-    _told: types that this worker has been told of; it outlives the lease. running: the cursor whose method runs.
+    running: the cursor whose method runs.
     """
 
-    def __init__(self, resource: Any, told: set[type], handles: dict[int, Any]) -> None:
+    def __init__(self, resource: Any, told: Told, handles: dict[int, Any]) -> None:
         """handles: empty; what decodes the requests of the stream looks into it."""
         self.resource = resource
         handles[ROOT] = resource
@@ -77,7 +105,6 @@ class Use:
         self._readers: dict[int, Reader] = {}
         self._next = 2
         self._told = told
-        self._description: Any = None
         self.running: Any = None
 
     def end(self) -> None:
@@ -140,16 +167,36 @@ class Use:
                 return frames.VALUE, pickle.dumps((False, self._body(result)), 5)
             self._put(handle, cursor)
         else:
-            cursor = self._handles.get(handle)
-            if cursor is None:
-                cursor = self.resource.cursor()
-                self._put(handle, cursor)
-            self.running = cursor
+            cursor = self._cursor(handle)
             result = getattr(cursor, name)(*args, **kwargs)
         self.running = cursor  # until the next: rows may be fetched from it
         wants_rows = result is cursor or name in _PREFETCHED
         returned = None if result is cursor else self._body(result)
-        return frames.VALUE, self._state(handle, cursor, returned, wants_rows)
+        return self._state(handle, cursor, returned, wants_rows)
+
+    def execute(self, handle: int, of_connection: bool, statement: str, parameters: Any) -> Answer:
+        """What `run` does, for a statement. parameters: a tuple, or None."""
+        if of_connection:
+            arguments = (statement,) if parameters is None else (statement, parameters)
+            return self.run(handle, True, "execute", arguments, {})
+        cursor = self.running
+        if cursor is None or self._handles.get(handle) is not cursor:
+            cursor = self._cursor(handle)
+        if parameters is None:
+            result = cursor.execute(statement)
+        else:
+            result = cursor.execute(statement, parameters)
+        returned = None if result is cursor else self._body(result)
+        return self._state(handle, cursor, returned, True)
+
+    def _cursor(self, handle: int) -> Any:
+        """Whose method runs now."""
+        cursor = self._handles.get(handle)
+        if cursor is None:
+            cursor = self.resource.cursor()
+            self._put(handle, cursor)
+        self.running = cursor
+        return cursor
 
     def _run_on_connection(self, name: str, args: Any, kwargs: Any) -> Any:
         """Where a cursor does the same, it is one that can be cancelled."""
@@ -166,33 +213,47 @@ class Use:
         tell()
         return True
 
-    def _state(self, handle: int, cursor: Any, returned: bytes | None, wants_rows: bool) -> bytes:
+    def _state(self, handle: int, cursor: Any, returned: bytes | None, wants_rows: bool) -> Answer:
         description = cursor.description
-        reader = self._readers[handle] = Reader(cursor)
-        rows: list[Any] = []
+        reader = self._readers.get(handle)
+        if reader is None or reader.cursor is not cursor:
+            reader = self._readers[handle] = Reader(cursor)
+        rows: Any = None
         is_done = description is None
         trouble: bytes | None = None
+        shape = None
         if wants_rows and not is_done:
             try:
                 rows, is_done = reader.first()
             except Exception as error:  # noqa: BLE001  # it is raised where rows are fetched
                 trouble = error_body(error)
-        shape = shape_of(rows[0]) if rows else None
-        said: Any = True  # the same as the last time
-        if description is None or description != self._description:
-            self._description = description
-            said = _travelling(description)
+            if rows:
+                shape = shape_of(rows[0])
+                if shape is not None:
+                    rows = list(map(tuple, rows))
         facts = None
-        if type(cursor) not in self._told:
+        told = self._told
+        if type(cursor) not in told.types:
             facts = facts_of(type(cursor)).told
-            self._told.add(type(cursor))
+            told.types.add(type(cursor))
+        said = None if description is None else told.of(description)
         state = (
-            returned, said, cursor.rowcount, getattr(cursor, "lastrowid", None), shape,
-            packed(rows, shape) if rows else None, is_done, trouble, facts,
+            returned, said, cursor.rowcount, getattr(cursor, "lastrowid", None), shape, rows or None, is_done, trouble,
+            facts,
         )  # fmt: skip
         try:
+            return frames.STATE, marshal.dumps(state)
+        except (
+            ValueError
+        ):  # a new description, rows that marshal does not know, a lastrowid of a driver's own kind
+            return frames.VALUE, self._pickled(state)
+
+    def _pickled(self, state: tuple[Any, ...]) -> bytes:
+        rows = state[5]
+        state = (*state[:5], None if rows is None else packed(rows, None), *state[6:])
+        try:
             return pickle.dumps(state, 5)
-        except Exception:  # noqa: BLE001  # a lastrowid of a driver's own kind
+        except Exception:  # noqa: BLE001  # the lastrowid
             return pickle.dumps((*state[:3], None, *state[4:]), 5)
 
     def fetch(self, handle: int, count: int | None) -> Iterator[Answer]:
@@ -229,9 +290,9 @@ class Use:
             handle, self._next = self._next, self._next + 2
             self._put(handle, thing)
         facts = facts_of(type(thing))
-        if type(thing) in self._told:
+        if type(thing) in self._told.types:
             return handle, facts.told[0]
-        self._told.add(type(thing))
+        self._told.types.add(type(thing))
         return handle, facts.told
 
     def _body(self, value: Any) -> bytes:

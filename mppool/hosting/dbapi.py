@@ -6,6 +6,7 @@ in the host when it is first used.
 
 from __future__ import annotations
 
+import marshal
 import pickle
 from typing import TYPE_CHECKING, Any
 
@@ -13,7 +14,7 @@ from typing_extensions import Self
 
 from mppool.hosting import frames
 from mppool.hosting.proxies import Facts, Hold, Hosted
-from mppool.hosting.rows import unpacked
+from mppool.hosting.rows import MOST_DESCRIPTIONS, unpacked
 from mppool.hosting.shapes import maker_of
 from mppool.hosting.streams import raise_error
 
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
 _MAKES_A_CURSOR = frozenset({"execute", "executemany", "executescript"})
+
+_loads, _STATE = marshal.loads, frames.STATE
 
 _UNKNOWN_CURSOR = Facts(("cursor", (), (), "cursor"))
 
@@ -78,8 +81,16 @@ class HostedConnection(Hosted):
 
     def __getattr__(self, name: str) -> Any:
         if name in _MAKES_A_CURSOR and name in self._facts.methods:
+            if name == "execute":
+                return self._execute
             return lambda *args, **kwargs: self._new_cursor()._run(name, True, args, kwargs)
         return super().__getattr__(name)
+
+    def _execute(self, *args: Any, **kwargs: Any) -> Any:
+        cursor = self._new_cursor()
+        if kwargs:
+            return cursor._run("execute", True, args, kwargs)
+        return cursor._took(*self._hold.execute(cursor._handle, True, args))
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -95,51 +106,63 @@ class HostedConnection(Hosted):
         return self._called("__exit__", None if kind is None else True, None, None)
 
 
-class HostedCursor(Hosted):
-    """A cursor in a host, and the rows of it that are here already.
+class _Result:
+    """What a cursor has come to: what its last statement has said, and the rows that are here already.
 
-    _rows, _at: the block that is here, and how far it was read. _is_done: nothing follows it in the host.
+    rows, at: the block that is here, and how far it was read. is_done: nothing follows it in the host. trouble: what
+    reading the first rows has raised, for whoever wants them.
     """
 
-    __slots__ = (
-        "_arraysize", "_at", "_closed", "_is_done", "_lastrowid", "_rows", "_trouble", "connection", "description",
-        "rowcount",
-    )  # fmt: skip
+    __slots__ = ("at", "description", "is_done", "lastrowid", "rowcount", "rows", "trouble")
 
-    connection: Any
     description: Any
     rowcount: int
+    lastrowid: Any
+    rows: list[Any]
+    at: int
+    is_done: bool
+    trouble: bytes | None
+
+    def __init__(self) -> None:
+        self.description = None
+        self.rowcount = -1
+        self.lastrowid = None
+        self.forget_rows()
+
+    def forget_rows(self) -> None:
+        """Another statement begins."""
+        self.rows = []
+        self.at = 0
+        self.is_done = False
+        self.trouble = None
+
+
+class HostedCursor(Hosted):
+    """A cursor in a host."""
+
+    __slots__ = ("_arraysize", "_closed", "_result", "connection")
+
+    connection: Any
     _arraysize: int | None
-    _at: int
     _closed: Any  # False, True (here alone) or "there"
-    _is_done: bool
-    _lastrowid: Any
-    _rows: list[Any]
-    _trouble: bytes | None
+    _result: _Result
 
     def __init__(self, hold: Hold, handle: int, facts: Facts, connection: Any) -> None:
         super().__init__(hold, handle, facts)
         put = object.__setattr__
         put(self, "connection", connection)
-        put(self, "description", None)
-        put(self, "rowcount", -1)
         put(self, "_arraysize", None)
         put(self, "_closed", False)
-        put(self, "_lastrowid", None)
-        self._forget_rows()
-
-    def _forget_rows(self) -> None:
-        put = object.__setattr__
-        put(self, "_rows", [])
-        put(self, "_at", 0)
-        put(self, "_is_done", False)
-        put(self, "_trouble", None)
+        put(self, "_result", _Result())
 
     # --- statements ---------------------------------------------------------------------------------------------
 
     def execute(self, *args: Any, **kwargs: Any) -> Any:
         """Execute a statement; its first rows come along."""
-        return self._run("execute", False, args, kwargs)
+        if kwargs or self._closed:
+            return self._run("execute", False, args, kwargs)
+        self._result.forget_rows()
+        return self._took(*self._hold.execute(self._handle, False, args))
 
     def executemany(self, statement: Any, rows: Iterable[Any], *args: Any, **kwargs: Any) -> Any:
         """Execute a statement for each row of parameters."""
@@ -152,32 +175,51 @@ class HostedCursor(Hosted):
 
     def _run(self, name: str, of_connection: bool, args: Any, kwargs: Any) -> Any:
         self._reopened()
-        self._forget_rows()
+        self._result.forget_rows()
         head = [self._handle, of_connection, name]
-        _kind, body = self._hold.answered(name, frames.RUN, head, args, kwargs)
-        state = pickle.loads(body)  # noqa: S301  # see values.py
+        return self._took(*self._hold.answered(name, frames.RUN, head, args, kwargs))
+
+    def _took(self, kind: int, body: Any) -> Any:
+        """What a statement has come to; see Use.run."""
+        state = _loads(body) if kind == _STATE else pickle.loads(body)  # noqa: S301  # see values.py
         if len(state) == 2:  # no cursor was made
             return self._hold.loaded(state[1])
-        returned, description, rowcount, lastrowid, shape, rows, is_done, trouble, facts = state
-        put = object.__setattr__
+        returned, said, rowcount, lastrowid, shape, rows, is_done, trouble, facts = state
         stream = self._hold.stream
         if facts is not None:
             stream.facts["its cursors"] = found = self._hold.told(facts)
-            put(self, "_facts", found)
+            object.__setattr__(self, "_facts", found)
         elif self._facts is _UNKNOWN_CURSOR:
-            put(self, "_facts", stream.facts.get("its cursors", _UNKNOWN_CURSOR))
-        if description is True:
-            description = stream.facts["the last description"]
-        else:
-            stream.facts["the last description"] = description
-        put(self, "description", description)
-        put(self, "rowcount", rowcount)
-        put(self, "_lastrowid", lastrowid)
-        put(self, "_is_done", is_done)
-        put(self, "_trouble", trouble)
+            object.__setattr__(self, "_facts", stream.facts.get("its cursors", _UNKNOWN_CURSOR))
+        result = self._result
+        description = None
+        if said is not None:
+            description = stream.descriptions.get(said) if type(said) is int else None
+            if description is None:
+                description = self._described(said)
+        result.description = description
+        result.rowcount = rowcount
+        result.lastrowid = lastrowid
+        result.is_done = is_done
+        result.trouble = trouble
         if rows is not None:
-            put(self, "_rows", maker_of(shape, description)(unpacked(rows)))
+            if type(rows) is bytes:
+                rows = unpacked(rows)
+            result.rows = rows if shape is None else maker_of(shape, description)(rows)
         return self if returned is None else self._hold.loaded(returned)
+
+    def _described(self, said: Any) -> Any:
+        """A description: what it is, with its number, or the number of one that came before."""
+        known = self._hold.stream.descriptions
+        if type(said) is int:
+            # It came with an answer that nobody has read to its end.
+            return self._hold.get(self._handle, "description")[1]
+        if len(known) >= 2 * MOST_DESCRIPTIONS:
+            known.clear()
+        number, description = said
+        if number:
+            known[number] = description
+        return description
 
     def _reopened(self) -> None:
         """Where it was closed here alone, it is closed in the host too: the driver says what that means."""
@@ -189,16 +231,17 @@ class HostedCursor(Hosted):
 
     def fetchone(self) -> Any:
         """The next row, or None."""
-        at = self._at
-        if at < len(self._rows):
-            object.__setattr__(self, "_at", at + 1)
-            return self._rows[at]
+        result = self._result
+        at, rows = result.at, result.rows
+        if at < len(rows):
+            result.at = at + 1
+            return rows[at]
         if not self._has_result():
             return self._called("fetchone")
         if not self._more(1):
             return None
-        object.__setattr__(self, "_at", 1)
-        return self._rows[0]
+        self._result.at = 1
+        return self._result.rows[0]
 
     def fetchmany(self, size: int | None = None) -> list[Any]:
         """The next rows, as many or fewer."""
@@ -206,11 +249,11 @@ class HostedCursor(Hosted):
             found: list[Any] = self._called("fetchmany", *(() if size is None else (size,)))
             return found
         wanted = self.arraysize if size is None else size
-        rows = self._rows[self._at : self._at + wanted]
-        object.__setattr__(self, "_at", self._at + len(rows))
+        rows = self._result.rows[self._result.at : self._result.at + wanted]
+        self._result.at = self._result.at + len(rows)
         while len(rows) < wanted and self._more(wanted - len(rows)):
-            more = self._rows[: wanted - len(rows)]
-            object.__setattr__(self, "_at", len(more))
+            more = self._result.rows[: wanted - len(rows)]
+            self._result.at = len(more)
             rows += more
         return rows
 
@@ -219,10 +262,10 @@ class HostedCursor(Hosted):
         if not self._has_result():
             found: list[Any] = self._called("fetchall")
             return found
-        rows = self._rows[self._at :] if self._at else self._rows
-        object.__setattr__(self, "_rows", [])
-        object.__setattr__(self, "_at", 0)
-        if not self._is_done:
+        rows = self._result.rows[self._result.at :] if self._result.at else self._result.rows
+        self._result.rows = []
+        self._result.at = 0
+        if not self._result.is_done:
             rows = [*rows, *self._all_the_rest()]
         self._raise_trouble()
         return rows
@@ -238,25 +281,25 @@ class HostedCursor(Hosted):
 
     def _has_result(self) -> bool:
         """Else the driver says what it means to fetch."""
-        return self.description is not None and not self._closed
+        return self._result.description is not None and not self._closed
 
     def _more(self, at_least: int) -> bool:
         """Have the next block here. False: there is nothing more."""
         self._raise_trouble()
-        if self._is_done:
+        if self._result.is_done:
             self._hold.check()
             return False
         head = [self._handle, at_least]
         _, body = self._hold.answered("fetching rows", frames.FETCH, head)
-        object.__setattr__(self, "_rows", self._block(body))
-        object.__setattr__(self, "_at", 0)
-        return bool(self._rows)
+        self._result.rows = self._block(body)
+        self._result.at = 0
+        return bool(self._result.rows)
 
     def _block(self, body: Any) -> list[Any]:
         data, shape, is_last = pickle.loads(body)  # noqa: S301  # see values.py
         if is_last:
-            object.__setattr__(self, "_is_done", True)
-        return maker_of(shape, self.description)(unpacked(data))
+            self._result.is_done = True
+        return maker_of(shape, self._result.description)(unpacked(data))
 
     def _all_the_rest(self) -> list[Any]:
         rows: list[Any] = []
@@ -271,9 +314,9 @@ class HostedCursor(Hosted):
         return rows
 
     def _raise_trouble(self) -> None:
-        trouble = self._trouble
+        trouble = self._result.trouble
         if trouble is not None:
-            object.__setattr__(self, "_trouble", None)
+            self._result.trouble = None
             raise_error(trouble, self._hold.pool)
 
     # --- attributes ---------------------------------------------------------------------------------------------
@@ -290,7 +333,17 @@ class HostedCursor(Hosted):
     @property
     def lastrowid(self) -> Any:
         """As the last statement has left it."""
-        return self._lastrowid
+        return self._result.lastrowid
+
+    @property
+    def description(self) -> Any:
+        """Of the columns of the result; None: there is none."""
+        return self._result.description
+
+    @property
+    def rowcount(self) -> int:
+        """How many rows the last statement has changed, or gives, where the driver knows that."""
+        return self._result.rowcount
 
     def __setattr__(self, name: str, value: Any) -> None:
         if name == "arraysize":
@@ -311,7 +364,11 @@ class HostedCursor(Hosted):
         """A method that may leave the cursor with another result."""
         if name == "close":
             return self.close()
-        if name in ("skip", "scroll") and not self._is_done and self._at < len(self._rows):
+        if (
+            name in ("skip", "scroll")
+            and not self._result.is_done
+            and self._result.at < len(self._result.rows)
+        ):
             args = self._from_where_the_host_is(name, args, kwargs)
         if name.startswith("fetch"):
             self._reopened()
@@ -320,7 +377,7 @@ class HostedCursor(Hosted):
 
     def _from_where_the_host_is(self, name: str, args: Any, kwargs: Any) -> Any:
         """The host has read further than our caller: a relative move begins there."""
-        ahead = len(self._rows) - self._at
+        ahead = len(self._result.rows) - self._result.at
         if name == "scroll" and ("absolute" in args or kwargs.get("mode") == "absolute"):
             return args
         return (args[0] - ahead, *args[1:])
@@ -330,14 +387,14 @@ class HostedCursor(Hosted):
         self._hold.check()
         if self._closed:
             return
-        is_done = self._is_done or self.description is None
+        is_done = self._result.is_done or self._result.description is None
         if is_done:
             self._hold.freed.append(self._handle)
             object.__setattr__(self, "_closed", True)
         else:
             object.__setattr__(self, "_closed", "there")
             self._hold.call(self._handle, "close", (), {})
-        object.__setattr__(self, "_rows", [])
+        self._result.rows = []
 
     def __enter__(self) -> Self:
         return self

@@ -1,6 +1,6 @@
 """What travels between a worker and a host.
 
-To the host: a length (4 bytes), and a msgpack array `[request, lease, op, freed, ...]`.
+To the host: a length, the number of the request (8 bytes), and a msgpack array `[lease, op, freed, ...]`.
 Back: a length, the number of the request that it answers, a kind (9 bytes in all), and what the kind says. Several frames
 may answer one request: `TOKEN_WANTED` asks back, `MORE` is followed by further rows.
 
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import struct
 
-PROTOCOL = 1
+PROTOCOL = 2
 
 # --- what a worker asks for ---
 HELLO = 0  # protocol, epoch, pid, birth, linger
@@ -29,6 +29,7 @@ TOKEN = 9  # the token that was wanted, or an error; not answered
 INVALIDATE = 10  # whether it was renewed
 LEAVE = 11  # the host leaves where no other process uses it
 ATTACH = 12  # the host becomes a member of the manager, which it is at the first checkout else
+EXECUTE = 13  # handle of the cursor, whether of the connection, statement, a tuple of parameters (None: none)
 
 # --- how a lease ends ---
 GIVEN_BACK, DISCARDED, SUSPECT = 0, 1, 2
@@ -39,18 +40,12 @@ ERROR = 1
 MORE = 2
 TOKEN_WANTED = 3
 IS_CALLABLE = 4
+STATE = 5  # as VALUE, of a cursor, in marshal
 
-LENGTH = struct.Struct("<I")
+REQUEST = struct.Struct("<II")
+"""How many bytes follow, and the number of the request."""
 ANSWER = struct.Struct("<IIB")
-REST_OF_ANSWER = ANSWER.size - LENGTH.size
-READ_BYTES = 16_384
-
-
-def framed(body: bytes) -> bytes:
-    """A request, ready to be sent."""
-    return LENGTH.pack(len(body)) + body
-
-
-def answer(request: int, kind: int, body: bytes = b"") -> bytes:
-    """An answer, ready to be sent."""
-    return ANSWER.pack(REST_OF_ANSWER + len(body), request & 0xFFFFFFFF, kind) + body
+"""How many bytes follow the first four, the number of the request, and the kind."""
+REST_OF_ANSWER = ANSWER.size - 4
+READ_BYTES = 960
+"""So much is read at once; what is longer is read into a buffer of its length. More would have to be allocated for each."""

@@ -12,6 +12,7 @@ import threading
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from mppool.hosting.keeping import KEPT_S, Kept, may_be_kept
 from mppool.hosting.session import Session
 from mppool.logs import Log
 from mppool.rendezvous.liveness import peer_of
@@ -57,7 +58,11 @@ class Host:
         self._linger = linger
         self._epoch = random.getrandbits(53)
         self._numbers = itertools.count(1)
-        self._leases = itertools.count(1)
+        self._kept: Kept | None = None
+        if may_be_kept(pool._local.recipe, pool.options):
+            self._kept = Kept(call_in_all=self._call_in, call_in_one=lambda: self._call_in(most=1))
+            pool._local.idle.on_contended = self._kept.contended
+        self._looks_for_kept = False
         self._lock = threading.Lock()
         self._sessions: dict[int, Session] = {}
         self._watched: dict[int, Session] = {}
@@ -92,6 +97,9 @@ class Host:
     def leave(self) -> None:
         """Leave as soon as no lease is out."""
         self._leaving = True
+        self._wake()
+
+    def _wake(self) -> None:
         with contextlib.suppress(OSError):
             self._wake_writing.send(b"\0")
 
@@ -104,6 +112,7 @@ class Host:
                 self._ready(descriptor)
             now = monotonic()
             self._look_for_quiet(now)
+            self._look_for_kept(now)
             if now >= look_at:
                 look_at = now + LOOK_S
                 self._look_around(now)
@@ -118,6 +127,8 @@ class Host:
         longest = self._pool.options.max_quiet
         if longest is not None and self._sessions:
             due = min(due, now + max(_LEAST_LOOK_S, longest / 4))
+        if self._looks_for_kept:
+            due = min(due, now + KEPT_S / 2)
         return max(_LEAST_LOOK_S, due - now)
 
     def _longest_linger(self) -> float:
@@ -125,6 +136,7 @@ class Host:
 
     def _is_over(self) -> bool:
         if self._leaving:
+            self._call_in()
             with self._lock:
                 sessions = list(self._sessions.values())
             busy = [one for one in sessions if one.has_lease or one.is_running]
@@ -172,7 +184,8 @@ class Host:
             watch=self._watch_process,
             leave=self._leave_unless_needed,
             session_of=self._sessions.get,
-            next_lease=lambda: next(self._leases),
+            tell_of_kept=self._something_is_kept,
+            kept=self._kept,
         )
         self._had_workers = True
         with self._lock:
@@ -200,8 +213,7 @@ class Host:
                     os.close(session.pidfd)  # which ends its registration too
                 if not self._sessions:
                     self._idle_since = monotonic()
-            with contextlib.suppress(OSError):
-                self._wake_writing.send(b"\0")
+            self._wake()
 
     def _watch_process(self, session: Session) -> None:
         """Its death is noticed also where a forked child has a copy of the stream."""
@@ -237,6 +249,36 @@ class Host:
             sessions = list(self._sessions.values())
         for session in sessions:
             session.end_if_quiet(now, longest)
+
+    def _something_is_kept(self) -> None:
+        """Called by the threads of sessions."""
+        if not self._looks_for_kept:
+            self._looks_for_kept = True
+            self._wake()
+
+    def _look_for_kept(self, now: float) -> None:
+        """What is kept, and not used for long, lies idle from then on."""
+        if not self._looks_for_kept:
+            return
+        self._looks_for_kept = False  # first: what is kept from now on says so
+        with self._lock:
+            sessions = list(self._sessions.values())
+        for session in sessions:
+            since = session.is_kept_since()
+            if since is not None and (now - since < KEPT_S or not session.call_in()):
+                self._looks_for_kept |= session.is_kept_since() is not None
+
+    def _call_in(self, most: int | None = None) -> None:
+        """End leases that are kept for workers which have not taken them: so many, or all."""
+        if not self._pool._local.idle.lent_ahead:
+            return
+        with self._lock:
+            sessions = list(self._sessions.values())
+        for session in sessions:
+            if session.is_kept_since() is not None and session.call_in() and most is not None:
+                most -= 1
+                if most <= 0:
+                    return
 
     def _was_removed(self) -> bool:
         """Whether somebody has removed our socket, or another host has put its own in its place."""

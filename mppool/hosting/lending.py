@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool.errors import PoolError, StaleLease
 from mppool.hosting import frames
-from mppool.hosting.asked import Use
+from mppool.hosting.asked import Told, Use
+from mppool.hosting.keeping import Right
 from mppool.hosting.values import FromWorker
 from mppool.logs import Log
 from mppool.recipe import overrides
 from mppool.worker.callers import note_caller
+from mppool.worker.renewing import put_back_unused, renewed
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
+    from mppool.hosting.keeping import Kept
     from mppool.worker.lease import Lease
     from mppool.worker.pool import Pool
 
@@ -29,18 +31,24 @@ class Lending:
 
     number: of the lease; a request that names another one is refused. why_over: why the lease has ended without its worker.
     decode: reads requests, which may name what the lease has been given.
+    is_kept: the lease was begun in advance, and its worker has not been heard of since (see keeping.py); since kept_at.
+    right: decides then whose it is; None: nothing is kept in this pool.
     """
 
-    def __init__(self, pool: Pool[Any], next_number: Callable[[], int]) -> None:
+    def __init__(self, pool: Pool[Any], kept: Kept | None) -> None:
+        """kept: what the host keeps; None: nothing."""
         self.number = 0
         self.why_over = ""
+        self.is_kept = False
+        self.kept_at = 0.0
+        self.right = None if kept is None else Right()
+        self._kept = kept
         self._pool = pool
-        self._next_number = next_number
         self._lease: Lease[Any] | None = None
         self._use: Use | None = None
         self._identity: str | None = None
         self._who = ("", "")
-        self._told: set[type] = set()
+        self._told = Told()
         self._handles: dict[int, Any] = {}
         self._spoils = False
         self._is_untouched = False
@@ -61,17 +69,28 @@ class Lending:
         """Check out. label, caller: who is said to hold it, where anything is said. Raises what a checkout raises."""
         self.why_over, self._identity, self._who = "", identity, (label, caller)
         self._take(timeout)
-        self.number = self._next_number()
+        self.number += 1
         self._is_untouched = True
 
     def _take(self, timeout: float | None) -> None:
-        lease = self._pool.checkout(timeout, identity=self._identity)
+        lease = self._checked_out(timeout)
         label, caller = self._who
         if caller:
             note_caller(lease._held[0], label, caller)
         self._lease = lease
         self._spoils = False
         self._use = Use(lease.resource, self._told, self._handles)
+
+    def _checked_out(self, timeout: float | None) -> Lease[Any]:
+        kept, idle = self._kept, self._pool._local.idle
+        if kept is None or self._identity is not None:
+            return self._pool.checkout(timeout, identity=self._identity)
+        if not idle.lying(idle.own_key):
+            kept.call_in_one()
+            if not idle.lying(idle.own_key):
+                with kept.waiting():
+                    return self._pool.checkout(timeout)
+        return self._pool.checkout(timeout)
 
     def introduced(self) -> tuple[bytes, bool]:
         """What the worker is told of the resource, and whether each statement commits."""
@@ -117,11 +136,39 @@ class Lending:
         except Exception:
             if not may_replace or not self._was_dead_before():
                 raise
-            self.end(frames.DISCARDED)
-            self._take(_REPLACE_S)
+            self._replace()
             return self.living().run(handle, of_connection, name, args, kwargs)
         finally:
             self._is_untouched = False
+
+    def execute(
+        self,
+        handle: int,
+        of_connection: bool,
+        statement: str,
+        parameters: Any,
+        *,
+        may_replace: bool,
+    ) -> tuple[int, bytes]:
+        """The same for Use.execute."""
+        if self._guards:
+            self._noting("execute", (statement, parameters)[: 1 if parameters is None else 2])
+        use: Any = self._use
+        self._lease.resource  # type: ignore[union-attr]  # noqa: B018  # raises, as in `living`
+        try:
+            answer: tuple[int, bytes] = use.execute(handle, of_connection, statement, parameters)
+        except Exception:
+            if not may_replace or not self._was_dead_before():
+                raise
+            self._replace()
+            return self.living().execute(handle, of_connection, statement, parameters)
+        finally:
+            self._is_untouched = False
+        return answer
+
+    def _replace(self) -> None:
+        self.end(frames.DISCARDED)
+        self._take(_REPLACE_S)
 
     def _was_dead_before(self) -> bool:
         """Whether nothing can have been done: it was the first statement, outside of autocommit, and the session is dead."""
@@ -156,10 +203,105 @@ class Lending:
         why = self.why_over or "its lease has ended"
         return StaleLease(f"pool {self._pool.name!r}: {why}; check out again")
 
+    # --- kept ---------------------------------------------------------------------------------------------------
+
+    def keep(self) -> None:
+        """The worker has given it back, and has the right to the next one, unless somebody waits: see keeping.py."""
+        assert self._kept is not None
+        assert self.right is not None
+        is_wanted = self._kept.flag.is_set() or self._pool._local.idle.attention
+        if is_wanted and self.right.take():
+            self.end(frames.GIVEN_BACK)
+        elif not self._goes_on() and not self.right.take():
+            self._give_another()
+
+    def keep_nothing(self, is_expected: bool) -> None:
+        """The lease that the worker gives back has ended before. is_expected: the worker wants the next one kept."""
+        if is_expected and self.right is not None and not self.right.take():
+            self._give_another()
+
+    def _goes_on(self) -> bool:
+        """Begin the next lease of the same resource. False: it could not go on, and nothing is lent."""
+        lease, use = self._lease, self._use
+        assert lease is not None
+        assert use is not None
+        use.end()
+        if self._spoils:
+            self.end(frames.DISCARDED)
+            return False
+        try:
+            is_renewed = renewed(lease)
+        except Exception:
+            log.exception("pool %r: a lease could not be given back", self._pool.name)
+            is_renewed = False
+        if not is_renewed:
+            self._lease = self._use = None
+            return False
+        self._use = Use(lease.resource, self._told, self._handles)
+        self._begins_in_advance(lease)
+        return True
+
+    def _begins_in_advance(self, lease: Lease[Any]) -> None:
+        self.number += 1
+        self._is_untouched, self._who = True, ("", "")
+        self.kept_at = monotonic()
+        self._pool._local.idle.lent_ahead.add(lease._held[0].number)
+        self.is_kept = True
+
+    def _give_another(self) -> None:
+        """The worker has its next lease already, and its resource could not go on: another one takes its place."""
+        self._who = ("", "")
+        try:
+            self.take(self._pool.options.timeout, None, "", "")
+        except Exception as error:  # noqa: BLE001  # the worker sees it at its first use
+            self.number += 1
+            self.why_over = (
+                f"what it was lent could not be replaced ({type(error).__name__}: {error})"
+            )
+            log.warning("pool %r: %s", self._pool.name, self.why_over)
+
+    def is_wanted(self) -> bool:
+        """Whether somebody waits for what is kept."""
+        return self._kept is not None and self._kept.flag.is_set()
+
+    def is_used(self) -> None:
+        """The worker uses what was kept."""
+        self.is_kept = False
+        if self._lease is not None:
+            self._pool._local.idle.lent_ahead.discard(self._lease._held[0].number)
+
+    def call_in(self) -> bool:
+        """End the lease that is kept, if its worker has not taken it. False: the worker has it."""
+        assert self.right is not None
+        is_ours = self.right.take()
+        self.is_used()
+        if is_ours and self._lease is not None and self._use is not None:
+            lease, self._lease = self._lease, None
+            self._use.end()
+            self._use = None
+            put_back_unused(lease)
+        return is_ours
+
+    def asked_for(self, identity: str | None, label: str, caller: str) -> bool:
+        """A checkout comes while a lease is kept. True: that is what it gets."""
+        assert self.right is not None
+        assert self._kept is not None
+        if identity is not None or self._kept.flag.is_set():
+            self.call_in()
+            return False
+        if not self.right.take():
+            return False
+        self.is_used()
+        if caller and self._lease is not None:
+            note_caller(self._lease._held[0], label, caller)
+        return True
+
     # --- end ----------------------------------------------------------------------------------------------------
 
     def end(self, how: int) -> None:
         """Give it back, where there is one. how: see frames."""
+        if self.is_kept:
+            self.is_used()
         lease, self._lease = self._lease, None
         use, self._use = self._use, None
         if use is not None:

@@ -9,7 +9,7 @@ import threading
 import weakref
 from collections import deque
 from time import monotonic, sleep
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
@@ -19,12 +19,13 @@ from mppool.errors import (
     LeaseReleased,
     OpenFailed,
     PoolClosed,
-    ServerUnavailable,
 )
 from mppool.hosting import dbapi, frames, launch
 from mppool.hosting.declared import Declared
+from mppool.hosting.lease import HostedLease
 from mppool.hosting.proxies import Hold
-from mppool.hosting.streams import HostGone, Stream, Streams, raise_error
+from mppool.hosting.stream_table import Streams
+from mppool.hosting.streams import GREETING_S, HostGone, Stream, raise_error
 from mppool.hosting.travel import Luggage, main_script, pickled
 from mppool.logs import Log
 from mppool.options import checked_lease_label
@@ -36,7 +37,6 @@ from mppool.worker.pool import _DEFAULT, Pool
 
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from types import TracebackType
 
     from mppool.link.server_link import ServerLink
     from mppool.recipe import Recipe
@@ -51,7 +51,6 @@ log = Log("mppool.hosting")
 _PAUSE_S = 0.005
 _MOST_DEATHS = 5
 _LEAVE_S = 5.0
-_GREETING_S = 10.0
 
 _all_streams: weakref.WeakKeyDictionary[LocalPool, Streams] = weakref.WeakKeyDictionary()
 _finding = threading.Lock()
@@ -86,13 +85,14 @@ def declared(pool: str, recipe: Recipe[Any]) -> Declared:
 class HostedPool(Pool[T]):
     """The same interface as every pool. Its resources are opened in hosts, and driven from here.
 
-    _leaked: texts of leases that were garbage-collected, to be logged at the next checkout.
+    streams: to hosts. leaked: texts of leases that were garbage-collected, to be logged at the next checkout.
     """
 
     def __init__(self, local: LocalPool, all_stats: Any, rebuild: Any) -> None:
         super().__init__(local, all_stats, rebuild)
-        self._streams = _streams_of(local)
-        self._leaked: deque[str] = deque()
+        self.streams = _streams_of(local)
+        self.leaked: deque[str] = deque()
+        self._may_pickle = self.options.values == "pickle"
 
     # --- checkout -----------------------------------------------------------------------------------------------
 
@@ -115,9 +115,8 @@ class HostedPool(Pool[T]):
         if label is not None or local.notes_callers:
             text = "" if label is None else checked_lease_label(self.name, label)
             noted = (text, f"pid {os.getpid()}, {caller_name()}")
-        deadline = None if seconds is None else monotonic() + seconds
-        while self._leaked:
-            log.warning("%s", self._leaked.popleft())
+        while self.leaked:
+            log.warning("%s", self.leaked.popleft())
         if local.closed:
             raise PoolClosed(f"pool {self.name!r} is closed; it hands out nothing any more")
         principal: Principal | None = None
@@ -125,13 +124,23 @@ class HostedPool(Pool[T]):
             if not local.is_sealed:
                 local.member.seal()
             principal = local.identities.of(identity, credential, seconds)
+        return self._lend(seconds, principal, noted)
+
+    def _lend(
+        self, seconds: float | None, principal: Principal | None, noted: tuple[str, str]
+    ) -> Lease[T]:
+        deadline = None if seconds is None else monotonic() + seconds
         deaths = 0
         while True:
-            stream = self._streams.take()
+            stream = self.streams.take()
             is_fresh = stream is None
+            if stream is not None and stream.is_kept and principal is None and not noted[1]:
+                lease = self._kept(stream)
+                if lease is not None:
+                    return lease
             try:
                 if stream is None:
-                    stream = self._connected(deadline)
+                    stream = self.connected(deadline)
                 return self._checked_out(stream, deadline, seconds, principal, noted)
             except HostGone:
                 # A host that leaves closes its streams: another one is found, or started. So is one for a host that died.
@@ -155,20 +164,39 @@ class HostedPool(Pool[T]):
         # What is left of no time at all is no time: the host opens within the cap, and waits for nobody.
         kind, body = stream.check_out(0 if seconds == 0 else left, deadline, identity, token, noted)
         if kind == frames.ERROR:
-            self._streams.put(stream)
+            self.streams.put(stream)
             raise_error(body, self.name)
-        number, introduced, commits = _decode(body)
+        stream.lease, introduced, stream.commits = _decode(body)
+        lease = self._lease_on(stream, pickle.loads(introduced))  # noqa: S301  # see values.py
+        lease._hold.may_stay = principal is None
+        return lease
+
+    def _lease_on(self, stream: Stream, introduced: Any) -> HostedLease[T]:
         hold = Hold(
             stream,
-            number,
+            stream.lease,
             self.name,
-            may_pickle=self.options.values == "pickle",
-            commits=commits,
+            may_pickle=self._may_pickle,
+            commits=stream.commits,
             connection_of=dbapi.made_for,
         )
-        return HostedLease(self, hold, hold.stands_for(pickle.loads(introduced)))  # noqa: S301  # see values.py
+        stands_for_it = hold.stands_for(introduced)
+        stream.introduced = (introduced[0], stands_for_it._facts.name)
+        return HostedLease(self._local, self, hold, stands_for_it)
 
-    def _connected(self, deadline: float | None, host: int | None = None) -> Stream:
+    def _kept(self, stream: Stream) -> Lease[T] | None:
+        """The lease that was kept for this process since its last release; None: it has to be asked for."""
+        try:
+            if not stream.has_kept():
+                return None
+            lease = self._lease_on(stream, stream.introduced)
+            lease._hold.may_stay = True
+        except BaseException:
+            stream.close()  # nobody knows whose it is
+            raise
+        return lease
+
+    def connected(self, deadline: float | None, host: int | None = None) -> Stream:
         """A new stream, to a host that is there or was just started. host: to this one; None: to the next one."""
         local = self._local
         if not local.is_sealed:
@@ -177,13 +205,13 @@ class HostedPool(Pool[T]):
         paths = link.locator.paths()
         paths.prepare()
         place = launch.Place(paths, self.name, local.fingerprint, self.options.values)
-        number = self._streams.next_host(self.options.hosts) if host is None else host
+        number = self.streams.next_host(self.options.hosts) if host is None else host
         try:
-            around = self._streams.around
+            around = self.streams.around
             connection = launch.find_or_start(paths, place, number, around, self._luggage, deadline)
-            stream = self._streams.enter(Stream(connection, self.name, number))
+            stream = self.streams.enter(Stream(connection, self.name, number))
             stream.greet(
-                link.locator.linger, monotonic() + _GREETING_S if deadline is None else deadline
+                link.locator.linger, monotonic() + GREETING_S if deadline is None else deadline
             )
         except TimeoutError as error:
             local.count("timeouts")
@@ -245,14 +273,14 @@ class HostedPool(Pool[T]):
 
     def close_idle(self) -> int:
         """Close the streams to hosts that have no lease. Returns 0: resources are closed by their hosts."""
-        self._streams.close_idle()
+        self.streams.close_idle()
         return 0
 
     def wait_ready(self, timeout: float | None = 30.0) -> bool:
         """As Pool.wait_ready; a host is started where there is none."""
         seconds = self._seconds(timeout)
         deadline = None if seconds is None else monotonic() + seconds
-        self._streams.put(self._reached(deadline))
+        self.streams.put(self._reached(deadline))
         left = None if deadline is None else max(0.0, deadline - monotonic())
         return super().wait_ready(left)
 
@@ -260,7 +288,7 @@ class HostedPool(Pool[T]):
         """A stream to a host whose process is a member of the manager by now."""
         deaths = 0
         while True:
-            stream = self._streams.take() or self._connected(deadline)
+            stream = self.streams.take() or self.connected(deadline)
             try:
                 kind, body = stream.call(0, frames.ATTACH, [])
             except HostGone:
@@ -286,7 +314,7 @@ class HostedPool(Pool[T]):
     def close(self, *, everywhere: bool = False) -> None:
         """As Pool.close. Streams without a lease are closed."""
         super().close(everywhere=everywhere)
-        self._streams.close_idle()
+        self.streams.close_idle()
 
 
 def leave_hosts(local: LocalPool) -> None:
@@ -322,119 +350,3 @@ def _asker(principal: Principal, deadline: float | None) -> Callable[[bool], tup
         return found.token_struct, found.expires_on
 
     return token
-
-
-class HostedLease(Lease[T]):
-    """The lease of a resource in a host."""
-
-    __slots__ = ("_hold", "_pool", "_resource")
-
-    _hold: Hold
-
-    def __init__(self, pool: HostedPool[T], hold: Hold, resource: T) -> None:
-        self._pool = pool
-        self._local = pool._local
-        self._hold = hold
-        self._resource = resource
-        hold.lease = weakref.ref(self)
-        self._held = []  # of resources in this process
-
-    @property
-    def resource(self) -> T:
-        """The resource. Raises what Lease.resource raises."""
-        self._hold.check()
-        return self._resource
-
-    @property
-    def released(self) -> bool:
-        """Whether the lease was given back."""
-        return self._hold.is_over and not self._hold.why_over
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._end(frames.GIVEN_BACK if error is None else frames.SUSPECT)
-
-    def release(self) -> None:
-        """Give the resource back: the host resets it. A second release is refused, harmless, counted and logged."""
-        self._end(frames.GIVEN_BACK)
-
-    def discard(self) -> None:
-        """Have the resource closed instead."""
-        self._end(frames.DISCARDED)
-
-    def _end(self, how: int) -> None:
-        hold = self._hold
-        stream = hold.stream
-        if not stream.mark[0]:
-            return
-        if hold.is_over:
-            if hold.why_over:  # the host is gone, and said so
-                hold.why_over = ""
-                self._pool._streams.put(stream)
-            else:
-                self._local.count("double_releases")
-                log.warning(
-                    "pool %r: a lease was released a second time; refused, nothing was changed",
-                    self._local.name,
-                )
-            return
-        hold.is_over = True
-        try:
-            stream.tell(hold.number, frames.RELEASE, how)
-        except HostGone:
-            log.debug("pool %r: the host is gone, and the lease with it", self._local.name)
-        except BaseException:
-            stream.close()
-            raise
-        self._pool._streams.put(stream)
-
-    def invalidate(self, *, renewed: bool = False) -> None:
-        """As Lease.invalidate."""
-        self._hold.answered("invalidating", frames.INVALIDATE, [renewed])
-
-    def cancel(self) -> bool:
-        """As Lease.cancel: from any thread, over a stream of its own."""
-        hold = self._hold
-        hold.check()
-        stream = self._pool._connected(monotonic() + _GREETING_S, hold.stream.host)
-        try:
-            if stream.host_pid != hold.stream.host_pid:
-                return False  # it has died, and another one was started
-            _, body = stream.call(0, frames.CANCEL, [], hold.stream.number, hold.number)
-        except HostGone as error:
-            raise ServerUnavailable(
-                f"pool {self._local.name!r}: the host cannot be reached to cancel the call"
-            ) from error
-        self._pool._streams.put(stream)
-        return bool(_decode(body)[0])
-
-    def for_asyncio(self) -> NoReturn:
-        """Not offered; see HostedPool.acheckout."""
-        raise ConfigurationError(
-            f"pool {self._local.name!r}: leases of hosts are not for event loops"
-        )
-
-    def __del__(self) -> None:
-        # Runs in any thread at any instruction: it takes no lock. The host sees the end of the stream.
-        try:
-            hold = self._hold
-            if hold.is_over or not hold.stream.mark[0]:
-                return
-            hold.is_over = True
-            hold.stream.close()
-            self._pool._leaked.append(
-                f"pool {hold.pool!r}: a lease was garbage-collected without being released; it has ended. Keep the "
-                "lease, not only its resource, and use `with`"
-            )
-        except AttributeError:
-            return  # it was never finished
-
-    abandon = __del__
-
-    def __repr__(self) -> str:
-        state = "released" if self.released else "in use"
-        return f"<Lease of pool {self._local.name!r} in a host, {state}>"

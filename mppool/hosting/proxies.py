@@ -14,13 +14,14 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from mppool.errors import ForkedLease, LeaseReleased, PoolError, StaleLease
 from mppool.hosting import frames
 from mppool.hosting.streams import HostGone, raise_error
-from mppool.hosting.values import FromHost, ToHost, encode
+from mppool.hosting.values import PLAIN, FromHost, ToHost, encode
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mppool.hosting.streams import Stream
 
+_PLAIN, _EXECUTE, _ERROR = PLAIN, frames.EXECUTE, frames.ERROR
 _COMMITS = frozenset({"commit", "__exit__"})
 
 
@@ -40,6 +41,7 @@ class Hold:
     """One lease, as the worker holds it: a stream, the number of the lease, and the proxies that belong to it.
 
     freed: handles of proxies that are gone; finalizers append to it, and the next request takes them along.
+    may_stay: the next lease of its stream may be kept for this process.
     """
 
     def __init__(
@@ -66,6 +68,7 @@ class Hold:
         self.commits = commits
         self.is_database = False
         self.lease: Any = None
+        self.may_stay = False
 
     # --- requests -----------------------------------------------------------------------------------------------
 
@@ -95,7 +98,7 @@ class Hold:
         """One request and its answer. Raises what the host raises, and StaleLease where it is gone."""
         self.check()
         try:
-            kind, body = self.stream.ask(self._maker(op, head, args, kwargs))
+            kind, body = self.stream.ask(self._request(op, head, args, kwargs))
         except HostGone:
             self._host_is_gone(doing)
         if kind == frames.ERROR:
@@ -108,24 +111,49 @@ class Hold:
         """The same for an answer in several parts."""
         self.check()
         try:
-            kind, body = self.stream.ask_for_all(self._maker(op, head, None, None), take)
+            kind, body = self.stream.ask_for_all(self._request(op, head, None, None), take)
         except HostGone:
             self._host_is_gone(doing)
         if kind == frames.ERROR:
             raise_error(body, self.pool)
         return kind, body
 
-    def _maker(
+    def execute(self, handle: int, of_connection: bool, args: tuple[Any, ...]) -> tuple[int, Any]:
+        """What `answered` does, for a statement: at once where it is a text, with a tuple of plain values."""
+        if len(args) == 2:
+            statement, parameters = args
+            is_plain = type(parameters) is tuple and _PLAIN.issuperset(map(type, parameters))
+        else:
+            is_plain, parameters = len(args) == 1, None
+            statement = args[0] if is_plain else None
+        if not is_plain or type(statement) is not str or self.is_over:
+            head = [handle, of_connection, "execute"]
+            return self.answered("execute", frames.RUN, head, args, {})
+        stream = self.stream
+        if not stream.mark[0]:
+            self._refuse()
+        freed = self._freed() if self.freed else ()
+        try:
+            body = encode(
+                (self.number, _EXECUTE, freed, handle, of_connection, statement, parameters)
+            )
+        except (OverflowError, UnicodeEncodeError):
+            self.freed.extend(freed)
+            head = [handle, of_connection, "execute"]
+            return self.answered("execute", frames.RUN, head, args, {})
+        try:
+            kind, answer = stream.ask(body)
+        except HostGone:
+            self._host_is_gone("execute")
+        if kind == _ERROR:
+            raise_error(answer, self.pool)
+        return kind, answer
+
+    def _request(
         self, op: int, head: list[Any], args: tuple[Any, ...] | None, kwargs: dict[str, Any] | None
-    ) -> Callable[[int], bytes]:
-        lease, to_host = self.number, self._to_host
-        freed = self._freed() if self.freed else []
-
-        def make(number: int) -> bytes:
-            whole = [number, lease, op, freed, *head]
-            return encode(whole) if args is None else to_host.encode(whole, args, kwargs or {})
-
-        return make
+    ) -> bytes:
+        whole = [self.number, op, self._freed() if self.freed else [], *head]
+        return encode(whole) if args is None else self._to_host.encode(whole, args, kwargs or {})
 
     def _freed(self) -> list[int]:
         found: list[int] = []

@@ -24,6 +24,9 @@ MOST_ROWS = 20_000
 _ENOUGH = 8
 """Fewer rows are not worth the trouble of columns."""
 
+MOST_DESCRIPTIONS = 256
+"""So many descriptions of results a host remembers for a stream: one that is sent again is a number."""
+
 Shape = tuple[Any, ...] | None
 """How rows look: None: tuples, or whatever pickles as it is; else a word and what goes with it."""
 
@@ -83,24 +86,27 @@ class Reader:
     """Reads the rows of one cursor. `rows`: how many the next block has."""
 
     def __init__(self, cursor: Any) -> None:
-        self._cursor = cursor
+        self.cursor = cursor
         self._rows = NEXT_ROWS
 
     def first(self) -> tuple[list[Any], bool]:
         """The rows that leave with the answer to `execute`, and whether these are all."""
-        rows = list(self._cursor.fetchmany(_FEW))
+        self._rows = NEXT_ROWS
+        rows = self.cursor.fetchmany(_FEW)
+        if type(rows) is not list:
+            rows = list(rows)
         if len(rows) < _FEW:
             return rows, True
         if _are_wide(rows):
             self._rows = _FEW
             return rows, False
-        rows += self._cursor.fetchmany(FIRST_ROWS - _FEW)
+        rows += self.cursor.fetchmany(FIRST_ROWS - _FEW)
         return rows, len(rows) < FIRST_ROWS
 
     def block(self, at_least: int) -> tuple[bytes, Shape, bool]:
         """The next rows: packed, how they look, and whether these are the last."""
         count = max(at_least, self._rows)
-        rows = list(self._cursor.fetchmany(count))
+        rows = list(self.cursor.fetchmany(count))
         shape = shape_of(rows[0]) if rows else None
         data = packed(rows, shape)
         if rows:

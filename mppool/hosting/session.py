@@ -23,6 +23,7 @@ from mppool.rendezvous.liveness import watch_peer
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from mppool.hosting.keeping import Kept
     from mppool.worker.pool import Pool
 
 log = Log("mppool.hosting")
@@ -31,6 +32,9 @@ _asking: ContextVar[Session | None] = ContextVar("mppool-hosting-asking", defaul
 """Whose checkout this is. A thread that opens on behalf of another one has a copy of its context."""
 
 _LONGEST_REQUEST = 1 << 31
+_READ_BYTES = frames.READ_BYTES
+_HEAD, _REST = frames.REQUEST.size, frames.REST_OF_ANSWER
+_head, _answer = frames.REQUEST.unpack_from, frames.ANSWER.pack
 _ATTACH_S = 30.0
 
 
@@ -63,13 +67,15 @@ class Session:
         *,
         watch: Callable[[Session], None],
         leave: Callable[[Session], bool],
+        tell_of_kept: Callable[[], None],
         session_of: Callable[[int], Session | None],
-        next_lease: Callable[[], int],
+        kept: Kept | None,
     ) -> None:
         """watch: has its process watched. leave: told that a worker asks the host to leave. session_of: by its number.
-        next_lease: a lease number.
+        tell_of_kept: called when a lease is kept. kept: what the host keeps for its workers; None: nothing.
         """
         self.connection = connection
+        self._recv, self._sendall = connection.recv, connection.sendall
         self.number = number
         self.process: ProcessId | None = None
         self.pidfd: int | None = None
@@ -77,8 +83,10 @@ class Session:
         self._pool = pool
         self._epoch = epoch
         self._watch, self._leave = watch, leave
+        self._tell_of_kept = tell_of_kept
         self._session_of = session_of
-        self._lending = Lending(pool, next_lease)
+        self._lending = Lending(pool, kept)
+        self._kept = kept
         self._busy = threading.Lock()
         self._exchange = threading.Lock()
         self._in_checkout = False
@@ -94,17 +102,19 @@ class Session:
 
     def serve(self) -> None:
         """Until the worker closes the stream, or is dead. Whatever it has is given back then."""
-        is_clean = True
+        is_clean, busy, lending = True, self._busy, self._lending
         try:
             while True:
                 body = self._read()
-                with self._busy:
+                with busy:
                     self.is_running, is_clean = True, False
                     if self.is_gone:  # looked at after that was set: see worker_is_gone
                         raise Gone
                     self._serve(body)
                     self.is_running, is_clean = False, True
                     self.last_heard = monotonic()
+                if lending.is_kept and lending.is_wanted():
+                    self.call_in()  # somebody has begun to wait, and found us busy
         except Gone:
             pass
         except OSError as error:
@@ -118,30 +128,30 @@ class Session:
                 self._lending.end(frames.GIVEN_BACK if is_clean else frames.DISCARDED)
             self.connection.close()
 
-    def _read(self) -> memoryview:
-        """The next request. Raises Gone."""
+    def _read(self) -> Any:
+        """The next request; its number is `_request`. Raises Gone."""
         data, self._surplus = self._surplus, b""
-        while len(data) < 4:
-            more = self.connection.recv(frames.READ_BYTES)
+        while len(data) < _HEAD:
+            more = self._recv(_READ_BYTES)
             if not more:
                 raise Gone
             data = data + more if data else more
-        (length,) = frames.LENGTH.unpack_from(data)
-        if (
-            len(data) > length + 4
-        ):  # a release is not waited for, so the next request may come with it
-            self._surplus = data[length + 4 :]
-            return memoryview(data)[4 : length + 4]
-        if len(data) == length + 4:
-            return memoryview(data)[4:]
+        length, self._request = _head(data)
+        end = length + _HEAD
+        if len(data) == end:
+            return data[_HEAD:]
+        if len(data) > end:
+            # A release is not waited for, so the next request may come with it.
+            self._surplus = data[end:]
+            return data[_HEAD:end]
         if length > _LONGEST_REQUEST:
             raise ProtocolError(f"a request of {length} bytes")
         return self._rest(data, length)
 
     def _rest(self, data: bytes, length: int) -> memoryview:
         whole = bytearray(length)
-        got = len(data) - 4
-        whole[:got] = data[4:]
+        got = len(data) - _HEAD
+        whole[:got] = data[_HEAD:]
         view = memoryview(whole)
         while got < length:
             count = self.connection.recv_into(view[got:])
@@ -155,37 +165,38 @@ class Session:
         try:
             message = lending.decode(body)
         except (PoolError, ImportError) as error:
-            # The request's number is needed for the answer, and stands before what could not be read.
-            self._request = msgspec.msgpack.Decoder(ext_hook=lambda *_: None).decode(body)[0]
             self._send(frames.ERROR, error_body(error))
             return
-        self._request, lease, op, freed = message[:4]
+        lease, op, freed = message[:3]
         handler = _HANDLERS.get(op)
         if handler is None:
             raise ProtocolError(f"an unknown request {op!r}")
         if op in _WITH_LEASE:
             if lease != lending.number or not lending.is_out:
-                self._refuse_lease(lease, op)
+                if op == frames.RELEASE:  # it is not waited for; what it means has ended already
+                    self._lending.keep_nothing(*message[4:])
+                else:
+                    self._refuse_lease(lease)
                 return
+            if lending.is_kept:
+                lending.is_used()
             if freed:
                 lending.forget(freed)
         try:
-            handler(self, *message[4:])
+            handler(self, *message[3:])
         except Gone:
             raise
         except Exception as error:  # noqa: BLE001  # it is the worker's to see
             self._send(frames.ERROR, error_body(error))
 
-    def _refuse_lease(self, lease: int, op: int) -> None:
-        if op == frames.RELEASE:
-            return  # it is not waited for; what it means has ended already
+    def _refuse_lease(self, lease: int) -> None:
         if lease > self._lending.number:
             raise ProtocolError(f"lease {lease} was never given")
         self._send(frames.ERROR, error_body(self._lending.stale()))
 
     def _send(self, kind: int, body: bytes) -> None:
         try:
-            self.connection.sendall(frames.answer(self._request, kind, body))
+            self._sendall(_answer(_REST + len(body), self._request, kind) + body)
         except OSError as error:  # not the resource's: nobody is there to be told
             raise Gone from error
 
@@ -208,7 +219,14 @@ class Session:
         self._watch(self)
         own = own_process()
         body = encode([self._epoch, self.number, own.pid, own.birth])
-        self._send(frames.VALUE, body)
+        right = self._lending.right
+        if right is None or self._kept is None:
+            self._send(frames.VALUE, body)
+            return
+        data = frames.ANSWER.pack(_REST + len(body), self._request, frames.VALUE) + body
+        descriptors = [right.fileno(), self._kept.flag.fileno()]
+        if socket.send_fds(self.connection, [data], descriptors) != len(data):
+            raise Gone  # its first bytes do not fit: nobody reads there
 
     def _checkout(
         self,
@@ -218,6 +236,9 @@ class Session:
         label: str = "",
         caller: str = "",
     ) -> None:
+        if self._lending.is_kept and self._lending.asked_for(identity, label, caller):
+            self._introduce()
+            return
         if self._lending.is_out:
             raise ProtocolError("a checkout on a stream that has a lease")
         token = _asking.set(self)
@@ -228,6 +249,9 @@ class Session:
             with self._exchange:  # nobody asks for a token from now on
                 self._in_checkout = False
             _asking.reset(token)
+        self._introduce()
+
+    def _introduce(self) -> None:
         self._send(frames.VALUE, encode([self._lending.number, *self._lending.introduced()]))
 
     def token(self, refused: bool) -> Any:
@@ -238,7 +262,7 @@ class Session:
             if not self._in_checkout:
                 raise OpenFailed("the worker that could give a token does not wait any more")
             self._send(frames.TOKEN_WANTED, encode([refused]))
-            _, _, op, _, found, expires_on, error = self._plain.decode(self._read())
+            _, op, _, found, expires_on, error = self._plain.decode(self._read())
         if op != frames.TOKEN:
             raise ProtocolError("something else than a token has come")
         if error is not None:
@@ -249,8 +273,13 @@ class Session:
 
         return TokenInfo(found, expires_on, None)
 
-    def _release(self, how: int) -> None:
-        self._lending.end(how)
+    def _release(self, how: int, keeps: bool) -> None:
+        if keeps:
+            self._lending.keep()
+            if self._lending.is_kept:
+                self._tell_of_kept()
+        else:
+            self._lending.end(how)
 
     def _call(self, handle: int, name: str, args: Any, kwargs: Any) -> None:
         self._send(*self._lending.touched("", ()).call(handle, name, args, kwargs))
@@ -258,6 +287,14 @@ class Session:
     def _run(self, handle: int, of_connection: bool, name: str, args: Any, kwargs: Any) -> None:
         kind, body = self._lending.run(
             handle, of_connection, name, args, kwargs, may_replace=not self._has_token
+        )
+        self._send(kind, body)
+
+    def _execute(self, handle: int, of_connection: bool, statement: str, parameters: Any) -> None:
+        if parameters is not None:
+            parameters = tuple(parameters)
+        kind, body = self._lending.execute(
+            handle, of_connection, statement, parameters, may_replace=not self._has_token
         )
         self._send(kind, body)
 
@@ -335,8 +372,21 @@ class Session:
 
     @property
     def has_lease(self) -> bool:
-        """Whether a resource is lent on this stream."""
-        return self._lending.is_out
+        """Whether a resource is lent on this stream, and its worker may be using it."""
+        return self._lending.is_out and not self._lending.is_kept
+
+    def is_kept_since(self) -> float | None:
+        """Since when a lease is kept for its worker; None: none is."""
+        return self._lending.kept_at if self._lending.is_kept else None
+
+    def call_in(self) -> bool:
+        """End the lease that is kept for the worker, if it has not taken it. True: a resource has come back."""
+        if not self._lending.is_kept or not self._busy.acquire(blocking=False):
+            return False  # it looks by itself when it is not busy any more
+        try:
+            return self._lending.is_kept and self._lending.call_in()
+        finally:
+            self._busy.release()
 
 
 _HANDLERS: dict[int, Callable[..., None]] = {
@@ -345,6 +395,7 @@ _HANDLERS: dict[int, Callable[..., None]] = {
     frames.RELEASE: Session._release,
     frames.CALL: Session._call,
     frames.RUN: Session._run,
+    frames.EXECUTE: Session._execute,
     frames.FETCH: Session._fetch,
     frames.GET: Session._get,
     frames.SET: Session._set,
@@ -358,6 +409,7 @@ _WITH_LEASE = frozenset(
         frames.RELEASE,
         frames.CALL,
         frames.RUN,
+        frames.EXECUTE,
         frames.FETCH,
         frames.GET,
         frames.SET,

@@ -7,13 +7,11 @@ sent and cleared after the last one was read, so it tells wherever the exception
 
 from __future__ import annotations
 
-import itertools
 import os
 import pickle
 import select
 import socket
 import threading
-import weakref
 from time import monotonic
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -21,9 +19,10 @@ import msgspec
 
 from mppool.errors import CheckoutTimeout, PoolError, ProtocolError
 from mppool.hosting import frames
+from mppool.hosting.keeping import KEPT_S, Flag, Right
 from mppool.hosting.values import encode
 from mppool.ids import is_stopped, own_process
-from mppool.process.fork import own_mark, renew_in_children
+from mppool.process.fork import own_mark
 from mppool.process.locks import release_own
 from mppool.rendezvous.liveness import peer_of
 
@@ -34,13 +33,13 @@ _SLICE_S = 0.05
 """After its time a checkout looks so often whether the host is stopped, or has died."""
 _GRACE_S = 2.0
 """A host that lives ends a checkout in time itself; a busy machine may delay its word by so much."""
-_GREETING_S = 10.0
+GREETING_S = 10.0
 """So much longer may a host take that was just started: that is not waiting for a resource."""
-MOST_IDLE = 32
-"""So many streams of one pool lie idle in a process; a thread in the host serves each."""
 
 _decode = msgspec.msgpack.Decoder().decode
 _HEAD = frames.ANSWER.size
+_READ_BYTES = frames.READ_BYTES
+_request, _answer = frames.REQUEST.pack, frames.ANSWER.unpack_from
 
 
 class HostGone(Exception):
@@ -52,11 +51,15 @@ class Stream:
 
     _calling: held during a call; a second thread is refused, it does not wait. Reentrant, for an exception may strike
         between its being taken and the block that gives it back: the same thread goes on, and gives back all.
-    facts: what the host has told of types, by their names. host: which of the pool's hosts it leads to.
+    facts: what the host has told of types, by their names. descriptions: of results, by the numbers that the host gives
+        them. host: which of the pool's hosts it leads to.
+    lease: the number of its last one; introduced, commits: what was said of the resource then.
+    is_kept: the last lease was given back, and the host may keep the next one for us: see keeping.py.
     """
 
     def __init__(self, connection: socket.socket, pool: str, host: int) -> None:
         self._connection = connection
+        self._sendall, self._recv = connection.sendall, connection.recv
         self._pool = pool
         self._calling = threading.RLock()
         self._pending = False
@@ -65,10 +68,18 @@ class Stream:
         self._poll: Any = None
         self.mark = own_mark()
         self.facts: dict[str, Any] = {}
+        self.descriptions: dict[int, Any] = {}
         self.is_closed = False
         self.host_pid = peer_of(connection).pid
         self.host = host
         self.number = 0
+        self.lease = 0
+        self.introduced: Any = None
+        self.commits = False
+        self.is_kept = False
+        self._kept_until = 0.0
+        self._right: Right | None = None
+        self._flag: Flag | None = None
 
     # --- life ---------------------------------------------------------------------------------------------------
 
@@ -77,14 +88,27 @@ class Stream:
         own = own_process()
         said = [frames.PROTOCOL, own.pid, own.birth, own.member, linger]
         with self._lock():
-            self._begin(encode([self._next(), 0, frames.HELLO, [], *said]))
-            self._wait_for_answer(deadline, _GREETING_S)
+            self._begin(encode([0, frames.HELLO, [], *said]))
+            self._wait_for_answer(deadline, GREETING_S)
+            self._left, descriptors = self._first_words()
+            if descriptors:
+                self._right, self._flag = Right(descriptors[0]), Flag(descriptors[1])
             kind, body = self._receive()
             self._pending = False
         if kind == frames.ERROR:
             self.close()
             raise_error(body, self._pool)
         _, self.number, *_ = _decode(body)
+
+    def _first_words(self) -> tuple[bytes, list[int]]:
+        """What comes first, and the descriptors that come with it."""
+        try:
+            data, descriptors, _, _ = socket.recv_fds(
+                self._connection, frames.READ_BYTES, 2, socket.MSG_CMSG_CLOEXEC
+            )
+        except OSError as error:
+            raise HostGone from error
+        return data, descriptors
 
     def close(self) -> None:
         """For good. Safe at any instruction, and in a finalizer: it is a system call and no lock."""
@@ -112,6 +136,7 @@ class Stream:
         """In a forked child: nothing is said on it, and the parent goes on using it."""
         self.is_closed = True
         self._connection.close()
+        self._right = self._flag = None
 
     def __del__(self) -> None:
         # Nobody uses it any more. Closing the copy of a forked child says nothing to the host.
@@ -121,28 +146,29 @@ class Stream:
 
     def call(self, lease: int, op: int, freed: list[int], *more: Any) -> tuple[int, Any]:
         """One request of plain values, and its answer."""
-        return self.ask(lambda number: encode([number, lease, op, freed, *more]))
+        return self.ask(encode([lease, op, freed, *more]))
 
-    def ask(self, make: Callable[[int], bytes]) -> tuple[int, Any]:
-        """One request, and its answer. make: the request with this number; it may raise what it likes.
+    def ask(self, body: bytes) -> tuple[int, Any]:
+        """One request, and its answer: its kind, and what it says.
 
         Raises HostGone, and PoolError where another thread is just using the stream.
         """
-        self._take()
+        # This is in the way of each statement, so it does by itself what the others have functions for.
+        lock: Any = self._calling
+        if lock._is_owned() or not lock.acquire(False):
+            self._take()
         try:
             if self._pending or self.is_closed:
                 self._refuse_unusable()
             self._request = number = (self._request + 1) & 0xFFFFFFFF
-            body = frames.framed(make(number))
-            self._left = b""
             self._pending = True
-            self._connection.sendall(body)
-            data = self._connection.recv(frames.READ_BYTES)
+            self._sendall(_request(len(body), number) + body)
+            data = self._recv(_READ_BYTES)
             if len(data) >= _HEAD:
-                length, answered, kind = frames.ANSWER.unpack_from(data)
+                length, answered, kind = _answer(data)
                 if answered == number and len(data) == length + 4:  # nearly always
                     self._pending = False
-                    return kind, memoryview(data)[_HEAD:]
+                    return kind, data[_HEAD:]
             elif not data:
                 raise HostGone
             self._left = data
@@ -167,13 +193,11 @@ class Stream:
         if not lock.acquire(False):
             self._refuse_second_thread()
 
-    def ask_for_all(
-        self, make: Callable[[int], bytes], take: Callable[[Any], None]
-    ) -> tuple[int, Any]:
+    def ask_for_all(self, body: bytes, take: Callable[[Any], None]) -> tuple[int, Any]:
         """The same with an answer in several parts. take: told of each but the last."""
         with self._lock():
             self._check_usable()
-            self._begin(make(self._next()))
+            self._begin(body)
             while True:
                 kind, body = self._receive()
                 if kind != frames.MORE:
@@ -186,7 +210,8 @@ class Stream:
         with self._lock():
             self._check_usable()
             self._pending = True
-            self._send(encode([self._next(), lease, op, [], *more]))
+            self._request = (self._request + 1) & 0xFFFFFFFF
+            self._send(encode([lease, op, [], *more]))
             self._pending = False
 
     def check_out(
@@ -205,8 +230,7 @@ class Stream:
             self._check_usable()
             has_token = token is not None
             said = [timeout, identity, has_token, *noted]
-            number = self._next()
-            self._begin(encode([number, 0, frames.CHECKOUT, [], *said]))
+            self._begin(encode([0, frames.CHECKOUT, [], *said]))
             while True:
                 self._wait_for_answer(deadline, None if timeout == 0 else _GRACE_S)
                 kind, body = self._receive()
@@ -214,16 +238,38 @@ class Stream:
                     self._pending = False
                     return kind, body
                 assert token is not None
-                self._send(
-                    encode([number, 0, frames.TOKEN, [], *_token_of(token, _decode(body)[0])])
-                )
+                self._send(encode([0, frames.TOKEN, [], *_token_of(token, _decode(body)[0])]))
+
+    # --- what the host keeps for us -----------------------------------------------------------------------------
+
+    def give_back(self, lease: int, how: int, *, keeps: bool) -> None:
+        """End a lease. keeps: the next one may be kept for us. Raises HostGone."""
+        right, flag = self._right, self._flag
+        keeps = keeps and right is not None and flag is not None and not flag.is_set()
+        if keeps and right is not None:
+            right.give()  # first: the host that reads what is told next may want it back
+        self.tell(lease, frames.RELEASE, how, keeps)
+        self.is_kept = keeps
+        self._kept_until = monotonic() + KEPT_S
+
+    def has_kept(self) -> bool:
+        """Have the lease that the host keeps for us, where it does. Its number is `lease` then."""
+        self.is_kept = False
+        right, flag = self._right, self._flag
+        is_late = monotonic() >= self._kept_until  # and still there: the host has stopped
+        if right is None or flag is None or is_late or flag.is_set() or not right.take():
+            return False
+        if self._poll is None:
+            self._poll = select.poll()
+            self._poll.register(self._connection.fileno(), select.POLLIN)
+        if self._poll.poll(0):  # nothing is to be said, so that is its end
+            self.close()
+            return False
+        self.lease += 1
+        return True
 
     def _lock(self) -> _Exclusive:
         return _Exclusive(self)
-
-    def _next(self) -> int:
-        self._request = (self._request + 1) & 0xFFFFFFFF
-        return self._request
 
     def _check_usable(self) -> None:
         if self._pending or self.is_closed:
@@ -241,13 +287,14 @@ class Stream:
         )
 
     def _begin(self, body: bytes) -> None:
+        self._request = (self._request + 1) & 0xFFFFFFFF
         self._left = b""
         self._pending = True
         self._send(body)
 
     def _send(self, body: bytes) -> None:
         try:
-            self._connection.sendall(frames.framed(body))
+            self._connection.sendall(frames.REQUEST.pack(len(body), self._request) + body)
         except (BrokenPipeError, ConnectionResetError, OSError) as error:
             self.close()
             raise HostGone from error
@@ -357,58 +404,3 @@ def raise_error(body: Any, pool: str) -> NoReturn:
             f"pool {pool!r}: the host raised an error that cannot be read here: {unreadable}"
         ) from unreadable
     raise error from cause
-
-
-class Streams:
-    """The streams of one pool in this process. A forked child starts with none.
-
-    around: where its hosts are at home. _all: so that a child can close its copies. `_idle` and `_all` change by atomic
-    operations.
-    """
-
-    def __init__(self, around: Any) -> None:
-        self.around = around
-        self._idle: list[Stream] = []
-        self._all: weakref.WeakSet[Stream] = weakref.WeakSet()
-        self._hosts = itertools.count()
-        renew_in_children(self)
-
-    def after_fork_in_child(self) -> None:
-        """See Forkable."""
-        for stream in list(self._all):
-            stream.close_inherited()
-        self._idle = []
-        self._all = weakref.WeakSet()
-
-    def next_host(self, hosts: int) -> int:
-        """To which host the next stream leads: one after the other, from process to process at another one."""
-        return (next(self._hosts) + os.getpid()) % hosts
-
-    def take(self) -> Stream | None:
-        """An idle one, the last that was used."""
-        while True:
-            try:
-                stream = self._idle.pop()
-            except IndexError:
-                return None
-            if not stream.is_closed:
-                return stream
-
-    def enter(self, stream: Stream) -> Stream:
-        """A new one."""
-        self._all.add(stream)
-        return stream
-
-    def put(self, stream: Stream) -> None:
-        """Its lease has ended."""
-        if stream.is_closed or not stream.mark[0]:
-            return
-        if len(self._idle) >= MOST_IDLE:
-            stream.close()
-        else:
-            self._idle.append(stream)
-
-    def close_idle(self) -> None:
-        """Close all that have no lease."""
-        while (stream := self.take()) is not None:
-            stream.close()

@@ -245,9 +245,8 @@ def _unpacked(code: int, values: list[Any]) -> Any:
     raise ConfigurationError(f"a value of the unknown kind {code} has come from a worker")
 
 
-def encode(message: list[Any]) -> bytes:
-    """A request of plain values only."""
-    return _encoder.encode(message)
+encode: Callable[[Any], bytes] = _encoder.encode
+"""A request of plain values only."""
 
 
 # --- back to the worker ------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from mppool.worker.line import Line
 from mppool.worker.shelves import NO_SHELF, Shelves, lay_where_it_lay, remove
 
 if TYPE_CHECKING:
+    from mppool.ids import GrantNumber
     from mppool.options import PoolOptions
     from mppool.worker.context import Context
 
@@ -34,6 +35,8 @@ class Idle:
     plain: whether a release is nothing but an append (and a look at `attention`).
     has_lanes: whose turn it is, the books decide: while anybody waits, here or elsewhere, all goes there.
     own_key: of the pool's own identity, whose shelf stays. borrowed: what a background check has taken for a moment.
+    lent_ahead: what is lent to somebody who has not asked yet, and lies as idle as on a shelf (hosts do that).
+    on_contended: told of each change, without a lock.
     forgotten: told of each other key of which nothing is left, under the inventory's lock.
     close_soon: closes, in another thread, a resource that is not to be lent any more.
     """
@@ -58,6 +61,8 @@ class Idle:
         self.contended = False
         self.attention = False
         self.borrowed: PoolEntry | None = None
+        self.lent_ahead: set[GrantNumber] = set()
+        self.on_contended: Callable[[bool], None] | None = None
         self.shelves = Shelves(is_lifo=options.order == "lifo")
         self.line = Line(context, inventory, options, self)
 
@@ -179,6 +184,8 @@ class Idle:
         with self._inventory.lock:
             self.contended = contended
             self.look_whether_attention()
+        if self.on_contended is not None:
+            self.on_contended(contended)
         if contended:  # the books shall know what is wanted here
             for key in list(self.line.waiters):
                 self.line.poke(key)

@@ -403,7 +403,7 @@ class LocalPool:
             close(entry, entry.retire_reason)
         elif limit is not None and entry.uses >= limit:
             close(entry, "worn_out")
-        elif self.hooks.reset is not None and not self._was_reset(entry):
+        elif self.hooks.reset is not None and not self.was_reset(entry):
             close(entry, "discarded")
         elif not suspect or self.hooks.check is None or self.is_healthy(entry):
             entry.released_at = monotonic()
@@ -413,7 +413,8 @@ class LocalPool:
                 with self.member.chores.done_here():  # it is closed when the release returns
                     self.idle.put_back(entry)
 
-    def _was_reset(self, entry: PoolEntry) -> bool:
+    def was_reset(self, entry: PoolEntry) -> bool:
+        """Run the hook; False: the resource cannot be given to anybody, and has to be closed."""
         assert self.hooks.reset is not None
         try:
             error = self.hooks.run("reset", self.hooks.reset, entry.resource)

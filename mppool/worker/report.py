@@ -200,6 +200,7 @@ def _of_pool(local: LocalPool, hooks: bool) -> PoolReport:
     idle = {entry.number for entry in local.idle.shelves.all()}
     if (borrowed := local.idle.borrowed) is not None:  # a background check is no use
         idle.add(borrowed.number)
+    idle |= local.idle.lent_ahead
     uses = past + sum(entry.uses for entry in entries)
     counters["checkouts"] = uses
     resources = []

@@ -114,7 +114,7 @@ def test_wide_rows_come_a_few_at_a_time(manager: PoolManager, tmp_path: Path) ->
         blobs = [(number, bytes([number]) * 50_000) for number in range(70)]
         connection.executemany("insert into t values (?, ?)", blobs)
         cursor = connection.execute("select id, data from t order by id")
-        assert (cursor.fetchone(), len(cursor._rows)) == (blobs[0], 8)
+        assert (cursor.fetchone(), len(cursor._result.rows)) == (blobs[0], 8)
         assert cursor.fetchmany(30) == blobs[1:31]
         assert list(cursor) == blobs[31:]
 
