@@ -136,9 +136,7 @@ def test_a_host_that_died_meanwhile_is_noticed_at_the_checkout(manager: PoolMana
         assert thing.pid() != pid
 
 
-def test_a_resource_that_may_not_go_on_is_replaced(
-    manager: PoolManager, asked: list[str]
-) -> None:
+def test_a_resource_that_may_not_go_on_is_replaced(manager: PoolManager, asked: list[str]) -> None:
     pool = manager.pool("p", Thing, max_size=1, max_uses=3, placement="host", timeout=PATIENCE)
     assert [use(pool) for _ in range(12)] == [5] * 12
     wait_until(lambda: pool.stats()["counters"]["checkouts"] == 12, "the last release")
