@@ -13,7 +13,7 @@ from mppool.dbapi import autocommit as mode
 from mppool.dbapi.arguments import Arguments
 from mppool.dbapi.labels import LONGEST_APPLICATION, takes_application_name
 from mppool.dbapi.secrets import scrubbed, without
-from mppool.dbapi.sessions import is_closed, is_dead, module_of, refuses_login
+from mppool.dbapi.sessions import cancel, is_closed, is_dead, module_of, refuses_login
 from mppool.dbapi.settings import Settings
 from mppool.dbapi.statements import leaves_behind
 from mppool.dbapi.survey import database_of, survey
@@ -23,10 +23,6 @@ from mppool.recipe import Opening, Recipe, Survey, checked_flag
 from mppool.secret import Asked, log_in
 
 logger = Log("mppool.dbapi")
-
-
-_CANCEL_S = 5.0
-"""So long the database may take to hear of a cancel, in seconds."""
 
 
 class DbApiRecipe(Recipe[Any]):
@@ -237,15 +233,7 @@ class DbApiRecipe(Recipe[Any]):
 
     def cancel(self, connection: Any) -> bool:
         """Have the statement that runs in another thread end with an error; False where the driver cannot."""
-        if callable(getattr(connection, "cancel_safe", None)):  # psycopg 3.2
-            connection.cancel_safe(timeout=_CANCEL_S)
-            return True
-        for name in ("cancel", "interrupt"):  # psycopg 3.1, psycopg2, oracledb; sqlite3
-            call = getattr(connection, name, None)
-            if callable(call):
-                call()
-                return True
-        return False
+        return cancel(connection)
 
     def close(self, connection: Any) -> None:
         """Close the connection, unless that has happened already."""

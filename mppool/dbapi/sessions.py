@@ -135,3 +135,20 @@ def module_of(connect: Any) -> ModuleType | None:
 def _is_driver(module: ModuleType) -> bool:
     error = getattr(module, "Error", None)
     return isinstance(error, type) and issubclass(error, Exception) and hasattr(module, "apilevel")
+
+
+_CANCEL_S = 5.0
+"""So long the database may take to hear of a cancel, in seconds."""
+
+
+def cancel(connection: Any) -> bool:
+    """Have the statement that runs in another thread end with an error; False where the driver cannot."""
+    if callable(getattr(connection, "cancel_safe", None)):  # psycopg 3.2
+        connection.cancel_safe(timeout=_CANCEL_S)
+        return True
+    for name in ("cancel", "interrupt"):  # psycopg 3.1, psycopg2, oracledb; sqlite3
+        call = getattr(connection, name, None)
+        if callable(call):
+            call()
+            return True
+    return False

@@ -175,7 +175,7 @@ class Use:
         return self._state(handle, cursor, returned, wants_rows)
 
     def execute(self, handle: int, of_connection: bool, statement: str, parameters: Any) -> Answer:
-        """What `run` does, for a statement. parameters: a tuple, or None."""
+        """What `run` does, for a statement. parameters: a tuple, a dictionary, or None."""
         if of_connection:
             arguments = (statement,) if parameters is None else (statement, parameters)
             return self.run(handle, True, "execute", arguments, {})

@@ -29,7 +29,7 @@ TOKEN = 9  # the token that was wanted, or an error; not answered
 INVALIDATE = 10  # whether it was renewed
 LEAVE = 11  # the host leaves where no other process uses it
 ATTACH = 12  # the host becomes a member of the manager, which it is at the first checkout else
-EXECUTE = 13  # handle of the cursor, whether of the connection, statement, a tuple of parameters (None: none)
+EXECUTE = 13  # handle of the cursor, whether of the connection, statement, parameters: a tuple, a dictionary, or None
 
 # --- how a lease ends ---
 GIVEN_BACK, DISCARDED, SUSPECT = 0, 1, 2

@@ -44,9 +44,9 @@ class Lender(Protocol):
 
 
 class HostedLease(Lease[T]):
-    """The lease of a resource in a host."""
+    """The lease of a resource in a host. source: tells the resource from all others of the manager."""
 
-    __slots__ = ("_hold", "_lender", "_resource")
+    __slots__ = ("_hold", "_lender", "_resource", "source")
 
     _hold: Hold
 
@@ -54,6 +54,7 @@ class HostedLease(Lease[T]):
         self._lender = lender
         self._local = local
         self._hold = hold
+        self.source = hold.stream.source
         self._resource = resource
         hold.lease = weakref.ref(self)
         self._held = []  # of resources in this process

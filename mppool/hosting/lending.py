@@ -54,6 +54,7 @@ class Lending:
         self._is_untouched = False
         recipe, guard = pool._local.recipe, pool.options.guard
         self._recipe = recipe
+        self._may_be_replaced = getattr(recipe, "may_be_replaced", True)
         self._guards = recipe.guard if guard is None else guard
         may_pickle = pool.options.values == "pickle"
         self.decode = FromWorker(self._handles, may_pickle=may_pickle).decode
@@ -92,10 +93,12 @@ class Lending:
                     return self._pool.checkout(timeout)
         return self._pool.checkout(timeout)
 
-    def introduced(self) -> tuple[bytes, bool]:
-        """What the worker is told of the resource, and whether each statement commits."""
+    def introduced(self) -> tuple[bytes, bool, int]:
+        """What the worker is told of the resource, whether each statement commits, and which of all resources it is."""
         use = self.living()
-        return use.introduced(), getattr(use.resource, "autocommit", None) is True
+        assert self._lease is not None
+        commits = getattr(use.resource, "autocommit", None) is True
+        return use.introduced(), commits, self._lease._held[0].number
 
     # --- use ----------------------------------------------------------------------------------------------------
 
@@ -175,6 +178,8 @@ class Lending:
         lease, recipe = self._lease, self._recipe
         if not self._is_untouched or lease is None or not overrides(recipe, "check"):
             return False
+        if not self._may_be_replaced:
+            return False
         if getattr(lease.resource, "autocommit", None) is not False:
             return False
         try:
@@ -252,6 +257,10 @@ class Lending:
         """The worker has its next lease already, and its resource could not go on: another one takes its place."""
         self._who = ("", "")
         try:
+            if not self._may_be_replaced:
+                raise PoolError(
+                    "it was closed, and another one is not what the worker has prepared"
+                )
             self.take(self._pool.options.timeout, None, "", "")
         except Exception as error:  # noqa: BLE001  # the worker sees it at its first use
             self.number += 1

@@ -166,7 +166,7 @@ class HostedPool(Pool[T]):
         if kind == frames.ERROR:
             self.streams.put(stream)
             raise_error(body, self.name)
-        stream.lease, introduced, stream.commits = _decode(body)
+        stream.lease, introduced, stream.commits, stream.source = _decode(body)
         lease = self._lease_on(stream, pickle.loads(introduced))  # noqa: S301  # see values.py
         lease._hold.may_stay = principal is None
         return lease

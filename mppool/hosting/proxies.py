@@ -22,7 +22,19 @@ if TYPE_CHECKING:
     from mppool.hosting.streams import Stream
 
 _PLAIN, _EXECUTE, _ERROR = PLAIN, frames.EXECUTE, frames.ERROR
+_TEXT = frozenset({str})
 _COMMITS = frozenset({"commit", "__exit__"})
+
+
+def _are_plain(parameters: Any) -> bool:
+    """A tuple, or a dictionary by name, of values that msgpack carries as they are."""
+    if type(parameters) is tuple:
+        return _PLAIN.issuperset(map(type, parameters))
+    return (
+        type(parameters) is dict
+        and _TEXT.issuperset(map(type, parameters))
+        and _PLAIN.issuperset(map(type, parameters.values()))
+    )
 
 
 class Facts:
@@ -119,14 +131,14 @@ class Hold:
         return kind, body
 
     def execute(self, handle: int, of_connection: bool, args: tuple[Any, ...]) -> tuple[int, Any]:
-        """What `answered` does, for a statement: at once where it is a text, with a tuple of plain values."""
-        if len(args) == 2:
-            statement, parameters = args
-            is_plain = type(parameters) is tuple and _PLAIN.issuperset(map(type, parameters))
-        else:
-            is_plain, parameters = len(args) == 1, None
-            statement = args[0] if is_plain else None
-        if not is_plain or type(statement) is not str or self.is_over:
+        """What `answered` does, for a statement: at once where it is a text, with a tuple or a dictionary of plain values."""
+        parameters = args[1] if len(args) == 2 else None
+        is_plain = (
+            0 < len(args) <= 2
+            and type(args[0]) is str
+            and (len(args) == 1 or _are_plain(parameters))
+        )
+        if not is_plain or self.is_over:
             head = [handle, of_connection, "execute"]
             return self.answered("execute", frames.RUN, head, args, {})
         stream = self.stream
@@ -135,7 +147,7 @@ class Hold:
         freed = self._freed() if self.freed else ()
         try:
             body = encode(
-                (self.number, _EXECUTE, freed, handle, of_connection, statement, parameters)
+                (self.number, _EXECUTE, freed, handle, of_connection, args[0], parameters)
             )
         except (OverflowError, UnicodeEncodeError):
             self.freed.extend(freed)

@@ -291,7 +291,7 @@ class Session:
         self._send(kind, body)
 
     def _execute(self, handle: int, of_connection: bool, statement: str, parameters: Any) -> None:
-        if parameters is not None:
+        if type(parameters) is list:
             parameters = tuple(parameters)
         kind, body = self._lending.execute(
             handle, of_connection, statement, parameters, may_replace=not self._has_token

@@ -53,7 +53,7 @@ class Stream:
         between its being taken and the block that gives it back: the same thread goes on, and gives back all.
     facts: what the host has told of types, by their names. descriptions: of results, by the numbers that the host gives
         them. host: which of the pool's hosts it leads to.
-    lease: the number of its last one; introduced, commits: what was said of the resource then.
+    lease: the number of its last one; introduced, commits, source: what was said of the resource then.
     is_kept: the last lease was given back, and the host may keep the next one for us: see keeping.py.
     """
 
@@ -76,6 +76,7 @@ class Stream:
         self.lease = 0
         self.introduced: Any = None
         self.commits = False
+        self.source = 0
         self.is_kept = False
         self._kept_until = 0.0
         self._right: Right | None = None

@@ -44,7 +44,7 @@ _TYPES: dict[str, Any] = {
 }  # fmt: skip
 _TYPE_NAMES = {one: name for name, one in _TYPES.items()}
 
-_BASES: tuple[Any, ...] = (str, int, float, bytes, tuple)
+_BASES: tuple[Any, ...] = (str, int, float, bytes, tuple, dict, list)
 
 _encoder = msgspec.msgpack.Encoder()
 

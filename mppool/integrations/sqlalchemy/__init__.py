@@ -7,6 +7,7 @@ the queue of QueuePool is replaced.
 
   pool.py        SharedPool: the pool class
   record.py      Record and Held: a connection, as SQLAlchemy sees it and as mppool keeps it
+  hosted.py      the same over hosts
   asynchronous.py  the same for asynchronous engines
   opening.py     the recipe: how a record is opened, checked and closed; whose token it was opened with
 """
@@ -45,14 +46,24 @@ def shared_pool(
         that look into a `threading.local`. Else that thread is served by whatever comes first, a connection
         that is given back or a new one.
     options: further options of the pool, such as `max_per_process`, `max_waiting`, `check_interval`, `keep`, `budget`,
-        `lanes`; and `lane`, in which the engines of this class check out.
+        `lanes`; and `lane`, in which the engines of this class check out. `placement="host"` has connections opened in
+        hosts, and driven from here; `configure` is a function that prepares each of them there, and must be importable.
 
     All options of SQLAlchemy's QueuePool mean what it says. `pool_size + max_overflow` is the cap of all
     processes together, `pool_size` of it is kept. Costs nothing before the first checkout.
 
     Raises ConfigurationError for a bad name, and for options that SQLAlchemy's own say.
     """
-    return _made(SharedPool, manager, name, options, open_in_caller=open_in_caller)
+    if options.get("placement") != "host":
+        return _made(SharedPool, manager, name, options, open_in_caller=open_in_caller)
+    if open_in_caller:
+        raise ConfigurationError(
+            f"pool {name!r}: placement='host' is not possible with open_in_caller=True: in a host no connection belongs "
+            "to a thread of the caller"
+        )
+    from mppool.integrations.sqlalchemy.hosted import SharedHostedPool
+
+    return _made(SharedHostedPool, manager, name, options, configure=options.pop("configure", None))
 
 
 def shared_async_pool(manager: Manager, name: str, **options: Any) -> type[SharedPool]:
@@ -63,6 +74,11 @@ def shared_async_pool(manager: Manager, name: str, **options: Any) -> type[Share
 
     Raises ConfigurationError as `shared_pool` does.
     """
+    if options.get("placement") == "host":
+        raise ConfigurationError(
+            f"pool {name!r}: placement='host' is not offered for asynchronous engines, whose connections belong to an "
+            "event loop; use shared_pool with create_engine in threads, or leave placement out"
+        )
     from mppool.integrations.sqlalchemy.asynchronous import SharedAsyncPool
 
     return _made(SharedAsyncPool, manager, name, options)
@@ -76,11 +92,6 @@ def _made(
             f"the manager of pool {name!r} is {manager!r:.80}; give a manager: shared_pool(PoolManager('shop'), {name!r})"
         )
     checked_name("pool", name)
-    if options.get("placement") == "host":
-        raise ConfigurationError(
-            f"pool {name!r}: placement='host' is not offered with SQLAlchemy, whose dialects prepare connections with "
-            "functions that do not travel; use manager.pool, or leave placement out"
-        )
     for option in options:
         if option in OWN_OPTIONS:
             raise ConfigurationError(

@@ -20,7 +20,7 @@ from mppool.process.fork import call_in_children
 if TYPE_CHECKING:
     from mppool.worker.lease import Lease
 
-_records: weakref.WeakSet[Record] = weakref.WeakSet()
+_records: weakref.WeakSet[_ConnectionRecord] = weakref.WeakSet()
 
 
 class OurPool(Pool):
@@ -70,6 +70,11 @@ class Record(_ConnectionRecord):
         """From now on its events, its dialect and its return are those of this pool."""
         self._ConnectionRecord__pool = pool
         self.held.pool = pool
+
+
+def inherited_safely(record: _ConnectionRecord) -> None:
+    """A forked child does nothing with the connection of this record."""
+    _records.add(record)
 
 
 def _forget_parents_connections() -> None:
