@@ -1,4 +1,4 @@
-"""The one file that knows the client of Redis: a thread of the server that calls, for nothing may block the loop.
+"""A thread of the server that calls Redis, for nothing may block the loop.
 
     the loop --- submit(number, call) ---> jobs ---> this thread ---> Redis
              <-- answered(number, told or None, trouble) --------------
@@ -14,10 +14,10 @@ import queue
 import threading
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import unquote, urlsplit
 
 import msgspec
 
+from mppool.machines.address import parsed, secrets_in
 from mppool.machines.needs import Said, Told
 from mppool.machines.script import SCRIPT
 from mppool.machines.settings import Settings
@@ -38,6 +38,16 @@ def key_of(manager: str) -> str:
     return f"mppool:{{{manager}}}:machines"
 
 
+def _hint(error: Exception, text: str) -> str:
+    """What to do about an error that does not say it itself."""
+    kind = type(error).__name__
+    if kind in ("MovedError", "AskError") or text.startswith(("MOVED ", "ASK ")):
+        return "; this Redis is part of a cluster: give redis+cluster:// in place of redis://"
+    if kind == "ResponseError" and "unknown command" in text.lower():
+        return "; this is a sentinel: give redis+sentinel://.../SERVICE in place of redis://"
+    return ""
+
+
 class Caller:
     """Calls Redis, one call after the other. Its state belongs to its thread, but for the queue."""
 
@@ -47,6 +57,7 @@ class Caller:
         self._manager = manager
         self._answered = answered
         self._jobs: queue.SimpleQueue[Said | None] = queue.SimpleQueue()
+        self._client: Any = None
         self._script: Any = None
         self._thread = threading.Thread(target=self._run, name="mppool-redis", daemon=True)
         self._thread.start()
@@ -67,41 +78,42 @@ class Caller:
                 told = self._ask(said)
             except Exception as error:  # noqa: BLE001  # told to the machine, which logs it when it changes
                 trouble = self._text_of(error)
+                if OF_SCRIPT not in str(error):
+                    self._disconnect()
             self._answered(said.number, told, trouble)
+        self._disconnect()
 
     def _ask(self, said: Said) -> Told:
         if self._script is None:
-            self._script = self._connect().register_script(SCRIPT)
+            self._client = self._connect()
+            self._script = self._client.register_script(SCRIPT)
         call = msgspec.json.encode(said)
         answer = self._script(keys=[key_of(self._manager)], args=[call, "", ""])
         return msgspec.json.decode(answer, type=Told)
 
+    def _disconnect(self) -> None:
+        """The next call finds its Redis anew: this one may be a replica by now, and its name may point elsewhere."""
+        client, self._client, self._script = self._client, None, None
+        if client is not None:
+            try:
+                client.close()
+            except Exception:
+                log.debug("a connection to Redis could not be closed", exc_info=True)
+
     def _connect(self) -> Any:
-        import redis
-        from redis.backoff import NoBackoff
-        from redis.retry import Retry
+        from mppool.machines.clients import connected
 
         seconds = Timing(self._settings.lease_s).answer_s / 2  # a call may have to connect first
-        return redis.Redis.from_url(
-            self._settings.url,
-            socket_timeout=seconds,
-            socket_connect_timeout=seconds,
-            retry=Retry(NoBackoff(), 0),
-            client_name=f"mppool-{self._manager}",
-        )
+        return connected(parsed(self._settings.url), f"mppool-{self._manager}", seconds)
 
     def _text_of(self, error: Exception) -> str:
         """What happened, for people, without a secret."""
         text = str(error)
-        for secret in self._secrets():
+        for secret in secrets_in(self._settings.url):
             text = text.replace(secret, HIDDEN)
         text = without_secrets(text)[:_LONGEST_TROUBLE]
         if text.startswith(OF_SCRIPT):
             text = text.removeprefix(OF_SCRIPT)
         else:
-            text = f"{type(error).__name__}: {text}"
+            text = f"{type(error).__name__}: {text}{_hint(error, text)}"
         return f"{self._settings.where}: {text}"
-
-    def _secrets(self) -> list[str]:
-        password = urlsplit(self._settings.url).password
-        return sorted({password, unquote(password)}, key=len, reverse=True) if password else []

@@ -182,7 +182,7 @@ class Machine:
         self._unknown = call.unknown
         self.trouble, self._failing = "", False
         self._answered_at = now
-        self._next_at = now + self.timing.refresh_s * (0.75 + 0.25 * self._jitter())
+        self._next_at = now + self.timing.next_refresh_s(self._jitter())
         if told.kept_ms:  # what is kept until then is to be had then
             until = now + told.kept_ms / 1000 + self.timing.least_s
             self._next_at = min(self._next_at, until)
@@ -230,6 +230,11 @@ class Machine:
         if self._fallback is None or not self.trouble:
             return Part(0, ends=True, why=why)
         return Part(self._fallback, ends=True, why=f"{why}; on_redis_lost={self._fallback} applies")
+
+    def is_contended(self, pool: str) -> bool:
+        """Whether other machines want more of the pool than there is beside what this one wants."""
+        told = self.told_of(pool)
+        return told is not None and 0 <= told.cap < told.wanted
 
     def told_of(self, pool: str) -> PoolTold | None:
         """What the last answer said of a pool."""

@@ -7,6 +7,26 @@ from typing import NamedTuple
 import msgspec
 
 
+class Peaks:
+    """What each pool was found to want: the most of this call and the last one.
+
+    Where other machines want more than there is, only what is wanted now counts: capacity moves at once.
+    """
+
+    def __init__(self) -> None:
+        self._last: dict[str, int] = {}
+        self._now: dict[str, int] = {}
+
+    def begin(self) -> None:
+        """There is another call."""
+        self._last, self._now = self._now, {}
+
+    def note(self, pool: str, found: int, *, contended: bool) -> int:
+        """So much was found; how much to say."""
+        self._now[pool] = found
+        return found if contended else max(found, self._last.get(pool, 0))
+
+
 class Need(NamedTuple):
     """One pool of a machine.
 

@@ -14,10 +14,10 @@ from urllib.parse import urlsplit
 import msgspec
 
 from mppool.errors import ConfigurationError
+from mppool.machines.address import ALLOWED, AddressError, parsed
 from mppool.machines.timing import LEASE_S, LEAST_LEASE_S, LONGEST_LEASE_S
 
 LEASE_VARIABLE = "MPPOOL_MACHINE_LEASE"
-SCHEMES = ("redis", "rediss", "unix")
 HOLD = "hold"
 
 
@@ -88,24 +88,12 @@ def _checked_fallback(manager: str, value: object) -> int | None:
 
 def _check_url(manager: str, url: object) -> None:
     """Says nothing of the URL itself: it may hold a password."""
-    allowed = "give a URL like redis://host:6379/0, rediss://... (TLS) or unix:///path"
-    problem = None
     try:
-        if not isinstance(url, str):
-            problem = f"it is a {type(url).__name__}"
-        else:
-            parts = urlsplit(url)
-            port = parts.port  # raises ValueError for what is no port
-            if parts.scheme not in SCHEMES:
-                problem = "it does not begin with redis://, rediss:// or unix://"
-            elif port == 0 or (parts.scheme != "unix" and not parts.hostname):
-                problem = "it names no host"
-    except ValueError:
-        problem = "its host or port cannot be read"
-    if problem is not None:
+        parsed(url)
+    except AddressError as error:
         raise ConfigurationError(
-            f"manager {manager!r}: redis= is not allowed: {problem}; {allowed}"
-        )
+            f"manager {manager!r}: redis= is not allowed: {error}; {ALLOWED}"
+        ) from None
 
 
 def _lease_s(manager: str) -> float:

@@ -25,8 +25,20 @@ class Timing(NamedTuple):
 
     @property
     def refresh_s(self) -> float:
-        """So often a machine calls, where nothing presses."""
+        """Within two of these capacity moves to where it is wanted, whatever else a call waits for."""
         return self.lease_s / 5
+
+    def next_refresh_s(self, chance: float) -> float:
+        """So long after an answer a machine calls again, where nothing presses. chance: within [0, 1).
+
+        Two of these, and one hurried call of the machine that wants, are less than two refreshes.
+        """
+        return self.refresh_s * (0.65 + 0.2 * chance)
+
+    @property
+    def lately_s(self) -> float:
+        """What has not been used for so long is not wanted, where other machines want it: two looks are further apart."""
+        return self.next_refresh_s(0) - self.hurry_s / 2
 
     @property
     def hurry_s(self) -> float:

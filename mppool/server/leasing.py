@@ -23,7 +23,7 @@ from mppool.core.events import Share
 from mppool.core.share import Demand
 from mppool.machines.calling import Caller
 from mppool.machines.machine import Machine, Part
-from mppool.machines.needs import Need, Told
+from mppool.machines.needs import Need, Peaks, Told
 from mppool.machines.settings import Settings
 from mppool.machines.timing import Timing
 from mppool.rendezvous.claim import write_in_place
@@ -59,7 +59,6 @@ class Leasing:
     """It belongs to the loop's thread, but for `_answers`, to which the caller's thread appends.
 
     _parts: what the books were told last, by pool. _looked: the call before which reports were asked for.
-    _wanted: what each pool was found to want at the last call.
     """
 
     def __init__(
@@ -91,7 +90,7 @@ class Leasing:
         self._answers: deque[tuple[int, Told | None, str]] = deque()
         self._caller = Caller(settings, paths.name, self._answered)
         self._parts: dict[str, Part] = {}
-        self._wanted: dict[str, int] = {}
+        self._peaks = Peaks()
         self._looked = -1.0
         self._was_lost = False
 
@@ -152,15 +151,17 @@ class Leasing:
         }
 
     def _needs(self) -> dict[str, Need]:
-        """What each pool has and wants: what was in use lately, and who waits; the peak of this call and the last."""
-        needs, wanted = {}, self._wanted
-        self._wanted = {}
+        """What each pool has and wants: what was in use lately, and who waits."""
+        needs = {}
+        self._peaks.begin()
         for pool, demand in self._books.demands().items():
             names = demand.pools or (pool,)  # a budget is in use where its pools are
-            unused = sum(self._collector.idle_for(one, self._timing.refresh_s) for one in names)
+            contended = self.machine.is_contended(pool)
+            lately_s = self._timing.lately_s if contended else self._timing.refresh_s
+            unused = sum(self._collector.idle_for(one, lately_s) for one in names)
             waiting = max(demand.waiting, sum(map(self._collector.waiting, names)))
-            self._wanted[pool] = wants = max(demand.has - unused, 0) + waiting
-            wants = max(wants, wanted.get(pool, 0), demand.keeps)
+            found = max(demand.has - unused, 0) + waiting
+            wants = max(self._peaks.note(pool, found, contended=contended), demand.keeps)
             if demand.cap is not None:
                 wants = min(wants, demand.cap)
             needs[pool] = Need(demand.cap, wants, demand.has, _starves(demand), demand.known)

@@ -1,7 +1,8 @@
-"""A real Redis for tests: on a socket or port of its own, killed at the end."""
+"""A real Redis for tests: on a port of its own, killed at the end. $MPPOOL_TEST_REDIS names another program, such as Valkey's."""
 
 from __future__ import annotations
 
+import os
 import shutil
 import signal
 import socket
@@ -11,12 +12,16 @@ from typing import Any
 
 from tests.helpers import component_is_missing, wait_until
 
+PROGRAMS = ("redis-server", "valkey-server")
+
 
 class RedisServer:
     """One redis-server. `start` after `kill` makes it anew, with what it has saved, which is nothing by default."""
 
-    def __init__(self, directory: Path, *arguments: str) -> None:
-        self.program = shutil.which("redis-server") or shutil.which("valkey-server")
+    def __init__(self, directory: Path, *arguments: str, rules: Path | None = None) -> None:
+        """rules: the configuration of a sentinel, which this is then."""
+        named = os.environ.get("MPPOOL_TEST_REDIS", "")
+        self.program = next(filter(None, map(shutil.which, (named, *PROGRAMS))), None)
         if self.program is None:
             component_is_missing("there is no redis-server (Debian: redis-server)")
         try:
@@ -24,12 +29,19 @@ class RedisServer:
         except ImportError:
             component_is_missing("the Python package redis is missing")
         self._directory = directory
-        self._arguments = arguments
+        self._arguments = (*arguments, "--save", "", "--appendonly", "no")
+        self._rules: tuple[str, ...] = ()
+        if rules is not None:
+            self._rules, self._arguments = (str(rules),), ("--sentinel",)
         with socket.socket() as sock:
             sock.bind(("127.0.0.1", 0))
             self.port: int = sock.getsockname()[1]
         self._process: subprocess.Popen[bytes] | None = None
-        self.start()
+        try:
+            self.start()
+        except BaseException:
+            self.kill()
+            raise
 
     @property
     def url(self) -> str:
@@ -40,12 +52,17 @@ class RedisServer:
 
         return redis.Redis(host="127.0.0.1", port=self.port, **more)
 
+    def ask(self, *command: Any) -> Any:
+        """Carry out one command, over a connection of its own."""
+        with self.client() as client:
+            return client.execute_command(*command)
+
     def start(self) -> None:
         assert self.program is not None
         log = self._directory / "redis.log"
         self._process = subprocess.Popen(
             [
-                self.program, "--port", str(self.port), "--bind", "127.0.0.1", "--save", "", "--appendonly", "no",
+                self.program, *self._rules, "--port", str(self.port), "--bind", "127.0.0.1",
                 "--dir", str(self._directory), "--logfile", str(log), *self._arguments,
             ],
             stdin=subprocess.DEVNULL,
@@ -53,6 +70,8 @@ class RedisServer:
         wait_until(self._listens, f"redis-server listens; see {log}")
 
     def _listens(self) -> bool:
+        assert self._process is not None
+        assert self._process.poll() is None, "redis-server has ended; its log says why"
         with socket.socket() as sock:
             return sock.connect_ex(("127.0.0.1", self.port)) == 0
 

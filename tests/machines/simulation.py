@@ -2,64 +2,125 @@
 
 The time is an argument of all of them, so that hours pass in seconds. Each machine has a clock of its own pace. Calls
 and answers take time, get lost, come twice and late. Redis is flushed, restarted, and fails over to a copy that lacks
-the last writes. The database counts its sessions at every change: there are never more than the cap.
+the last writes, with another clock. The database counts its sessions at every change: there are never more than the cap.
+
+A story of a world is a generator. It yields what Redis shall do and is sent the replies, so that `drive` has many
+worlds ask in one message: one by one, nearly all the time would go into waiting for Redis.
 """
 
 from __future__ import annotations
 
+import functools
+import hashlib
 import heapq
+import itertools
 import random
 from collections import deque
-from collections.abc import Callable
-from typing import Any
+from collections.abc import Callable, Generator, Iterable, Iterator
+from typing import Any, TypeVar
 
 import msgspec
 
 from mppool.machines.machine import Machine
-from mppool.machines.needs import Need, Said, Told
+from mppool.machines.needs import Need, Peaks, Said, Told
 from mppool.machines.script import SCRIPT
 from mppool.machines.timing import Timing
 
 POOL = "orders"
+LOGIN, CLOSE = 0.1, 0.22
+"""Of a lease: so long logging in and closing take at most. With clocks as wrong as they may be this is just soon enough."""
+AT_ONCE = 256
+"""So many worlds share a message to Redis."""
+
+Command = tuple[Any, ...]
+T = TypeVar("T")
+Story = Generator[list[Command], list[Any], T]
+
+_SHA = hashlib.sha1(SCRIPT.encode()).hexdigest()
+_serials = itertools.count()
 
 
 class OverTheCap(AssertionError):
     """More sessions than the cap allows."""
 
 
-class World:
-    """True time, what happens in it, Redis and the database."""
+def drive(client: Any, stories: Iterable[Story[T]]) -> Iterator[T]:
+    """Tell the stories, many at a time, and yield what each returns, in the order in which they end."""
+    client.script_load(SCRIPT)
+    waiting = iter(stories)
+    told: list[tuple[Story[T], list[Command]]] = []
+    replies: list[list[Any]] = []
+    while True:
+        pairs: list[tuple[Story[T], list[Any] | None]] = [
+            (story, reply) for (story, _), reply in zip(told, replies, strict=True)
+        ]
+        pairs += [(story, None) for story in itertools.islice(waiting, AT_ONCE - len(pairs))]
+        told = []
+        for story, reply in pairs:
+            try:
+                told.append((story, next(story) if reply is None else story.send(reply)))
+            except StopIteration as end:
+                yield end.value
+        if not pairs:
+            return
+        replies = _asked(client, [commands for _, commands in told])
 
-    def __init__(self, client: Any, cap: int, seed: int, *, fifo: bool = False) -> None:
+
+def _asked(client: Any, requests: list[list[Command]]) -> list[list[Any]]:
+    """All in one message. Errors are replies."""
+    pipeline = client.pipeline(transaction=False)
+    for commands in requests:
+        for command in commands:
+            pipeline.execute_command(*command)
+    replies = iter(pipeline.execute(raise_on_error=False))
+    return [list(itertools.islice(replies, len(commands))) for commands in requests]
+
+
+class World:
+    """True time, what happens in it, Redis and the database.
+
+    loss: the chance that a message is lost, late or comes twice. lent_s: a lease lasts so long at most.
+    """
+
+    def __init__(self, cap: int, seed: int, *, lent_s: float | None = None) -> None:
         self.random = random.Random(seed)
         self.timing = Timing()
-        self.cap = cap
+        self.cap, self.seed = cap, seed
+        self.lent_s = self.timing.lease_s * 1.5 if lent_s is None else lent_s
         self.now = 0.0
-        self._events: list[tuple[float, int, Callable[[], None]]] = []
+        self._events: list[tuple[float, int, Callable[[], Story[None] | None]]] = []
         self._serial = 0
-        self.client = client
-        self.script = client.register_script(SCRIPT)
-        self.key = f"mppool:{{simulation-{seed}}}:machines"
-        client.delete(self.key)
-        self.instance = 1
-        self.pace_of_redis = self.random.uniform(0.95, 1.1)
+        self.key = f"mppool:{{simulation-{seed}-{next(_serials)}}}:machines"
+        self.instance = 0
         # What a copy of Redis knows that lags behind by so many writes.
-        self.copies: deque[dict[bytes, bytes]] = deque(maxlen=12)
+        self.copies: deque[bytes | None] = deque(maxlen=16)
         self.machines: list[SimulatedMachine] = []
         self.loss = 0.0
-        self.calls = 0
-        self.peak = 0
+        self.calls = self.peak = 0
+        self._another_redis()
 
-    def at(self, seconds: float, what: Callable[[], None]) -> None:
+    def _another_redis(self) -> None:
+        """It has a clock of its own, wherever that stands."""
+        self.instance += 1
+        self.pace_of_redis = self.pace()
+        self._offset = self.random.uniform(1000, 2000) - self.now * self.pace_of_redis
+
+    def pace(self) -> float:
+        """Of a clock; often it is as wrong as it may be."""
+        return self.random.choice([0.9, 0.9, 1.1, 1.1, self.random.uniform(0.9, 1.1)])
+
+    def at(self, seconds: float, what: Callable[[], Story[None] | None]) -> None:
         """Have it happen in so many seconds of true time."""
         self._serial += 1
         heapq.heappush(self._events, (self.now + seconds, self._serial, what))
 
-    def run(self, seconds: float) -> None:
+    def run(self, seconds: float) -> Story[None]:
         until = self.now + seconds
         while self._events and self._events[0][0] <= until:
             self.now, _, what = heapq.heappop(self._events)
-            what()
+            rest = what()
+            if rest is not None:
+                yield from rest
         self.now = until
 
     # --- Redis -------------------------------------------------------------------------------------------
@@ -67,81 +128,91 @@ class World:
     def call(self, machine: SimulatedMachine, said: Said) -> None:
         """A call is on its way. Lost: it fails at its sender after a while, carried out or not."""
         chance = self.random.random
-        failed = machine.alive_only(
-            lambda: machine.machine.failed(said.number, "no answer", machine.clock())
+        self.at(
+            self.timing.answer_s,
+            machine.alive_only(
+                lambda: machine.machine.failed(said.number, "no answer", machine.clock())
+            ),
         )
-        self.at(self.timing.answer_s, failed)
-        if chance() < self.loss:
+        if chance() < self.loss or machine.is_cut_off:
             return
         delay = chance() ** 4 * self.timing.answer_s * (4 if chance() < self.loss else 0.5)
-        instance = self.instance
-        self.at(delay, lambda: self._carry_out(machine, said, instance))
+        packed, instance = msgspec.json.encode(said), self.instance
+        self.at(delay, lambda: self._carry_out(machine, said, packed, instance))
         if chance() < self.loss:
-            self.at(delay + chance(), lambda: self._carry_out(machine, said, instance))
+            again = delay + chance() ** 2 * self.timing.lease_s
+            self.at(again, lambda: self._carry_out(machine, said, packed, instance))
 
-    def _carry_out(self, machine: SimulatedMachine, said: Said, instance: int) -> None:
+    def _carry_out(
+        self, machine: SimulatedMachine, said: Said, packed: bytes, instance: int
+    ) -> Story[None]:
         if instance != self.instance:
             return  # its connection has ended with that Redis
-        import redis
-
         self.calls += 1
-        now = round((1000 + self.now * self.pace_of_redis) * 1000)
-        try:
-            answer = self.script(
-                keys=[self.key], args=[msgspec.json.encode(said), now, str(instance)]
-            )
-        except redis.ResponseError:
-            return  # an older call
-        self.copies.append(self.client.hgetall(self.key))
-        told = msgspec.json.decode(answer, type=Told)
-        if self.random.random() < self.loss:
+        now = round((self._offset + self.now * self.pace_of_redis) * 1000)
+        script: Command = ("EVALSHA", _SHA, 1, self.key, packed, now, str(instance))
+        answer, copy = yield [script, ("DUMP", self.key)]
+        if isinstance(answer, Exception):
+            assert str(answer).startswith("MPPOOL a later call"), answer
             return
-        delay = self.random.random() ** 4 * self.timing.answer_s * 0.4
-        heard = machine.alive_only(lambda: machine.hears(said.number, told))
+        self.copies.append(copy)
+        told = msgspec.json.decode(answer, type=Told)
+        chance = self.random.random
+        if chance() < self.loss or machine.is_cut_off:
+            return
+        delay = self.timing.answer_s * self.random.choice((0.01, 0.1, 0.9 * chance()))
+        heard = machine.alive_only(
+            lambda: machine.machine.answered(said.number, told, machine.clock())
+        )
         self.at(delay, heard)
+        if chance() < self.loss:  # it comes twice, or later than its sender believed
+            self.at(chance() * self.timing.lease_s * 0.5, heard)
 
-    def flush(self) -> None:
-        self.client.delete(self.key)
+    def flush(self) -> Story[None]:
+        yield [("DEL", self.key)]
 
-    def fail_over(self, forgotten: int = 0) -> None:
+    def fail_over(self, forgotten: int = 0) -> Story[None]:
         """Another Redis answers, with the same state, or with that of so many writes ago."""
-        self.instance += 1
+        self._another_redis()
         if forgotten and self.copies:
             state = self.copies[-min(forgotten + 1, len(self.copies))]
-            self.client.delete(self.key)
-            if state:
-                self.client.hset(self.key, mapping=state)
+            commands: list[Command] = [("DEL", self.key)]
+            if state is not None:
+                commands.append(("RESTORE", self.key, 0, state))
+            yield commands
         self.copies.clear()
 
     # --- the database ------------------------------------------------------------------------------------
 
     def count(self) -> None:
-        held = sum(machine.open for machine in self.machines)
-        self.peak = max(self.peak, held)
-        if held > self.cap:
-            each = [(one.machine.name, one.open) for one in self.machines]
-            raise OverTheCap(f"{held} of {self.cap} at {self.now:.2f} s: {each}")
+        held = sum([machine.sessions() for machine in self.machines])
+        if held > self.peak:
+            self.peak = held
+            if held > self.cap:
+                each = [(one.name, one.sessions()) for one in self.machines]
+                raise OverTheCap(
+                    f"seed {self.seed}: {held} of {self.cap} at {self.now:.2f} s: {each}"
+                )
 
 
 class SimulatedMachine:
     """A server and its processes. demand: how many resources are used, if they are to be had.
 
-    open: sessions at the database. opening: such as will be. lent: in use, so that only a release ends them.
+    open: sessions at the database. opening: such as will be. closing: of those that are open.
     """
 
-    def __init__(
-        self, world: World, name: str, *, pace: float, fallback: int | None = None
-    ) -> None:
-        self.world = world
-        self.pace = pace
+    def __init__(self, world: World, name: str, *, pace: float) -> None:
+        self.world, self.pace = world, pace
         self.demand = 0
+        # How much was used, and since when by this machine's clock.
+        self._demands: deque[tuple[float, int]] = deque([(0.0, 0)])
         self.open = self.opening = self.closing = 0
-        self.incarnation = 0
+        self.incarnation = self.epoch = self.life = 0
         self.alive = True
-        self.name, self.fallback = name, fallback
-        self.epoch = 0
-        self._begin(None)
+        self.is_cut_off = False
+        self.name = name
         world.machines.append(self)
+        self._begin(None)
 
     def _begin(self, since: float | None) -> None:
         self.epoch += 1
@@ -151,12 +222,13 @@ class SimulatedMachine:
             self.name,
             self.epoch,
             self.world.timing,
-            self.fallback,
+            None,
             now=self.clock(),
             since=since,
             jitter=chance.random,
             fresh=lambda: f"{chance.getrandbits(64):x}",
         )
+        self._peaks = Peaks()
         self.incarnation += 1
         self._planned = float("inf")
         self.look()
@@ -175,88 +247,110 @@ class SimulatedMachine:
 
         return guarded
 
-    def hears(self, number: int, told: Told) -> None:
-        self.machine.answered(number, told, self.clock())
-
     def wants(self, demand: int) -> None:
         self.demand = demand
+        self._demands.append((self.clock(), demand))
         if self.alive:
             self.look()
+
+    def sessions(self) -> int:
+        """As the database counts them."""
+        return self.open
 
     # --- what the server and its processes do ------------------------------------------------------------
 
     def has(self) -> int:
         return self.open + self.opening
 
-    def _need(self) -> Need:
-        part = self.machine.part(POOL, self.clock())
-        starves = self.demand > self.has() and part.size is not None and self.has() >= part.size
-        return Need(self.world.cap, min(self.demand, self.world.cap), self.has(), starves)
+    def _wants(self, now: float) -> int:
+        """As a server finds out: what was in use when it asked last, a moment ago, or lately before that; and who waits."""
+        timing, has = self.world.timing, self.open + self.opening
+        contended = self.machine.is_contended(POOL)
+        since = now - timing.hurry_s / 2 - (timing.lately_s if contended else timing.refresh_s)
+        demands = self._demands
+        while len(demands) > 1 and demands[1][0] <= since:
+            demands.popleft()
+        used = min(max([demand for _, demand in demands]), has)
+        self._peaks.begin()
+        wants = used + max(0, self.demand - has)
+        return min(self._peaks.note(POOL, wants, contended=contended), self.world.cap)
+
+    def _need(self, size: int | None) -> Need:
+        has = self.open + self.opening
+        starves = size is not None and has >= size and self.demand > has
+        return Need(self.world.cap, 0, has, starves)
 
     def look(self) -> None:
         """What is due, and what follows from this machine's part."""
-        now = self.clock()
-        needs = {POOL: self._need()}
-        if self.machine.is_due(now, needs):
-            self.world.call(self, self.machine.call(now, needs, 1))
-        part = self.machine.part(POOL, now)
-        chance = self.world.random.random
-        size = self.world.cap if part.size is None else part.size
+        world, machine, now = self.world, self.machine, self.clock()
+        part = machine.part(POOL, now)
+        needs = {POOL: self._need(part.size)}
+        if machine.is_due(now, needs):
+            wants = self._wants(now)
+            needs = {POOL: needs[POOL]._replace(wants=wants)}
+            world.call(self, machine.call(now, needs, 1))
+            part = machine.part(POOL, now)
+        chance = world.random.random
+        size = world.cap if part.size is None else part.size
         if part.opens:
             while self.has() < min(self.demand, size):
                 self.opening += 1
-                self.world.at(chance() * 0.5, self.alive_only(self._opened))
-        elif part.ends or self.open - self.closing > size:
-            pass
-        beyond = max(0, self.open - self.closing - size)
-        for _ in range(beyond):
+                world.at(
+                    chance() ** 3 * LOGIN * world.timing.lease_s, self.alive_only(self._opened)
+                )
+        for _ in range(self.open - self.closing - size):
             self.closing += 1
-            # What is lent comes back some time; what is ended is closed soon.
-            at_most = self.world.timing.lease_s * (0.1 if part.ends else 1.5)
-            self.world.at(chance() * at_most, self._closed_of(self.incarnation))
-        self._plan()
+            # What is lent comes back some time; what is ended is closed soon, often just in time.
+            at_most = CLOSE * world.timing.lease_s if part.ends else world.lent_s
+            seconds = at_most * world.random.choice((1.0, chance()))
+            world.at(seconds, functools.partial(self._closed, self.life))
+        self._plan(now)
 
-    def _plan(self) -> None:
+    def _plan(self, now: float) -> None:
         machine = self.machine
-        now = self.clock()
-        at = min(machine.due_at({POOL: self._need()}), machine.next_phase(now))
-        if at != float("inf") and at < self._planned:
+        needs = {POOL: self._need(machine.part(POOL, now).size)}
+        at = min(machine.due_at(needs), machine.next_phase(now))
+        if at != self._planned:
             self._planned = at
+            if at != float("inf"):
+                seconds = max(0.0, at - now) / self.pace + 0.001
+                self.world.at(seconds, functools.partial(self._as_planned, self.incarnation, at))
 
-            def due() -> None:
-                self._planned = float("inf")
-
-            self.world.at(max(0.0, at - now) / self.pace + 0.001, self.alive_only(due))
+    def _as_planned(self, incarnation: int, at: float) -> None:
+        if self.alive and incarnation == self.incarnation and at == self._planned:
+            self._planned = float("inf")
+            self.look()
 
     def _opened(self) -> None:
         self.opening -= 1
         self.open += 1
         self.world.count()
 
-    def _closed_of(self, incarnation: int) -> Callable[[], None]:
-        def closed() -> None:
-            if incarnation == self.incarnation and self.alive:
-                self.open -= 1
-                self.closing -= 1
-                self.look()
-
-        return closed
+    def _closed(self, life: int) -> None:
+        """Processes go on closing while their server is dead."""
+        if life == self.life:
+            self.open -= 1
+            self.closing -= 1
+            self.look()
 
     # --- what happens to it ------------------------------------------------------------------------------
 
     def dies(self) -> None:
         """The whole machine: the database ends its sessions."""
         self.alive = False
+        self.life += 1
         self.open = self.opening = self.closing = 0
 
     def returns(self) -> None:
         self.alive = True
         self._begin(None)
 
-    def restarts_server(self) -> None:
-        """The server dies, and a successor takes over with the file that the first has left."""
+    def restarts_server(self, *, forgets: bool = False) -> None:
+        """The server dies, and a successor takes over with the file that the first has left, or without it."""
         since = self.machine.since
+        if forgets:
+            since, self.name = None, f"{self.name}'"
         self.open += self.opening  # what was being opened is held
-        self.opening = self.closing = 0
+        self.opening = 0
         self.world.count()
         self._begin(since)

@@ -94,7 +94,7 @@ def test_what_was_given_back_is_said_at_once() -> None:
 
 def test_it_calls_sooner_for_a_new_pool_and_where_somebody_starves() -> None:
     one, _ = leased(3)
-    assert one.due_at({"orders": Need(6, 1, 1)}) == pytest.approx(TIMING.refresh_s)
+    assert one.due_at({"orders": Need(6, 1, 1)}) == pytest.approx(TIMING.next_refresh_s(1.0))
     assert one.due_at(BUSY) == pytest.approx(TIMING.hurry_s)
     assert one.due_at({**BUSY, "new": Need(6, 0, 0)}) == pytest.approx(TIMING.least_s)
 

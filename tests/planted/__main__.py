@@ -82,7 +82,7 @@ def run(bug: Bug | None, limit: float, parts: tuple[str, ...] = ()) -> tuple[str
     began = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="mppool-planted-") as name:
         copy = Path(name)
-        _copy_into(copy)
+        copy_into(copy)
         if bug is not None:
             bug.plant(copy / "mppool")
         done = None
@@ -98,7 +98,7 @@ def run(bug: Bug | None, limit: float, parts: tuple[str, ...] = ()) -> tuple[str
         return killer, time.monotonic() - began
 
 
-def _copy_into(copy: Path) -> None:
+def copy_into(copy: Path) -> None:
     # The list of bugs does not fit sources with a bug in them.
     skipped = shutil.ignore_patterns("__pycache__", "planted")
     shutil.copytree(PACKAGE, copy / "mppool", ignore=skipped)
