@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from benchmarks import (
+    asynchronous,
     brake,
     cold,
     contention,
@@ -12,6 +13,7 @@ from benchmarks import (
     footprint,
     goodput,
     hosting,
+    machines,
     scale,
     sharing,
     spike,
@@ -25,6 +27,7 @@ from benchmarks.tables import Table
 MODULES = (
     warm,
     engines,
+    asynchronous,
     contention,
     cold,
     sharing,
@@ -34,6 +37,7 @@ MODULES = (
     brake,
     tokens,
     hosting,
+    machines,
     footprint,
     scale,
 )

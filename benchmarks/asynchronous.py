@@ -1,6 +1,6 @@
 """AsyncPool beside asyncpg's own pool and psycopg's AsyncConnectionPool, over one PostgreSQL.
 
-The database is named by $MPPOOL_BENCH_POSTGRES, a URL; without it there is no table. Nothing is executed but what the
+The database is named by $MPPOOL_BENCH_POSTGRES, a URL; without it there is no table. It needs the group `bench`. Nothing is executed but what the
 pools themselves send: asyncpg's reset at each release, which both it and AsyncpgRecipe do.
 """
 
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
@@ -31,6 +32,7 @@ def run(quick: bool) -> list[Table]:
     """One process, one loop; each sample is one round with a pool, and the pools take turns."""
     url = os.environ.get(VARIABLE)
     if not url:
+        print(f"asynchronous: left out; ${VARIABLE} names no database", file=sys.stderr)
         return []
     rounds, uses = (3, 50) if quick else (15, 1000)
     warm, contended = asyncio.run(_samples(url, rounds, uses))

@@ -113,6 +113,10 @@ class Recipe(Generic[T]):
         """Whether resources can be opened here for which nobody waits (`min_size`)."""
         return True
 
+    def asks_in(self) -> Any:
+        """The event loop in which an asynchronous credential is asked for a token; None: there is none."""
+        return None
+
     def opened(self, resource: T) -> None:
         """Called once, when the resource is open and configured: the place to note what `reset` puts back."""
 

@@ -67,6 +67,11 @@ class LoopRecipe(Recipe[Any]):
         """Whether `min_size` can be opened here: in the first loop, while there is one."""
         return self.homes is not None and self.homes.first() is not None
 
+    def asks_in(self) -> asyncio.AbstractEventLoop | None:
+        """See Recipe: the loop of the checkout, or the one in which `min_size` is opened."""
+        home = opens_in.get(None) or (self.homes and self.homes.first())
+        return home.loop if home else None
+
     def fingerprint(self) -> str:
         """See Recipe."""
         return f"async {self.asynchronous.fingerprint()}"

@@ -7,6 +7,7 @@ holds for a cancellation at any await too.
 from __future__ import annotations
 
 import asyncio
+from contextvars import copy_context
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
@@ -54,9 +55,10 @@ class TaskHooks:
             self._close(entry, entry.retire_reason)
             return False
         if entry.token and principal is not None and time() >= entry.ask_at:
+            here = copy_context()  # it says in which loop a credential is asked
             goes_on = await in_thread(
                 local.member.chores,
-                lambda: local._goes_on(entry, principal),
+                lambda: here.run(local._goes_on, entry, principal),
                 lambda same: entry.local.idle.put_where_it_lay(entry) if same else None,
             )
             if not goes_on:

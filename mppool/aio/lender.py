@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from contextvars import copy_context
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -49,14 +50,14 @@ class Lender:
         if not local.is_sealed:
             await in_thread(local.member.asker, local.member.seal)
         home.look_at_shelf()
-        principal = await self._principal(identity, credential, seconds)
-        key = home.key_for(local.default_key if principal is None else principal.key)
-        if principal is not None:
-            principal.key = key
-            if principal.fetched is not None and seconds is not None:
-                seconds = max(0.0, seconds - (monotonic() - started))
         where = opens_in.set(home)
         try:
+            principal = await self._principal(identity, credential, seconds)
+            key = home.key_for(local.default_key if principal is None else principal.key)
+            if principal is not None:
+                principal.key = key
+                if principal.fetched is not None and seconds is not None:
+                    seconds = max(0.0, seconds - (monotonic() - started))
             entry = await TaskCheckout(
                 home.desk, TaskHooks(local, home), key, seconds, principal, lane
             ).run()
@@ -72,8 +73,10 @@ class Lender:
         local = self.local
         if credential is None and (identity is not None or local.recipe.credential is None):
             return local.identities.of(identity, credential, seconds)
+        here = copy_context()  # it says in which loop a credential is asked
         return await in_thread(
-            local.member.chores, lambda: local.identities.of(identity, credential, seconds)
+            local.member.chores,
+            lambda: here.run(local.identities.of, identity, credential, seconds),
         )
 
     def is_clean(self, entry: PoolEntry) -> bool:

@@ -46,7 +46,7 @@ from mppool.core.events import (
     TokenReplaced,
     WantReady,
 )
-from mppool.core.figures import budget_figures, pool_figures
+from mppool.core.figures import budget_figures, pool_figures, process_figures
 from mppool.core.memory import Memory
 from mppool.core.outbox import Outbox
 from mppool.core.pool import PoolBooks
@@ -247,27 +247,19 @@ class Books:
 
     def slots_held(self, process: ProcessId | None = None) -> int:
         """Slots that a process holds, or all processes, including those only the journal tells of."""
-        if process is None:
-            held = sum(len(pool.slots) for pool in self.pools.values())
-        else:
-            held = sum(
-                pool.slots.levels[process] for pool in self._known_in.get(process, {}).values()
-            )
+        pools = self.pools if process is None else self._known_in.get(process, {})
+        held = sum(
+            len(pool.slots) if process is None else pool.slots.levels[process]
+            for pool in pools.values()
+        )
         return held + self._memory.count(process)
 
     def snapshot(self) -> dict[str, Any]:
         """JSON-compatible figures of all pools and processes."""
+        labels = self._outbox.labels
         return {
             "epoch": self.epoch,
-            "processes": [
-                {
-                    "pid": process.pid,
-                    "birth": process.birth,
-                    "member": process.member,
-                    "label": self._outbox.labels.get(process, ""),
-                }
-                for process in self._sessions
-            ],
+            "processes": [process_figures(one, labels.get(one, "")) for one in self._sessions],
             "pools": {name: pool_figures(pool) for name, pool in self.pools.items()},
             "budgets": {budget.name: budget_figures(budget) for budget in self.budgets},
         }
@@ -277,6 +269,11 @@ class Books:
         if pool is None:
             text = f"no attached process has declared a pool {event.pool!r}"
             self._outbox.answer(process, Refuse(event.ticket, "unknown_pool", text))
+        elif (admitted := pool.kinds.admitted(process, now)) is not None:
+            self._declare(admitted, process, now)
+            self._checkout(process, event, now)
+        elif why_not := pool.kinds.why_not(process):
+            self._outbox.answer(process, Refuse(event.ticket, "mismatch", why_not))
         elif not pool.refuses_at_once(process, event, now):
             self._knows(pool, process)
             self._touch(pool).checkout(process, event, now)
@@ -368,8 +365,11 @@ class Books:
             self._new_pool(declaration, now)
         pool = self._touch(self.pools[declaration.pool])
         self._knows(pool, process)
-        self.budgets.place(pool, declaration, now)
-        pool.declare(declaration, process, now)
+        others = pool.kinds.take(process, declaration, now)
+        pool.declarations.forget_all(others)
+        if process not in others:
+            self.budgets.place(pool, declaration, now)
+            pool.declare(declaration, process, now)
 
     def _new_pool(self, declaration: Declaration, now: float) -> None:
         name = declaration.pool

@@ -53,7 +53,7 @@ class Queued(Decision, frozen=True, tag=True):
 
 
 RefuseReason = Literal[
-    "timeout", "too_many_waiting", "open_failed", "closed", "unknown_pool", "journal"
+    "timeout", "too_many_waiting", "open_failed", "closed", "unknown_pool", "journal", "mismatch"
 ]
 
 

@@ -11,6 +11,7 @@ Instants are those of one machine's monotonic clock, which goes on where a serve
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 
 from mppool.core.decisions import RecordPool
 from mppool.core.events import Declaration
@@ -134,6 +135,11 @@ class Declarations:
             if self._declarers and self.key not in self._declarers.values():
                 self._winner = min(self._declarers)
                 self.key = self._declarers[self._winner]
+
+    def forget_all(self, processes: Iterable[ProcessId]) -> None:
+        """See `forget`."""
+        for process in processes:
+            self.forget(process)
 
     def declarers(self) -> list[ProcessId]:
         """The processes that know how to open a resource."""

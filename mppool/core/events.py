@@ -26,6 +26,9 @@ class BudgetDeclaration(msgspec.Struct, frozen=True, array_like=True):
     age: float
 
 
+Kind = Literal["", "threads", "loops"]
+
+
 class Declaration(msgspec.Struct, frozen=True, array_like=True):
     """A pool as a process declares it.
 
@@ -33,6 +36,8 @@ class Declaration(msgspec.Struct, frozen=True, array_like=True):
     key: of the recipe's own identity; `min_size` resources are kept open for it.
     closed: this process has closed the pool for itself, and opens nothing for it any more.
     budget: the one that the options name. So it is known before the pool opens anything.
+    kind: for whom its resources are. All processes that use a pool must say the same; "": the process does not say it,
+        for it has closed the pool for itself, or is of an older release.
     """
 
     pool: str
@@ -41,6 +46,7 @@ class Declaration(msgspec.Struct, frozen=True, array_like=True):
     key: str = ""
     closed: bool = False
     budget: BudgetDeclaration | None = None
+    kind: Kind = ""
 
 
 HeldState = Literal["opening", "open", "returned", "closing"]

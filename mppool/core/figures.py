@@ -7,6 +7,17 @@ from typing import Any
 from mppool.core.budget import BudgetBooks
 from mppool.core.pool import PoolBooks
 from mppool.core.slot import SlotState
+from mppool.ids import ProcessId
+
+
+def process_figures(process: ProcessId, label: str) -> dict[str, Any]:
+    """JSON-compatible."""
+    return {
+        "pid": process.pid,
+        "birth": process.birth,
+        "member": process.member,
+        "label": label,
+    }
 
 
 def pool_figures(pool: PoolBooks) -> dict[str, Any]:

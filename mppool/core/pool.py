@@ -33,6 +33,7 @@ from mppool.core.events import (
 )
 from mppool.core.eviction import Eviction
 from mppool.core.generations import Generations
+from mppool.core.kinds import Kinds
 from mppool.core.lanes import Lanes
 from mppool.core.ledger import Ledger
 from mppool.core.min_size import MinSize
@@ -66,6 +67,7 @@ class PoolBooks:
         self.breakers = Breakers(self.waiting.count_of_key)
         self.openings = OpeningTimes()
         self.declarations = Declarations(declaration, declared_at)
+        self.kinds = Kinds(self.slots.levels)
         self.generations = Generations(name)
         self.control = Control(name, self.declarations, self.generations, self._outbox)
         self.capacity = Capacity(self.slots, self.breakers, shared.awaited)
@@ -368,6 +370,7 @@ class PoolBooks:
         self.waiting.remove_process(process)
         self.reclaimer.forget(process)
         self.declarations.forget(process)
+        self.kinds.forget(process)
 
     def tick(self, now: float) -> None:
         """Time has passed."""

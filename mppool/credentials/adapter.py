@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from time import monotonic
 from typing import Any
 
-from mppool.credentials.credential import StaticToken, check_credential, get_token_info, is_async
+from mppool.credentials.credential import (
+    RawToken,
+    StaticToken,
+    check_credential,
+    get_token_info,
+    is_async,
+)
 from mppool.credentials.errors import describe
 from mppool.credentials.identity import (
     azure_class_of,
@@ -16,7 +23,7 @@ from mppool.credentials.identity import (
 )
 from mppool.credentials.objects import fit_for_use
 from mppool.credentials.shared import Shared
-from mppool.credentials.source import CredentialTokens, Home, note_cost
+from mppool.credentials.source import CredentialTokens, Home, loops_of, note_cost
 from mppool.credentials.token_struct import TokenInfo, token_struct
 from mppool.errors import ConfigurationError
 from mppool.redaction import HIDDEN
@@ -25,13 +32,17 @@ from mppool.redaction import HIDDEN
 class CredentialAdapter:
     """Says whose credential it is, and gets its tokens: those that all processes share, where that is known."""
 
-    def check(self, credential: object) -> None:
-        """Raises ConfigurationError for anything but a token credential."""
+    def check(self, credential: object, *, asynchronous: bool = False) -> None:
+        """Raises ConfigurationError for anything but a token credential.
+
+        asynchronous: whether coroutines may give its tokens, because there is an event loop to await them.
+        """
         check_credential(credential)
-        if is_async(credential):
+        if is_async(credential) and not asynchronous:
             raise ConfigurationError(
                 f"{type(credential).__name__} is an asynchronous credential, and connections are opened in "
-                "threads, also for acheckout; give the synchronous class of the same name in azure.identity"
+                "threads, also for acheckout; give the synchronous class of the same name in azure.identity, or "
+                "declare the pool with manager.apool"
             )
 
     def identity_of(self, credential: Any) -> str | None:
@@ -65,19 +76,24 @@ class CredentialAdapter:
         identity: str | None,
         timeout: float | None,
         unlike: str = "",
+        loop: Any = None,
     ) -> TokenInfo:
-        """A token: shared by all processes where the identity is known, else the credential's own."""
+        """A token: shared by all processes where the identity is known, else the credential's own.
+
+        loop: the event loop in which an asynchronous credential is asked; None: there is none.
+        """
         inner = _unshared(credential)
+        asker = _asker(inner, loop)
         known = identity is not None or identity_of(_here(credential)) is not None
         if self.is_brought(inner) or not (known or _is_one_identity(inner)):
             # Nobody knows whether the next token is the same one's: it is asked for each time.
             began = monotonic()
             try:
-                return get_token_info(credential, scope)
+                return get_token_info(inner if asker else credential, scope, asker)
             finally:
                 note_cost(home, inner, monotonic() - began)
         tokens = CredentialTokens(home, inner, identity or _named(credential))
-        held = tokens.hold((scope,), unlike=unlike, timeout=timeout)
+        held = tokens.hold((scope,), unlike=unlike, timeout=timeout, asker=asker)
         return TokenInfo(token_struct(held.token), held.expires_on, home_account_of(_here(inner)))
 
     def spurned(
@@ -99,6 +115,20 @@ class CredentialAdapter:
         identity = compute_identity_key("token", token_struct=token.token_struct)
         assert identity is not None
         return identity
+
+
+def _asker(credential: Any, loop: Any) -> Callable[..., RawToken] | None:
+    """What asks an asynchronous credential; None: it is a plain one, which is called."""
+    if not is_async(credential):
+        return None
+    if loop is None:
+        raise ConfigurationError(
+            f"{type(credential).__name__} is an asynchronous credential, and no event loop of this process uses the "
+            "pool: check out in one"
+        )
+    from mppool.credentials.shared_async import asker_in  # it loads asyncio
+
+    return asker_in(loop, loops_of(credential))
 
 
 def _unshared(credential: Any) -> Any:

@@ -6,6 +6,7 @@ import inspect
 import json
 import math
 import time
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from mppool.credentials.extra import needed_for
@@ -127,12 +128,21 @@ def is_async(credential: object) -> bool:
     return inspect.iscoroutinefunction(inspect.unwrap(method)) if callable(method) else False
 
 
-def get_token_info(credential: Any, scope: str) -> TokenInfo:
+def get_token_info(
+    credential: Any, scope: str, asker: Callable[..., RawToken] | None = None
+) -> TokenInfo:
     """Ask the credential for a token, silently first where it may ask a person, and put it as drivers want it.
+
+    asker: asks it, where it is asynchronous, with the arguments of `ask`.
 
     Raises what the credential raises, and ConfigurationError where that is not a credential, or its answer not a token.
     """
-    raw = ask(credential, (scope,))
+    if asker is None:
+        raw = ask(credential, (scope,))
+    else:
+        raw = asker(
+            credential, (scope,), claims="", tenant_id="", enable_cae=False, may_prompt=True
+        )
     return TokenInfo(token_struct(raw.token), raw.expires_on, home_account_of(credential))
 
 

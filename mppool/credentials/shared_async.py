@@ -145,10 +145,7 @@ class AsyncSharedCredential(Shared):
         timeout: float | None,
     ) -> _Ready:
         scopes, tenant_id, enable_cae = request
-
-        def asker(credential: Any, scopes: tuple[str, ...], **asked: Any) -> RawToken:
-            return _ask_in_loop(loop, self._loops, credential, scopes, **asked)
-
+        asker = asker_in(loop, self._loops) if self._native else ask
         held = await self._in_thread(
             lambda: self._tokens.hold(
                 scopes,
@@ -156,7 +153,7 @@ class AsyncSharedCredential(Shared):
                 tenant_id=tenant_id or "",
                 enable_cae=enable_cae,
                 timeout=timeout,
-                asker=asker if self._native else ask,
+                asker=asker,
             )
         )
         return self._make_ready(request, held)
@@ -203,6 +200,15 @@ class _Outcome:
             done.set_result(self._result)
         else:
             done.set_exception(self._error)
+
+
+def asker_in(loop: asyncio.AbstractEventLoop, loops: CredentialLoops) -> Callable[..., RawToken]:
+    """What asks an asynchronous credential in this loop. It takes the arguments of `ask`, and is called in a thread."""
+
+    def asker(credential: Any, scopes: tuple[str, ...], **asked: Any) -> RawToken:
+        return _ask_in_loop(loop, loops, credential, scopes, **asked)
+
+    return asker
 
 
 def _ask_in_loop(

@@ -10,6 +10,7 @@ from mppool.core.decisions import NOBODY, Grant, Queued, Refuse
 from mppool.core.events import Abandoned, Checkout, Starves
 from mppool.errors import (
     CheckoutTimeout,
+    ConfigurationMismatch,
     PoolClosed,
     PoolError,
     ServerUnavailable,
@@ -101,6 +102,8 @@ def refusal(local: LocalPool, timeout: float | None, refuse: Refuse) -> PoolErro
         return PoolClosed(f"{refuse.text}; it hands out nothing any more")
     if refuse.reason == "journal":
         return ServerUnavailable(refuse.text)
+    if refuse.reason == "mismatch":
+        return ConfigurationMismatch(f"pool {local.name!r}: {refuse.text}")
     return PoolError(f"pool {local.name!r}: {refuse.text}")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
-from mppool.core.events import BackendFailed, Declaration, Declare, TokenReplaced
+from mppool.core.events import BackendFailed, Declaration, Declare, Kind, TokenReplaced
 from mppool.errors import ConfigurationMismatch
 from mppool.ids import identity_of, key_of, sealed_with
 from mppool.logs import Log, logged_afterwards
@@ -204,7 +204,10 @@ class LocalPool:
         age = monotonic() - self.declared_at
         opens_none = self.closed_here or not self.recipe.fills()
         budget = None if self.budget is None else self.budget.declaration()
-        return Declaration(self.name, self.options, age, self.default_key, opens_none, budget)
+        kind: Kind = "loops" if self.recipe.belongs_to_loop else "threads"
+        if self.closed_here:
+            kind = ""
+        return Declaration(self.name, self.options, age, self.default_key, opens_none, budget, kind)
 
     # --- what the inventory tells: see Home ------------------------------------------------------------------
 

@@ -135,7 +135,8 @@ def fetch(
     because of it, so it is told without what could be a secret; then the error itself is not its cause.
     """
     try:
-        return adapter().fetch(local.member, credential, scope, identity, timeout, unlike)
+        loop = local.recipe.asks_in()
+        return adapter().fetch(local.member, credential, scope, identity, timeout, unlike, loop)
     except (ConfigurationError, OpenFailed):
         raise
     except Exception as error:  # noqa: BLE001  # told to the caller; logged where the caller goes on without

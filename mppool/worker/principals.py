@@ -77,7 +77,7 @@ class Principals:
         self._checked: set[type] = set()
         self.own_is_known = True
         if self.credential is not None:
-            adapter().check(self.credential)
+            adapter().check(self.credential, asynchronous=local.recipe.belongs_to_loop)
             if local.recipe.token_scope is None:
                 raise ConfigurationError(
                     f"pool {local.name!r}: its recipe has a credential and names no token_scope; name the "
@@ -147,7 +147,7 @@ class Principals:
                     f"pool {local.name!r}: checkout(credential=...) wants a recipe that names a token_scope, "
                     "for instance OdbcRecipe; use identity= where the recipe authenticates by itself"
                 )
-            adapter().check(credential)
+            adapter().check(credential, asynchronous=local.recipe.belongs_to_loop)
             self._checked.add(type(credential))
         if identity is None:
             return (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from pathlib import Path
 from types import ModuleType
 from xml.etree import ElementTree as ET
@@ -11,6 +12,8 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from benchmarks import (
+    __main__,
+    asynchronous,
     brake,
     cold,
     contention,
@@ -28,6 +31,7 @@ from benchmarks.command import command
 from benchmarks.peers import FLOOR, OURS
 from benchmarks.plotting import svg
 from benchmarks.tables import Spread, Table, number
+from tests.helpers import component_is_missing
 
 pytestmark = pytest.mark.timeout(240)  # a machine that is busy takes many times as long
 
@@ -99,6 +103,25 @@ def test_a_quick_run_gives_all_tables_as_text_json_and_plots(
             assert all(max(samples) > 0 for samples in table.samples.values())
             drawing = ET.parse(tmp_path / f"{table.name}.svg").getroot()
             assert "".join(drawing.itertext()).count(table.title) == 1
+
+
+def test_what_needs_a_server_is_left_out_where_there_is_none(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv(asynchronous.VARIABLE, raising=False)
+    monkeypatch.setattr("shutil.which", lambda program: None)
+    assert __main__.main(["asynchronous", "machines", "--quick"]) == []
+    said = capsys.readouterr().err
+    assert "asynchronous: left out; $MPPOOL_BENCH_POSTGRES names no database" in said
+    assert "machines: left out; it needs redis-server" in said
+
+
+def test_machines_are_measured_over_a_real_redis(tmp_path: Path) -> None:
+    if shutil.which("redis-server") is None:
+        component_is_missing("there is no redis-server (Debian: redis-server)")
+    (table,) = __main__.main(["machines", "--quick"])
+    assert set(table.samples) == {"10 machines", "100 machines"}
+    assert all(min(samples) > 0 for samples in table.samples.values())
 
 
 def test_peers_that_are_missing_are_named(monkeypatch: pytest.MonkeyPatch) -> None:

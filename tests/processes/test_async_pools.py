@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import signal
 import socket
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -19,6 +20,7 @@ from mppool import (
     AsyncPool,
     AsyncRecipe,
     CheckoutTimeout,
+    ConfigurationMismatch,
     ForkedLease,
     Opening,
     PoolManager,
@@ -261,3 +263,41 @@ def test_it_pickles_and_is_the_same_pool(manager: PoolManager, witness: Witness)
 
     pool = manager.apool("p", AsyncSessionRecipe(witness.path), max_size=2)
     assert pickle.loads(pickle.dumps(pool)) == pool
+
+
+def lend_to_thread(manager: PoolManager, path: str) -> None:
+    with manager.pool("p", list, max_size=3).checkout(timeout=40):
+        pass
+
+
+def lend_to_task(manager: PoolManager, path: str) -> None:
+    pool = manager.apool("p", AsyncSessionRecipe(path), max_size=3)
+    asyncio.run(use(pool))
+
+
+@pytest.mark.parametrize("first", ["pool", "apool"])
+def test_a_pool_and_an_async_pool_of_one_name_are_refused_between_processes(
+    manager: PoolManager, witness: Witness, fork: Forks, first: str
+) -> None:
+    lends = [lend_to_thread, lend_to_task]
+    theirs, mine = lends if first == "pool" else reversed(lends)
+    wait_here, go_on = os.pipe()
+
+    def holder() -> None:
+        theirs(manager, witness.path)
+        os.write(go_on, b"x")
+        threading.Event().wait()
+
+    other = fork(holder)
+    os.read(wait_here, 1)
+    with pytest.raises(ConfigurationMismatch, match="pool 'p'") as refused:
+        mine(manager, witness.path)
+    assert f"process {other.pid} has declared this name with manager.{first}," in str(refused.value)
+    with pytest.raises(ConfigurationMismatch):  # again, and the other process is not disturbed
+        mine(manager, witness.path)
+    other.kill()
+    wait_until(lambda: len(manager.stats()["processes"]) == 1, "the end of the other process")
+    mine(manager, witness.path)
+    manager.close()
+    os.close(wait_here)
+    os.close(go_on)

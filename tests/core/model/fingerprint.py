@@ -56,7 +56,7 @@ _SKIPPED |= {
 _SKIPPED |= {"_closing_by_key"}
 # Parts that a part only reads: their owner shows them.
 _SKIPPED |= {"_slots", "_waiting", "_capacity", "_breakers", "_openings", "_generations"}
-_SKIPPED |= {"_declarations", "_attached", "_outbox", "_numbers", "_shared", "_born"}
+_SKIPPED |= {"_declarations", "_attached", "_outbox", "_numbers", "_shared", "_born", "_holders"}
 _SKIPPED |= {"_granted", "_waiters", "_awaited", "awaited", "pool", "_pool"}
 # Parts without a state of their own, and aliases of what others own.
 _SKIPPED |= {"ledger", "returns", "refusals", "control", "machine", "service", "total"}
