@@ -140,7 +140,9 @@ import importlib, pkgutil, traceback
 import mppool
 for module in pkgutil.walk_packages(mppool.__path__, "mppool."):
     wing = module.name.split(".")[1]
-    own = ("mppool.rendezvous.claim", "mppool.rendezvous.world", "mppool.hosting.__main__")
+    own = (
+        "mppool.rendezvous.claim", "mppool.rendezvous.detached", "mppool.rendezvous.world", "mppool.hosting.__main__",
+    )  # fmt: skip
     if wing in ("server", "cli", "__main__") or module.name in own:  # Linux's own
         continue
     try:
