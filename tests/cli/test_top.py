@@ -130,7 +130,7 @@ def test_leases_and_events_are_shown_as_they_happen(
         await seen(rf"Oldest leases\n.* orders +pid {os.getpid()}")
         with pytest.raises(TimeoutError):
             orders.checkout(timeout=0)
-        await seen(r"\d\d:\d\d:\d\d  orders: 1 checkouts timed out")
+        await seen(r"\d\d:\d\d:\d\d  orders: checkouts timed out: 1")
 
     leases = [orders.checkout() for _ in range(3)]
     on_screen(manager, (80, 24), play)

@@ -18,6 +18,15 @@ if TYPE_CHECKING:
 
 USED, IDLE, BAD, WARN, DIM, TITLE = "bold green", "cyan", "bold red", "yellow", "dim", "bold cyan"
 
+_WORDS = {
+    "checkouts": "checkouts/s",
+    "opened": "opened",
+    "moved": "moved",
+    "open_failed": "failed",
+    "timeouts": "timeouts",
+}
+_BAD = ("open_failed", "timeouts")
+
 SORTS = ("name", "used", "waiting", "checkouts")
 
 KEYS = (
@@ -95,7 +104,7 @@ def counted(number: int, one: str, more: str) -> str:
 
 
 def _footer(choices: Choices) -> Text:
-    text = f"? help  s sort: {choices.sort}  p pause  enter look into  esc back  q leave   {choices.interval:g} s"
+    text = f"? help  s sort: {choices.sort}  p pause  enter open  esc back  q leave   every {choices.interval:g} s"
     return Text(text, "reverse")
 
 
@@ -107,8 +116,9 @@ def _help() -> list[Text]:
     legend.append("█", USED).append(" in use  ").append("▒", IDLE).append(" idle  ")
     legend.append("·", DIM).append(" free below the cap (max_size)")
     meanings = (
-        "waiting    checkouts that wait now, and the longest of them; ended: of the waits that just ended",
-        "opened     new connections a second, like all figures of that line: each is a login",
+        "waiting    checkouts that wait now, and the longest wait of them",
+        "lately     the longest of the waits that have just ended",
+        "opened     new connections a second, each with a login; so are all rates",
         "moved      closed in one process, to be opened in another; see sizing",
         "breaker    open: opening fails, so checkouts that need a new one fail at once",
     )
@@ -173,22 +183,29 @@ def _pool_lines(
     line = Text("> " if is_marked else "  ", TITLE)
     line.append(f"{name[:13]:<13} ", "bold")
     line.append_text(bar(pool, width - len(line) - len(figures))).append_text(figures)
-    rates = Text("    ")  # the alarming first: a narrow screen cuts the end
+    return [line, _rates(watch, pool, width), *_lane_lines(pool)]
+
+
+def _rates(watch: Watch, pool: Mapping[str, Any], width: int) -> Text:
+    """What happens, the alarming first: of the other rates a narrow screen has those that fit."""
+    rates = Text("    ")
     if pool["closed"]:
         rates.append("closed  ", BAD)
     elif pool["breaker"] != "closed":
         rates.append(f"breaker {pool['breaker']}  ", BAD)
     if pool["waiting"] and pool.get("longest_wait"):
-        rates.append(f"longest wait now {duration(pool['longest_wait'])}  ", BAD)
+        rates.append(f"longest wait {duration(pool['longest_wait'])}  ", BAD)
     longest = watch.longest_wait(pool["name"])
     if longest is not None:
-        rates.append(f"ended {duration(longest)}  ", WARN)
-    for counter in ("checkouts", "opened", "moved", "open_failed", "timeouts"):
-        rate = watch.rate(pool["name"], counter)
-        is_bad = rate and counter in ("open_failed", "timeouts")
-        word = {"checkouts": "checkouts/s", "open_failed": "failed"}.get(counter, counter)
-        rates.append(f"{brief(rate)} {word}  ", BAD if is_bad else DIM)
-    return [line, rates, *_lane_lines(pool)]
+        rates.append(f"lately {duration(longest)}  ", WARN)
+    found = {counter: watch.rate(pool["name"], counter) for counter in _WORDS}
+    bad = [counter for counter in _BAD if found[counter]]
+    for counter in [*bad, *(one for one in _WORDS if one not in bad)]:
+        text = f"{brief(found[counter])} {_WORDS[counter]}  "
+        if counter not in bad and len(rates) + len(text.rstrip()) > width:
+            break
+        rates.append(text, BAD if counter in bad else DIM)
+    return rates
 
 
 def _lane_lines(pool: Mapping[str, Any]) -> list[Text]:
@@ -321,7 +338,7 @@ def _process(stats: Mapping[str, Any], choices: Choices, height: int) -> list[Te
         if one["pid"] == pid:
             title += f"  {one['label']}" + ("  does not answer" if one["stale"] else "")
     lines = [Text(printable(title), TITLE)]
-    head = f"  {'pool':<13} {'id':>6} {'state':<8} {'uses':>8} {'age':>9} {'since':>9}  what"
+    head = f"  {'pool':<13} {'state':<8} {'uses':>8} {'age':>9} {'for':>9}  what"
     lines.append(Text(head, TITLE))
     for name, pool in stats["pools"].items():
         for one in pool["resources"]:
@@ -332,8 +349,8 @@ def _process(stats: Mapping[str, Any], choices: Choices, height: int) -> list[Te
                 "-" if seconds is None else duration(seconds) for seconds in (one["age"], since)
             )
             text = (
-                f"  {name[:13]:<13} {one['id']:>6} {one['state']:<8} {one['uses']:>8} {age:>9} "
-                f"{since:>9}  {one['description']}"
+                f"  {name[:13]:<13} {one['state'].replace('_', ' '):<8} {one['uses']:>8} {age:>9} "
+                f"{since:>9}  {one['label'] or one['description'] or '-'}"
             )
             lines.append(Text(printable(text), USED if one["state"] == "in_use" else "none"))
     return lines if len(lines) > 2 else [*lines, Text("  it holds nothing", DIM)]

@@ -12,16 +12,16 @@ MOST_EVENTS = 200
 
 # Counters whose growth is worth a line, and what the line says.
 _EVENTS = {
-    "timeouts": "{n} checkouts timed out",
-    "refused": "{n} checkouts were refused at once",
-    "open_failed": "{n} openings failed",
-    "unhealthy": "{n} were closed because a check failed",
-    "killed": "{n} leases were ended, for they were overdue",
-    "leaked": "{n} leases were never released",
-    "died_with_process": "{n} ended with their process",
-    "hung_checks": "{n} checks hung",
-    "hook_errors": "{n} hooks raised",
-    "double_releases": "{n} releases of leases that had been released",
+    "timeouts": "checkouts timed out",
+    "refused": "checkouts refused at once",
+    "open_failed": "openings failed",
+    "unhealthy": "closed because a check failed",
+    "killed": "overdue leases ended",
+    "leaked": "leases never released",
+    "died_with_process": "ended with their process",
+    "hung_checks": "checks hung",
+    "hook_errors": "hooks raised",
+    "double_releases": "leases released twice",
 }
 
 
@@ -96,7 +96,7 @@ class Watch:
         self._rates[name] = {key: count / seconds for key, count in grown.items()}
         for key, text in _EVENTS.items():
             if grown.get(key):
-                self._note(f"{name}: {text.format(n=grown[key])}", bad=True)
+                self._note(f"{name}: {text}: {grown[key]}", bad=True)
         if before["breaker"] != after["breaker"]:
             is_bad = after["breaker"] != "closed"
             self._note(f"{name}: the breaker is {after['breaker']}", bad=is_bad)
