@@ -115,7 +115,9 @@ def test_the_server_is_nobodys_child(paths: ManagerPaths) -> None:
     assert inode not in open_files
     own_memory = f"/proc/{pid}/mem"  # for the title
     expected = ("/dev/null", str(paths.directory), "socket:", "anon_inode:", own_memory)
-    assert all(name.startswith(expected) for name in open_files), open_files
+    # A libffi with static trampolines (3.4.5 and newer) keeps its own file open for as long as ctypes is loaded.
+    others = {name for name in open_files if "/libffi.so" not in name}
+    assert all(name.startswith(expected) for name in others), open_files
     assert b"hunter2" not in Path(f"/proc/{pid}/environ").read_bytes()
     assert os.readlink(f"/proc/{pid}/cwd") == "/"
     limit = Path(f"/proc/{pid}/limits").read_text().split("Max open files")[1].split()
