@@ -4,7 +4,7 @@
     python -m benchmarks.cold        a checkout that has to ask the server
     python -m benchmarks.contention  more threads of one process than connections, each held very briefly
     python -m benchmarks.sharing     4 processes x 4 threads on 8 connections, logins of 20 to 1,000 ms
-    python -m benchmarks.spike       50 threads want a connection at once, and a login is dear
+    python -m benchmarks.spike       50 threads want a connection at once, and a login is slow
     python -m benchmarks.goodput     three times the load that can be served, with timeouts near the wait
     python -m benchmarks.storm       16 processes want a connection at once
     python -m benchmarks.brake       64 processes, and four logins at a time

@@ -19,7 +19,7 @@ from mppool import CheckoutTimeout, InProcessManager, Pool
 
 SHARED, IN_PROCESS, PSYCOPG = "mppool", "mppool, in process", "psycopg_pool"
 SPLIT, BARE = "static split", "semaphore and list"
-KEPT, FRESH = "BoundedSemaphore, kept open", "BoundedSemaphore, opened anew"
+KEPT, FRESH = "BoundedSemaphore, kept open", "BoundedSemaphore, reopened"
 ONE_EACH = "a connection for each thread"
 
 

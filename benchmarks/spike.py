@@ -1,4 +1,4 @@
-"""50 threads want a connection at once, while few are idle and a login is dear.
+"""50 threads want a connection at once, while few are idle and a login is slow.
 
     short jobs     5 are idle, a login takes 150 ms, a job 2 ms: all could be served from what comes back
     long jobs      the same with jobs of 2 s: nothing comes back in time, so as many as there are threads must be opened

@@ -212,7 +212,7 @@ class Manager:
         """Whether the pools can serve: `status` "ok", "degraded" or "down", `reasons`, and `pools` by name.
 
         For readiness probes: nothing is opened, no server is started. It takes 5 seconds at most, where the server
-        does not answer; that is "down". No server is "ok", for the next checkout that needs one starts it.
+        does not answer; that is "down". No server is "ok", because the next checkout that needs one starts it.
         """
         return asked(self.stats)
 

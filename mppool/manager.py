@@ -213,7 +213,7 @@ class PoolManager(Manager, BaseManager):
 
     @property
     def manager_name(self) -> str:
-        """See `pool_errors_only`."""
+        """The name of the manager."""
         return self.name
 
     @pool_errors_only

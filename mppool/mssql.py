@@ -190,7 +190,7 @@ def turn_pooling_off(module: ModuleType) -> None:
     if manager is None or manager.is_enabled() or not manager.is_initialized():
         if manager is not None and manager.is_enabled():
             logger.warning(
-                "the application has turned mssql-python's own pooling on; it is turned off, for it would "
+                "the application has turned mssql-python's own pooling on; it is turned off, because it would "
                 "keep sessions open beyond the cap and hand them to other identities"
             )
         module.pooling(enabled=False)

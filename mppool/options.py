@@ -22,7 +22,7 @@ _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 def checked_name(kind: str, name: object) -> str:
     """The name of a manager or of a pool, or ConfigurationError.
 
-    Names become file names, metric labels and words of a command line, hence the narrow alphabet.
+    Names become file names, metric labels and words of a command line, so the alphabet is narrow.
     """
     if not isinstance(name, str) or not _NAME.fullmatch(name) or name.strip(".") == "":
         raise ConfigurationError(

@@ -1,6 +1,6 @@
 """Texts without secrets: what errors of other people's code say travels to other processes and into logs.
 
-By form, for nobody says what is secret in them: the password of a URL, values with telling names, and tokens. Rather too
+By form, because nobody says what is secret in them: the password of a URL, values with telling names, and tokens. Rather too
 much is hidden than too little.
 """
 

@@ -62,7 +62,7 @@ class Home:
 
     number: tells its keys from those of other loops. pop: takes from the shelf of its own key at once.
     openings: tasks that open a resource; they belong to the loop's thread.
-    _tasks: what runs on behalf of the pool, for the loop itself refers to its tasks weakly.
+    _tasks: what runs on behalf of the pool; kept here because the loop itself refers to its tasks weakly.
     """
 
     def __init__(self, local: LocalPool, loop: asyncio.AbstractEventLoop, number: int) -> None:

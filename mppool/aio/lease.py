@@ -83,7 +83,7 @@ class AsyncLease(Generic[T]):
             self._refuse_second()
             return None
         if entry.inventory.forked:
-            self._held.append(entry)  # it is our parent's, and `resource` shall say so
+            self._held.append(entry)  # it is our parent's, and `resource` must say so
             return None
         local, now = entry.local, monotonic()
         used = now - entry.lent_at

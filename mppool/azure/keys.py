@@ -26,9 +26,9 @@ _DIGEST = hashlib.blake2b(key=secrets.token_bytes(32), digest_size=16)
 
 
 class Asked:
-    """A credential and a target, and whether the client shall be asynchronous.
+    """A credential and a target, and whether the client is to be asynchronous.
 
-    key: equal for what shall have the same client, within this process.
+    key: equal for everything that shares a client, within this process.
     serial: of a credential object whose end is to be noticed; 0: there is none, the key says it all.
     kept: a credential that cannot be referred to weakly; it stays alive with its client.
     temporary: the application does not keep the credential: the client does, and is nobody else's.

@@ -233,12 +233,12 @@ def _server(paths: ManagerPaths, subject: str, pid: int) -> Iterator[Finding]:
     broken = [name for name, pool in pools.items() if pool["breaker"] != "closed"]
     if broken:
         text += f"; opening fails at present in {', '.join(broken)}"
-    dear = _token_costs(stats.get("token_costs"))
-    text += dear
+    costly = _token_costs(stats.get("token_costs"))
+    text += costly
     closed = [name for name, pool in pools.items() if pool["closed"]]
     if closed:
         text += f"; closed until somebody declares it again: {', '.join(closed)}"
-    noted = silent or broken or dear or closed
+    noted = silent or broken or costly or closed
     yield Finding("note" if noted else "ok", subject, text)
     for name, pool in pools.items():
         for one in advise(pool, time.time()):

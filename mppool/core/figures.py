@@ -39,7 +39,7 @@ def pool_figures(pool: PoolBooks) -> dict[str, Any]:
         "closed": pool.generations.closed,
         "counters": dict(pool.counters),
         "born": pool.born,
-        # Rows of number, key, state and process, for there may be many thousands of them.
+        # Rows of number, key, state and process, because there may be many thousands of them.
         "slots": [(slot.number, slot.key, slot.state._value_, slot.process) for slot in pool.slots],
     }
 

@@ -19,7 +19,7 @@ class Claim(NamedTuple):
 
 
 def max_min(total: int, claims: Sequence[Claim]) -> list[int]:
-    """The share of each claim. Nobody gets more than it wants, and whoever gets less than it wants has no less than others.
+    """The share of each claim. Nobody gets more than it wants, and a claim that gets less than it wants gets no less than any other.
 
     What is left where all have as much, and there is not enough for one more each, goes to those who hold it already:
     it does not wander. Floors that are more than there is count for nothing.

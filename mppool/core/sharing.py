@@ -8,7 +8,7 @@ A slot is given up for one of two reasons:
   one that waits has a claim to it. A process has a claim if it has at least two slots fewer, or none at all,
   or if a waiter of it starves.
 
-So a uniform load moves nothing, however dear a login is: levels even out once, and equals do not exchange. Where
+So a uniform load moves nothing, however slow a login is: levels even out once, and equals do not exchange. Where
 there are fewer slots than busy processes, those rotate. Then the part 1 / (1 + EARNED_OPENINGS) of the time is
 spent on moving, a seventh. The argument is in docs/decisions/0012-slots-earn-their-move.md.
 """

@@ -63,7 +63,7 @@ class SlotTable:
         self._closing_of: Counter[ProcessId] = Counter()
         self._open_in_order: OrderedDict[GrantNumber, Slot] = OrderedDict()
         # What `max_opening` counts, and until when: what is being opened, and what the journal tells of, while its
-        # process has not said what became of it. In the order in which it ends, for the journal is read first.
+        # process has not said what became of it. In the order in which it ends, because the journal is read first.
         self._opening_until: OrderedDict[GrantNumber, float] = OrderedDict()
         # Of those whose ends are counted on: for which processes they are closed.
         self._promised_to: Counter[ProcessId] = Counter()

@@ -25,7 +25,7 @@ C = TypeVar("C", bound="Shared")
 _KNOWN_OPTIONS = frozenset({"claims", "tenant_id", "enable_cae"})
 
 _MANY = 1024
-"""Of copies at hand; with more the dict is emptied, for the copies proper are elsewhere."""
+"""Of copies at hand; with more the dict is emptied, because the copies proper are elsewhere."""
 
 _Request = tuple[tuple[str, ...], Any, Any]
 

@@ -116,7 +116,7 @@ class _Common:
 class CredentialTokens:
     """Hands out tokens of one credential.
 
-    identity: what the credential stands for, in all processes alike; None: see `identity_of`.
+    identity: what the credential stands for, the same in all processes; None: see `identity_of`.
     """
 
     def __init__(self, home: Home, credential: Any, identity: str | None = None) -> None:
@@ -224,7 +224,7 @@ class CredentialTokens:
         if self._may_prompt() and failure.retry_in > 0 and is_refusal(error):
             return failure._replace(
                 everybody=True
-            )  # a person said no; nobody shall ask at once again
+            )  # a person said no; nobody may ask again at once
         return failure
 
     def _may_prompt(self) -> bool:

@@ -50,7 +50,7 @@ async def log_in(
 
 
 async def _answers(sources: Mapping[str, Any]) -> dict[str, str]:
-    """Coroutine functions are awaited here. All else is asked in one thread, for a vault may be far away."""
+    """Coroutine functions are awaited here. All else is asked in one thread, because a vault may be far away."""
     awaited = {name: one for name, one in sources.items() if gives_awaitables(one)}
     others = {name: one for name, one in sources.items() if name not in awaited}
     if any(map(callable, others.values())):

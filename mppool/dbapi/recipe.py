@@ -273,7 +273,7 @@ class DbApiRecipe(Recipe[Any]):
     def _take_mode(self, connection: Any) -> None:
         if self._autocommit is not None and mode.read(connection) != self._autocommit:
             mode.write(connection, self._autocommit)
-        self._mode = mode.read(connection)  # that of all: they are opened alike
+        self._mode = mode.read(connection)  # that of all: they are opened the same way
 
     def _raise_if_dead(self, error: Exception, connection: Any) -> None:
         if is_dead(error, connection):

@@ -1,6 +1,6 @@
 """Rows that marshal does not know, column by column: exact numbers, times and UUIDs as what it knows.
 
-pickle takes several times as long for them, for it calls back into Python for each value: see benchmarks/hosting.py.
+pickle takes several times as long for them, because it calls back into Python for each value: see benchmarks/hosting.py.
 """
 
 from __future__ import annotations

@@ -68,7 +68,7 @@ class Place:
         self._digest = hashlib.sha256(text.encode()).hexdigest()[:12]
 
     def socket(self, number: int) -> Path:
-        """Of one host. In the runtime directory, for its path must be short."""
+        """Of one host. In the runtime directory, because its path must be short."""
         return self._paths.runtime_dir / f"h-{self._digest}-{number:x}"
 
     def lock(self, number: int) -> Path:

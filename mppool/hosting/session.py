@@ -55,7 +55,7 @@ class Session:
     """One stream. `serve` is its thread; the host's own thread looks at it now and then.
 
     _busy: guards what the host's thread may do to a lease that is quiet; held while a call runs.
-    _exchange: guards the socket while a checkout is under way, for the thread that opens may ask for a token on it.
+    _exchange: guards the socket while a checkout is under way, because the thread that opens may ask for a token on it.
     """
 
     def __init__(
@@ -341,7 +341,7 @@ class Session:
             self.connection.shutdown(socket.SHUT_RDWR)
 
     def cancel_for_the_gone(self) -> None:
-        """Nobody waits for what runs. In a thread, for a cancel may take its time; again and again, for one that comes
+        """Nobody waits for what runs. In a thread, because a cancel may take its time; again and again, for one that comes
         before the driver has begun does nothing.
         """
         if self.is_gone and self.is_running:

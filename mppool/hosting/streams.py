@@ -49,7 +49,7 @@ class HostGone(Exception):
 class Stream:
     """One connection to a host. It has one lease at a time.
 
-    _calling: held during a call; a second thread is refused, it does not wait. Reentrant, for an exception may strike
+    _calling: held during a call; a second thread is refused, it does not wait. Reentrant, because an exception may strike
         between its being taken and the block that gives it back: the same thread goes on, and gives back all.
     facts: what the host has told of types, by their names. descriptions: of results, by the numbers that the host gives
         them. host: which of the pool's hosts it leads to.

@@ -15,7 +15,7 @@ class Witness:
 
     `show` belongs to the owner of the session's lock for attaching. Any thread may ask for `process`, also two at the
     same time, before there is one: all of them must get the same. `_processes` has at most one entry, which is made by
-    `setdefault`, for that is atomic.
+    `setdefault`, because that is atomic.
     """
 
     def __init__(self) -> None:
@@ -23,7 +23,7 @@ class Witness:
         self._descriptor = -1
 
     def process(self) -> ProcessId:
-        """Whom the books shall know."""
+        """Those whom the books must know."""
         known = self._processes.get(None)
         if known is None:
             own = own_process()

@@ -305,7 +305,7 @@ class OdbcRecipe(Recipe["pyodbc.Connection"]):
     def check_within(self, connection: pyodbc.Connection, seconds: float) -> bool:
         """`check`, with the driver told how long it may take. Raises TimeoutError if it does not answer by then.
 
-        A connection that a firewall has forgotten would keep it for minutes. Not all drivers heed
+        A connection that a firewall has forgotten would keep it for minutes. Not all drivers obey
         `connection.timeout`; then the pool gives the check up.
         """
         module = driver_manager.load()

@@ -47,7 +47,7 @@ class Rendezvous:
         """Take the alive lock, held until `close`. ServerUnavailable if a living server has it.
 
         A server that was just killed holds its lock until the kernel has closed all its files, and one that
-        leaves until it has left, hence the patience.
+        leaves until it has left, so it is given time.
         """
         self.paths.prepare()
         deadline = time.monotonic() + patience_s

@@ -80,7 +80,7 @@ def connect(paths: ManagerPaths, deadline: float | None = None) -> socket.socket
 
 
 class _ForServer(NamedTuple):
-    """What a new server is told. machines: over a pipe, for there may be a password in it."""
+    """What a new server is told. machines: over a pipe, because there may be a password in it."""
 
     linger: float
     machines: Settings | None

@@ -1,7 +1,7 @@
 """How the death of a process is proved, and which process is at the other end of a socket.
 
 A pidfd is a handle on one process: it becomes readable at its death and never means its pid's next
-owner. The end of a connection proves nothing, for a forked child may hold a copy of the socket, and a
+owner. The end of a connection proves nothing, because a forked child may hold a copy of the socket, and a
 living process may have closed its own.
 """
 
@@ -108,7 +108,7 @@ def _verified(pidfd: int, process: ProcessId) -> int | None:
 
     The pid cannot have changed hands between the two looks if the process behind the pidfd lives after
     the second. A living process without a birth is one that /proc hides (hidepid=, and a process that has
-    changed its user): it counts as the one that is meant, for its slots must not be given away.
+    changed its user): it counts as the one that is meant, because its slots must not be given away.
     """
     if birth_of(process.pid) in {process.birth, None} and not is_dead(pidfd):
         return pidfd

@@ -3,7 +3,7 @@
 <runtime directory>/          0700, owned by the effective user
     secret,fingerprints       what fingerprints are hashed with, made once
     odbc,<hash>/              the private odbcinst.ini, see mppool.odbc.driver_manager
-    s-<hash>-<epoch>          the socket of a living server (here, for its path must be short)
+    s-<hash>-<epoch>          the socket of a living server (here, because its path must be short)
     h-<hash>-<number>         the socket of a host
     <manager name>/
         address               which server serves now; replaced atomically
@@ -38,7 +38,7 @@ from mppool.options import checked_name
 RUNTIME_DIR_VARIABLE = "MPPOOL_RUNTIME_DIR"
 SYSTEM_TEMPORARY_DIR = "/tmp"  # noqa: S108 - not $TMPDIR: shells, services and tox would disagree
 SUN_PATH_BYTES = 107
-"""What sockaddr_un.sun_path holds besides its NUL, see unix(7)."""
+"""What sockaddr_un.sun_path holds apart from its NUL, see unix(7)."""
 _LONGEST_SOCKET_NAME = len("s-") + 12 + len("-") + 8
 _SOCKET_NAME = re.compile(r"s-[0-9a-f]{12}-[0-9a-f]{8}")
 _HOST_NAME = re.compile(r"h-[0-9a-f]{12}-[0-9a-f]{1,8}")
@@ -224,7 +224,7 @@ def distrust(path: Path, found: os.stat_result) -> str | None:
     above = os.stat(path.parent)
     if above.st_mode & 0o1002 == 0o002:
         return (
-            f"anybody may remove it, for the mode of {path.parent} is {stat.S_IMODE(above.st_mode):04o}; "
+            f"anybody may remove it, because the mode of {path.parent} is {stat.S_IMODE(above.st_mode):04o}; "
             "name one that lies elsewhere"
         )
     return None

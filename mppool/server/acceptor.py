@@ -144,7 +144,7 @@ class Acceptor:
         except OSError as error:  # ENOSPC, ENOMEM
             # This one is refused, and all others are served on. It stays unidentified until its time is over:
             # a process that needs the server has come, and will come again.
-            log.warning("%s is refused, for it cannot be heard: %s", connection, error.strerror)
+            log.warning("%s is refused, because it cannot be heard: %s", connection, error.strerror)
             text = f"the server cannot take another connection: {error.strerror}"
             connection.send(Rejected("capacity", text))
         else:

@@ -41,7 +41,7 @@ class Delivery:
 
         A grant that cannot be written down is not sent; what the books decide instead follows.
 
-        adopted: grants that the journal is told of late, for an inventory has just said that they are there.
+        adopted: grants that the journal is told of late, because an inventory has just said that they are there.
         """
         answered = False
         failed: set[GrantNumber] = set()

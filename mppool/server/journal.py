@@ -155,7 +155,7 @@ class Journal:
         return b"".join(chunks)
 
     def _wipe(self, content: bytes) -> int:
-        """Make all records free; the room there is. The blocks stay, for the disk may be full by now."""
+        """Make all records free; the room there is. The blocks stay, because the disk may be full by now."""
         room = max(0, (len(content) - HEADER_BYTES) // RECORD_BYTES)
         for place in range(room):
             self._write_at(place, _FREE)
@@ -322,7 +322,7 @@ class Journal:
     def clear(self) -> None:
         """Nobody holds anything: forget everything. Only if the file is still this one.
 
-        It stays, for its blocks: the next server must have them although the disk is full.
+        It stays because of its blocks: the next server must have them although the disk is full.
         """
         if not self.is_in_place():
             return

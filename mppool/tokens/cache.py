@@ -246,7 +246,7 @@ class TokenCache:
             alone.after_fork_in_child()
 
     def _decline(self, key: TokenKey, fetch: int) -> None:
-        """Nobody waits any more, so nobody will fetch: the next one shall be appointed."""
+        """Nobody waits any more, so nobody will fetch: the next one must be appointed."""
         self._home.tell(TokenFailed(fetch, key, "the appointed thread waits no longer", 0.0))
 
     def _ask(

@@ -62,7 +62,7 @@ class ThreadHooks:
         )
 
     def _give_back(self, entry: PoolEntry) -> None:
-        """Its task was cancelled meanwhile. In a thread, for a reset may take its time."""
+        """Its task was cancelled meanwhile. In a thread, because a reset may take its time."""
         self._local.put_back_slowly(entry, monotonic())
 
 

@@ -5,7 +5,7 @@ also after a resource was popped from its shelf, and before any variable or leas
 `finally` can give back what was never stored. But the table of the inventory refers to every resource
 from before its opening until after its closing (rule 5). So a resource to which nothing but the table
 refers is in nobody's hands and on no shelf: it is lost, and it is closed. Reference counts tell exactly
-that, for a frame's value stack holds references too: what is in the hands of a thread, between whatever
+that, because a frame's value stack holds references too: what is in the hands of a thread, between whatever
 two instructions, is never taken for lost. The other way round a left-over reference (a traceback that
 somebody keeps) only delays the cure; therefore our own frames are cleared from the traceback, and the
 audit is repeated for a while.

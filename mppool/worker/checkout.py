@@ -297,7 +297,7 @@ class ColdCheckout:
         self._local.idle.line.ticket_ended(waiter.ticket, None)
         if answer is not Retry:
             return answer
-        # A pause, for the server may be saying farewell; a neighbour's release ends it.
+        # A pause, because the server may be saying farewell; a neighbour's release ends it.
         left = self._left()
         pause = SESSION_PAUSE_S if left is None else min(SESSION_PAUSE_S, left)
         return waiter.wait(monotonic() + pause) or Retry

@@ -55,7 +55,7 @@ def finish_close(entry: PoolEntry, reason: CloseReason) -> None:
         local.hooks.close(entry.resource)
     except BaseException as error:
         # Interrupted, perhaps before anything was closed, and its frames or its user may keep it: it is
-        # closed once more, for it must have ended before its slot is free.
+        # closed once more, because it must have ended before its slot is free.
         traceback.clear_frames(error.__traceback__)
         if not entry.inventory.inherited:
             local.hooks.close_again(entry.resource)

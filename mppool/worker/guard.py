@@ -194,7 +194,7 @@ class Guard:
 
 
 class _Method:
-    """A method of what is guarded: looked at when it is called, for it may be kept until after the release."""
+    """A method of what is guarded: looked at when it is called, because it may be kept until after the release."""
 
     __slots__ = ("_function", "_guard", "_name")
 
@@ -289,7 +289,7 @@ class GuardedLease(Lease[T]):
         if not self._loan.altered or self.released:
             return False
         log.debug(
-            "pool %r: a resource is closed, for what %s() has changed would stay for the next one",
+            "pool %r: a resource is closed, because what %s() has changed would stay for the next one",
             self._loan.pool, self._loan.altered,
         )  # fmt: skip
         return True

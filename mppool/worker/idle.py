@@ -186,7 +186,7 @@ class Idle:
             self.look_whether_attention()
         if self.on_contended is not None:
             self.on_contended(contended)
-        if contended:  # the books shall know what is wanted here
+        if contended:  # the books must know what is wanted here
             for key in list(self.line.waiters):
                 self.line.poke(key)
 

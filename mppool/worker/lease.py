@@ -99,7 +99,7 @@ class Lease(Generic[T]):
                 self._refuse_second()
                 return
             if entry.inventory.forked:
-                self._held.append(entry)  # it is our parent's, and `resource` shall say so
+                self._held.append(entry)  # it is our parent's, and `resource` must say so
                 return
             idle = entry.idle
             used = now - entry.lent_at
@@ -256,7 +256,7 @@ class AsyncLease(Lease[T]):
             return
         from mppool.worker.loops import done_in_thread  # asyncio is loaded here, if anywhere
 
-        # In a thread, for a reset may take its time.
+        # In a thread, because a reset may take its time.
         kind = None if error is None else type(error)
         await done_in_thread(self._local.member.chores, lambda: self.__exit__(kind, error, None))
 
@@ -264,7 +264,7 @@ class AsyncLease(Lease[T]):
 class _OfTheResource:
     """An attribute that is looked for at the lease by mistake: it is one of the resource.
 
-    Not `__getattr__`, which would make every use of a lease dearer.
+    Not `__getattr__`, which would make every use of a lease slower.
     """
 
     def __init__(self, name: str) -> None:

@@ -40,7 +40,7 @@ class Shelved(Protocol):
 class Line:
     """Waiting threads and their demand, by key. A forked child starts with an empty one.
 
-    The queues change under the inventory's lock only. A thread that gives goes through a copy without it, for a waiter
+    The queues change under the inventory's lock only. A thread that gives goes through a copy without it, because a waiter
     decides by itself whether it still takes what it is given. The demands are guarded by the same lock.
 
     waiters: the queues that are not empty. demands: what is waited for, asked for and held. There may be one for each

@@ -47,7 +47,7 @@ class LocalPool:
     """One pool as one process sees it. It survives a fork: `renew` gives the child empty hands.
 
     idle: what lies idle, and who waits for it (rule 6). The queues of waiters change under the inventory's lock only;
-    a giver goes through a copy without it, for a waiter decides by itself whether it still takes what it is given.
+    a giver goes through a copy without it, because a waiter decides by itself whether it still takes what it is given.
     The counters, `past_uses` and `retired` are guarded by that lock too; histograms by nothing.
     """
 
@@ -372,7 +372,7 @@ class LocalPool:
         hung: it says nothing at all, so that closing what is as old may hang too.
         """
         generation = entry.generation
-        if renewed:  # first, for the books' word comes back on another thread
+        if renewed:  # first, because the books' word comes back on another thread
             entry.generation = generation + 1
         self.member.tell(BackendFailed(self.name, entry.key, generation, hung))
         for other in retire_older_than(self, generation + 1, entry.key, hung=hung):

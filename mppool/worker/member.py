@@ -296,7 +296,7 @@ class Member(Context):
     def close_at_exit(self, seconds: float) -> None:
         """The interpreter ends: close what lies idle, in order, within so many seconds.
 
-        In the background thread, for a close may hang, and no thread can be started any more.
+        In the background thread, because a close may hang, and no thread can be started any more.
         """
         until = monotonic() + seconds
         idle = [

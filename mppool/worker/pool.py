@@ -380,7 +380,7 @@ class Pool(Generic[T]):
         """Close what is idle, everywhere, and wait up to `timeout` seconds for leases to come back.
 
         Returns how many resources opened before this call are still out. New checkouts are served as
-        always; `close` the pool first if there shall be none.
+        always; `close` the pool first if there must be none.
         """
         seconds = checked_timeout(self.name, timeout)
         deadline = None if seconds is None else monotonic() + seconds

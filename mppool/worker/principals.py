@@ -233,7 +233,7 @@ class Principals:
                 return
         except TypeError:
             return
-        # Runs at any instruction, in any thread: one atomic step, for the hash is kept in the reference.
+        # Runs at any instruction, in any thread: one atomic step, because the hash is kept in the reference.
         watch = ref(credential, lambda gone: table.pop(reference, None))
         pop = self._local.idle.shelves.popper(principal.key)
         table[reference] = Known(principal.key, principal.identity, pop, watch)

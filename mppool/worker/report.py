@@ -44,7 +44,7 @@ HOOKS_PATIENCE_S = 0.1
 class Reporter:
     """Answers requests for the figures of this process.
 
-    Hooks are called by a chore, of which there is only ever one, for they may hang. All else happens in the
+    Hooks are called by a chore, of which there is only ever one, because they may hang. All else happens in the
     background thread. What both write is single values, each written by one of them but for `_wanted`,
     which is looked at again after the chore has said that it ends.
     """

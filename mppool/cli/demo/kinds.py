@@ -140,7 +140,7 @@ def _take_by_engine(declared: Declared) -> int:
                 taken += 1
         except exc.TimeoutError:
             pass  # that is all there is
-    # An engine keeps `pool_size` open: nothing shall be opened when the witness has gone.
+    # An engine keeps `pool_size` open: nothing must be opened after the witness has gone.
     declared.manager.resize("database", min_size=0)
     patient.dispose()
     impatient.dispose()

@@ -36,7 +36,7 @@ _numbers = itertools.count(1)
 
 
 class Pool:
-    """Objects that are dear to make, lent to the threads of one process.
+    """Objects that are expensive to make, lent to the threads of one process.
 
     fun: makes an object; called with the number of those made before.
     max_size: most objects at once; 0 or None: no cap. min_size: how many are kept, under the cap.

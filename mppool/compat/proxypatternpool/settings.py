@@ -45,7 +45,7 @@ class Settings:
         return min(self.min_size, self.max_size) if self.max_size else self.min_size
 
     def core_options(self) -> dict[str, Any]:
-        """The same as options of `manager.pool`. What the core would do besides is turned off."""
+        """The same as options of `manager.pool`. Whatever else the core would do is turned off."""
         return {
             "max_size": self.max_size or None,
             "min_size": self.floor,
