@@ -78,7 +78,7 @@ def _mppool(witness: Witness, processes: int, *, started: bool = True) -> float:
             manager.start()
 
         def job() -> None:
-            # Whoever leaves would keep its connection until its death is noticed; here it says goodbye.
+            # A process that leaves would keep its connection until its death is noticed; here it says goodbye.
             lease = pool.checkout()
             time.sleep(JOB_S)
             lease.discard()

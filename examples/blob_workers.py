@@ -1,6 +1,6 @@
 """Four processes and one pool of blob clients, made before the fork.
 
-BLOB_ACCOUNT=shopdata python examples/blob_workers.py         # as whoever is signed in (azure-identity)
+BLOB_ACCOUNT=shopdata python examples/blob_workers.py         # as the signed-in user (azure-identity)
 BLOB_CONNECTION_STRING=... python examples/blob_workers.py    # with a key, or for Azurite
 """
 

@@ -49,7 +49,7 @@ class SharedServerFailed(Exception):
 def shared(manager: PoolManager, kind: str) -> Iterator[dict[str, Any]]:
     """The address of the one server of this kind, started if it is the first time that somebody wants it.
 
-    Whoever leaves last waits for its end.
+    The one that leaves last waits for its end.
     """
     # Before the look at the address: a keeper that leaves withdraws that, then looks at the seats again.
     seat = manager.pool(f"{kind}-seats", object, max_size=_SEATS).checkout(timeout=PATIENCE)

@@ -75,7 +75,7 @@ Behaviour = Callable[[Asked], Answer]
 class Endpoint:
     """behaviour: decides about each request for a token; it may be replaced at any time.
 
-    account: of whoever signs in. asked: the requests for tokens so far. let_go: set at the end, so that what hangs ends with the test.
+    account: of the person that signs in. asked: the requests for tokens so far. let_go: set at the end, so that what hangs ends with the test.
     """
 
     def __init__(self) -> None:
@@ -168,7 +168,7 @@ class _Handler(BaseHTTPRequestHandler):
             self.end_headers()
             self.wfile.write(data)
         except OSError:
-            self.close_connection = True  # whoever asked has gone
+            self.close_connection = True  # the one that asked has gone
 
     def log_message(self, format: str, *arguments: Any) -> None:  # noqa: A002  # the name is given
         """Requests are recorded, not printed."""

@@ -71,7 +71,7 @@ def test_the_client_that_was_not_asked_for_in_the_longest_time_goes(
     pool.client(sas(500), azurite.url)
     assert pool.client(many[0], azurite.url) is kept[0]
     assert pool.client(many[1], azurite.url) is not kept[1]
-    assert kept[2].get_account_information()  # whoever holds one goes on with it
+    assert kept[2].get_account_information()  # a caller that holds one goes on with it
     pool.reset()
     with pytest.raises(StaleLease):
         kept[2].get_account_information()

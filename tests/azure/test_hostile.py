@@ -103,7 +103,7 @@ def test_an_issuer_that_answers_html(msi: Endpoint, pool: Pool[str]) -> None:
 
 
 def test_an_issuer_that_hangs_keeps_nobody_beyond_his_time(msi: Endpoint, pool: Pool[str]) -> None:
-    """Who fetches waits as long as his credential says, whoever waits for him as long as he said himself."""
+    """The one that fetches waits as long as its credential says, the others as long as they said themselves."""
     msi.behaviour = msi.hang
     credential = ManagedIdentityCredential(retry_total=0, read_timeout=6)
     with ThreadPoolExecutor(1) as threads:

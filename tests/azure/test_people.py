@@ -165,7 +165,7 @@ def test_many_who_want_a_session_ask_the_person_once(people: People, pool: Pool[
 
 
 def test_a_token_near_its_end_is_replaced_silently(people: People, pool: Pool[Session]) -> None:
-    # The first is fetched anew when it is known who has signed in: with so little left it is not kept.
+    # The first is fetched again when it is known who has signed in: with so little left it is not kept.
     people.endpoint.behaviour = lambda asked: asked.token(250 if asked.number < 3 else 3600)
     credential = people.credential()
     assert [use(pool, credential).token for _ in range(3)] == ["2", "3", "3"]
@@ -306,7 +306,7 @@ def test_acheckout_with_a_person(people: People, pool: Pool[Session]) -> None:
 
 
 def test_acheckout_with_and_without_names(msi: Endpoint, pool: Pool[Session]) -> None:
-    """As checkout does: a token only for what is opened, and each gets his own."""
+    """As checkout does: a token only for what is opened, and each person gets their own."""
     system, user = ManagedIdentityCredential(), ManagedIdentityCredential(client_id=CLIENT)
 
     async def many() -> list[tuple[str | None, str | None]]:

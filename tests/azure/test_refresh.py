@@ -108,7 +108,7 @@ class Sessions(Recipe[str]):
 def test_sessions_near_the_end_of_their_token_make_no_storm(
     issuer: str, msi: Endpoint, manager: PoolManager
 ) -> None:
-    """From 300 s before its end on a session's token is asked for anew (row C5): by one process, for all.
+    """From 300 s before its end on a session's token is asked for again (row C5): by one process, for all.
 
     Machines' endpoints keep tokens themselves: they give the same one until shortly before its end.
     """

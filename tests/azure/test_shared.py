@@ -441,7 +441,7 @@ def test_what_a_hanging_fetch_brings_at_last_replaces_nothing_newer(
         wait_until(lambda: len(issuer.asked) == 1, "a fetch that hangs")
         assert shared.get_token(SCOPE).token == f"{MARK}-2"
         let_go.set()
-        assert hanging.result(20).token == f"{MARK}-1"  # his own, which is valid
+        assert hanging.result(20).token == f"{MARK}-1"  # its own, which is valid
     assert shared.get_token(SCOPE).token == f"{MARK}-2"
     assert len(issuer.asked) == 2
 

@@ -95,10 +95,10 @@ def test_a_slot_earns_its_opening_from_when_it_is_open() -> None:
 def test_what_is_needed_to_earn_an_opening_is_that_of_its_own_key() -> None:
     desk = Desk(P, Q, max_size=2)
     cheap = desk.opened(P, "alice", seconds=0.01)
-    dear = desk.opened(P, "bob", seconds=LOGIN_S)
+    slow = desk.opened(P, "bob", seconds=LOGIN_S)
     desk.wait(0.1)
     desk.queue(Q, "carol")
-    assert not moves(desk, P, dear)
+    assert not moves(desk, P, slow)
     assert moves(desk, P, cheap)
 
 
@@ -120,7 +120,7 @@ def test_the_next_deadline_is_when_a_slot_will_have_earned_its_opening() -> None
 def test_among_many_rich_processes_the_one_is_found_that_has_a_slot_to_give() -> None:
     many = [ProcessId(pid, 7) for pid in range(201, 211)]
     desk = Desk(P, Q, R, *many, max_size=22)
-    desk.opened(R, "dear", seconds=3.0)
+    desk.opened(R, "slow", seconds=3.0)
     number = desk.opened(P, seconds=LOGIN_S)
     desk.wait(EARNED_S - LOGIN_S)
     for process in [*many, *many]:

@@ -190,7 +190,7 @@ def test_only_statements_in_flight_fail_and_everything_heals(
     halt.touch()
     outcomes = [item for child in children for item in child.result(timeout=40)]
     failures = [item for item in outcomes if item[0] != "right"]
-    # Nobody failed but with a statement in his hands while the database went down, each at most once.
+    # Only statements failed that were under way while the database went down, each at most once.
     assert [item for item in failures if item[0] != "statement"] == []
     assert all(began <= down and ended >= going_down for _, began, ended, _ in failures), failures
     assert len(failures) <= CAP

@@ -32,7 +32,7 @@ def silent(pids: set[int]) -> Iterator[None]:
 def test_all_of_them_are_replaced_within_the_bound_of_one_check(
     runtime_dir: Path, postgresql: Database, check_timeout: float
 ) -> None:
-    """Psqlodbc heeds no timeout of a session that answers nothing: the check is given up beside its caller."""
+    """psqlodbc obeys no timeout of a session that answers nothing: the check is given up beside its caller."""
     with PoolManager("forgotten", linger=0.0) as manager:
         pool = manager.pool(
             "p",

@@ -231,7 +231,7 @@ def test_max_requests(gunicorn: Start, witness: Witness, runtime_dir: Path) -> N
 def test_a_hung_request_is_ended_with_its_worker_and_its_session_is_free(
     path: str, gunicorn: Start, witness: Witness
 ) -> None:
-    # gunicorn tries SIGABRT first, which interrupts the request; whoever does not hear it is killed.
+    # gunicorn tries SIGABRT first, which interrupts the request; a worker that does not hear it is killed.
     server = gunicorn("--workers", "2", "--timeout", "1", APP_CAP=1)
     server.ask_until("/use")
     with pytest.raises((OSError, http.client.HTTPException, Refused)):

@@ -204,7 +204,7 @@ SQL_CHAR = 1
 
 
 class Overridden(MssqlRecipe):
-    """A recipe of a user, who sets what he wants in `open`."""
+    """A user's recipe that sets what it wants in `open`."""
 
     def open(self, opening: Any) -> Any:
         connection = super().open(opening)

@@ -103,7 +103,7 @@ def runs() -> Iterator[list[Run]]:
         if run.process.poll() is None:
             os.killpg(run.process.pid, signal.SIGKILL)
             run.process.wait()
-        # Whoever is killed tidies nothing up.
+        # A killed process tidies nothing up.
         for directory in run.directories():
             users = functools.partial(processes_using, directory)
             wait_until(lambda users=users: not users(), "the manager to linger out")
@@ -129,7 +129,7 @@ def test_one_server_serves_a_run_and_ends_with_it(
     assert len(run.seen()) == 6
     assert len({pid for pid, _, _ in run.seen()}) == (2 if arguments == ("-n", "2") else 1)
     (keeper,) = {keeper for _, _, keeper in run.seen()}
-    assert not is_alive(keeper), "whoever leaves last waits"
+    assert not is_alive(keeper), "the one that leaves last waits"
     all_ends(run)
     assert not run.directories()
 

@@ -24,7 +24,7 @@ def manager() -> Iterator[InProcessManager]:
 
 
 class Overridden(OdbcRecipe):
-    """A recipe of a user, who sets what he wants in `open`, as pyodbc's documentation shows it."""
+    """A user's recipe that sets what it wants in `open`, as pyodbc's documentation shows it."""
 
     def open(self, opening: Any) -> Any:
         connection = super().open(opening)

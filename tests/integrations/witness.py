@@ -100,7 +100,7 @@ class Witness:
             end.close()
             return
         end.setblocking(False)
-        # Whoever closed before this one was opened is no longer counted: his end is seen now.
+        # What was closed before this one was opened is no longer counted: its end is seen now.
         for other in list(self._sessions):
             self._look_for_end(other)
         with self._lock:

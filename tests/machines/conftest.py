@@ -18,7 +18,7 @@ def any_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]
 
 @pytest.fixture
 def redis_server(tmp_path: Path) -> Iterator[RedisServer]:
-    """A Redis of one test, which may kill it and start it anew."""
+    """A Redis of one test, which may kill it and start it again."""
     server = RedisServer(tmp_path)
     yield server
     server.kill()

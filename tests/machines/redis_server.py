@@ -16,7 +16,7 @@ PROGRAMS = ("redis-server", "valkey-server")
 
 
 class RedisServer:
-    """One redis-server. `start` after `kill` makes it anew, with what it has saved, which is nothing by default."""
+    """One redis-server. `start` after `kill` makes a new one, with what it has saved, which is nothing by default."""
 
     def __init__(self, directory: Path, *arguments: str, rules: Path | None = None) -> None:
         """rules: the configuration of a sentinel, which this is then."""

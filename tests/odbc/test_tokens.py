@@ -80,7 +80,7 @@ def test_what_the_driver_refuses_beside_a_token_is_taken_out(driver: FakeDriver)
 def test_a_token_of_attrs_before_is_a_token_too(driver: FakeDriver) -> None:
     OdbcRecipe(STRING, attrs_before={1256: token_struct("mine")}).open(Opening(0))
     assert "UID" not in driver.strings[0]
-    # Somebody else's token counts for more than the recipe's: the connection will be his.
+    # Somebody else's token counts for more than the recipe's: the connection will be theirs.
     OdbcRecipe(STRING, attrs_before={1256: token_struct("mine")}).open(with_token("his"))
     assert driver.attributes[1] == {1256: token_struct("his")}
 

@@ -85,7 +85,7 @@ BUDGET_BUGS = [
         "core/budget.py",
         "                earned = max(earned, self._earned(need, evens_out, now))\n",
         "                earned = need.owes\n",
-        "where logins are dear, pools take slots from each other at every release",
+        "where logins are slow, pools take slots from each other at every release",
         BUDGETS,
     ),
     Bug(

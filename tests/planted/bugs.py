@@ -9,7 +9,7 @@ PACKAGE = Path(__file__).parent.parent.parent / "mppool"
 
 
 class Bug(NamedTuple):
-    """name: a word for it. why: what it would do to somebody. tests: files of tests that shall find it; by
+    """name: a word for it. why: what it would do to somebody. tests: files of tests that must find it; by
     default those of the core.
     """
 

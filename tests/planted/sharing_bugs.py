@@ -31,7 +31,7 @@ SHARING_BUGS = [
         "core/returns.py",
         "        return now >= self._openings.earned_at(slot, evens_out=evens_out)\n",
         "        return True\n",
-        "where logins are dear, slots move at every release, and hardly any work is done",
+        "where logins are slow, slots move at every release, and hardly any work is done",
     ),
     Bug(
         "never-earned",
@@ -234,7 +234,7 @@ SHARING_BUGS = [
         "core/reclaim.py",
         "                self._earned_at = min(self._earned_at, earned_at)\n                continue",
         "                self._earned_at = min(self._earned_at, earned_at)\n                break",
-        "one slot whose opening was dear hides all that were opened later",
+        "one slot whose opening was slow hides all that were opened later",
     ),
     Bug(
         "one-opening-more",

@@ -1,4 +1,4 @@
-"""Counters never go backwards while any process lives that saw them, whoever counts them by now."""
+"""Counters never go backwards while any process lives that saw them, no matter which one counts them by now."""
 
 from __future__ import annotations
 

@@ -507,7 +507,7 @@ def test_hazard_6_a_child_that_outlives_its_parent_keeps_nothing_of_it(
 def test_hazard_6_a_naive_end_of_file_does_not_show_the_death_of_a_process_with_children(
     fork: Forks,
 ) -> None:
-    """The stand-in: whoever watches the connection instead of the process waits for the grandchild."""
+    """The stand-in: a server that watches the connection instead of the process waits for the grandchild."""
     ours, theirs = socket.socketpair()
     reading, writing = os.pipe()
 

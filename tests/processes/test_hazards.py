@@ -233,7 +233,7 @@ def test_hazard_4_a_stale_number_is_none_of_the_new_servers(
 
 
 def test_hazard_4_a_naive_id_soon_names_another_object() -> None:
-    """The stand-in: whoever remembers an address finds somebody else there."""
+    """The stand-in: one that remembers an address finds another server there."""
 
     class Resource:
         pass
@@ -340,7 +340,7 @@ def test_hazard_8_whoever_got_a_dead_ones_pid_is_not_taken_for_him(
         birth = birth_of(heir.pid)
         assert birth is not None
         dead = ProcessId(heir.pid, birth - 1)
-        os.kill(dead.pid, 0)  # the naive look: he lives
+        os.kill(dead.pid, 0)  # the naive look: it lives
         members = Members(tmp_path, "this boot")
         members.add(dead)
         assert members.living() == set()

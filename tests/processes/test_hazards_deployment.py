@@ -100,7 +100,7 @@ os._exit(0)
 def test_hazard_9_who_reaps_the_starters_children_takes_nothing_from_us(
     kind: str, looks_alive: str, runtime_dir: Path
 ) -> None:
-    """The stand-in: it takes a dead server for alive, and would signal whoever gets its pid."""
+    """The stand-in: it takes a dead server for alive, and would signal the next owner of its pid."""
     assert _says(_SOMEBODY_REAPS, KIND=kind, OURS=_OURS) == [looks_alive]
 
 
@@ -330,7 +330,7 @@ def test_hazard_16_eight_starters_agree_on_one_server(
 def test_hazard_16_a_naive_connect_to_a_server_that_leaves_succeeds_and_is_then_reset(
     runtime_dir: Path,
 ) -> None:
-    """The stand-in: whoever takes a connect for an answer is told of the end only later."""
+    """The stand-in: one that takes a connect for an answer is told of the end only later."""
     listener = socket.socket(socket.AF_UNIX)
     listener.bind(str(runtime_dir / "leaves"))
     listener.listen()

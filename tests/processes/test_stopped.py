@@ -1,4 +1,4 @@
-"""SIGSTOP: whoever is stopped is not dead, and nobody else waits for him longer than he must."""
+"""SIGSTOP: a stopped process is not dead, and no other waits for it longer than it must."""
 
 from __future__ import annotations
 
@@ -241,7 +241,9 @@ def test_whoever_wants_something_of_a_stopped_server_is_told_that_it_does_not_an
             began = time.monotonic()
             with pytest.raises(ServerUnavailable, match="doctor"):
                 ask()
-            assert time.monotonic() - began < 5.0  # whoever says how long he waits waits no longer
+            assert (
+                time.monotonic() - began < 5.0
+            )  # a caller that says how long it waits waits no longer
 
         def attach() -> None:  # which the parent is already
             for ask in (manager.start, manager.connect):

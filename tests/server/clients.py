@@ -26,7 +26,7 @@ from tests.helpers import PATIENCE, Fork, wait_until
 
 M = TypeVar("M")
 NO_SESSION = Session(0)
-_tickets = itertools.count(1)  # never used again within a process, not even after attaching anew
+_tickets = itertools.count(1)  # never used again within a process, not even after attaching again
 
 
 _all_clients: list[Client] = []

@@ -410,7 +410,7 @@ def test_nothing_of_the_server_reaches_a_core_file(paths: ManagerPaths) -> None:
     limits = Path(f"/proc/{pid}/limits").read_text().split("Max core file size")[1].split()
     assert limits[0] == "0"
     assert int(process_status(pid)["SigIgn"], 16) & 1 << signal.SIGQUIT - 1
-    # Its files in /proc are root's where a process is not dumpable, whoever runs it.
+    # Its files in /proc are root's where a process is not dumpable, no matter who runs it.
     read_dumpable = """
 import ctypes, os
 from mppool.rendezvous.detached import settle_in
@@ -495,7 +495,7 @@ def test_the_next_server_starts_while_the_last_one_is_still_leaving(paths: Manag
         assert client.call(Leave()) == Done()
         following = Client(paths, start=True, linger=30.0)
         answer = following.hello("control")
-        # Whoever was quick has reached the old one, which says that it is leaving.
+        # A quick one has reached the old one, which says that it is leaving.
         assert isinstance(answer, Welcome) or answer.reason == "leaving"  # type: ignore[union-attr]
         client.close()
         following.close()

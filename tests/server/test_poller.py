@@ -1,4 +1,4 @@
-"""Who is ready, and when it pays to wait for him awake."""
+"""Which descriptors are ready, and when it pays to wait awake."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ def test_whoever_asks_again_and_again_is_waited_for_awake(
     poller: Poller[str], pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "AWAKE_S", 20.0)
-    _ask(poller, pairs[0], BRISK + 1)  # the first one only makes him known
+    _ask(poller, pairs[0], BRISK + 1)  # the first one only makes it known
     later = threading.Timer(0.05, pairs[0][1].send, [b"?"])
     later.start()
     assert poller.at_once() == [("alice", READ)]

@@ -87,7 +87,7 @@ def test_the_version_is_that_of_the_package() -> None:
 def test_each_errand_channel_gets_a_session_of_its_own(paths: ManagerPaths) -> None:
     with Background(paths), Member(paths) as one, Member(paths) as two:
         assert two.welcome.session > one.welcome.session
-        assert one.errand.is_closed()  # the process has attached anew
+        assert one.errand.is_closed()  # the process has attached again
         assert reason(one.checkout()) == "session"
         assert isinstance(two.checkout(), Grant)
 
@@ -129,7 +129,7 @@ def test_a_connection_inherited_over_a_fork_is_refused(paths: ManagerPaths) -> N
 @pytest.mark.skipif(os.geteuid() != 0, reason="only root can become somebody else")
 def test_another_user_is_refused(paths: ManagerPaths) -> None:
     def as_nobody() -> object:
-        # Somebody let him through the directories: the server looks for itself.
+        # The directories let it through: the server looks for itself.
         for directory in (paths.runtime_dir, paths.directory):
             directory.chmod(0o777)
         Path(server.address).chmod(0o777)
@@ -600,7 +600,7 @@ def test_the_figures_of_the_dead_stay_in_the_totals(paths: ManagerPaths) -> None
 
 def test_it_leaves_when_nobody_has_needed_it_for_the_longest_linger(paths: ManagerPaths) -> None:
     background = Background(paths, linger=0.0)
-    # Whoever only looks, with whatever settings, does not make it stay.
+    # A process that only looks, with whatever settings, does not make it stay.
     for role, linger in [("errand", 0.3), ("errand", 0.1), ("control", 30.0)]:
         client = Client(paths, linger=linger)
         client.hello(role)  # type: ignore[arg-type]

@@ -88,7 +88,7 @@ class TdsDouble:
         )
         return self.open_sessions()
 
-    # --- what it shall do ---------------------------------------------------------------------------
+    # --- what it is to do ---------------------------------------------------------------------------
 
     def refuse(self, who: str = "*", text: str = EXPIRED) -> None:
         """Refuse a token or a user ("*": everybody) from now on, with error 18456 and this text."""

@@ -47,7 +47,7 @@ class Scene:
         self.serial = 0
 
     def opened(self, key: str) -> PoolEntry:
-        """A resource, in the hands of whoever asks."""
+        """A resource, in the hands of the thread that asks."""
         self.serial += 1
         grant = Grant("p", key, GrantNumber(self.serial), NOBODY, 0, fresh=True, opened_before=0)
         entry = PoolEntry(self.local, self.inventory, grant.number, key, 0, 0)

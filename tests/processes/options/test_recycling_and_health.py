@@ -269,7 +269,7 @@ def test_one_detection_invalidates_everything_as_old_in_all_processes(
     assert lease.resource.number == old
     wait_until(lambda: scene.count("close") == 5, "what lay idle anywhere to be closed")
     assert scene.count("check") == 1
-    assert one.do("use", "held") == 0  # in use: it is its user's until he gives it back
+    assert one.do("use", "held") == 0  # in use: it is its user's until the release
     one.do("release", "held")
     wait_until(lambda: scene.count("close") == 6, "what was in use to be closed on release")
     assert alices not in [number for _, number, _, _ in scene.events("close")]
