@@ -162,6 +162,7 @@ def tables_of(found: Mapping[str, Any], *, counters: bool) -> list[Table]:
         pools,
         *budgets,
         *lanes,
+        *(_pins(pool) for pool in found["pools"].values() if pool.get("pins")),
         *(_processes(pool) for pool in found["pools"].values() if pool["processes"]),
     ]
     if found.get("machines") is not None:
@@ -187,6 +188,14 @@ def _lanes(pool: Mapping[str, Any]) -> Table:
     )
     for name, lane in pool["lanes"].items():
         table.add(name or "(common)", lane["reserved"], lane["in_use"], lane["waiting"])
+    return table
+
+
+def _pins(pool: Mapping[str, Any]) -> Table:
+    """What ties leases to their sessions in hosts."""
+    table = Table(f"leases of pool {pool['name']} are tied by", ("what", "leases", "seconds"))
+    for reason, pin in pool["pins"].items():
+        table.add(reason, pin["leases"], f"{pin['seconds']:.1f}")
     return table
 
 

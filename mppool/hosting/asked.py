@@ -93,7 +93,7 @@ class Use:
 
     _handles: what the worker has been given, by handle; even numbers are ours, odd ones the worker's.
     _of: the handle of each of these, by id, which is theirs as long as they are here.
-    running: the cursor whose method runs.
+    running: the cursor whose method runs. unread: handles of cursors whose rows have not all left yet.
     """
 
     def __init__(self, resource: Any, told: Told, handles: dict[int, Any]) -> None:
@@ -106,10 +106,12 @@ class Use:
         self._next = 2
         self._told = told
         self.running: Any = None
+        self.unread: set[int] = set()
 
     def end(self) -> None:
         """Forget everything, cursors first: what is open on a connection keeps it from being reset."""
         self._readers.clear()
+        self.unread.clear()
         self.running = None
         self._handles.clear()
         self._of.clear()
@@ -119,6 +121,7 @@ class Use:
         """Proxies of these are gone."""
         for handle in handles:
             self._readers.pop(handle, None)
+            self.unread.discard(handle)
             found = self._handles.pop(handle, None)
             if found is not None:
                 self._of.pop(id(found), None)
@@ -231,6 +234,10 @@ class Use:
                 shape = shape_of(rows[0])
                 if shape is not None:
                     rows = list(map(tuple, rows))
+        if not is_done:
+            self.unread.add(handle)
+        elif self.unread:
+            self.unread.discard(handle)
         facts = None
         told = self._told
         if type(cursor) not in told.types:
@@ -263,6 +270,8 @@ class Use:
             reader = self._readers[handle] = Reader(self._found(handle))
         blocks = reader.blocks() if count is None else iter([reader.block(count)])
         for data, shape, is_last in blocks:
+            if is_last:
+                self.unread.discard(handle)
             kind = frames.MORE if count is None and not is_last else frames.VALUE
             yield kind, pickle.dumps((data, shape, is_last), 5)
 
@@ -279,6 +288,7 @@ class Use:
             raise PoolError("what this proxy stands for is gone from the host") from None
 
     def _put(self, handle: int, thing: Any) -> None:
+        self.unread.discard(handle)
         self._readers.pop(handle, None)
         self._handles[handle] = thing
         self._of[id(thing)] = handle

@@ -16,6 +16,7 @@ from mppool.hosting.keeping import KEPT_S, Kept, may_be_kept
 from mppool.hosting.session import Session
 from mppool.logs import Log
 from mppool.rendezvous.liveness import peer_of
+from mppool.stats.pins import Pins
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -63,6 +64,7 @@ class Host:
             self._kept = Kept(call_in_all=self._call_in, call_in_one=lambda: self._call_in(most=1))
             pool._local.idle.on_contended = self._kept.contended
         self._looks_for_kept = False
+        self._pins = pool._local.pins = Pins()
         self._lock = threading.Lock()
         self._sessions: dict[int, Session] = {}
         self._watched: dict[int, Session] = {}
@@ -186,6 +188,7 @@ class Host:
             session_of=self._sessions.get,
             tell_of_kept=self._something_is_kept,
             kept=self._kept,
+            pins=self._pins,
         )
         self._had_workers = True
         with self._lock:

@@ -9,6 +9,7 @@ from mppool.errors import PoolError, StaleLease
 from mppool.hosting import frames
 from mppool.hosting.asked import Told, Use
 from mppool.hosting.keeping import Right
+from mppool.hosting.pins import LeasePins
 from mppool.hosting.values import FromWorker
 from mppool.logs import Log
 from mppool.recipe import overrides
@@ -17,6 +18,7 @@ from mppool.worker.renewing import put_back_unused, renewed
 
 if TYPE_CHECKING:
     from mppool.hosting.keeping import Kept
+    from mppool.stats.pins import Pins
     from mppool.worker.lease import Lease
     from mppool.worker.pool import Pool
 
@@ -35,14 +37,15 @@ class Lending:
     right: decides then whose it is; None: nothing is kept in this pool.
     """
 
-    def __init__(self, pool: Pool[Any], kept: Kept | None) -> None:
-        """kept: what the host keeps; None: nothing."""
+    def __init__(self, pool: Pool[Any], kept: Kept | None, pins: Pins) -> None:
+        """kept: what the host keeps; None: nothing. pins: what ties leases of the host to their sessions."""
         self.number = 0
         self.why_over = ""
         self.is_kept = False
         self.kept_at = 0.0
         self.right = None if kept is None else Right()
         self._kept = kept
+        self._pins = LeasePins(pins)
         self._pool = pool
         self._lease: Lease[Any] | None = None
         self._use: Use | None = None
@@ -81,6 +84,7 @@ class Lending:
         self._lease = lease
         self._spoils = False
         self._use = Use(lease.resource, self._told, self._handles)
+        self._pins.begin(lease.resource)
 
     def _checked_out(self, timeout: float | None) -> Lease[Any]:
         kept, idle = self._kept, self._pool._local.idle
@@ -134,6 +138,7 @@ class Lending:
         may_replace: a resource can be opened without the worker's help.
         """
         use = self._noting(name, tuple(args))
+        self._pins.said(name, args[0] if args else None)
         try:
             return use.run(handle, of_connection, name, args, kwargs)
         except Exception:
@@ -154,6 +159,7 @@ class Lending:
         may_replace: bool,
     ) -> tuple[int, bytes]:
         """The same for Use.execute."""
+        self._pins.said("execute", statement)
         if self._guards:
             self._noting("execute", (statement, parameters)[: 1 if parameters is None else 2])
         use: Any = self._use
@@ -193,6 +199,15 @@ class Lending:
             )
             return False
 
+    def ends_transaction(self, name: str) -> None:
+        """A method of the connection is called, which may be one that does that."""
+        self._pins.said(name, None)
+
+    def look(self) -> None:
+        """Note what ties the lease to its session by now."""
+        if self._use is not None:
+            self._pins.look(self._use)
+
     def forget(self, handles: list[int]) -> None:
         """Proxies of these are gone."""
         if self._use is not None:
@@ -231,6 +246,7 @@ class Lending:
         assert lease is not None
         assert use is not None
         use.end()
+        self._pins.end()
         if self._spoils:
             self.end(frames.DISCARDED)
             return False
@@ -243,6 +259,7 @@ class Lending:
             self._lease = self._use = None
             return False
         self._use = Use(lease.resource, self._told, self._handles)
+        self._pins.begin(lease.resource)
         self._begins_in_advance(lease)
         return True
 
@@ -315,6 +332,7 @@ class Lending:
         use, self._use = self._use, None
         if use is not None:
             use.end()
+            self._pins.end()
         if lease is None:
             return
         try:

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mppool.hosting.keeping import Kept
+    from mppool.stats.pins import Pins
     from mppool.worker.pool import Pool
 
 log = Log("mppool.hosting")
@@ -70,9 +71,11 @@ class Session:
         tell_of_kept: Callable[[], None],
         session_of: Callable[[int], Session | None],
         kept: Kept | None,
+        pins: Pins,
     ) -> None:
         """watch: has its process watched. leave: told that a worker asks the host to leave. session_of: by its number.
         tell_of_kept: called when a lease is kept. kept: what the host keeps for its workers; None: nothing.
+        pins: what ties leases of the host to their sessions.
         """
         self.connection = connection
         self._recv, self._sendall = connection.recv, connection.sendall
@@ -85,7 +88,7 @@ class Session:
         self._watch, self._leave = watch, leave
         self._tell_of_kept = tell_of_kept
         self._session_of = session_of
-        self._lending = Lending(pool, kept)
+        self._lending = Lending(pool, kept, pins)
         self._kept = kept
         self._busy = threading.Lock()
         self._exchange = threading.Lock()
@@ -184,6 +187,8 @@ class Session:
                 lending.forget(freed)
         try:
             handler(self, *message[3:])
+            if op in _MAY_PIN:
+                lending.look()
         except Gone:
             raise
         except Exception as error:  # noqa: BLE001  # it is the worker's to see
@@ -282,7 +287,10 @@ class Session:
             self._lending.end(how)
 
     def _call(self, handle: int, name: str, args: Any, kwargs: Any) -> None:
-        self._send(*self._lending.touched("", ()).call(handle, name, args, kwargs))
+        use = self._lending.touched("", ())
+        if not handle:
+            self._lending.ends_transaction(name)
+        self._send(*use.call(handle, name, args, kwargs))
 
     def _run(self, handle: int, of_connection: bool, name: str, args: Any, kwargs: Any) -> None:
         kind, body = self._lending.run(
@@ -416,3 +424,4 @@ _WITH_LEASE = frozenset(
         frames.INVALIDATE,
     }
 )
+_MAY_PIN = frozenset({frames.CALL, frames.RUN, frames.EXECUTE, frames.FETCH})

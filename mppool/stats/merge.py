@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from mppool.ids import ProcessId
 from mppool.stats.names import BOUNDS, HISTOGRAMS, SERVER_COUNTERS, WORKER_COUNTERS
+from mppool.stats.pins import REASONS
 from mppool.stats.report import PoolReport, ResourceReport
 
 IDENTITY_SEPARATOR = "\0"
@@ -154,6 +155,7 @@ def pool_parts(
     yield {
         **_gauges(entry, reporting, settled),
         "lanes": None if lanes is None else _lanes(lanes, reporting),
+        "pins": _pins(reporting),
         "counters": counters,
         "counters_began": began,
         "histograms": {
@@ -221,6 +223,22 @@ def _lanes(
     """By name. Who uses what the processes know best: they lend without asking as long as nobody waits."""
     in_use = {name: sum(report.lanes.get(name, 0) for _, report in reporting) for name in lanes}
     return {name: {**lane, "in_use": in_use[name]} for name, lane in lanes.items()}
+
+
+def _pins(
+    reporting: list[tuple[ProcessFigures, PoolReport]],
+) -> dict[str, dict[str, float]] | None:
+    """By what ties leases to their sessions in the hosts that live."""
+    hosts = [report.pins for _, report in reporting if report.pins]
+    if not hosts:
+        return None
+    return {
+        reason: {
+            "leases": sum(pins.get(reason, (0, 0.0))[0] for pins in hosts),
+            "seconds": sum(pins.get(reason, (0, 0.0))[1] for pins in hosts),
+        }
+        for reason in REASONS
+    }
 
 
 def _pool_process(

@@ -34,6 +34,7 @@ class PoolReport(msgspec.Struct, array_like=True):
     database: what the database said when it was asked last; None: it was not, or does not tell.
     longest_wait: of those that wait now, in seconds.
     lanes: how many resources are in use, by lane, where the pool has lanes.
+    pins: of a host: what ties leases to their sessions, how many, and for how many seconds.
     """
 
     pool: str
@@ -46,3 +47,4 @@ class PoolReport(msgspec.Struct, array_like=True):
     database: Survey | None = None
     longest_wait: float = 0.0
     lanes: dict[str, int] = {}
+    pins: dict[str, tuple[int, float]] = {}

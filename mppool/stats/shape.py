@@ -68,12 +68,20 @@ class LaneStats(TypedDict):
     waiting: int
 
 
+class PinStats(TypedDict):
+    """What ties leases to their sessions in hosts, since these began: how many leases, and for how many seconds."""
+
+    leases: int
+    seconds: float
+
+
 class PoolStats(TypedDict):
     """A pool, over all processes.
 
     share: what other machines leave to this one of `max_size`; None: there are none.
     database: what it said when it was asked last; None: nobody has asked, or it does not tell.
     longest_wait: of the checkouts that wait now; 0 where none does.
+    pins: by what ties them ("transaction", "cursor", "temporary table", "session setting"); None: the pool has no hosts.
     """
 
     name: str
@@ -83,6 +91,7 @@ class PoolStats(TypedDict):
     min_size: int
     budget: str | None
     lanes: dict[str, LaneStats] | None
+    pins: dict[str, PinStats] | None
     size: int
     opening: int
     in_use: int

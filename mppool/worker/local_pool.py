@@ -18,6 +18,7 @@ from mppool.logs import Log, logged_afterwards
 from mppool.process.waiter import Retry
 from mppool.recipe import Recipe
 from mppool.stats.names import BOUNDS, HISTOGRAMS, WORKER_COUNTERS
+from mppool.stats.pins import Pins
 from mppool.worker.callers import note_caller
 from mppool.worker.checking import Checkers, is_healthy
 from mppool.worker.ending import close, close_soon, drop_token, retire_older_than
@@ -100,6 +101,8 @@ class LocalPool:
         self.plain = (
             hooks.reset is None and options.max_uses is None and options.keep and not self.watched
         )
+        # What ties leases to their sessions, where workers have them from a host.
+        self.pins: Pins | None = None
         # What wants to be looked at while something of the pool is open here, in children too.
         self.keepers: tuple[Keeper, ...] = ()
         self.renew(member.inventory)

@@ -224,6 +224,7 @@ def _of_pool(local: LocalPool, hooks: bool) -> PoolReport:
         resources=resources,
         database=local.surveyed,
         longest_wait=local.idle.line.longest_wait(now),
+        pins={} if local.pins is None else local.pins.figures(now),
         lanes={} if lanes is None else in_use_by_lane(local, lanes),
     )
 

@@ -183,7 +183,7 @@ def _pool_lines(
     line = Text("> " if is_marked else "  ", TITLE)
     line.append(f"{name[:13]:<13} ", "bold")
     line.append_text(bar(pool, width - len(line) - len(figures))).append_text(figures)
-    return [line, _rates(watch, pool, width), *_lane_lines(pool)]
+    return [line, _rates(watch, pool, width), *_lane_lines(pool), *_pin_lines(pool, width)]
 
 
 def _rates(watch: Watch, pool: Mapping[str, Any], width: int) -> Text:
@@ -216,6 +216,20 @@ def _lane_lines(pool: Mapping[str, Any]) -> list[Text]:
         line.append(f"{lane['waiting']:>5} waiting", BAD if lane["waiting"] else DIM)
         lines.append(line)
     return lines
+
+
+def _pin_lines(pool: Mapping[str, Any], width: int) -> list[Text]:
+    """What ties leases to their sessions in hosts, with the seconds since the hosts began; the most first."""
+    pins = {reason: pin for reason, pin in (pool.get("pins") or {}).items() if pin["leases"]}
+    if not pins:
+        return []
+    line = Text("    tied by  ", DIM)
+    for reason, pin in sorted(pins.items(), key=lambda item: -item[1]["seconds"]):
+        text = f"{printable(reason)} {duration(pin['seconds'])} in {pin['leases']}  "
+        if len(line) + len(text.rstrip()) > width:
+            break
+        line.append(text, DIM)
+    return [line]
 
 
 def _budget_line(stats: Mapping[str, Any], budget: Mapping[str, Any], width: int) -> Text:
