@@ -37,6 +37,8 @@ class PoolArguments(TypedDict, total=False):
     check_timeout: float | None
     values: Literal["plain", "pickle"]
     max_quiet: float | None
+    host_max_uses: int | None
+    host_max_memory: int | None
     wait_warn: float | None
     budget: Budget | None
     lanes: dict[str, int] | None

@@ -65,6 +65,8 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     prefill: False: `min_size` resources are kept once they are open, but none is opened in advance.
     values: with hosts: "plain" sends values of Python's own types to them, "pickle" others too, by pickle.
     max_quiet: with hosts: a lease ends whose worker says nothing for longer; None: never.
+    host_max_uses, host_max_memory: a host that has lent so often, or has more memory (MiB, resident), makes way for a new
+        one; None: never.
     lanes: how many resources are reserved for each lane (`checkout(lane=...)`); a reserve that nobody wants is lent to
         the others. None: no lanes.
     budget: the name of the budget (`manager.budget`) that the pool shares with others; None: none.
@@ -98,6 +100,8 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
     wait_warn: float | None = None
     budget: str | None = None
     lanes: dict[str, int] | None = None
+    host_max_uses: int | None = None
+    host_max_memory: int | None = None
 
 
 OPTION_NAMES = PoolOptions.__struct_fields__
@@ -192,9 +196,16 @@ def checked_timeout(pool: str, value: object) -> float | None:
         ) from None
 
 
+_WITH_HOSTS: tuple[tuple[str, Any], ...] = (
+    *(("hosts", 1), ("values", "plain"), ("max_quiet", None)),
+    *(("host_max_uses", None), ("host_max_memory", None)),
+)
+"""Options of pools with hosts, and what they are elsewhere."""
+
+
 def _check_together(pool: str, options: PoolOptions) -> None:
     if options.placement != "host":
-        for name, default in (("hosts", 1), ("values", "plain"), ("max_quiet", None)):
+        for name, default in _WITH_HOSTS:
             if getattr(options, name) != default:
                 raise ConfigurationError(
                     f"pool {pool!r}: {name}={getattr(options, name)!r} is not allowed together with "
@@ -383,6 +394,8 @@ _RULES: dict[str, Callable[[object], Any]] = {
     "check_timeout": _positive_seconds,
     "values": _one_of("plain", "pickle"),
     "max_quiet": _positive_seconds,
+    "host_max_uses": _optional_whole(1),
+    "host_max_memory": _optional_whole(1),
     "wait_warn": _positive_seconds,
     "lanes": _lanes,
     "budget": lambda value: None if value is None else _word(value),

@@ -45,6 +45,12 @@ def bound_log() -> None:
         log.debug("the log cannot be shortened: %s", error)
 
 
+def resident_bytes() -> int:
+    """How much memory this process has."""
+    with open("/proc/self/statm", "rb") as file:
+        return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
 class Host:
     """`serve` runs in the main thread until the host has to leave.
 
@@ -136,9 +142,17 @@ class Host:
     def _longest_linger(self) -> float:
         return self._linger if self._had_workers else max(self._linger, FIRST_WORKER_S)
 
+    def _make_way(self) -> None:
+        """Another one is started for whoever comes next. What is out here goes on; what lies idle is closed."""
+        if not self._was_removed():
+            self._path.unlink(missing_ok=True)
+        if self._kept is not None:
+            self._kept.contended(True)  # nothing is kept any more
+        self._pool.close_idle()
+
     def _is_over(self) -> bool:
         if self._leaving:
-            self._call_in()
+            self._make_way()
             with self._lock:
                 sessions = list(self._sessions.values())
             busy = [one for one in sessions if one.has_lease or one.is_running]
@@ -187,6 +201,7 @@ class Host:
             leave=self._leave_unless_needed,
             session_of=self._sessions.get,
             tell_of_kept=self._something_is_kept,
+            is_leaving=lambda: self._leaving,
             kept=self._kept,
             pins=self._pins,
         )
@@ -241,7 +256,24 @@ class Host:
                 session.worker_is_gone()
         if self._was_removed():
             self.leave()
+        if not self._leaving and (why := self._is_worn_out()):
+            log.info("pool %r: the host makes way for a new one: %s", self._pool.name, why)
+            self.leave()
         bound_log()
+
+    def _is_worn_out(self) -> str:
+        """Why this host has lent, or grown, enough; "": it has not."""
+        options = self._pool.options
+        if options.host_max_uses is not None:
+            local = self._pool._local
+            uses = local.past_uses + sum(entry.uses for entry in local.entries())
+            if uses >= options.host_max_uses:
+                return f"it has lent {uses} times (host_max_uses={options.host_max_uses})"
+        if options.host_max_memory is not None:
+            mebibytes = resident_bytes() >> 20
+            if mebibytes > options.host_max_memory:
+                return f"it has {mebibytes} MiB (host_max_memory={options.host_max_memory})"
+        return ""
 
     def _look_for_quiet(self, now: float) -> None:
         """Leases whose worker has said nothing for `max_quiet` end."""

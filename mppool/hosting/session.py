@@ -69,12 +69,13 @@ class Session:
         watch: Callable[[Session], None],
         leave: Callable[[Session], bool],
         tell_of_kept: Callable[[], None],
+        is_leaving: Callable[[], bool],
         session_of: Callable[[int], Session | None],
         kept: Kept | None,
         pins: Pins,
     ) -> None:
         """watch: has its process watched. leave: told that a worker asks the host to leave. session_of: by its number.
-        tell_of_kept: called when a lease is kept. kept: what the host keeps for its workers; None: nothing.
+        tell_of_kept: called when a lease is kept. is_leaving: whether the host lends nothing any more. kept: what the host keeps for its workers; None: nothing.
         pins: what ties leases of the host to their sessions.
         """
         self.connection = connection
@@ -87,6 +88,7 @@ class Session:
         self._epoch = epoch
         self._watch, self._leave = watch, leave
         self._tell_of_kept = tell_of_kept
+        self._is_leaving = is_leaving
         self._session_of = session_of
         self._lending = Lending(pool, kept, pins)
         self._kept = kept
@@ -241,6 +243,8 @@ class Session:
         label: str = "",
         caller: str = "",
     ) -> None:
+        if self._is_leaving() and not self._lending.is_out:
+            raise Gone  # the worker looks for another host, or starts it
         if self._lending.is_kept and self._lending.asked_for(identity, label, caller):
             self._introduce()
             return

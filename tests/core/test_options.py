@@ -57,9 +57,11 @@ TABLE: dict[str, tuple[list[Any], list[Any]]] = {
     ),
     "values": (["plain", "pickle"], [*TEXT, "json"]),
     "max_quiet": ([*SECONDS, None], [*NO_SECONDS, 0]),
+    "host_max_uses": ([*COUNT, None], NO_COUNT),
+    "host_max_memory": ([*COUNT, None], NO_COUNT),
     "wait_warn": ([*SECONDS, None], [*NO_SECONDS, 0]),
 }
-WITH_HOSTS = ("hosts", "values", "max_quiet")
+WITH_HOSTS = ("hosts", "values", "max_quiet", "host_max_uses", "host_max_memory")
 
 GOOD = [(name, value) for name, (good, _) in TABLE.items() for value in good]
 BAD = [(name, value) for name, (_, bad) in TABLE.items() for value in bad]
