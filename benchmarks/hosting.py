@@ -30,26 +30,44 @@ from mppool.recipe import Opening
 
 DIRECT, HOSTED, WORKER, HOST = "direct", "in a host", 'placement="worker"', 'placement="host"'
 ROUND_TRIP = "a round trip over AF_UNIX"
-PROCESSES, CONNECTIONS, LOGIN_S = 8, 2, 0.005
-PAUSES_S = (0.0, 0.01)
-"""Between two uses: none, or what a request does besides asking the database."""
+PROCESSES, CONNECTIONS = 8, 2
+PAUSE_S = 0.01
+"""Between two uses: what a request does besides asking the database."""
 ROWS = 100_000
+CURVE = (1, 2, 4, 8, 16)
 
 
 class SlowLogin(DbApiRecipe):
-    """SQLite whose login takes as long as PostgreSQL's."""
+    """SQLite whose login takes as long as PostgreSQL's in the same machine."""
+
+    login_s = 0.005
 
     def connect(self, opening: Opening) -> Any:
-        time.sleep(LOGIN_S)
+        time.sleep(self.login_s)
         return super().connect(opening)
 
 
+class SlowerLogin(SlowLogin):
+    """With TLS and a password that is checked, in the same data center."""
+
+    login_s = 0.1
+
+
+class SlowestLogin(SlowLogin):
+    """With a token, or further away."""
+
+    login_s = 0.3
+
+
 def run(quick: bool) -> Iterator[Table]:
-    """Calls, rows, crowds, and how rows are encoded."""
+    """Calls, rows, a host alone, crowds, and how rows are encoded."""
     yield calls(quick)
     yield many_rows(quick)
-    for pause_s in PAUSES_S:
-        yield crowd(quick, pause_s)
+    yield alone(quick)
+    for recipe, pause_s in (
+        (SlowLogin, 0.0), (SlowLogin, PAUSE_S), (SlowerLogin, PAUSE_S), (SlowestLogin, PAUSE_S),
+    ):  # fmt: skip
+        yield crowd(quick, recipe, pause_s)
     yield from encodings(quick)
 
 
@@ -124,14 +142,54 @@ def many_rows(quick: bool) -> Table:
 # --- many processes ---------------------------------------------------------------------------------------------
 
 
-def crowd(quick: bool, pause_s: float) -> Table:
+def alone(quick: bool) -> Table:
+    """Small statements that one host serves, by the number of processes that each have a lease of it."""
+    rounds, seconds = (1, 0.3) if quick else (5, 2.0)
+
+    def contestant(processes: int) -> float:
+        with _host() as manager:
+            recipe = DbApiRecipe(sqlite3.connect, ":memory:")
+            pool = manager.pool("alone", recipe, max_size=processes, placement="host")
+            _use(pool)
+
+            def work(_: int) -> int:
+                with pool.checkout(timeout=None) as connection:
+                    cursor, done = connection.cursor(), 0
+                    cursor.execute("select ?", (1,)).fetchone()
+                    until = time.monotonic() + seconds
+                    while time.monotonic() < until:
+                        for _ in range(20):
+                            cursor.execute("select ?", (1,)).fetchone()
+                        done += 20
+                    return done
+
+            return sum(in_processes(processes, work)) / seconds
+
+    names = {count: f"{count} process{'es' if count > 1 else ''}" for count in CURVE}
+    samples = interleaved(
+        {name: functools.partial(contestant, count) for count, name in names.items()},
+        rounds,
+        warm_up=False,
+    )
+    return Table(
+        "hosting_alone",
+        "small statements that one host serves",
+        "statements/s",
+        samples,
+        (names[1],),
+        more_is_better=True,
+        aims=["one host: at least 15,000 on two cores"],
+    )
+
+
+def crowd(quick: bool, slow: type[SlowLogin], pause_s: float) -> Table:
     """Small statements of 8 processes on 2 connections, and how long a use takes for the unlucky ones."""
     rounds, seconds = (1, 0.5) if quick else (3, 5.0)
     slowest: dict[str, list[float]] = {}
 
     def contestant(placement: Any) -> float:
         with _host() as manager:
-            recipe = SlowLogin(sqlite3.connect, ":memory:")
+            recipe = slow(sqlite3.connect, ":memory:")
             pool = manager.pool("crowd", recipe, max_size=CONNECTIONS, placement=placement)
             _use(pool)  # the server, and the host, are there
 
@@ -156,9 +214,9 @@ def crowd(quick: bool, pause_s: float) -> Table:
     )
     names = {WORKER: "worker", HOST: "host"}
     return Table(
-        f"hosting_crowd_{pause_s * 1000:g}",
+        f"hosting_crowd_{slow.login_s * 1000:g}_{pause_s * 1000:g}",
         f"{PROCESSES} processes on {CONNECTIONS} connections, small statements, {pause_s * 1000:g} ms between two, "
-        f"login {LOGIN_S * 1000:g} ms",
+        f"login {slow.login_s * 1000:g} ms",
         "statements/s",
         samples,
         (WORKER,),

@@ -58,8 +58,11 @@ TABLES = {
     hosting: {
         "hosting_calls",
         "hosting_rows",
-        "hosting_crowd_0",
-        "hosting_crowd_10",
+        "hosting_alone",
+        "hosting_crowd_5_0",
+        "hosting_crowd_5_10",
+        "hosting_crowd_100_10",
+        "hosting_crowd_300_10",
         *(
             f"hosting_encoding_{kind}_{count}"
             for kind in ("simple", "rich")
