@@ -81,8 +81,8 @@ def _member_for(locator: ServerLocator) -> Member:
             if (other.name, other.likely_directory()) == where:
                 if locator.machines != other.machines:
                     raise ConfigurationMismatch(
-                        f"manager {locator.name!r}: this process has made it with other settings of redis= or "
-                        f"on_redis_lost= ({other.machines}, now {locator.machines}); give the same everywhere"
+                        f"manager {locator.name!r}: this process has made it with other settings of redis=, "
+                        f"on_redis_lost= or end_expired= ({other.machines}, now {locator.machines}); give the same everywhere"
                     )
                 return member
         member = Member(
@@ -107,6 +107,8 @@ class PoolManager(Manager, BaseManager):
         managers of this name name this Redis. The same in all processes of a machine. See docs/machines.md.
     on_redis_lost: what this machine may do while Redis gives no lease: "hold": go on until the lease ends, then
         nothing; a number: so many resources of each pool.
+    end_expired: sessions of another machine whose lease has run out, and that are still open at the database, are ended
+        there, where the recipe can (PostgreSQL). Machines need host names that differ.
 
     Making one is cheap: no I/O, no process, no thread. The server is found, or started, by the first
     checkout of any process; `start()` does it at once.
@@ -125,16 +127,17 @@ class PoolManager(Manager, BaseManager):
         label: str | None = None,
         redis: str | None = None,
         on_redis_lost: Literal["hold"] | int = "hold",
+        end_expired: bool = False,
     ) -> None:
         super().__init__()
         self.name = checked_name("manager", name)
         seconds = checked_linger(name, linger)
         directory = None if runtime_dir is None else _checked_directory(name, runtime_dir)
         machines = None
-        if redis is not None or on_redis_lost != "hold":
+        if redis is not None or on_redis_lost != "hold" or end_expired is not False:
             from mppool.machines.settings import checked_settings
 
-            machines = checked_settings(name, redis, on_redis_lost)
+            machines = checked_settings(name, redis, on_redis_lost, end_expired)
         self._locator = ServerLocator(name, directory, seconds, machines)
         if label is not None:
             name_process(checked_label(name, label))
@@ -406,6 +409,7 @@ def _rebuild_manager(
         linger=linger,
         redis=machines.url,
         on_redis_lost=machines.fallback if machines.fallback is not None else "hold",
+        end_expired=machines.ends_expired,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from types import FrameType
 from typing import Any, Generic, TypedDict, TypeVar
 
@@ -184,6 +184,15 @@ class Recipe(Generic[T]):
         prefix: with which `opening.label` begins in all processes.
         """
         return None
+
+    def end_sessions(self, resource: T, labels: Sequence[str], older_than_s: float) -> int:
+        """End sessions of another machine at the database; how many there were.
+
+        No hook: it is called on a resource that nobody else uses, with `PoolManager(..., end_expired=True)`, where the
+        lease of a machine has run out. labels: with which `opening.label` began there. older_than_s: what began
+        later is not meant. What it raises is logged.
+        """
+        return 0
 
     def fingerprint(self) -> str:
         """What this recipe opens, as a text without secrets that is equal in all processes.

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import struct
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
 
 from mppool.dbapi import autocommit as mode
 from mppool.dbapi.arguments import Arguments
+from mppool.dbapi.ending import end_sessions
 from mppool.dbapi.labels import LONGEST_APPLICATION, takes_application_name
 from mppool.dbapi.secrets import scrubbed, without
 from mppool.dbapi.sessions import cancel, is_closed, is_dead, module_of, refuses_login
@@ -230,6 +231,11 @@ class DbApiRecipe(Recipe[Any]):
     def survey(self, connection: Any, prefix: str) -> Survey | None:
         """See Recipe: of PostgreSQL, MySQL, MariaDB and SQL Server, where the user may look."""
         return survey(connection, database_of(self._module_name), prefix)
+
+    def end_sessions(self, connection: Any, labels: Sequence[str], older_than_s: float) -> int:
+        """See Recipe: of PostgreSQL, where sessions bear labels."""
+        database = database_of(self._module_name) if self._labels else ""
+        return end_sessions(connection, database, labels, older_than_s)
 
     def cancel(self, connection: Any) -> bool:
         """Have the statement that runs in another thread end with an error; False where the driver cannot."""

@@ -46,7 +46,7 @@ class Machine:
 
     since: when the call was sent whose answer is in force; None: there is none.
     limits: of each pool, how many this machine may have by itself; None: an earlier server of this machine knew.
-    told: the last answer. trouble: why the last call was not answered; "" where it was.
+    told: the last answer. epochs: of this server, and of earlier ones of this machine. trouble: why the last call was not answered; "" where it was.
     """
 
     def __init__(
@@ -69,6 +69,7 @@ class Machine:
         """
         self.name, self.label, self.epoch, self.timing = name, label, epoch, timing
         self.since = since
+        self.epochs = [epoch]
         self.limits: dict[str, int] | None = None if since is not None else {}
         self.told: Told | None = None
         self.trouble = ""
@@ -156,6 +157,7 @@ class Machine:
             processes,
             pools,
             leaves,
+            self.epochs,
         )
 
     def _limit(self, pool: str, need: Need, now: float) -> int:

@@ -56,7 +56,7 @@ class Said(msgspec.Struct, frozen=True, array_like=True):
 
     machine: its identity. epoch, number: count its servers, and the calls of one; an older call is void.
     incarnation, version: of the last answer, while its lease is in force. fresh: the id of a new incarnation, should one begin.
-    leaves: the machine holds nothing and is not coming back.
+    leaves: the machine holds nothing and is not coming back. epochs: of its servers, in the labels of its sessions.
     """
 
     machine: str
@@ -70,6 +70,7 @@ class Said(msgspec.Struct, frozen=True, array_like=True):
     processes: int
     pools: list[PoolSaid]
     leaves: bool = False
+    epochs: list[int] = []
 
 
 class PoolTold(msgspec.Struct, frozen=True, array_like=True):
@@ -82,8 +83,20 @@ class PoolTold(msgspec.Struct, frozen=True, array_like=True):
     wanted: int
 
 
+class Ended(msgspec.Struct, frozen=True, array_like=True):
+    """A machine whose lease has run out. label, epochs: in the labels of its sessions. ago_ms: since when."""
+
+    machine: str
+    label: str
+    epochs: list[int]
+    ago_ms: int
+
+
 class Told(msgspec.Struct, frozen=True, array_like=True):
-    """An answer. kept_ms: for so long nobody gets more than it has, for Redis may have forgotten something; why."""
+    """An answer. kept_ms: for so long nobody gets more than it has, for Redis may have forgotten something; why.
+
+    ended: other machines whose leases have run out lately.
+    """
 
     incarnation: str
     version: int
@@ -92,3 +105,4 @@ class Told(msgspec.Struct, frozen=True, array_like=True):
     machines: int
     processes: int
     pools: list[PoolTold]
+    ended: list[Ended] = []

@@ -3,7 +3,7 @@
 The key is a hash. `about` tells of the incarnation: which Redis has written all this, and when the time ends in which
 nobody gets more than it has. `m:<machine>` tells what that machine may still be using, until when:
 
-    {e: epoch, s: number of its last call, x: until (ms), p: processes, l: label, n: {pool: {c, w, h, k}}}
+    {e: epoch, s: number of its last call, x: until (ms), p: processes, l: label, o: epochs, n: {pool: {c, w, h, k}}}
     c: committed, the most of: its share, what it may open by itself, what it has.  w: wants.  h: has.  k: cap
 
 A new incarnation begins where `about` is missing (new, or flushed), was written by another Redis (failed over,
@@ -19,7 +19,7 @@ from __future__ import annotations
 SCRIPT = r"""
 local said = cjson.decode(ARGV[1])
 local machine, epoch, number, lease, seen_id, seen_version = said[1], said[2], said[3], said[4], said[5], said[6]
-local fresh, label, processes, pools, leaves = said[7], said[8], said[9], said[10], said[11]
+local fresh, label, processes, pools, leaves, epochs = said[7], said[8], said[9], said[10], said[11], said[12] or {}
 local key = KEYS[1]
 
 local now, instance = tonumber(ARGV[2]), ARGV[3]
@@ -36,14 +36,15 @@ end
 
 -- What there is, without what has expired.
 local stored = redis.call('HGETALL', key)
-local about, others, own, order = nil, {}, nil, {}
+local about, others, own, order, stale, expired = nil, {}, nil, {}, {}, {}
 for i = 1, #stored, 2 do
   local field = stored[i]
   if field == 'about' then
     about = cjson.decode(stored[i + 1])
   else
     local id, record = string.sub(field, 3), cmsgpack.unpack(stored[i + 1])
-    if record.x <= now then redis.call('HDEL', key, field)
+    if record.x <= now then stale[#stale + 1] = field
+      if record.o and #record.o > 0 then expired[#expired + 1] = {id, record.l, record.o, record.x} end
     elseif id == machine then own = record
     else others[id] = record; order[#order + 1] = id end
   end
@@ -57,17 +58,28 @@ elseif about.id == seen_id and about.v < seen_version then why = 'it has forgott
 elseif seen_id ~= '' and about.id ~= seen_id and about.u <= now then why = 'it answers from an older state' end
 if why then
   redis.call('DEL', key)
-  about, others, own, order = {id = fresh, v = 0, i = instance, u = now + lease, y = why}, {}, nil, {}
+  about, others, own, order, expired = {id = fresh, v = 0, i = instance, u = now + lease, y = why}, {}, nil, {}, {}
 end
 if own and (own.e > epoch or (own.e == epoch and own.s >= number)) then
   return redis.error_reply('MPPOOL a later call of this machine was answered already')
 end
 about.v = about.v + 1
+for _, field in ipairs(stale) do redis.call('HDEL', key, field) end
+-- Machines whose leases have run out lately: others may end their sessions at the database.
+for _, one in ipairs(about.f or {}) do
+  if #expired < 16 and one[4] > now - 4 * lease then expired[#expired + 1] = one end
+end
+about.f = #expired > 0 and expired or nil
+local ended = {}
+for _, one in ipairs(expired) do
+  if one[1] ~= machine then ended[#ended + 1] = {one[1], one[2], one[3], now - one[4]} end
+end
 redis.call('HSET', key, 'about', cjson.encode(about))
 -- An empty table would be encoded as an object.
 local function answer(kept, machines, all, list)
   local head = cjson.encode({about.id, about.v, kept, kept > 0 and about.y or '', machines, all, 0})
-  return string.sub(head, 1, -3) .. (#list > 0 and cjson.encode(list) or '[]') .. ']'
+  local function encoded(items) return #items > 0 and cjson.encode(items) or '[]' end
+  return string.sub(head, 1, -3) .. encoded(list) .. ',' .. encoded(ended) .. ']'
 end
 
 if leaves then
@@ -116,7 +128,7 @@ local function part(cap, wanted, wants, before)
 end
 
 local kept = math.max(0, about.u - now)
-local record = {e = epoch, s = number, x = now + lease, p = processes, l = label, n = {}}
+local record = {e = epoch, s = number, x = now + lease, p = processes, l = label, n = {}, o = epochs}
 local answers, all = {}, processes
 for i = 1, #order do all = all + others[order[i]].p end
 for at, pool in ipairs(pools) do

@@ -21,15 +21,20 @@ LEASE_VARIABLE = "MPPOOL_MACHINE_LEASE"
 HOLD = "hold"
 
 
-class Settings(msgspec.Struct, frozen=True):
-    """url: of Redis, perhaps with a password. fallback: the share of this machine without Redis; None: none ("hold")."""
+class Settings(msgspec.Struct, frozen=True, omit_defaults=True):
+    """url: of Redis, perhaps with a password. fallback: the share of this machine without Redis; None: none ("hold").
+
+    ends_expired: sessions of machines whose leases have run out are ended at the database.
+    """
 
     url: str
     fallback: int | None
     lease_s: float
+    ends_expired: bool = False
 
     def __repr__(self) -> str:
-        return f"<Redis at {self.where}, on_redis_lost={self.on_redis_lost!r}>"
+        more = ", end_expired=True" if self.ends_expired else ""
+        return f"<Redis at {self.where}, on_redis_lost={self.on_redis_lost!r}{more}>"
 
     @property
     def on_redis_lost(self) -> str | int:
@@ -57,10 +62,20 @@ def unpacked(packed: bytes) -> Settings:
     return msgspec.json.decode(packed, type=Settings)
 
 
-def checked_settings(manager: str, redis: object, on_redis_lost: object) -> Settings | None:
+def checked_settings(
+    manager: str, redis: object, on_redis_lost: object, end_expired: object = False
+) -> Settings | None:
     """The settings, None where no Redis is named, or ConfigurationError."""
     fallback = _checked_fallback(manager, on_redis_lost)
+    if not isinstance(end_expired, bool):
+        raise ConfigurationError(
+            f"manager {manager!r}: end_expired={end_expired!r:.80} is not allowed: give True or False"
+        )
     if redis is None:
+        if end_expired:
+            raise ConfigurationError(
+                f"manager {manager!r}: end_expired=True means nothing without redis="
+            )
         if fallback is not None:
             raise ConfigurationError(
                 f"manager {manager!r}: on_redis_lost={on_redis_lost!r} means nothing without redis="
@@ -72,7 +87,7 @@ def checked_settings(manager: str, redis: object, on_redis_lost: object) -> Sett
         raise ConfigurationError(
             f"manager {manager!r}: redis= needs the client of Redis: pip install 'mppool[redis]'"
         )
-    return Settings(redis, fallback, _lease_s(manager))
+    return Settings(redis, fallback, _lease_s(manager), end_expired)
 
 
 def _checked_fallback(manager: str, value: object) -> int | None:

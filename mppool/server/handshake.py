@@ -83,7 +83,9 @@ class Admission:
         if hello.machines == self._expected:
             return None
         here = "none" if self._machines is None else str(self._machines)
-        given = "another one, or another on_redis_lost=" if hello.machines else "none"
+        given = (
+            "another one, or another on_redis_lost= or end_expired=" if hello.machines else "none"
+        )
         return Rejected(
             "manager",
             f"the server of this machine shares its caps with other machines over redis= as it was given to the "

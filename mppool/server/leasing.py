@@ -23,7 +23,7 @@ from mppool.core.events import Share
 from mppool.core.share import Demand
 from mppool.machines.calling import Caller
 from mppool.machines.machine import Machine, Part
-from mppool.machines.needs import Need, Peaks, Told
+from mppool.machines.needs import Ended, Need, Peaks, Told
 from mppool.machines.settings import Settings
 from mppool.machines.timing import Timing
 from mppool.rendezvous.claim import write_in_place
@@ -32,8 +32,12 @@ from mppool.rendezvous.world import boot_id
 from mppool.server.collecting import Collector
 from mppool.server.delivery import Delivery
 from mppool.server.processes import ProcessRegistry
+from mppool.wire.messages import EndSessions
 
 log = logging.getLogger(__name__)
+
+MOST_EPOCHS = 16
+"""So many servers of a machine are remembered."""
 
 FAREWELL_S = 0.5
 """How long the leaving server waits until Redis knows."""
@@ -48,11 +52,15 @@ def clock() -> float:
 
 
 class _Kept(msgspec.Struct):
-    """What a successor must know: who this machine is, and since when (in this boot) its last lease counts."""
+    """What a successor must know: who this machine is, and since when (in this boot) its last lease counts.
+
+    epochs: of the servers that have stood in the labels of its sessions, the latest ones.
+    """
 
     machine: str
     boot: str = ""
     since: float | None = None
+    epochs: list[int] = []
 
 
 class Leasing:
@@ -86,11 +94,14 @@ class Leasing:
             jitter=random.random,
             fresh=lambda: secrets.token_hex(8),
         )
+        self._kept.epochs = self.machine.epochs = [*self._kept.epochs, epoch][-MOST_EPOCHS:]
         self._keep()
         self._answers: deque[tuple[int, Told | None, str]] = deque()
         self._caller = Caller(settings, paths.name, self._answered)
         self._parts: dict[str, Part] = {}
         self._peaks = Peaks()
+        # When the lease of a machine has run out whose sessions were ended.
+        self._expired: dict[str, float] = {}
         self._looked = -1.0
         self._was_lost = False
 
@@ -122,6 +133,7 @@ class Leasing:
             else:
                 self.machine.answered(number, told, at)
                 self._keep()
+                self._end_sessions_of(told.ended, at)
         self._tell_books(at, now)
         if self._look_at() <= at and self._looked != self.machine.next_call():
             self._looked = self.machine.next_call()
@@ -129,6 +141,19 @@ class Leasing:
         if self.machine.is_due(at, self._pressing()):
             needs = self._needs()
             self._caller.submit(self.machine.call(at, needs, len(self._processes)))
+
+    def _end_sessions_of(self, ended: list[Ended], at: float) -> None:
+        """Have the processes end at the database what is still open there, before the books learn of more room."""
+        if not self._settings.ends_expired:
+            return
+        for one in ended:
+            expired_at = at - one.ago_ms / 1000
+            known = self._expired.get(one.machine)
+            if known is None or expired_at - known > self._timing.lease_s / 2:
+                self._expired[one.machine] = expired_at
+                log.warning("machine %s: its lease has run out", one.label)
+                age = max(0.0, one.ago_ms / 1000)
+                self._processes.tell_all(EndSessions(one.label, one.epochs, age))
 
     def deadline(self, now: float) -> float:
         """When `tick` is wanted next, by the loop's clock."""

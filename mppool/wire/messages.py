@@ -108,6 +108,17 @@ class WantReport(Message, frozen=True, tag=True):
     survey: bool = False
 
 
+class EndSessions(Message, frozen=True, tag=True):
+    """The lease of another machine has run out: end what it has open at the database.
+
+    machine, epochs: as in the labels of its sessions. age: seconds since then; what has begun later is not meant.
+    """
+
+    machine: str
+    epochs: list[int]
+    age: float
+
+
 class Report(Message, frozen=True, tag=True):
     """A process's figures. `request` is that of WantReport, or 0 where the process volunteers them.
 
@@ -150,6 +161,7 @@ ToProcess = (
     | Failed
     | Goodbye
     | WantReport
+    | EndSessions
     | Stats
     | ProcessDecision
     | TokenDecision

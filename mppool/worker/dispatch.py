@@ -24,7 +24,7 @@ from mppool.ids import Session, Ticket
 from mppool.logs import Log
 from mppool.process.waiter import Retry
 from mppool.tokens.in_process import forget_all
-from mppool.wire.messages import Done, Failed
+from mppool.wire.messages import Done, EndSessions, Failed
 from mppool.worker.context import Context
 from mppool.worker.ending import (
     close_soon,
@@ -33,6 +33,7 @@ from mppool.worker.ending import (
     retire_older_than,
     retire_over,
 )
+from mppool.worker.fence import end_sessions
 from mppool.worker.inventory import PoolEntry
 from mppool.worker.lanes import tell_what_is_lent
 from mppool.worker.opening import open_for_shelf, use_grant
@@ -63,6 +64,7 @@ class Dispatch:
             PoolChanged: self._on_pool_changed,
             DropToken: self._on_drop_token,
             Notice: self._on_notice,
+            EndSessions: self._on_end_sessions,
             TokensForgotten: self._on_tokens_forgotten,
             **dict.fromkeys((TokenGiven, FetchToken, TokenRefused), self._on_token),
         }
@@ -192,6 +194,9 @@ class Dispatch:
         if forgotten.identity is None:
             forget_all()
         self._context.tokens.forget(forgotten.identity, forgotten.fetch, forgotten.token)
+
+    def _on_end_sessions(self, said: EndSessions, session: Session) -> None:
+        end_sessions(list(self._pools.values()), said)
 
     def _on_notice(self, notice: Notice, session: Session) -> None:
         log.warning("pool %r: %s", notice.pool, notice.text)

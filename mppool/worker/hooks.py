@@ -6,7 +6,7 @@ hook runs its thread is `inside`, so that a hook that uses the pool itself does 
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from mppool.logs import Log
@@ -93,6 +93,22 @@ class Hooks:
         except Exception:
             log.debug("pool %r: the database does not tell", self._pool, exc_info=True)
             return None
+
+    def end_sessions(self, resource: Any, labels: Sequence[str], older_than_s: float) -> int:
+        """How many sessions of another machine were ended; 0 also where that failed, which is logged."""
+        try:
+            ended: int = _call(
+                lambda it: self._recipe.end_sessions(it, labels, older_than_s), resource
+            )
+            return ended
+        except Exception:
+            self._count("hook_errors")
+            log.warning(
+                "pool %r: sessions of a machine whose lease has run out could not be ended",
+                self._pool,
+                exc_info=True,
+            )
+            return 0
 
     def close(self, resource: Any, problem: str = "closing a resource raised; it is gone") -> None:
         """Close it. An Exception is logged, as this problem, and counted; anything else passes through."""

@@ -22,6 +22,7 @@ from mppool.stats.pins import Pins
 from mppool.worker.callers import note_caller
 from mppool.worker.checking import Checkers, is_healthy
 from mppool.worker.ending import close, close_soon, drop_token, retire_older_than
+from mppool.worker.fence import Fence
 from mppool.worker.holders import Holders
 from mppool.worker.hooks import Hooks
 from mppool.worker.idle import Idle
@@ -117,6 +118,7 @@ class LocalPool:
         self.is_sealed = self.asks_plainly = False
         self.said_of_own_leases = (-math.inf, "")
         self.surveyed: Survey | None = None
+        self.fence = Fence(self)
         self.holders = Holders(self.member, self.name, self.options)
         self.idle = Idle(
             self.member,

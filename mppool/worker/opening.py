@@ -70,6 +70,7 @@ def open_resource(
         opening = Opening(grant.opened_before, identity_of(entry.key), token, left or None)
         opening.label = _label(local, grant)
         _run_hooks(local, entry, opening)
+        local.fence.on(entry.resource)
     except Exception as error:
         if bearer is not None and token is not None and local.recipe.refuses_login(error):
             bearer.refused(token)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from mppool.core.events import Declaration
     from mppool.options import PoolOptions
     from mppool.recipe import Recipe
+    from mppool.wire.messages import EndSessions
     from mppool.worker.context import Context
     from mppool.worker.hooks import Hooks
     from mppool.worker.idle import Idle
@@ -35,6 +36,19 @@ class Whose(Protocol):
         """Whether the issuer is to be asked for another token now."""
 
 
+class Fencing(Protocol):
+    """What has to be ended at the database: see Fence."""
+
+    def want(self, said: EndSessions) -> None:
+        """This is to be ended."""
+
+    def on_idle(self) -> None:
+        """Do it on a resource that lies idle, if there is one."""
+
+    def on(self, resource: Any) -> None:
+        """Do it on this one, which nobody else uses."""
+
+
 class OwnPool(Home, Protocol):
     """A LocalPool, as it is known below: to what ends, opens and checks resources, and to what decides for whom.
 
@@ -50,6 +64,10 @@ class OwnPool(Home, Protocol):
     closed_everywhere: bool
     hooks: Hooks
     checks_here: bool
+
+    @property
+    def fence(self) -> Fencing:
+        """Sessions of other machines that are to be ended."""
 
     @property
     def checkers(self) -> Runner:

@@ -198,7 +198,7 @@ class World:
 class SimulatedMachine:
     """A server and its processes. demand: how many resources are used, if they are to be had.
 
-    open: sessions at the database. opening: such as will be. closing: of those that are open.
+    held: sessions at the database: they are lent, return some time, or end soon. opening: such as will be.
     """
 
     def __init__(self, world: World, name: str, *, pace: float) -> None:
@@ -206,8 +206,9 @@ class SimulatedMachine:
         self.demand = 0
         # How much was used, and since when by this machine's clock.
         self._demands: deque[tuple[float, int]] = deque([(0.0, 0)])
-        self.open = self.opening = self.closing = 0
-        self.incarnation = self.epoch = self.life = 0
+        self.opening = self._number = 0
+        self.held: dict[int, str] = {}
+        self.incarnation = self.epoch = 0
         self.alive = True
         self.is_cut_off = False
         self.name = name
@@ -255,16 +256,16 @@ class SimulatedMachine:
 
     def sessions(self) -> int:
         """As the database counts them."""
-        return self.open
+        return len(self.held)
 
     # --- what the server and its processes do ------------------------------------------------------------
 
     def has(self) -> int:
-        return self.open + self.opening
+        return len(self.held) + self.opening
 
     def _wants(self, now: float) -> int:
         """As a server finds out: what was in use when it asked last, a moment ago, or lately before that; and who waits."""
-        timing, has = self.world.timing, self.open + self.opening
+        timing, has = self.world.timing, self.has()
         contended = self.machine.is_contended(POOL)
         since = now - timing.hurry_s / 2 - (timing.lately_s if contended else timing.refresh_s)
         demands = self._demands
@@ -276,7 +277,7 @@ class SimulatedMachine:
         return min(self._peaks.note(POOL, wants, contended=contended), self.world.cap)
 
     def _need(self, size: int | None) -> Need:
-        has = self.open + self.opening
+        has = self.has()
         starves = size is not None and has >= size and self.demand > has
         return Need(self.world.cap, 0, has, starves)
 
@@ -298,12 +299,8 @@ class SimulatedMachine:
                 world.at(
                     chance() ** 3 * LOGIN * world.timing.lease_s, self.alive_only(self._opened)
                 )
-        for _ in range(self.open - self.closing - size):
-            self.closing += 1
-            # What is lent comes back some time; what is ended is closed soon, often just in time.
-            at_most = CLOSE * world.timing.lease_s if part.ends else world.lent_s
-            seconds = at_most * world.random.choice((1.0, chance()))
-            world.at(seconds, functools.partial(self._closed, self.life))
+        if len(self.held) > size:
+            self._close(len(self.held) - size, ends=part.ends)
         self._plan(now)
 
     def _plan(self, now: float) -> None:
@@ -323,14 +320,29 @@ class SimulatedMachine:
 
     def _opened(self) -> None:
         self.opening -= 1
-        self.open += 1
+        self._holds_one_more()
         self.world.count()
 
-    def _closed(self, life: int) -> None:
+    def _holds_one_more(self) -> None:
+        self._number += 1
+        self.held[self._number] = "lent"
+
+    def _close(self, count: int, *, ends: bool) -> None:
+        """So many are to go. What is lent comes back some time; what is ended is closed soon, often just in time."""
+        lease_s = self.world.timing.lease_s
+        at_most, state = (CLOSE * lease_s, "ends") if ends else (self.world.lent_s, "returns")
+        count -= sum(one == "ends" or one == state for one in self.held.values())
+        for number in [number for number, one in self.held.items() if one not in ("ends", state)]:
+            if count <= 0:
+                return
+            count -= 1
+            self.held[number] = state
+            seconds = at_most * self.world.random.choice((1.0, self.world.random.random()))
+            self.world.at(seconds, functools.partial(self._closed, number))
+
+    def _closed(self, number: int) -> None:
         """Processes go on closing while their server is dead."""
-        if life == self.life:
-            self.open -= 1
-            self.closing -= 1
+        if self.held.pop(number, None) is not None and self.alive:
             self.look()
 
     # --- what happens to it ------------------------------------------------------------------------------
@@ -338,8 +350,8 @@ class SimulatedMachine:
     def dies(self) -> None:
         """The whole machine: the database ends its sessions."""
         self.alive = False
-        self.life += 1
-        self.open = self.opening = self.closing = 0
+        self.held.clear()
+        self.opening = 0
 
     def returns(self) -> None:
         self.alive = True
@@ -350,7 +362,8 @@ class SimulatedMachine:
         since = self.machine.since
         if forgets:
             since, self.name = None, f"{self.name}'"
-        self.open += self.opening  # what was being opened is held
+        for _ in range(self.opening):  # what was being opened is held
+            self._holds_one_more()
         self.opening = 0
         self.world.count()
         self._begin(since)

@@ -61,6 +61,8 @@ def settled(server: RedisServer, manager: str = "shop") -> None:
         ({"redis": "redis://host", "on_redis_lost": True}, "on_redis_lost=True is not allowed"),
         ({"redis": "redis://host", "on_redis_lost": -1}, "on_redis_lost=-1 is not allowed"),
         ({"on_redis_lost": 2}, "means nothing without redis="),
+        ({"end_expired": True}, "end_expired=True means nothing without redis="),
+        ({"redis": "redis://host", "end_expired": 1}, "end_expired=1 is not allowed"),
     ],
 )  # fmt: skip
 def test_settings_that_mean_nothing_are_refused_at_once_without_the_url(
@@ -205,14 +207,22 @@ class Machine:
     """A runtime directory, the server there, and one process that uses the pool."""
 
     def __init__(
-        self, directory: Path, url: str, sessions: str, within: Sequence[str] = ()
+        self,
+        directory: Path,
+        url: str,
+        sessions: str,
+        within: Sequence[str] = (),
+        more: Sequence[str] = (),
     ) -> None:
-        """sessions: where they are opened: the path of a witness, or a PostgreSQL. within: what runs it elsewhere."""
+        """sessions: where they are opened: the path of a witness, or a PostgreSQL. within: what runs it elsewhere.
+
+        more: further words for `tests.machines.worker`.
+        """
         directory.mkdir(0o700)
         self.directory = directory
         self._process = subprocess.Popen(
             [
-                *within, sys.executable, "-m", "tests.machines.worker", str(directory), url, sessions, str(CAP),
+                *within, sys.executable, "-m", "tests.machines.worker", str(directory), url, sessions, str(CAP), *more,
             ],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, cwd=ROOT,
         )  # fmt: skip

@@ -185,3 +185,31 @@ def test_of_a_pool_that_nobody_has_declared_again_yet_what_is_open_stays(settled
     settled.share("b", 6, 6, 0, 0)
     assert settled.share("a", -2, 0, 2, 2) == 2
     assert settled.share("b", 6, 6, 0, 0) == 4
+
+
+def test_of_a_machine_whose_lease_has_run_out_the_others_are_told(settled: Table) -> None:
+    settled.say("a", 6, 6, 6, 0, epochs=[16, 17], label="web-3")
+    settled.say("old", 6, 0, 0, 0)  # an earlier release, which says no epochs
+    settled.now += LEASE_MS + 5
+    told = settled.say("b", 6, 6, 0, 0, epochs=[1])
+    (one,) = told.ended
+    assert (one.machine, one.label, one.epochs, one.ago_ms) == ("a", "web-3", [16, 17], 5)
+    assert not settled.say("a", 6, 0, 0, 0, epochs=[17]).ended  # it is back, and knows by itself
+    settled.now += LEASE_MS - 1
+    assert [one.ago_ms for one in settled.say("b", 6, 6, 0, 0).ended] == [LEASE_MS + 4]
+    settled.now += 3 * LEASE_MS
+    assert "a" not in {
+        one.machine for one in settled.say("c", 6, 0, 0, 0).ended if one.ago_ms > LEASE_MS * 4
+    }
+
+
+def test_a_later_call_that_is_refused_forgets_nobody(settled: Table) -> None:
+    import redis
+
+    settled.say("a", 6, 6, 6, 0, epochs=[17], label="web-3")
+    settled.now += LEASE_MS // 2
+    settled.say("b", 6, 0, 0, 0)
+    settled.now += LEASE_MS // 2 + 1
+    with pytest.raises(redis.ResponseError, match="MPPOOL a later call"):
+        settled.say("b", 6, 0, 0, 0, epoch=0)
+    assert [one.label for one in settled.say("b", 6, 0, 0, 0).ended] == ["web-3"]

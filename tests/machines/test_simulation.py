@@ -40,12 +40,12 @@ def test_capacity_moves_to_where_the_load_is_within_two_refreshes(
     def load_moves() -> Story[None]:
         first, second = machines(world, 2)
         yield from heal(world, [6, 0])
-        assert (first.open, second.open) == (6, 0)
+        assert (first.sessions(), second.sessions()) == (6, 0)
         first.wants(0)
         second.wants(6)
         # By the slower clock; and what a login and the way to Redis take.
         yield from world.run(2 * world.timing.refresh_s / 0.9 + world.timing.lease_s * 0.15 + 0.5)
-        assert (first.open, second.open) == (0, 6)
+        assert (first.sessions(), second.sessions()) == (0, 6)
 
     tell(any_redis, load_moves())
 
@@ -56,10 +56,10 @@ def test_the_share_of_a_dead_machine_is_back_within_its_lease(any_redis: RedisSe
     def one_dies() -> Story[None]:
         first, second = machines(world, 2)
         yield from heal(world, [6, 6])
-        assert (first.open, second.open) == (3, 3)
+        assert (first.sessions(), second.sessions()) == (3, 3)
         first.dies()
         yield from world.run(world.timing.lease_s / 0.9 + 2 * world.timing.refresh_s)
-        assert second.open == 6
+        assert second.sessions() == 6
 
     tell(any_redis, one_dies())
 
@@ -73,7 +73,7 @@ def test_more_machines_than_slots_take_turns(any_redis: RedisServer) -> None:
         yield from heal(world, [1, 1, 1])
         for _ in range(60):
             yield from world.run(world.timing.refresh_s)
-            served.update(machine.name for machine in these if machine.open)
+            served.update(machine.name for machine in these if machine.sessions())
 
     tell(any_redis, turns())
     assert served == {"m0", "m1", "m2"}

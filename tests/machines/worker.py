@@ -1,6 +1,6 @@
 """A process of one machine: so many threads of it use the pool, as it is told on its standard input.
 
-python -m tests.machines.worker DIRECTORY REDIS SESSIONS CAP
+python -m tests.machines.worker DIRECTORY REDIS SESSIONS CAP [end_expired]
 """
 
 from __future__ import annotations
@@ -20,8 +20,14 @@ from tests.processes.witness import SessionRecipe
 MOST = 8
 
 
-def main(directory: str, redis: str, sessions: str, cap: str) -> None:
-    manager = PoolManager("shop", runtime_dir=directory, redis=redis, linger=0.2)
+def main(directory: str, redis: str, sessions: str, cap: str, *more: str) -> None:
+    manager = PoolManager(
+        "shop",
+        runtime_dir=directory,
+        redis=redis,
+        linger=0.2,
+        end_expired="end_expired" in more,
+    )
     is_postgresql = sessions.startswith("host=")
     recipe: Any = PsycopgRecipe(sessions) if is_postgresql else SessionRecipe(sessions)
     pool = manager.pool("orders", recipe, max_size=int(cap))

@@ -53,8 +53,8 @@ MACHINE_BUGS = [
     Bug(
         "the-dead-keep-theirs",
         "machines/script.py",
-        "if record.x <= now then redis.call('HDEL', key, field)",
-        "if false then redis.call('HDEL', key, field)",
+        "if record.x <= now then stale[#stale + 1] = field",
+        "if false then stale[#stale + 1] = field",
         "the share of a dead machine never comes back",
         _SCRIPT,
     ),
