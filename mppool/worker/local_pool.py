@@ -41,7 +41,6 @@ if TYPE_CHECKING:
 
 log = Log("mppool")
 
-
 _CLOSE_POLL_S = 0.002
 
 
@@ -135,7 +134,7 @@ class LocalPool:
         self.counters: Counter[str] = Counter(dict.fromkeys(WORKER_COUNTERS, 0))
         self.histograms = {name: [0] * (len(BOUNDS) + 1) for name in HISTOGRAMS}
         self.past_uses = 0
-        # Whether a background check is going on or about to, .
+        # Whether a background check is going on, or about to begin.
         self.checking = False
         self.checks_here = self.recipe.open_in_caller
         self.checkers = Checkers(self.name)
