@@ -21,6 +21,7 @@ The worker
   pool.py       HostedPool
   lease.py      its leases
   streams.py    the connections of this process to hosts, and one call on one of them; stream_table.py has them all
+  aio.py        checkouts for asyncio
   proxies.py    stands for any object in a host
   dbapi.py      stands for PEP 249 connections and cursors
   shapes.py     rows by index and by name

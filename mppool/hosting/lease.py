@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import weakref
 from time import monotonic
-from typing import TYPE_CHECKING, NoReturn, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
-from mppool.errors import ConfigurationError, ServerUnavailable
+from mppool.errors import ServerUnavailable
 from mppool.hosting import frames
 from mppool.hosting.streams import GREETING_S, HostGone
 from mppool.logs import Log
@@ -134,11 +134,20 @@ class HostedLease(Lease[T]):
         self._lender.streams.put(stream)
         return bool(_decode(body)[0])
 
-    def for_asyncio(self) -> NoReturn:
-        """Not offered; see HostedPool.acheckout."""
-        raise ConfigurationError(
-            f"pool {self._local.name!r}: leases of hosts are not for event loops"
-        )
+    async def __aenter__(self) -> T:
+        return self.resource
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.__exit__(kind, error, trace)  # which waits for nothing: the host resets
+
+    def for_asyncio(self) -> Any:
+        """The same lease: it can do `async with` as it is."""
+        return self
 
     def __del__(self) -> None:
         # Runs in any thread at any instruction: it takes no lock. The host sees the end of the stream.

@@ -15,7 +15,6 @@ import msgspec
 
 from mppool.errors import CheckoutTimeout as CheckoutTimedOut
 from mppool.errors import (
-    ConfigurationError,
     LeaseReleased,
     OpenFailed,
     PoolClosed,
@@ -40,7 +39,6 @@ if TYPE_CHECKING:
 
     from mppool.link.server_link import ServerLink
     from mppool.recipe import Recipe
-    from mppool.worker.aio import AsyncCheckout
     from mppool.worker.local_pool import LocalPool
     from mppool.worker.principal import Principal
 
@@ -107,6 +105,31 @@ class HostedPool(Pool[T]):
     ) -> Lease[T]:
         """Lend a resource of a host. Arguments and errors are those of Pool.checkout; there are no lanes."""
         notice_fork()
+        seconds, noted = self._asked(timeout, lane, label)
+        principal = self.principal_of(identity, credential, seconds)
+        deadline = None if seconds is None else monotonic() + seconds
+        deaths = 0
+        while True:
+            stream = self.streams.take()
+            is_fresh = stream is None
+            if stream is not None and (lease := self.kept(stream, principal, noted)):
+                return lease
+            try:
+                if stream is None:
+                    stream = self.connected(deadline)
+                timeout, whose, token = self.said(deadline, seconds, principal)
+                answer = stream.check_out(timeout, deadline, whose, token, noted)
+                return self.granted(stream, *answer, principal)
+            except HostGone:
+                # A host that leaves closes its streams: another one is found, or started. So is one for a host that died.
+                if is_fresh:
+                    deaths += 1
+                    sleep(self.pause_after(deadline, deaths))
+
+    def _asked(
+        self, timeout: float | None, lane: str | None, label: str | None
+    ) -> tuple[float | None, tuple[str, str]]:
+        """For how long, and what is noted of who asks. Raises what a checkout raises at once."""
         local = self._local
         if lane is not None:
             checked_lane(local, lane)
@@ -119,50 +142,37 @@ class HostedPool(Pool[T]):
             log.warning("%s", self.leaked.popleft())
         if local.closed:
             raise PoolClosed(f"pool {self.name!r} is closed; it hands out nothing any more")
-        principal: Principal | None = None
-        if identity is not None or credential is not None or local.recipe.credential is not None:
-            if not local.is_sealed:
-                local.member.seal()
-            principal = local.identities.of(identity, credential, seconds)
-        return self._lend(seconds, principal, noted)
+        return seconds, noted
 
-    def _lend(
-        self, seconds: float | None, principal: Principal | None, noted: tuple[str, str]
-    ) -> Lease[T]:
-        deadline = None if seconds is None else monotonic() + seconds
-        deaths = 0
-        while True:
-            stream = self.streams.take()
-            is_fresh = stream is None
-            if stream is not None and stream.is_kept and principal is None and not noted[1]:
-                lease = self._kept(stream)
-                if lease is not None:
-                    return lease
-            try:
-                if stream is None:
-                    stream = self.connected(deadline)
-                return self._checked_out(stream, deadline, seconds, principal, noted)
-            except HostGone:
-                # A host that leaves closes its streams: another one is found, or started. So is one for a host that died.
-                if is_fresh:
-                    deaths += 1
-                    self._pause(deadline, deaths)
+    # --- the steps of a checkout, for a thread and for a task ---------------------------------------------------
 
-    def _checked_out(
-        self,
-        stream: Stream,
-        deadline: float | None,
-        seconds: float | None,
-        principal: Principal | None,
-        noted: tuple[str, str],
-    ) -> Lease[T]:
+    def principal_of(
+        self, identity: str | None, credential: Any, seconds: float | None
+    ) -> Principal | None:
+        """For whom a checkout is; None: for nobody in particular. It may fetch a token."""
+        local = self._local
+        if identity is None and credential is None and local.recipe.credential is None:
+            return None
+        if not local.is_sealed:
+            local.member.seal()
+        return local.identities.of(identity, credential, seconds)
+
+    def said(
+        self, deadline: float | None, seconds: float | None, principal: Principal | None
+    ) -> tuple[float | None, str | None, Callable[[bool], tuple[Any, Any]] | None]:
+        """What a host is asked: its time, for whom, and what gives a token."""
         left = None if deadline is None else max(0.0, deadline - monotonic())
         identity = None if principal is None else principal.identity
         token = None
         if principal is not None and principal.credential is not None:
             token = _asker(principal, deadline)
         # What is left of no time at all is no time: the host opens within the cap, and waits for nobody.
-        kind, body = stream.check_out(0 if seconds == 0 else left, deadline, identity, token, noted)
+        return (0 if seconds == 0 else left), identity, token
+
+    def granted(
+        self, stream: Stream, kind: int, body: Any, principal: Principal | None
+    ) -> HostedLease[T]:
+        """What the host has answered. Raises what it has raised."""
         if kind == frames.ERROR:
             self.streams.put(stream)
             raise_error(body, self.name)
@@ -184,8 +194,12 @@ class HostedPool(Pool[T]):
         stream.introduced = (introduced[0], stands_for_it._facts.name)
         return HostedLease(self._local, self, hold, stands_for_it)
 
-    def _kept(self, stream: Stream) -> Lease[T] | None:
+    def kept(
+        self, stream: Stream, principal: Principal | None, noted: tuple[str, str]
+    ) -> HostedLease[T] | None:
         """The lease that was kept for this process since its last release; None: it has to be asked for."""
+        if not stream.is_kept or principal is not None or noted[1]:
+            return None
         try:
             if not stream.has_kept():
                 return None
@@ -234,7 +248,8 @@ class HostedPool(Pool[T]):
             None if self._local.budget is None else self._local.budget.max_size,
         )
 
-    def _pause(self, deadline: float | None, deaths: int) -> None:
+    def pause_after(self, deadline: float | None, deaths: int) -> float:
+        """How long to wait until hosts are looked for again, after so many have ended. Raises where it is enough."""
         if deaths >= _MOST_DEATHS:
             raise OpenFailed(
                 f"pool {self.name!r}: its host has ended {deaths} times while this checkout waited; does opening a "
@@ -244,7 +259,7 @@ class HostedPool(Pool[T]):
             raise CheckoutTimedOut(
                 f"pool {self.name!r}: its hosts come and go; nothing could be had in time"
             )
-        sleep(_PAUSE_S)
+        return _PAUSE_S
 
     def acheckout(
         self,
@@ -254,15 +269,15 @@ class HostedPool(Pool[T]):
         credential: Any = None,
         lane: str | None = None,
         label: str | None = None,
-    ) -> AsyncCheckout[T]:
-        """Not offered: what a hosted resource does blocks, and its lease is for one thread.
+    ) -> Any:
+        """As Pool.acheckout: a task waits for its turn, and neither the event loop nor a thread does.
 
-        Raises ConfigurationError; check out in a thread (`asyncio.to_thread`), and use the resource there.
+        Calls of the resource wait for its host; run what takes long in a thread (`asyncio.to_thread`).
         """
-        raise ConfigurationError(
-            f"pool {self.name!r}: acheckout is not offered with placement='host'; run the whole block in a thread: "
-            "await asyncio.to_thread(function_with_checkout)"
-        )
+        from mppool.hosting.aio import HostedCheckout
+
+        seconds, noted = self._asked(timeout, lane, label)
+        return HostedCheckout(self, seconds, (identity, credential), noted)
 
     # --- what this process has ----------------------------------------------------------------------------------
 
@@ -293,7 +308,7 @@ class HostedPool(Pool[T]):
                 kind, body = stream.call(0, frames.ATTACH, [])
             except HostGone:
                 deaths += 1
-                self._pause(deadline, deaths)
+                sleep(self.pause_after(deadline, deaths))
                 continue
             if kind == frames.ERROR:
                 raise_error(body, self.name)

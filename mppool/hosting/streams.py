@@ -27,9 +27,9 @@ from mppool.process.locks import release_own
 from mppool.rendezvous.liveness import peer_of
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Generator
 
-_SLICE_S = 0.05
+SLICE_S = 0.05
 """After its time a checkout looks so often whether the host is stopped, or has died."""
 _GRACE_S = 2.0
 """A host that lives ends a checkout in time itself; a busy machine may delay its word by so much."""
@@ -227,19 +227,56 @@ class Stream:
 
         Raises HostGone, and CheckoutTimeout where the host is stopped.
         """
+        steps = self.checking_out(timeout, identity, token is not None, noted)
+        answer: Any = None
+        try:
+            while True:
+                refused = steps.send(answer)
+                answer = None
+                if refused is None:
+                    self._wait_for_answer(deadline, self.grace(timeout))
+                else:
+                    assert token is not None
+                    answer = token_of(token, refused)
+        except StopIteration as end:
+            answered: tuple[int, Any] = end.value
+            return answered
+        finally:
+            steps.close()
+
+    def checking_out(
+        self, timeout: float | None, identity: str | None, has_token: bool, noted: tuple[str, str]
+    ) -> Generator[bool | None, Any, tuple[int, Any]]:
+        """The steps of a checkout, for whoever knows how to wait.
+
+        Yields None where something has to come first; else a token is wanted, and what is yielded says whether the last
+        one was refused: `token_of` makes what is sent in then. Closed before its end, it closes the stream.
+        """
         with self._lock():
             self._check_usable()
-            has_token = token is not None
-            said = [timeout, identity, has_token, *noted]
-            self._begin(encode([0, frames.CHECKOUT, [], *said]))
+            self._begin(encode([0, frames.CHECKOUT, [], timeout, identity, has_token, *noted]))
             while True:
-                self._wait_for_answer(deadline, None if timeout == 0 else _GRACE_S)
+                yield None
                 kind, body = self._receive()
                 if kind != frames.TOKEN_WANTED:
                     self._pending = False
                     return kind, body
-                assert token is not None
-                self._send(encode([0, frames.TOKEN, [], *_token_of(token, _decode(body)[0])]))
+                found = yield _decode(body)[0]
+                self._send(encode([0, frames.TOKEN, [], *found]))
+
+    @staticmethod
+    def grace(timeout: float | None) -> float | None:
+        """How much longer than its timeout a checkout waits for the word of its host; None: as long as it takes."""
+        return None if timeout == 0 else _GRACE_S
+
+    @property
+    def has_unread(self) -> bool:
+        """Whether something has come already that nobody has read."""
+        return bool(self._left)
+
+    def fileno(self) -> int:
+        """To wait for what comes."""
+        return self._connection.fileno()
 
     # --- what the host keeps for us -----------------------------------------------------------------------------
 
@@ -353,18 +390,22 @@ class Stream:
             self._poll.register(self._connection.fileno(), select.POLLIN)
         while True:
             left = deadline - monotonic()
-            if self._poll.poll((left if left > 0 else _SLICE_S) * 1000):
+            if self._poll.poll((left if left > 0 else SLICE_S) * 1000):
                 return
-            late = monotonic() - deadline
-            if late < 0:
-                continue
-            stopped = is_stopped(self.host_pid)
-            if stopped or (grace is not None and late > grace):
-                why = "is stopped" if stopped else "does not answer"
-                raise CheckoutTimeout(
-                    f"pool {self._pool!r}: the host (pid {self.host_pid}) {why}; its resources cannot be had before it "
-                    "goes on or ends"
-                )
+            self.check_late(deadline, grace)
+
+    def check_late(self, deadline: float | None, grace: float | None) -> None:
+        """Nothing has come yet. Raises CheckoutTimeout past the deadline, where the host is stopped or the grace is over."""
+        late = -1.0 if deadline is None else monotonic() - deadline
+        if late < 0:
+            return
+        stopped = is_stopped(self.host_pid)
+        if stopped or (grace is not None and late > grace):
+            why = "is stopped" if stopped else "does not answer"
+            raise CheckoutTimeout(
+                f"pool {self._pool!r}: the host (pid {self.host_pid}) {why}; its resources cannot be had before it "
+                "goes on or ends"
+            )
 
 
 class _Exclusive:
@@ -387,7 +428,7 @@ class _Exclusive:
             stream._calling.release()
 
 
-def _token_of(token: Callable[[bool], tuple[Any, Any]], refused: bool) -> list[Any]:
+def token_of(token: Callable[[bool], tuple[Any, Any]], refused: bool) -> list[Any]:
     """A token, its end, and what went wrong."""
     try:
         found, expires_on = token(refused)

@@ -188,9 +188,6 @@ def test_where_there_can_be_no_host_that_is_said(manager: PoolManager) -> None:
         manager.apool("p", opener, placement="host")
     with pytest.raises(ConfigurationError, match="PoolManager"):
         InProcessManager().pool("p", Thing, placement="host")
-    pool = manager.pool("p", Thing, placement="host")
-    with pytest.raises(ConfigurationError, match="to_thread"):
-        pool.acheckout()
 
 
 def test_a_failing_open_is_told_with_its_cause(manager: PoolManager) -> None:
