@@ -258,7 +258,8 @@ class ColdCheckout:
                 if answer is not None:
                     return answer
             until = self._wait_until(waiter)
-            look_at = local.idle.line.look_at(waiter, left_s)
+            # Who asks no more has nothing to look for: else it would look again and again, without a pause.
+            look_at = local.idle.line.look_at(waiter, left_s) if self._can_ask() else math.inf
             at = look_at if until is None else min(until, look_at)
             if not local.idle.line.opens_for(self._key):
                 warn_of_event_loop(local)

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 from mppool.core.events import IdleTooLong
 from mppool.logs import Log
 from mppool.worker.callers import noted
-from mppool.worker.due import check_due, due_when_idle, recycling_due
+from mppool.worker.due import check_due, recycling_due
 from mppool.worker.ending import close_limit, close_soon, give_up_closing
 from mppool.worker.inventory import LONG_CLOSE_S, NEVER
 
@@ -33,6 +33,9 @@ log = Log("mppool")
 
 KEEPER_PAUSE_S = 5.0
 """A keeper that failed is looked at again after so long."""
+
+CHECK_PAUSE_S = 0.25
+"""While somebody waits, so long is nothing checked, and then looked whether that is over."""
 
 
 class Housekeeper:
@@ -120,7 +123,8 @@ class Housekeeper:
         for entry in local.idle.shelves.take_all(lambda entry: recycling_due(local, entry) <= now):
             self._recycle(local, entry, now)
         idle = local.idle.shelves.all()
-        if not local.checking and any(check_due(local, entry) <= now for entry in idle):
+        may_check = not (local.checking or local.idle.attention)
+        if may_check and any(check_due(local, entry) <= now for entry in idle):
             local.checking = True
             self._context.chores.add(lambda: check_idle(local))
         numbers = {entry.number for entry in idle}
@@ -133,7 +137,11 @@ class Housekeeper:
         if entry.state != "open":
             return NEVER
         if idle:
-            return recycling_due(local, entry) if local.checking else due_when_idle(local, entry)
+            recycled, checked = recycling_due(local, entry), check_due(local, entry)
+            if local.checking:
+                return recycled
+            # Due, and not begun: somebody waits, and then nothing is checked (see `Idle.borrow`).
+            return min(recycled, checked if checked > now else now + CHECK_PAUSE_S)
         due = NEVER
         if local.watched and entry.lent_at and not entry.killed:
             due = entry.lent_at + (

@@ -14,6 +14,7 @@ import pytest
 from mppool import CheckoutTimeout, PoolError, PoolManager, ServerUnavailable
 from mppool.link import server_link as link
 from mppool.link import session as link_session
+from mppool.process.waiter import LocalWaiter
 from tests.helpers import Fork, is_alive, wait_until
 from tests.processes.witness import Session, Witness
 
@@ -313,3 +314,28 @@ def test_what_a_neighbour_releases_serves_a_thread_that_the_stopped_server_does_
     with pool.checkout(timeout=10):
         pass
     assert pool.stats()["size"] == 1
+
+
+def test_a_short_wait_for_a_stopped_server_keeps_no_cpu_busy(
+    manager: PoolManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Found by tests/simulation: whoever had no time left to ask again looked around without a pause.
+    pool = manager.pool("p", lambda: object(), max_size=1)
+    manager.start()
+    looks = []
+    wait = LocalWaiter.wait
+
+    def counted(waiter: LocalWaiter, until: float | None) -> object:
+        looks.append(until)
+        return wait(waiter, until)
+
+    monkeypatch.setattr(LocalWaiter, "wait", counted)
+    pid = manager.server_pid
+    assert pid is not None
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        with pytest.raises(CheckoutTimeout):
+            pool.checkout(timeout=0.4)
+    finally:
+        os.kill(pid, signal.SIGCONT)
+    assert len(looks) < 50

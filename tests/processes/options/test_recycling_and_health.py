@@ -7,7 +7,10 @@ import time
 from collections.abc import Callable
 from typing import Any
 
+import pytest
+
 from mppool import Pool, PoolManager
+from mppool.worker import housekeeping
 from mppool.worker.ending import retire_older_than
 from tests.helpers import wait_until
 from tests.processes.options.scene import CheckedThings, HookedThings, Scene
@@ -290,3 +293,32 @@ def test_what_went_stale_by_its_key_is_forgotten_with_the_next_generation_of_all
     assert len(local.retired) >= 50
     retire_older_than(local, 60, None)
     assert set(local.retired) == {None}
+
+
+def test_checks_that_are_put_off_while_somebody_waits_keep_no_thread_busy(
+    declare: Declare, scene: Scene, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Found by tests/simulation: the background thread began a check that did nothing, and at once another one.
+    pool = declare(CheckedThings, check_interval=0.01)
+    begun = []
+    check_idle = housekeeping.check_idle
+    monkeypatch.setattr(
+        housekeeping, "check_idle", lambda local: (begun.append(1), check_idle(local))
+    )
+    pool.checkout().release()
+    wait_until(lambda: scene.count("check") > 1, "a check")
+    idle = pool._local.idle
+    with pool._local.inventory.lock:
+        idle.attention = True  # as while a thread waits for another identity
+    wait_until(lambda: not pool._local.checking, "the end of a check")
+    checks, before, looks = scene.count("check"), len(begun), 3
+    for _ in range(looks):
+        planned = pool._local.member.housekeeper._planned
+        wait_until(
+            lambda: pool._local.member.housekeeper._planned != planned,  # noqa: B023
+            "the background thread to look",
+        )
+    assert scene.count("check") <= checks + 1
+    assert len(begun) <= before + 1
+    idle.attention = False
+    wait_until(lambda: scene.count("check") > checks + 1, "checks to go on")
