@@ -254,7 +254,7 @@ def fingerprint_secret(paths: ManagerPaths) -> bytes:
     try:
         return _read_secret(path) or _make_secret(path)
     except OSError as error:
-        if error.errno in _LACKING:
+        if error.errno in _LACKING | _FULL:
             raise
         raise ConfigurationError(
             f"{path} cannot be had: {error.strerror or error}; choose another directory with runtime_dir= or "
@@ -308,6 +308,7 @@ class Address(msgspec.Struct, frozen=True):
 
 _LACKING = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 """What says nothing of a file or directory: it would be wrong to advise that it is removed."""
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT})
 
 _address_decoder = msgspec.json.Decoder(Address)
 

@@ -431,8 +431,7 @@ class Server:
         if files_are_ours and held:
             self._service.departures.forget_who_holds_nothing()
         elif files_are_ours:
-            self._journal.clear()
-            self._members.clear()
+            self._service.forget_all()
         self._service.close()
         log.info("left in order; %s", f"{held} slots are held on" if held else "nothing is held")
         self._release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from mppool.server.leasing import Leasing
 
 
+log = logging.getLogger(__name__)
+
+
 class Service:
     """It has no state of its own: each part owns its. It belongs to the loop's thread, and knows no socket."""
 
@@ -46,7 +50,7 @@ class Service:
 
         machines: the Redis over which machines share caps. wake: has the loop look at its deadlines, from any thread.
         """
-        self._journal = journal
+        self._journal, self._members = journal, members
         self._leave = leave
         self.leasing: Leasing | None = None
         self.books = Books(journal.epoch, jitter=random.random)
@@ -108,6 +112,14 @@ class Service:
         """Tell all processes that the server is leaving; none is let in from now on."""
         self.sessions.leaving = True
         self.processes.tell_all(Goodbye())
+
+    def forget_all(self) -> None:
+        """Nobody holds anything: the next server begins anew. Where that cannot be written, it reads what is there."""
+        try:
+            self._journal.clear()
+            self._members.clear()
+        except OSError as error:
+            log.warning("what is on file stays for the next server: %s", error)
 
     def close(self) -> None:
         """The server has said everything to everybody, and ends."""

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
-from mppool import ConfigurationError, PoolManager
+from mppool import ConfigurationError, PoolManager, ServerUnavailable
 from mppool.recipe import Recipe
 from mppool.rendezvous.paths import fingerprint_secret, manager_paths
 from tests.helpers import Fork, run_python
@@ -82,3 +83,18 @@ def test_declaring_reads_and_makes_nothing(manager: PoolManager, runtime_dir: Pa
     manager.pool("orders", Named(), max_size=1)
     manager.pool("orders", Named(), max_size=1)
     assert list(runtime_dir.iterdir()) == []
+
+
+def test_a_full_disk_passes_and_nobody_is_told_to_choose_another_directory(
+    manager: PoolManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Found by tests/simulation: it was a ConfigurationError.
+    def fail(_path: Path) -> bytes:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    pool = manager.pool("orders", Named(), max_size=1)
+    with monkeypatch.context() as full:
+        full.setattr("mppool.rendezvous.paths._make_secret", fail)
+        with pytest.raises(ServerUnavailable, match=r"short of something.*No space left"):
+            pool.checkout(timeout=20)
+    pool.checkout(timeout=20).release()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 from typing import Any
@@ -16,7 +17,7 @@ from mppool.rendezvous.paths import ManagerPaths
 from mppool.server.journal import HEADER_BYTES, Journal
 from mppool.wire.messages import Done, Stats, WantStats
 from tests.helpers import wait_until
-from tests.server.clients import Client, Holder, Member, kill_server
+from tests.server.clients import Background, Client, Holder, Member, kill_server
 
 
 def pool(paths: ManagerPaths) -> dict[str, Any]:
@@ -191,3 +192,17 @@ def test_a_resource_in_nobodys_books_is_counted_or_closed(paths: ManagerPaths) -
     with Member(paths, max_size=1, held=[held(grant)]) as member:
         assert pool(paths)["size"] == 1
         assert isinstance(member.checkout(timeout=0), Refuse | Close)
+
+
+def test_a_server_leaves_in_order_also_where_its_journal_cannot_be_cleared(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    # Found by tests/simulation: it ended with a traceback instead, and its descriptors stayed open.
+    def fail(_self: Journal) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with Background(paths), Member(paths):
+        monkeypatch.setattr(Journal, "clear", fail)
+    assert "what is on file stays for the next server" in caplog.text
+    with Member(paths) as member:
+        assert isinstance(member.checkout(timeout=0), Grant)
