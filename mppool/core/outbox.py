@@ -42,8 +42,11 @@ class Outbox:
 
     def tell_all(self, decision: Decision) -> None:
         """Address a decision to every process that is attached."""
-        for process in self.attached:
-            self._out.append((process, decision))
+        for (
+            process
+        ) in self.labels:  # in the order in which they came: a set has another one each time
+            if process in self.attached:
+                self._out.append((process, decision))
 
     def answer(self, process: ProcessId, decision: Decision) -> None:
         """Address an answer to a process that has just asked, whether it is attached or not."""

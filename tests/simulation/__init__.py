@@ -1,0 +1,17 @@
+"""Proof by simulation: the real code of processes and server in a simulated world, in one thread, from one seed.
+
+    settings.py    what a seed draws: the world, and the history of its faults
+    world.py       a server, workers, a database; faults.py strikes, healing.py demands that all is well again
+    worker.py      checks out, uses, releases, and judges how long it waited
+    database.py    counts sessions: the outside witness
+        |
+    modules.py     a copy of mppool over simulated primitives
+    threads.py     locks, conditions, threads, clocks      streams.py   sockets, poll, epoll
+    kernel.py      processes, `os`, `fcntl`                files.py     files, `pathlib`
+    processes.py   descriptors, SIGKILL, SIGSTOP
+        |
+    scheduler.py   greenlets, a clock that jumps, one source of chance
+
+`python -m tests.simulation --hours H --seed S`; runs.py says what it does. Not simulated: forks (tests/processes and
+tests/stress fork for real), asyncio, hosts, tokens.
+"""

@@ -1,0 +1,170 @@
+"""All faults are over: everybody must be served, and all capacity must be there again (promise 2)."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from tests.simulation.processes import Process
+    from tests.simulation.world import World
+
+PATIENCE_S = 150.0
+"""Within this, everybody has been served, and all that was wrong is forgotten."""
+
+
+class Healing:
+    """What is done, and demanded, after the last fault."""
+
+    def __init__(self, world: World) -> None:
+        self.world = world
+        self.size: int = world.settings.options["max_size"]
+
+    def run(self) -> None:
+        self._heal()
+        steps = (
+            self._all_have_ended,
+            self._bounds_are_back,
+            self._all_can_be_had,
+            self._all_have_left,
+        )
+        for step in steps:
+            if self.world.outcome.problems:
+                return
+            step()
+
+    def _heal(self) -> None:
+        world, kernel = self.world, self.world.kernel
+        world.is_healing = True
+        for process in list(kernel.processes.values()):
+            process.most_descriptors = 1024
+            process.doomed = False
+            process.go_on()
+        kernel.files.is_full, kernel.files.failing = False, 0.0
+        kernel.delayed = 0.0
+        world.database.fails = world.database.hangs = 0.0
+
+    def _demand(self, what: str, is_so: Callable[[], bool]) -> bool:
+        """Wait until it is so; a problem where it never is."""
+        world = self.world
+        if world.scheduler.run(
+            lambda: is_so() or world.has_failed(), world.scheduler.now + PATIENCE_S
+        ):
+            return not world.has_failed()
+        world.trouble(f"{PATIENCE_S:g} s after all faults were over: {what}")
+        return False
+
+    def _workers(self) -> list[Process]:
+        return list(self.world.workers.values())
+
+    def _in_worker(self, process: Process, function: Callable[[Any], None], name: str) -> None:
+        process.start_thread(lambda: function(process.told), name)
+
+    def _all_have_ended(self) -> None:
+        """Checkouts that waited have got an answer."""
+        self._demand(
+            "a checkout waits still",
+            lambda: all(
+                one.told is not None and not one.told.busy and not one.told.leaves
+                for one in self._workers()
+            ),
+        )
+
+    def _bounds_are_back(self) -> None:
+        per_process = self.world.settings.options.get("max_per_process", self.size)
+        wanted = max(2, -(-self.size // per_process))
+        while len(self.world.workers) < wanted:
+            self.world.start_worker()
+        self._demand("a worker does not start", lambda: all(one.told for one in self._workers()))
+        if "resize" not in self.world.settings.kinds:
+            return
+        done = []
+
+        def resize(worker: Any) -> None:
+            while True:
+                try:
+                    worker.pool.resize(max_size=self.size)
+                    break
+                except worker.errors.PoolError:
+                    self.world.scheduler.sleep(0.5)
+            done.append(True)
+
+        self._in_worker(self._workers()[0], resize, "resize")
+        if self._demand("the pool cannot be resized", lambda: bool(done)):
+            database = self.world.database
+            if self._demand("too many are open", lambda: len(database.sessions) <= self.size):
+                database.most = self.size
+
+    def _all_can_be_had(self) -> None:
+        """As many as max_size, at one time, over all processes, and not one more."""
+        world = self.world
+        leases: list[Any] = []
+        refused: list[bool] = []
+        released: list[bool] = []
+        identity = world.settings.identities[0]
+
+        def take(worker: Any) -> None:
+            lease = None
+            while lease is None:
+                lease = worker.check_out(20.0, identity)
+                if lease is None:
+                    world.scheduler.sleep(0.5)
+            world.database.lend(lease.resource, identity)
+            leases.append(lease)
+            while not refused:
+                world.scheduler.sleep(0.1)
+            world.database.give_back(lease.resource)
+            lease.release()
+            released.append(True)
+
+        def one_more(worker: Any) -> None:
+            lease = worker.check_out(0.2, identity)
+            if lease is not None:
+                world.trouble(f"one more than {self.size} can be had")
+            refused.append(True)
+
+        workers = self._workers()
+        for number in range(self.size):
+            self._in_worker(workers[number % len(workers)], take, f"demand {number}")
+        if not self._demand(f"of {self.size} not all can be had", lambda: len(leases) == self.size):
+            world.trouble(f"{len(leases)} can be had; open are {list(world.database.sessions)}")
+            return
+        self._in_worker(workers[0], one_more, "one more")
+        if self._demand("leases do not end", lambda: len(released) == self.size):
+            self._counters_add_up()
+
+    def _counters_add_up(self) -> None:
+        world = self.world
+        wrong: list[str] = ["nobody has answered"]
+
+        def look(worker: Any) -> None:
+            from tests.simulation.world import POOL
+
+            stats = worker.manager.stats()["pools"][POOL]
+            here = {
+                "size": len(world.database.sessions), "in_use": 0, "waiting": 0, "opening": 0,
+            }  # fmt: skip
+            wrong[:] = [
+                f"{key} is {stats[key]}, not {here[key]}" for key in here if stats[key] != here[key]
+            ]
+
+        def look_until_right(worker: Any) -> None:
+            while wrong:
+                look(worker)
+                world.scheduler.sleep(0.2)
+
+        self._in_worker(self._workers()[0], look_until_right, "statistics")
+        if not self._demand("statistics", lambda: not wrong):
+            world.trouble(f"statistics: {wrong}")
+
+    def _all_have_left(self) -> None:
+        """Workers leave in order, and then the server does."""
+        for process in self._workers():
+            process.told.leaves = True
+        if not self._demand("a worker does not end", lambda: not self.world.workers):
+            return
+        linger = self.world.settings.linger
+        if self._demand("the server does not leave", lambda: self.world.server is None):
+            return
+        self.world.trouble(f"its linger was {linger:g} s")

@@ -1,0 +1,333 @@
+"""One more copy of mppool in this interpreter, over simulated primitives.
+
+It is loaded from the same source under the name `simulated_mppool`. What its modules import from the standard library is
+replaced where that reaches beyond the process's own memory. All simulated processes run the same copy; what its modules
+keep for their process is exchanged when another process runs, as a CPU exchanges its address space (`STATE`).
+
+With `statements` the source has a point before each statement of the process's side, so that threads meet anywhere.
+"""
+
+from __future__ import annotations
+
+import ast
+import builtins
+import itertools
+import logging as real_logging
+import random as real_random
+import sys
+import weakref
+from collections import deque
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path as RealPath
+from types import ModuleType, SimpleNamespace
+from typing import Any
+
+import mppool
+from tests.simulation import files, kernel, streams, threads
+from tests.simulation.processes import Process
+from tests.simulation.scheduler import Over, current_thread, here, point
+
+ROOT = "mppool"
+COPY = "simulated_mppool"
+SOURCE = RealPath(mppool.__file__).parent
+
+STATE: dict[tuple[str, str], Callable[[], Any]] = {
+    ("process.fork", "_forkables"): dict,
+    ("process.fork", "_numbers"): itertools.count,
+    ("process.fork", "_functions_done"): int,
+    ("process.fork", "_mark"): None,
+    ("process.fork", "_next_mark"): None,
+    ("process.fork", "_hooked"): deque,
+    ("process.fork", "_renewed"): weakref.WeakSet,
+    ("process.fork", "_failed"): list,
+    ("process.fork", "_renewing"): dict,
+    ("process.fork", "_preparing"): threads.RLock,
+    ("process.fork", "_ending"): deque,
+    ("worker.member", "_members"): weakref.WeakSet,
+    ("worker.member", "_process_name"): str,
+    ("worker.member", "_says_farewell_in"): int,
+    ("tokens.in_process", "_all"): weakref.WeakSet,
+    ("tokens.in_process", "_listing"): threads.Lock,
+    ("manager", "_members"): weakref.WeakKeyDictionary,
+    ("manager", "_finding"): threads.Lock,
+    ("manager", "_entered"): weakref.WeakKeyDictionary,
+}  # type: ignore[dict-item]
+"""What modules keep for their process, and how it begins. The marks are made by `new_mark` in the process itself."""
+
+_WITH_STATEMENTS = ("link", "worker", "process", "tokens", "server", "manager", "rendezvous")
+
+
+class Mark:
+    """Not zero in the process that made it."""
+
+    def __init__(self) -> None:
+        self._process = getattr(current_thread(), "process", None)
+
+    def __getitem__(self, index: int) -> bool:
+        if type(here.scheduler) is Over:
+            return True  # what is still finalized is no child
+        return getattr(current_thread(), "process", None) is self._process
+
+
+def _number_of(connection: Any) -> int:
+    number: int = connection.socket.number
+    return number
+
+
+REPLACED: dict[str, dict[str, Any]] = {
+    "process.fork": {"new_mark": Mark},
+    "server.libc": {"watch_removals": lambda: None, "forbid_core_dumps": lambda: True},
+}
+"""Names within mppool that are replaced once their module is loaded."""
+
+
+class Copy:
+    """The modules. statements: whether another thread may run between any two statements."""
+
+    def __init__(self, *, statements: bool) -> None:
+        self.name = f"{COPY}_{'statements' if statements else 'primitives'}"
+        self._statements = statements
+        self._builtins = {**vars(builtins), "__import__": self._import, "simulated_point": point}
+        self._substitutes = _substitutes(self)
+        self._modules: dict[str, ModuleType] = {}
+        self.load(ROOT)
+
+    def __getattr__(self, name: str) -> Any:
+        """`copy.worker_member` is the module mppool.worker.member."""
+        return self.load(f"{ROOT}.{name.replace('__', '.')}")
+
+    # --- loading -------------------------------------------------------------------------------------------
+
+    def load(self, name: str) -> ModuleType:
+        found = self._modules.get(name)
+        if found is not None:
+            return found
+        above, _, last = name.rpartition(".")
+        parent = self.load(above) if above else None
+        if name in self._modules:
+            return self._modules[name]
+        path = SOURCE.joinpath(*name.split(".")[1:])
+        is_package = path.is_dir()
+        path = path / "__init__.py" if is_package else path.with_suffix(".py")
+        if not path.exists():
+            raise ModuleNotFoundError(f"no module {name}", name=name)
+        module = ModuleType(self.name + name.removeprefix(ROOT))
+        module.__dict__.update(
+            __builtins__=self._builtins,
+            __file__=str(path),
+            __package__=name if is_package else above,
+        )
+        if is_package:
+            module.__path__ = [str(path.parent)]
+        self._modules[name] = sys.modules[module.__name__] = module
+        exec(compiled(path, self._has_points(name)), module.__dict__)
+        module.__dict__.update(REPLACED.get(name.removeprefix(f"{ROOT}."), {}))
+        if parent is not None:
+            setattr(parent, last, module)
+        return module
+
+    def _has_points(self, name: str) -> bool:
+        return (
+            self._statements
+            and name.split(".")[1:2] != []
+            and name.split(".")[1] in _WITH_STATEMENTS
+        )
+
+    def _import(
+        self,
+        name: str,
+        globals: Any = None,  # noqa: A002  # the builtin's names
+        locals: Any = None,  # noqa: A002
+        fromlist: Any = (),
+        level: int = 0,
+    ) -> Any:
+        assert not level, "mppool has no relative imports"
+        if name.partition(".")[0] == ROOT:
+            module = self.load(name)
+            if not fromlist:
+                return self.load(ROOT)
+            for wanted in fromlist:
+                if not hasattr(module, wanted):
+                    try:
+                        self.load(f"{name}.{wanted}")
+                    except ModuleNotFoundError as error:
+                        raise ImportError(f"cannot import {wanted} from {name}") from error
+            return module
+        if name in self._substitutes:
+            return self._substitutes[name]
+        return builtins.__import__(name, globals, locals, fromlist, level)
+
+    # --- the state of processes ----------------------------------------------------------------------------
+
+    def switcher(self) -> Callable[[Process], None]:
+        """What takes the state of a process into the modules, and notes that of the one before."""
+        places = [
+            (self.load(f"{ROOT}.{module}").__dict__, name, (module, name)) for module, name in STATE
+        ]
+        before: list[Process | None] = [None]
+
+        def switch(process: Process) -> None:
+            if process.name == "server":
+                return  # no module of the server's keeps anything
+            old = before[0]
+            if old is process:
+                return
+            if old is not None:
+                kept = old.state
+                for namespace, name, key in places:
+                    kept[key] = namespace[name]
+            before[0] = process
+            state = process.state or _fresh(process)
+            for namespace, name, key in places:
+                namespace[name] = state[key]
+
+        return switch
+
+    def forget(self) -> None:
+        """The world has ended: nothing here refers to its processes any more."""
+        for (module, name), make in STATE.items():
+            self.load(f"{ROOT}.{module}").__dict__[name] = Mark() if make is None else make()
+
+
+def _fresh(process: Process) -> dict[tuple[str, str], Any]:
+    mark = Mark()
+    mark._process = process
+    for key, make in STATE.items():
+        process.state[key] = mark if make is None else make()
+    return process.state
+
+
+@cache
+def compiled(path: RealPath, has_points: bool) -> Any:
+    tree = ast.parse(path.read_text(encoding="utf-8"))
+    if has_points:
+        tree = ast.fix_missing_locations(_Points().visit(tree))
+    return compile(tree, str(path), "exec", dont_inherit=True)
+
+
+class _Points(ast.NodeTransformer):
+    """Puts a point before each statement of each function. Not in finalizers, which may run anywhere."""
+
+    _UNTOUCHED = ("__del__", "abandon", "descriptors", "__str__", "__repr__", "__hash__", "__eq__")
+
+    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
+        if node.name not in self._UNTOUCHED:
+            node.body = self._with_points(node.body, is_function=True)
+        return node
+
+    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
+        return node
+
+    def _with_points(self, body: list[ast.stmt], *, is_function: bool = False) -> list[ast.stmt]:
+        found: list[ast.stmt] = []
+        for index, statement in enumerate(body):
+            for field in ("body", "orelse", "finalbody"):
+                inner = getattr(statement, field, None)
+                if inner and not isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
+                    setattr(statement, field, self._with_points(inner))
+            for handler in getattr(statement, "handlers", ()):
+                handler.body = self._with_points(handler.body)
+            if isinstance(statement, ast.FunctionDef):
+                statement = self.visit_FunctionDef(statement)  # type: ignore[assignment]
+            is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+            is_name = isinstance(statement, (ast.Global, ast.Nonlocal, ast.Import, ast.ImportFrom))
+            if not (is_name or (is_function and index == 0 and is_text)):
+                found.append(ast.copy_location(_point(), statement))
+            found.append(statement)
+        return found
+
+
+def _point() -> ast.Expr:
+    name = ast.Name("simulated_point", ast.Load())
+    return ast.Expr(ast.Call(name, [], []))
+
+
+# --- what is replaced ------------------------------------------------------------------------------------
+
+
+class _OfTheWorld:
+    """`random.SystemRandom`: the chance of the running world."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(here.scheduler.chance, name)
+
+
+def _bytes(length: int) -> bytes:
+    return bytes(here.scheduler.chance.randbytes(length))
+
+
+class _Logger(real_logging.Logger):
+    """A logger whose lines the world hears."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__(name, real_logging.INFO)
+
+    def handle(self, record: real_logging.LogRecord) -> None:
+        hear = getattr(here.scheduler, "hear", None)
+        if hear is not None:
+            hear(record)
+
+
+@cache
+def _logger(name: str) -> _Logger:
+    return _Logger(name)
+
+
+def _substitutes(of: Copy) -> dict[str, Any]:
+    chance = _OfTheWorld()
+    os = kernel.os_module(_bytes)
+    logging = SimpleNamespace(**{**vars(real_logging), "getLogger": _logger})
+    return {
+        "os": os,
+        "threading": threads.threading,
+        "_thread": threads._thread,
+        "time": threads.time,
+        "queue": threads.queues,
+        "socket": streams.socket_module,
+        "_socket": streams._socket_module,
+        "select": streams.select_module,
+        "fcntl": kernel.fcntl_module,
+        "filelock": kernel.filelock_module,
+        "tempfile": SimpleNamespace(mkstemp=kernel.mkstemp),
+        "pathlib": SimpleNamespace(Path=files.Path, PurePath=RealPath),
+        "logging": logging,
+        "atexit": SimpleNamespace(register=lambda function: function),
+        "random": SimpleNamespace(
+            random=lambda: here.scheduler.chance.random(),
+            uniform=lambda a, b: here.scheduler.chance.uniform(a, b),
+            SystemRandom=_OfTheWorld,
+            Random=real_random.Random,
+        ),
+        "secrets": SimpleNamespace(
+            randbits=lambda bits: here.scheduler.chance.getrandbits(bits),
+            token_bytes=_bytes,
+            token_hex=lambda length: _bytes(length).hex(),
+            choice=lambda items: chance.choice(items),
+        ),
+        "mmap": SimpleNamespace(mmap=_no_page, MAP_PRIVATE=0, MAP_ANONYMOUS=0, PAGESIZE=4096),
+    }
+
+
+def _no_page(*_: Any, **__: Any) -> Any:
+    raise OSError("Mark stands in its place")
+
+
+def the_copy(*, statements: bool = False) -> Copy:
+    return _the_copy(statements)
+
+
+@cache
+def _the_copy(statements: bool) -> Copy:
+    """Loaded once. The server's connections are put into sets: by their numbers, so that a seed gives one order."""
+    loaded = Copy(statements=statements)
+    loaded.load(f"{ROOT}.server.connection").Connection.__hash__ = _number_of
+    registry = loaded.load(f"{ROOT}.server.processes").ProcessRegistry
+    for name in ("living_members", "_without_channel"):
+        setattr(registry, name, _in_order(getattr(registry, name)))
+    return loaded
+
+
+def _in_order(method: Any) -> Any:
+    """Processes are hashed by the address of their type, so that a set of them has another order each time."""
+    return lambda registry: dict.fromkeys(sorted(method(registry)))

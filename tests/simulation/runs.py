@@ -1,0 +1,119 @@
+"""Runs of one seed, or of many; what fails is shrunk to the shortest history that still fails in the same way."""
+
+from __future__ import annotations
+
+import gc
+import re
+import time
+from collections import Counter
+from collections.abc import Iterable
+from dataclasses import dataclass, field, replace
+
+from tests.simulation.settings import Fault, Settings, drawn
+from tests.simulation.world import Outcome, World
+
+SECONDS = 60.0
+
+
+def run(settings: Settings, history: list[Fault], *, traced: bool = False) -> Outcome:
+    """One world, from its begin to its end."""
+    outcome = World(settings, history, traced=traced).run()
+    gc.collect()  # frames of killed processes, which nothing else may finalize earlier
+    return outcome
+
+
+def run_seed(seed: int, seconds: float = SECONDS, *, traced: bool = False) -> Outcome:
+    return run(*drawn(seed, seconds), traced=traced)
+
+
+@dataclass
+class Total:
+    """Of many runs."""
+
+    runs: int = 0
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    faults: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)
+    marks: Counter[str] = field(default_factory=Counter)
+    failed: list[Outcome] = field(default_factory=list)
+
+    def add(self, outcome: Outcome) -> None:
+        self.runs += 1
+        self.seconds += outcome.seconds
+        self.faults += outcome.faults
+        self.done += outcome.done
+        self.marks += outcome.marks
+        if outcome.problems:
+            self.failed.append(outcome)
+
+    def __str__(self) -> str:
+        pace = self.seconds / 3600 / self.cpu_s if self.cpu_s else 0.0
+        return (
+            f"{self.runs} seeds, {self.seconds / 3600:.2f} simulated hours, {sum(self.faults.values())} faults, "
+            f"{self.done['checkouts']} checkouts in {self.cpu_s:.0f} s of a CPU ({pace:.4f} hours a second); "
+            f"{len(self.failed)} failed"
+        )
+
+
+def run_many(seeds: Iterable[int], seconds: float = SECONDS, cpu_s: float = 1e9) -> Total:
+    """The seeds, one after the other, until so much time of the CPU is used up."""
+    total, began = Total(), time.process_time()
+    for seed in seeds:
+        if time.process_time() - began >= cpu_s:
+            break
+        total.add(run_seed(seed, seconds))
+    total.cpu_s = time.process_time() - began
+    return total
+
+
+def told(outcome: Outcome) -> str:
+    """What somebody must know who wants to see a failure again."""
+    history = "\n".join(f"    {fault!r}," for fault in outcome.history)
+    return (
+        f"seed {outcome.settings.seed}: {outcome.problems[0]}\n"
+        f"  {outcome.settings}\n  history: [\n{history}\n  ]\n"
+        f"Again: python -m tests.simulation --only {outcome.settings.seed}"
+    )
+
+
+# --- shrinking -------------------------------------------------------------------------------------------
+
+
+def kind_of(outcome: Outcome) -> str:
+    """What is the matter, without numbers; empty where nothing is."""
+    if not outcome.problems:
+        return ""
+    return re.sub(r"[\d.]+", "", outcome.problems[0].partition(": ")[2].partition("\n")[0])[:60]
+
+
+def shrink(outcome: Outcome, most_runs: int = 200) -> Outcome:
+    """The failure with as few faults as are found to do. It is of the same kind, perhaps not the same."""
+    kind, best = kind_of(outcome), outcome
+    runs = 0
+
+    def tried(history: list[Fault]) -> Outcome | None:
+        nonlocal runs
+        runs += 1
+        again = run(best.settings, history)
+        return again if kind_of(again) == kind else None
+
+    at = float(outcome.problems[0].split()[1].rstrip(":")) - 1000.0
+    if at < outcome.settings.seconds:
+        sooner = run(
+            replace(outcome.settings, seconds=at + 0.001),
+            [one for one in outcome.history if one.at <= at],
+        )
+        best = sooner if kind_of(sooner) == kind else best
+    size = max(1, len(best.history) // 2)
+    while runs < most_runs:
+        before = len(best.history)
+        for begin in range(len(best.history) - size, -1, -size):
+            if runs < most_runs and (
+                found := tried(best.history[:begin] + best.history[begin + size :])
+            ):
+                best = found
+        if size == 1 and len(best.history) == before:
+            break
+        size = max(1, min(size // 2, len(best.history) // 2))
+    return best

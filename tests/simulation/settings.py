@@ -1,0 +1,160 @@
+"""What a seed draws: how large a world is, how it behaves, which faults there are, and when."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+FAULTS = {
+    "kill worker": 1.0,
+    "kill server": 0.6,
+    "stop worker": 0.7,
+    "stop server": 0.3,
+    "cut": 1.0,
+    "descriptors": 0.4,
+    "disk full": 0.2,
+    "journal fails": 0.2,
+    "tear journal": 0.2,
+    "logins fail": 0.5,
+    "logins hang": 0.3,
+    "backend gone": 0.3,
+    "leave": 0.5,
+    "shutdown": 0.2,
+    "reset": 0.3,
+    "resize": 0.3,
+}
+"""The kinds, and how often each is drawn beside the others."""
+
+
+class Fault(NamedTuple):
+    """Something goes wrong. a, b: two numbers between 0 and 1, which say with whom and how."""
+
+    at: float
+    kind: str
+    a: float
+    b: float
+
+    def __str__(self) -> str:
+        return f"{self.at:.3f} s {self.kind} ({self.a:.3f}, {self.b:.3f})"
+
+
+@dataclass
+class Settings:
+    """One world. Times are seconds.
+
+    patience: points between two choices of a thread. statements: there is a point before each statement.
+    hold, pause: of a lease, between two checkouts, on average. quiet: how likely a pause is a hundred times as long.
+    """
+
+    seed: int
+    seconds: float = 60.0
+    processes: int = 3
+    threads: int = 2
+    options: dict[str, Any] = field(default_factory=lambda: {"max_size": 3})
+    timeouts: tuple[float | None, ...] = (5.0,)
+    identities: tuple[str | None, ...] = (None,)
+    hold: float = 0.05
+    pause: float = 0.2
+    quiet: float = 0.02
+    login: float = 0.02
+    close: float = 0.002
+    check: float = 0.001
+    linger: float = 5.0
+    longest_start: float = 0.2
+    patience: float = 20.0
+    statements: bool = False
+    delayed: float = 0.0
+    longest_delay: float = 0.0
+    room: int = 200_000
+    cpus: int = 1
+    knows_peerpidfd: bool = True
+    most_pids: int = 1 << 22
+    kinds: tuple[str, ...] = ()
+
+    def may_be_logged(self, text: str) -> bool:
+        """Whether such a line of level ERROR says what this world has done."""
+        full = {"disk full", "journal fails", "descriptors"} & set(self.kinds)
+        return bool(full) and any(
+            part in text
+            for part in (
+                "cannot be put on file",
+                "cannot be watched",
+                "journal",
+                "No space",
+                "failed; serving on",
+                "serving it failed",
+            )
+        )
+
+
+def drawn(seed: int, seconds: float = 60.0) -> tuple[Settings, list[Fault]]:
+    """The world and the history of a seed."""
+    chance = random.Random(f"settings {seed}")
+    size = chance.choice((1, 2, 3, 4, 6, 8))
+    options: dict[str, Any] = {"max_size": size}
+    if chance.random() < 0.3:
+        options["min_size"] = chance.randint(1, size)
+    if chance.random() < 0.3:
+        options["max_idle"] = chance.choice((0.5, 5.0))
+    if chance.random() < 0.3:
+        options["max_lifetime"] = chance.choice((1.0, 10.0))
+    if chance.random() < 0.3:
+        options["max_opening"] = chance.randint(1, size)
+    if chance.random() < 0.2:
+        options["max_per_process"] = chance.randint(1, size)
+    if chance.random() < 0.2:
+        options["max_waiting"] = chance.choice((1, 5))
+    if chance.random() < 0.3:
+        options["max_uses"] = chance.choice((1, 3, 20))
+    if "min_size" not in options and chance.random() < 0.2:
+        options["keep"] = False
+    if chance.random() < 0.2:
+        options["check_interval"] = 1.0
+    options["order"] = chance.choice(("lifo", "fifo"))
+    options["fail_fast"] = chance.random() < 0.7
+    kinds = tuple(kind for kind, weight in FAULTS.items() if chance.random() < 0.25 + weight / 4)
+    processes, threads = chance.choice((1, 2, 2, 3, 3, 4, 5, 8)), chance.choice((1, 1, 2, 2, 3, 4))
+    settings = Settings(
+        seed,
+        seconds,
+        processes=processes,
+        threads=threads,
+        options=options,
+        timeouts=chance.choice(
+            ((5.0,), (0.0,), (0.05, 1.0), (0.0, 0.2, 5.0, None), (30.0,), (None,))
+        ),
+        identities=chance.choice(((None,), (None,), (None,), ("anna", "bert"), (None, "anna"))),
+        hold=chance.choice((0.0, 0.01, 0.05, 0.5)),
+        pause=processes * threads / chance.choice((1.0, 5.0, 20.0)),
+        quiet=chance.choice((0.0, 0.02, 0.1)),
+        login=chance.choice((0.0, 0.005, 0.05, 0.3, 1.0)),
+        close=chance.choice((0.0, 0.001, 0.1)),
+        check=chance.choice((0.0, 0.002, 0.1)),
+        linger=chance.choice((0.0, 1.0, 30.0)),
+        longest_start=chance.choice((0.02, 0.2, 0.5)),
+        patience=chance.choice((3.0, 10.0, 50.0, 300.0)),
+        statements=chance.random() < 0.3,
+        delayed=chance.choice((0.0, 0.0, 0.1, 0.5)),
+        longest_delay=chance.choice((0.001, 0.02)),
+        room=chance.choice((200_000, 200_000, 2000, 700)),
+        cpus=chance.choice((1, 1, 1, 2)),
+        knows_peerpidfd=chance.random() < 0.7,
+        most_pids=chance.choice((1 << 22, 112)),
+        kinds=kinds,
+    )
+    return settings, _history(chance, settings)
+
+
+def _history(chance: random.Random, settings: Settings) -> list[Fault]:
+    if not settings.kinds:
+        return []
+    rate = chance.choice((0.2, 1.0, 3.0, 10.0))
+    weights = [FAULTS[kind] * chance.choice((0.3, 1.0, 3.0)) for kind in settings.kinds]
+    found: list[Fault] = []
+    at = chance.expovariate(rate)
+    while at < settings.seconds:
+        kind = chance.choices(settings.kinds, weights)[0]
+        found.append(Fault(at, kind, chance.random(), chance.random()))
+        at += chance.expovariate(rate)
+    return found

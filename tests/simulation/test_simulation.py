@@ -1,0 +1,142 @@
+"""The real code in a simulated world: a few seeds each time, and what must hold of the simulation itself."""
+
+from __future__ import annotations
+
+import gc
+import hashlib
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from tests.simulation.modules import ROOT, STATE, the_copy
+from tests.simulation.runs import run, run_seed, shrink, told
+from tests.simulation.scheduler import SimThread
+from tests.simulation.settings import Fault, Settings
+
+KNOWN = (0, 25, 102)
+"""Seeds that found something: 25 and 102 threads that kept a CPU busy while they waited."""
+
+
+@pytest.mark.parametrize("seed", KNOWN)
+def test_seeds_that_found_something(seed: int) -> None:
+    outcome = run_seed(seed, seconds=30.0)
+    assert not outcome.problems, told(outcome)
+
+
+def test_a_seed_replays_to_the_letter() -> None:
+    """Also in another interpreter, where text is hashed otherwise, and everything has another address."""
+    code = "from tests.simulation.test_simulation import digest_of; print(digest_of(7))"
+    said = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONHASHSEED": "1"},
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout
+    assert said.strip() == digest_of(7)
+
+
+def digest_of(seed: int) -> str:
+    """Of who ran when."""
+    lines = run_seed(seed, seconds=3.0, traced=True).trace
+    assert len(lines) > 100
+    return hashlib.sha256("\n".join(lines).encode()).hexdigest()
+
+
+def small_world(**more: Any) -> Settings:
+    return Settings(1, **{"seconds": 10.0, **more})
+
+
+def test_a_world_without_faults_works() -> None:
+    outcome = run(small_world(), [])
+    assert not outcome.problems, told(outcome)
+    assert outcome.done["checkouts"] > 20
+
+
+@pytest.mark.parametrize("kind", ["kill worker", "kill server", "cut", "stop server", "leave"])
+def test_each_of_these_faults_is_survived(kind: str) -> None:
+    history = [Fault(1.0 + number, kind, number / 8, number / 8) for number in range(8)]
+    outcome = run(small_world(kinds=(kind,)), history)
+    assert not outcome.problems, told(outcome)
+    assert outcome.faults[kind] >= 4
+
+
+def planted(
+    monkeypatch: pytest.MonkeyPatch, module: str, name: str, made: Callable[[Any], Any]
+) -> None:
+    """Replace a method, `Class.method`, in the copy of mppool without points between statements."""
+    kind, _, method = name.partition(".")
+    of = getattr(the_copy().load(f"{ROOT}.{module}"), kind)
+    monkeypatch.setattr(of, method, made(getattr(of, method)))
+
+
+def test_one_resource_above_the_cap_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    history = [Fault(2.0, "stop worker", place, 0.9) for place in (0.1, 0.5)]
+    history.append(Fault(2.1, "kill server", 0.0, 0.0))
+    # What the journal says is forgotten: rule 3.
+    planted(monkeypatch, "server.journal", "Journal._take_over", lambda _: lambda *_: None)
+    outcome = run(small_world(hold=0.5, kinds=("kill server",)), history)
+    assert any("over the cap" in problem for problem in outcome.problems), outcome.done
+
+
+def test_capacity_that_is_lost_is_seen_and_its_history_is_shrunk(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # A process that dies takes its slots along.
+    planted(monkeypatch, "core.books", "Books._died", lambda _: lambda *_: None)
+    history = [
+        Fault(1.0 + number, kind, 0.5, 0.5) for number in range(3) for kind in ("cut", "leave")
+    ]
+    history.append(Fault(5.0, "kill worker", 0.2, 0.0))
+    outcome = run(small_world(hold=0.5, kinds=("kill worker",)), history)
+    assert any("can be had" in problem or "waits" in problem for problem in outcome.problems)
+    small = shrink(outcome, most_runs=6)
+    assert "kill worker" in {fault.kind for fault in small.history}
+    assert len(small.history) < len(history)
+
+
+def test_a_thread_that_waits_awake_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    planted(
+        monkeypatch,
+        "process.waiter",
+        "LocalWaiter.wait",
+        lambda wait: lambda self, _: wait(self, 0.0),
+    )
+    outcome = run(small_world(options={"max_size": 1}, hold=0.5), [])
+    assert any("spins" in problem for problem in outcome.problems)
+
+
+def test_all_state_of_modules_is_exchanged_with_the_process() -> None:
+    """What a module keeps for its process would else be shared by all simulated processes."""
+    loaded = the_copy()
+    run(small_world(), [])  # so that all modules are loaded
+    kinds = (
+        dict,
+        list,
+        set,
+        loaded._substitutes["threading"].Lock,
+        loaded._substitutes["threading"].RLock,
+    )
+    own = ("process.fork", "worker.member", "manager", "link", "worker", "process")
+    found = set()
+    for name, module in list(loaded._modules.items()):
+        short = name.removeprefix(f"{ROOT}.")
+        if not short.startswith(own):
+            continue
+        for key, value in vars(module).items():
+            if isinstance(value, kinds) and not key.startswith("__") and not key.isupper():
+                found.add((short, key))
+    constant = {("process.fork", name) for name in ("_functions", "_before", "_after_in_parent")}
+    assert {
+        one for one in found - set(STATE) - constant if not one[1].lstrip("_").isupper()
+    } == set()
+
+
+def test_no_simulated_thread_outlives_its_world() -> None:
+    run(small_world(), [Fault(2.0, "kill worker", 0.0, 0.0)])
+    gc.collect()
+    assert not [one for one in gc.get_objects() if isinstance(one, SimThread) and one]

@@ -1,0 +1,129 @@
+"""What a simulated worker process does: its threads check out, use, and release."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from tests.simulation.scheduler import current_thread, monotonic
+
+if TYPE_CHECKING:
+    from tests.simulation.processes import Process
+    from tests.simulation.world import World
+
+GRACE_S = 0.1
+"""So much longer than its timeout a checkout may wait, where nothing was wrong with the server."""
+TROUBLED_GRACE_S = 3.0
+"""Where a server had to be started, or did not answer."""
+
+
+class Worker:
+    """One process: a manager, a pool, and threads."""
+
+    def __init__(self, world: World, process: Process) -> None:
+        from tests.simulation.world import DIRECTORY, POOL
+
+        self.world, self.process = world, process
+        self.settings, self.chance = world.settings, world.chance
+        copy = world.copy
+        self.errors = copy.errors
+        self.manager: Any = copy.manager.PoolManager(
+            "simulated", runtime_dir=DIRECTORY, linger=self.settings.linger, label="worker"
+        )
+        self.pool: Any = self.manager.pool(POOL, world.recipes.made, **self.settings.options)
+        self.busy = 0
+        self.leaves = False
+
+    def live(self) -> None:
+        """In its main thread."""
+        for number in range(self.settings.threads):
+            self.process.start_thread(self._act, f"actor {number}")
+            self.busy += 1
+        while self.busy or not self.leaves:
+            self.world.scheduler.sleep(0.5 if self.leaves or self.world.is_healing else 1.0)
+        if self.world.is_healing:
+            while not self.leaves:
+                self.world.scheduler.sleep(1.0)
+        self.manager.close()
+
+    def is_over(self) -> bool:
+        return self.leaves or self.world.is_healing
+
+    def _act(self) -> None:
+        try:
+            while not self.is_over():
+                pause = self.chance.expovariate(1.0) * self.settings.pause
+                if self.chance.random() < self.settings.quiet:
+                    pause *= 100
+                self._pause(pause)
+                self._check_out_and_use()
+        finally:
+            self.busy -= 1
+
+    def _pause(self, seconds: float) -> None:
+        until = monotonic() + seconds
+        while not self.is_over() and monotonic() < until:
+            self.world.scheduler.sleep(min(5.0, max(0.0, until - monotonic())))
+
+    def _check_out_and_use(self) -> None:
+        timeout = self.chance.choice(self.settings.timeouts)
+        identity = self.chance.choice(self.settings.identities)
+        lease = self.check_out(timeout, identity)
+        if lease is None:
+            return
+        session = lease.resource
+        database = self.world.database
+        database.lend(session, identity)
+        if self.settings.hold:
+            self.world.scheduler.sleep(self.chance.expovariate(1.0) * self.settings.hold)
+        database.give_back(session)
+        self._give_back(lease)
+
+    def _give_back(self, lease: Any) -> None:
+        drawn = self.chance.random()
+        if drawn < 0.02:
+            lease.discard()
+            self.world.outcome.done["discarded"] += 1
+        elif drawn < 0.04:
+            del lease  # collected
+            self.world.outcome.done["leaked"] += 1
+        else:
+            lease.release()
+            if drawn < 0.06:
+                lease.release()  # refused
+
+    def check_out(self, timeout: float | None, identity: str | None = None) -> Any:
+        """A lease; None where it was refused for a reason that there may be."""
+        world, errors = self.world, self.errors
+        began, stopped = monotonic(), self.process.stopped_so_far()
+        is_served = world.server is not None and world.server.told is not None
+        ill = world.ill_until if is_served else began
+        try:
+            lease = self.pool.checkout(timeout, identity=identity)
+        except (
+            errors.CheckoutTimeout,
+            errors.OpenFailed,
+            errors.TooManyWaiting,
+            errors.ServerUnavailable,
+        ) as error:
+            world.refused(type(error).__name__, str(error))
+            lease = None
+        else:
+            world.outcome.done["checkouts"] += 1
+        if timeout is not None:
+            waited = monotonic() - began - (self.process.stopped_so_far() - stopped)
+            is_ill = ill >= began or world.ill_until >= began
+            grace = TROUBLED_GRACE_S if is_ill else GRACE_S
+            # Hooks are work, and no waiting: checks, and the closes of what fails them.
+            grace += (self.settings.check + 2 * self.settings.close) * self.settings.options[
+                "max_size"
+            ]
+            if not timeout:  # what is granted at once is opened, however long that takes
+                grace += 1.5 * self.settings.login + (
+                    5.0 if "logins hang" in self.settings.kinds else 0.0
+                )
+            if waited > timeout + grace:
+                world.trouble(
+                    f"{current_thread().name} of {self.process} waited {waited:.3f} s with a timeout of {timeout}"
+                    f"{' (ill)' if is_ill else ''}"
+                )
+        return lease

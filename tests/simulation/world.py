@@ -1,0 +1,191 @@
+"""The world: a server, processes with threads that check out, a database that counts, and what goes wrong."""
+
+from __future__ import annotations
+
+import gc
+import logging
+import random
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from tests.simulation.database import Database, Recipes
+from tests.simulation.faults import RECOVERY_S, Faults
+from tests.simulation.healing import Healing
+from tests.simulation.kernel import Kernel
+from tests.simulation.modules import the_copy
+from tests.simulation.processes import Process
+from tests.simulation.scheduler import Over, Scheduler, Stuck, current_thread, here
+from tests.simulation.settings import Fault, Settings
+from tests.simulation.worker import Worker
+
+DIRECTORY = "/run/simulated"
+POOL = "main"
+
+
+@dataclass
+class Outcome:
+    """What came of a run."""
+
+    settings: Settings
+    history: list[Fault]
+    problems: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+    faults: Counter[str] = field(default_factory=Counter)
+    done: Counter[str] = field(default_factory=Counter)
+    marks: Counter[str] = field(default_factory=Counter)
+    trace: list[str] = field(default_factory=list)
+
+
+class World:
+    """One run. Everything in it follows from its settings and its history of faults."""
+
+    def __init__(self, settings: Settings, history: list[Fault], *, traced: bool = False) -> None:
+        self.settings = settings
+        self.outcome = Outcome(settings, history)
+        self.chance = random.Random(settings.seed)
+        self.copy = the_copy(statements=settings.statements)
+        self.scheduler = Scheduler(self.chance, settings.patience, self.copy.switcher())
+        self.scheduler.hear = self.hear  # type: ignore[attr-defined]
+        if traced:
+            self.scheduler.trace = self.outcome.trace
+        self.kernel = kernel = Kernel(self.scheduler, self.chance)
+        kernel.trouble, kernel.deaths = self.trouble, self._died
+        kernel.spawn = self._spawn
+        kernel.room, kernel.cpus = settings.room, settings.cpus
+        kernel.delayed, kernel.longest_delay = settings.delayed, settings.longest_delay
+        kernel.knows_peerpidfd, kernel.most_pids = settings.knows_peerpidfd, settings.most_pids
+        self.database = Database(self)
+        self.recipes = Recipes(self.copy, self.database)
+        self.workers: dict[int, Process] = {}
+        self.is_healing = False
+        self.ill_until = 0.0  # the server may not answer at once
+
+    def trouble(self, text: str) -> None:
+        if (
+            here.scheduler is self.scheduler
+        ):  # else the world has ended, and its threads are being left
+            self.outcome.problems.append(f"at {self.scheduler.now:.6f}: {text}")
+
+    def refused(self, kind: str, text: str) -> None:
+        """A checkout has got nothing."""
+        self.outcome.done[kind] += 1
+
+    def hear(self, record: logging.LogRecord) -> None:
+        """What mppool has logged."""
+        self.outcome.marks[record.msg] += 1
+        if record.levelno >= logging.ERROR and not self.settings.may_be_logged(record.getMessage()):
+            text = record.getMessage()
+            if record.exc_info:
+                text += "\n" + logging.Formatter().formatException(record.exc_info)
+            self.trouble(f"{current_thread().process} logs an error: {text}")
+
+    # --- processes -----------------------------------------------------------------------------------------
+
+    @property
+    def server(self) -> Process | None:
+        for process in self.kernel.processes.values():
+            if process.name == "server":
+                return process
+        return None
+
+    def _spawn(
+        self, starter: Process, arguments: list[str], actions: list[tuple[Any, ...]]
+    ) -> None:
+        readiness = next(one[1] for one in actions if one[-1] == 3)
+        pipe = starter.get(readiness)
+        directory, name, linger = arguments[-3:]
+        process = self.kernel.new_process(
+            "server", lambda: self._serve(directory, name, float(linger), number)
+        )
+        number = process.open(pipe)
+
+    def _serve(self, directory: str, name: str, linger: float, readiness: int) -> None:
+        """As mppool.server.__main__ does it, without what concerns this interpreter alone."""
+        copy, os = self.copy, self.copy._substitutes["os"]
+        self.scheduler.sleep(self.chance.uniform(0.01, self.settings.longest_start))
+        ready, errors = copy.rendezvous__readiness, copy.errors
+        paths = copy.rendezvous__paths.ManagerPaths(
+            copy._substitutes["pathlib"].Path(directory), name
+        )
+        answer = ready.READY
+        try:
+            server = copy.server__loop.Server(paths, linger=linger)
+            server.open()
+        except errors.ServerUnavailable:
+            answer = ready.ANOTHER
+        except errors.ConfigurationError as error:
+            answer = ready.REFUSED + str(error).encode()
+        except OSError as error:
+            self.outcome.marks[f"the server could not be opened: {error.strerror}"] += 1
+            answer = ready.FAILED
+        try:
+            os.write(readiness, answer)
+        except OSError:
+            pass
+        os.close(readiness)
+        if answer == ready.READY:
+            current_thread().process.told = server
+            server.serve_forever()
+
+    def start_worker(self) -> Process:
+        process = self.kernel.new_process("worker", self._work)
+        process.at_death.append(lambda: self.database.forget(process))
+        process.at_death.append(lambda: self._ended(process))
+        self.workers[process.pid] = process
+        return process
+
+    def _ended(self, process: Process) -> None:
+        self.workers.pop(process.pid, None)
+        if not self.is_healing:
+            self.scheduler.call_at(self.scheduler.now + self.chance.random() ** 2, self._replace)
+
+    def _replace(self) -> None:
+        if not self.is_healing:
+            self.start_worker()
+
+    def journal(self) -> Any:
+        """The file, or None."""
+        return self.kernel.files.find(f"{DIRECTORY}/simulated/journal")
+
+    def _died(self, process: Process) -> None:
+        if process.name == "server":
+            self.ill_until = max(self.ill_until, self.scheduler.now + RECOVERY_S)
+
+    def _work(self) -> None:
+        """What a worker's main thread does."""
+        process = current_thread().process
+        worker = Worker(self, process)
+        process.told = worker
+        worker.live()
+
+    # --- the run -------------------------------------------------------------------------------------------
+
+    def run(self) -> Outcome:
+        was_enabled = gc.isenabled()
+        gc.disable()
+        here.scheduler = self.scheduler
+        began = self.scheduler.now
+        try:
+            self._run()
+        except Stuck as stuck:
+            self.trouble(str(stuck))
+        finally:
+            self.outcome.seconds = self.scheduler.now - began
+            here.scheduler = Over()
+            self.kernel.end()
+            self.copy.forget()
+            if was_enabled:
+                gc.enable()
+        return self.outcome
+
+    def has_failed(self) -> bool:
+        return bool(self.outcome.problems)
+
+    def _run(self) -> None:
+        for _ in range(self.settings.processes):
+            self.start_worker()
+        Faults(self).plan(self.outcome.history)
+        self.scheduler.run(self.has_failed, self.scheduler.now + self.settings.seconds)
+        if not self.has_failed():
+            Healing(self).run()
