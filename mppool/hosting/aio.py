@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
 
 from mppool.hosting.streams import SLICE_S, HostGone, token_of
 from mppool.process.fork import notice_fork
@@ -19,12 +19,46 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mppool.hosting.lease import HostedLease
-    from mppool.hosting.pool import HostedPool
+    from mppool.hosting.stream_table import Streams
     from mppool.hosting.streams import Stream
     from mppool.process.executor import BackgroundExecutor
+    from mppool.worker.local_pool import LocalPool
     from mppool.worker.principal import Principal
 
 T = TypeVar("T")
+
+
+class Steps(Protocol[T]):
+    """What a checkout needs of its pool (HostedPool): the steps, which a thread takes too."""
+
+    streams: Streams
+    _local: LocalPool
+
+    def principal_of(
+        self, identity: str | None, credential: Any, seconds: float | None
+    ) -> Principal | None:
+        """For whom it is."""
+
+    def kept(
+        self, stream: Stream, principal: Principal | None, noted: tuple[str, str]
+    ) -> HostedLease[T] | None:
+        """The lease that was kept for this process."""
+
+    def connected(self, deadline: float | None, host: int | None = None) -> Stream:
+        """A new stream."""
+
+    def said(
+        self, deadline: float | None, seconds: float | None, principal: Principal | None
+    ) -> tuple[float | None, str | None, Callable[[bool], tuple[Any, Any]] | None]:
+        """What a host is asked."""
+
+    def granted(
+        self, stream: Stream, kind: int, body: Any, principal: Principal | None
+    ) -> HostedLease[T]:
+        """What it has answered."""
+
+    def pause_after(self, deadline: float | None, deaths: int) -> float:
+        """How long to wait until hosts are looked for again."""
 
 
 class HostedCheckout(Generic[T]):
@@ -34,7 +68,7 @@ class HostedCheckout(Generic[T]):
 
     def __init__(
         self,
-        pool: HostedPool[T],
+        pool: Steps[T],
         seconds: float | None,
         whose: tuple[str | None, Any],
         noted: tuple[str, str],
