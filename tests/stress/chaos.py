@@ -9,7 +9,7 @@ seed repeats the plan, not the run.) What is judged, by the witness and by the w
 - no checkout of a surviving process fails, but by what was injected: openings that fail, and no descriptors;
 - nothing is left running.
 
-What a worker does to itself stands in worker.py and kinds.py.
+What a worker does to itself stands in worker.py and kinds.py. In half of the runs a third of the workers use asyncio (tasks.py).
 """
 
 from __future__ import annotations
@@ -31,6 +31,7 @@ from mppool import CheckoutTimeout, OpenFailed, PoolManager
 from tests.helpers import processes_using
 from tests.processes.witness import Witness
 from tests.stress.kinds import processes_holding
+from tests.stress.tasks import TaskWorker
 from tests.stress.worker import LONG_WAIT_S, Worker
 from tests.stress.world import LONGEST_WAIT_S, MAX_SIZE, World
 
@@ -100,6 +101,10 @@ class Chaos:
         seed = self.chance.randrange(1 << 30)
         pid = os.fork()
         if pid == 0:
+            if self.world.has_tasks and seed % 3 == 0:
+                TaskWorker(
+                    self.world, self.pool, self.recipe, seed, self.ends_at, "a fork, with asyncio"
+                ).live()
             Worker(self.world, self.pool, self.recipe, seed, self.ends_at, "a fork").live()
         self.workers.add(pid)
 
@@ -223,7 +228,7 @@ class Chaos:
             self.outcome.done.update(counts)
             self.outcome.problems += problems
         self.outcome.done.update(self.world.noted())
-        leases = []
+        leases: list[Any] = []
         for _ in range(MAX_SIZE):
             lease = self._take()
             if lease is None:

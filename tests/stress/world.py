@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import random
@@ -10,7 +11,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from mppool import Opening, Pool, PoolManager
+from mppool import AsyncPool, Budget, Opening, Pool, PoolManager
+from tests.processes.async_witness import AsyncSession, AsyncSessionRecipe
 from tests.processes.witness import Session, SessionRecipe
 
 MAX_SIZE = 5
@@ -53,6 +55,27 @@ class ChaosRecipe(SessionRecipe):
         resource.close()
 
 
+class AsyncChaosRecipe(AsyncSessionRecipe):
+    """The same for event loops."""
+
+    def __init__(self, path: str) -> None:
+        super().__init__(path)
+        self.chance = random.Random(0)
+
+    async def open(self, opening: Opening) -> AsyncSession:
+        drawn = self.chance.random()
+        if drawn < 0.01:
+            raise Injected("drawn")
+        if drawn < 0.1:
+            await asyncio.sleep(self.chance.random() * 0.02)
+        return await super().open(opening)
+
+    async def close(self, session: AsyncSession) -> None:
+        if self.chance.random() < 0.05:
+            await asyncio.sleep(self.chance.uniform(0.05, 0.5))
+        await super().close(session)
+
+
 @dataclass
 class World:
     """One run: drawn from its seed by the first process, and in the same way by each that execs itself."""
@@ -62,17 +85,21 @@ class World:
     login_s: float = field(init=False)
     max_opening: int | None = field(init=False)
     fail_fast: bool = field(init=False)
+    has_tasks: bool = field(init=False)
+    """Whether some workers use asyncio. Their pool and that of the threads have one budget then."""
 
     def __post_init__(self) -> None:
         chance = random.Random(self.seed)
         self.login_s = chance.choice([0.0, 0.02, 0.3])
         self.max_opening = chance.choice([None, 1, 2])
         self.fail_fast = chance.random() < 0.5
+        self.has_tasks = chance.random() < 0.5
 
     def __str__(self) -> str:
         return (
             f"seed {self.seed}, logins of {1000 * self.login_s:.0f} ms, "
-            f"max_opening {self.max_opening}, fail_fast {self.fail_fast}"
+            f"max_opening {self.max_opening}, fail_fast {self.fail_fast}, "
+            f"asyncio {self.has_tasks}"
         )
 
     @property
@@ -90,8 +117,22 @@ class World:
             max_size=MAX_SIZE,
             max_opening=self.max_opening,
             fail_fast=self.fail_fast,
+            budget=self._budget(manager),
         )
         return pool, recipe
+
+    def declare_tasks(self, manager: PoolManager) -> AsyncPool[AsyncSession]:
+        """The pool of the workers that use asyncio."""
+        return manager.apool(
+            "tasks",
+            AsyncChaosRecipe(str(self.directory / "w")),
+            max_size=MAX_SIZE,
+            fail_fast=self.fail_fast,
+            budget=self._budget(manager),
+        )
+
+    def _budget(self, manager: PoolManager) -> Budget | None:
+        return manager.budget("all", MAX_SIZE) if self.has_tasks else None
 
     # --- what is told by processes that are killed before they report ------------------------------------
 
