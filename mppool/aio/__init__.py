@@ -11,4 +11,5 @@ pool.py       AsyncPool: the public face
 lease.py      what `pool.checkout()` gives
 lender.py     how a lease gets its resource, and gives it back
 hooks.py      hooks that a task awaits itself: check, on_checkout, reset
+watch.py      ends hooks that take too long
 """

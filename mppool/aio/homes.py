@@ -20,6 +20,7 @@ from collections.abc import AsyncGenerator, Callable, Coroutine
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from mppool.aio.watch import Watch
 from mppool.core.events import Declare
 from mppool.errors import ConfigurationError
 from mppool.logs import Log
@@ -75,6 +76,7 @@ class Home:
         self._shelf: deque[PoolEntry] | None = None
         self.notice: AsyncGenerator[None, None] | None = None
         self.openings: set[asyncio.Task[Any]] = set()
+        self.watch = Watch(loop)
         self._tasks: set[asyncio.Task[Any]] = set()
 
     def key_for(self, key: str) -> str:
@@ -93,6 +95,34 @@ class Home:
             shelf = shelves.get(key) if self.number else shelves.of(key)
             if shelf is not self._shelf:
                 self._shelf, self.pop = shelf, shelves.popper_of(shelf)
+
+    async def finish(self, coroutine: Coroutine[Any, Any, None]) -> None:
+        """Wait for the end of a task that outlives its caller: a caller that is cancelled leaves it alone.
+
+        `asyncio.shield` does the same with more turns of the loop.
+        """
+        done: asyncio.Future[None] = self.loop.create_future()
+        task = self.loop.create_task(self._run_to_its_end(coroutine, done))
+        self._tasks.add(task)
+        await done
+
+    async def _run_to_its_end(
+        self, coroutine: Coroutine[Any, Any, None], done: asyncio.Future[None]
+    ) -> None:
+        try:
+            await coroutine
+        except BaseException as error:
+            if not done.done():
+                if isinstance(error, Exception):
+                    done.set_exception(error)
+                else:
+                    done.cancel()
+            raise
+        else:
+            if not done.done():
+                done.set_result(None)
+        finally:
+            self._tasks.discard(asyncio.current_task())
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run it as a task that outlives its caller. Called in the loop."""

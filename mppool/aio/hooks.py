@@ -11,7 +11,7 @@ from contextvars import copy_context
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
-from mppool.aio.bridge import LoopRecipe, bounded
+from mppool.aio.bridge import LoopRecipe
 from mppool.aio.recipe import settled
 from mppool.errors import CheckoutTimeout
 from mppool.logs import Log
@@ -125,7 +125,8 @@ class TaskHooks:
     async def _outcome(self, entry: PoolEntry, limit: float | None) -> Any:
         """True, False, or what the check raised."""
         try:
-            return bool(await bounded(settled(self._recipe.check(entry.resource.resource)), limit))
+            checking = settled(self._recipe.check(entry.resource.resource))
+            return bool(await self._home.watch.bounded(checking, limit))
         except Exception as error:  # noqa: BLE001  # it is judged, logged and counted by the owner of the resource
             return error
 
@@ -202,7 +203,7 @@ class TaskHooks:
         """Run a hook; False, logged and counted, if it raised."""
         local = self._local
         try:
-            await bounded(settled(call(entry.resource.resource)), limit)
+            await self._home.watch.bounded(settled(call(entry.resource.resource)), limit)
         except Exception as error:
             local.count("hook_errors")
             log.warning("pool %r: the hook %s raised", local.name, hook, exc_info=True)

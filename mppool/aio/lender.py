@@ -45,14 +45,22 @@ class Lender:
         local = self.local
         if not local.ours[0]:  # forked by somebody who told nobody
             notice_fork()
-        home = await self.homes.here()
+        home = self.by_loop.get(running_loop())
+        if home is None or home.is_over:
+            home = await self.homes.here()
         started = monotonic()
         if not local.is_sealed:
             await in_thread(local.member.asker, local.member.seal)
         home.look_at_shelf()
         where = opens_in.set(home)
         try:
-            principal = await self._principal(identity, credential, seconds)
+            principal = None
+            if (
+                identity is not None
+                or credential is not None
+                or local.recipe.credential is not None
+            ):
+                principal = await self._principal(identity, credential, seconds)
             key = home.key_for(local.default_key if principal is None else principal.key)
             if principal is not None:
                 principal.key = key
@@ -110,7 +118,7 @@ class Lender:
             return
         work = TaskHooks(self.local, home).give_back(entry, suspect=suspect)
         if home.loop is running_loop():
-            await asyncio.shield(home.spawn(work))
+            await home.finish(work)
         else:
             await asyncio.shield(
                 asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, home.loop))

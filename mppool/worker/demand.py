@@ -260,8 +260,10 @@ class Demand:
             self._spare_since = now
 
     def _spare(self, now: float) -> int:
-        on_the_way = len(self.tickets) + self._coming(now)
-        return min(len(self.tickets), on_the_way - len(self.waiting))
+        tickets = len(self.tickets)
+        if not self.opening:  # as most of the time
+            return tickets - len(self.waiting)
+        return min(tickets, tickets + self._coming(now) - len(self.waiting))
 
     def spare_due_at(self) -> float:
         """When tickets are to be given up; infinity while a thread waits for each."""

@@ -151,13 +151,15 @@ class Idle:
             wake_oldest(queue)
             return
         shelf = entry.shelf
-        while any(waiter.is_ready for waiter in list(queue)):
+        for waiter in list(queue):
+            if not waiter.is_ready:
+                continue
             try:
                 given = shelf.popleft()
             except IndexError:
                 return
             given.handed_at = now
-            if not give_to_oldest(queue, given):
+            if not (waiter.give(given) or give_to_oldest(queue, given)):
                 self.put_back(given)  # and look again: somebody else may wait by now
                 return
 

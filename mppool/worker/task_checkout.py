@@ -124,7 +124,7 @@ class TaskCheckout:
 
     async def _in_line(self, waiter: TaskWaiter) -> Any:
         """PoolEntry, Refuse, Retry or Failure: whatever comes first."""
-        self._desk.look(self._key)  # enqueued first: no release is missed
+        self._desk.begins_to_wait(self._key)  # enqueued first: no release is missed
         answer = await waiter.answer(self._deadline)
         if answer is None and waiter.asked and self._deadline is not None:
             # The books refuse in the same instant, and can say why.

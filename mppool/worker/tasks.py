@@ -181,6 +181,14 @@ class Desk:
         if oldest is not None:
             self._look_again(key, oldest)
 
+    def begins_to_wait(self, key: str) -> None:
+        """A task has begun to wait for this key: look, unless that would do nothing, as where many wait."""
+        if key in self._timers and not self.local.idle.shelves.get(key):
+            demand = self.local.idle.line.demands.get(key)
+            if demand is not None and self._asks_enough(demand):
+                return
+        self.look(key)
+
     def _oldest(self, key: str) -> TaskWaiter | None:
         """The first of this loop's tasks that still waits for a key."""
         with self.local.inventory.lock:

@@ -179,10 +179,15 @@ def test_what_is_opened_in_the_instant_in_which_its_loop_ends_is_nobody_elses(
         assert has_ended.wait(PATIENCE)
         return value
 
+    async def take() -> None:
+        await pool.checkout(timeout=PATIENCE)
+
     async def main() -> None:
-        with pytest.raises(CheckoutTimeout):
-            await pool.checkout(timeout=0.05)
+        leaving = asyncio.ensure_future(take())
         await until(lambda: recipe.alive, "an opening")
+        leaving.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await leaving
 
     with monkeypatch.context() as patch:
         patch.setattr(bridge, "in_loop", late)

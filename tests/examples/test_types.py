@@ -32,6 +32,25 @@ print(pool.stats()["in_used"])
 """
 
 
+WRONG_CALL = """
+from mppool import AsyncPool, Pool
+
+class Connection:
+    def execute(self) -> None: ...
+
+async def use(blocking: Pool[Connection], native: AsyncPool[Connection]) -> None:
+    async with blocking.acheckout() as one:
+        one.execute()
+        one.exekute_in_acheckout()
+    lease = await blocking.acheckout()
+    lease.resource.execute()
+    lease.resource.exekute_of_a_lease()
+    async with native.checkout() as other:
+        other.execute()
+        other.exekute_in_a_native_checkout()
+"""
+
+
 def checked(checker: list[str], *paths: Path) -> tuple[int, str]:
     done = subprocess.run(
         [sys.executable, "-m", *checker, *map(str, paths)],
@@ -65,15 +84,18 @@ def test_the_examples(checker: list[str]) -> None:
 
 @pytest.mark.timeout(300)
 @CHECKERS
-def test_a_misspelt_option_and_a_misspelt_figure(checker: list[str], tmp_path: Path) -> None:
-    (tmp_path / "wrong.py").write_text(WRONG)
-    (tmp_path / "wrong_key.py").write_text(WRONG_KEY)
-    status, said = checked(checker, tmp_path / "wrong.py", tmp_path / "wrong_key.py")
+def test_a_misspelt_option_figure_and_method(checker: list[str], tmp_path: Path) -> None:
+    texts = {"wrong": WRONG, "wrong_key": WRONG_KEY, "wrong_call": WRONG_CALL}
+    for name, text in texts.items():
+        (tmp_path / f"{name}.py").write_text(text)
+    status, said = checked(checker, *(tmp_path / f"{name}.py" for name in texts))
     assert status == 1
     assert "max_sise" in said
     assert "in_used" in said
+    for place in ("in_acheckout", "of_a_lease", "in_a_native_checkout"):
+        assert f"exekute_{place}" in said
     errors = [line for line in said.splitlines() if " error:" in line or " - error:" in line]
-    assert len(errors) == 2
+    assert len(errors) == 5
 
 
 def test_every_option_is_known_to_checkers() -> None:

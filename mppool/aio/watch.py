@@ -1,0 +1,58 @@
+"""What ends hooks that take too long: one timer of the loop for all of them, because hardly one ever does."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable
+from time import monotonic
+from typing import Any
+
+
+class Watch:
+    """Bounds hooks that run in tasks of the pool's own. All of it happens in one loop.
+
+    State: `_due`, when the hook of each task is late, and `_late`, whose hooks have been cancelled for it. `_timer` is set
+    while `_due` is not empty, for its earliest instant or an earlier one.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._due: dict[asyncio.Task[Any], float] = {}
+        self._late: set[asyncio.Task[Any]] = set()
+        self._timer: asyncio.TimerHandle | None = None
+
+    async def bounded(self, awaitable: Awaitable[Any], seconds: float | None) -> Any:
+        """Await it in a task that nobody else cancels; TimeoutError after so many seconds (None: no bound)."""
+        task = asyncio.current_task()
+        if seconds is None or task is None:
+            return await awaitable
+        self._due[task] = monotonic() + seconds
+        if self._timer is None or self._loop.time() + seconds < self._timer.when():
+            self._look_in(seconds)
+        try:
+            return await awaitable
+        except asyncio.CancelledError:
+            if task not in self._late:
+                raise  # the loop is being ended
+            if hasattr(task, "uncancel"):  # Python 3.11
+                task.uncancel()
+        finally:
+            self._due.pop(task, None)
+            self._late.discard(task)
+        raise TimeoutError
+
+    def _look_in(self, seconds: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._timer = self._loop.call_later(seconds, self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        now = monotonic()
+        for task, due in list(self._due.items()):
+            if due <= now:
+                del self._due[task]
+                self._late.add(task)
+                task.cancel()
+        if self._due:
+            self._look_in(max(0.0, min(self._due.values()) - now))
