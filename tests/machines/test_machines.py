@@ -296,3 +296,31 @@ def test_the_cap_holds_over_machines_whoever_is_killed(
         for machine in machines:
             if machine.directory.exists():
                 machine.kill()
+
+
+def test_a_budget_of_two_pools_holds_over_machines(
+    runtime_dir: Path, redis_server: RedisServer, witness: Witness, short_lease: None
+) -> None:
+    settled(redis_server)
+    machines: list[Machine] = []
+    try:
+        machines += [
+            Machine(runtime_dir / f"m{number}", redis_server.url, witness.path, more=["budget"])
+            for number in range(2)
+        ]
+
+        def held() -> list[int]:
+            pids = witness.figures()["pids"]
+            return [pids.count(machine.pid) for machine in machines]
+
+        for machine in machines:
+            machine.busy(6)
+        wait_until(lambda: held() == [CAP // 2, CAP // 2], "each machine has half of it")
+        machines[0].kill()
+        wait_until(lambda: held() == [0, CAP], "the share of the dead is back")
+        figures = witness.figures()
+        assert figures["over"] == []
+        assert figures["peak"] == CAP
+    finally:
+        for machine in machines:
+            machine.kill()

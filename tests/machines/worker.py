@@ -1,6 +1,6 @@
 """A process of one machine: so many threads of it use the pool, as it is told on its standard input.
 
-python -m tests.machines.worker DIRECTORY REDIS SESSIONS CAP [end_expired]
+python -m tests.machines.worker DIRECTORY REDIS SESSIONS CAP [end_expired] [budget]
 """
 
 from __future__ import annotations
@@ -30,7 +30,9 @@ def main(directory: str, redis: str, sessions: str, cap: str, *more: str) -> Non
     )
     is_postgresql = sessions.startswith("host=")
     recipe: Any = PsycopgRecipe(sessions) if is_postgresql else SessionRecipe(sessions)
-    pool = manager.pool("orders", recipe, max_size=int(cap))
+    budget = manager.budget("db", int(cap)) if "budget" in more else None
+    names = ("orders", "reports") if budget else ("orders",)
+    pools = [manager.pool(name, recipe, max_size=int(cap), budget=budget) for name in names]
     busy = [0]
 
     def use(number: int) -> None:
@@ -39,7 +41,7 @@ def main(directory: str, redis: str, sessions: str, cap: str, *more: str) -> Non
                 time.sleep(0.02)
                 continue
             try:
-                with pool.checkout(timeout=2.0) as session:
+                with pools[number % len(pools)].checkout(timeout=2.0) as session:
                     if is_postgresql:
                         session.execute("select 1")
                     else:
