@@ -1,4 +1,4 @@
-"""What 10, 100 and 1,000 machines that share caps cost their Redis: the real script, with two pools, in a real Redis.
+"""What 10 to 1,000 machines that share caps cost their Redis: the real script, with two pools, in a real Redis.
 
 Redis says itself how long it was at it (`INFO commandstats`). Each machine calls every 2.25 seconds on average, and more
 often where somebody waits.
@@ -23,7 +23,7 @@ from mppool.machines.needs import PoolSaid, Said
 from mppool.machines.script import SCRIPT
 from mppool.machines.timing import Timing
 
-CROWDS = (10, 100, 1000)
+CROWDS = (10, 100, 300, 1000)
 REFRESH_S = Timing().next_refresh_s(0.5)
 
 

@@ -2,6 +2,7 @@
 
 python -m tests.machines.hours                   100 hours from a random seed, in two processes
 python -m tests.machines.hours 20 --seed 7       20 hours from this one, as before
+python -m tests.machines.hours --crowd 10 100    calls per second of so many machines, where all have enough, and where load moves
 python -m tests.machines.hours 50 --planted      plants the faults that break the cap; each must be found within 50 hours
 
 Exit status: 0: the cap was never exceeded, and nobody starved (with --planted: every fault was found); else 1.
@@ -23,7 +24,7 @@ from pathlib import Path
 
 from tests.machines.redis_server import RedisServer
 from tests.machines.simulation import OverTheCap, drive
-from tests.machines.stories import Starved, story
+from tests.machines.stories import Starved, crowd, story
 
 HOURS_OF_A_STORY = 0.135
 
@@ -128,6 +129,18 @@ def plant(hours: float, seed: int, names: list[str]) -> int:
     return 1 if survived else 0
 
 
+def count_calls(crowds: list[int]) -> int:
+    with tempfile.TemporaryDirectory(prefix="mppool-hours-") as directory:
+        server = RedisServer(Path(directory))
+        try:
+            for machines in crowds:
+                ((calm, moving),) = drive(server.client(), [crowd(machines, 30.0)])
+                print(f"{machines} machines: {calm:.1f} calls/s, {moving:.1f} where load moves")
+        finally:
+            server.kill()
+    return 0
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
@@ -138,7 +151,10 @@ def main() -> int:
     parser.add_argument(
         "--planted", nargs="*", metavar="NAME", help="plant these, or all, and find them"
     )
+    parser.add_argument("--crowd", nargs="+", type=int, metavar="N", help="count calls of machines")
     arguments = parser.parse_args()
+    if arguments.crowd:
+        return count_calls(arguments.crowd)
     seed = secrets.randbelow(10**9) if arguments.seed is None else arguments.seed
     if arguments.planted is not None:
         return plant(arguments.hours, seed, arguments.planted)

@@ -55,6 +55,25 @@ def story(seed: int, troubles: int = 40) -> Story[Told]:
     return Told(seed, world.now, world.calls, world.peak, world.cap, happened)
 
 
+def crowd(machines_: int, seconds: float, seed: int = 1) -> Story[tuple[float, float]]:
+    """Calls per second of so many machines, with two resources for each: where all have enough, and where load moves around."""
+    world = World(cap=2 * machines_, seed=seed, lent_s=1.0)
+    these = machines(world, machines_)
+    for machine in these:
+        machine.wants(1)
+    yield from world.run(4 * world.timing.lease_s)
+    rates = []
+    for moves in (False, True):
+        before, began = world.calls, world.now
+        while world.now < began + seconds:
+            if moves:  # a tenth of them wants more than its part, and another tenth nothing
+                for machine in world.random.sample(these, machines_ // 5 or 1):
+                    machine.wants(world.random.choice((0, 6)))
+            yield from world.run(world.timing.refresh_s)
+        rates.append((world.calls - before) / (world.now - began))
+    return rates[0], rates[1]
+
+
 def calm(world: World) -> Story[None]:
     """Everybody has its share, and one that wants all gets all."""
     these, cap = world.machines, world.cap
