@@ -38,8 +38,7 @@ def test_what_a_stopped_machine_has_open_is_ended_when_its_lease_has_run_out(
         machines.append(Machine(runtime_dir / "a", redis.url, where, more=["end_expired"]))
         first = machines[0]
         first.busy(4)
-        wait_until(lambda: sessions(postgresql), "the first machine has some")
-        (of_first,) = sessions(postgresql)
+        (of_first,) = wait_until(lambda: sessions(postgresql), "the first machine has some")
         # Both have this host's name, and the number of a server is counted from the second of its start.
         second_of_start = int(time.time())
         wait_until(lambda: int(time.time()) > second_of_start + 1, "another second")
