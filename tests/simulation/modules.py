@@ -75,11 +75,12 @@ def _number_of(connection: Any) -> int:
     return number
 
 
-REPLACED: dict[str, dict[str, Any]] = {
-    "process.fork": {"new_mark": Mark},
-    "server.libc": {"watch_removals": lambda: None, "forbid_core_dumps": lambda: True},
+REPLACED: dict[str, Any] = {
+    "new_mark": Mark,
+    "watch_removals": lambda: None,
+    "forbid_core_dumps": lambda: True,
 }
-"""Names within mppool that are replaced once their module is loaded."""
+"""Functions of mppool that speak to the system without the standard library, wherever they stand."""
 
 
 class Copy:
@@ -91,6 +92,7 @@ class Copy:
         self._builtins = {**vars(builtins), "__import__": self._import, "simulated_point": point}
         self._substitutes = _substitutes(self)
         self._modules: dict[str, ModuleType] = {}
+        self.replaced: set[str] = set()
         self.load(ROOT)
 
     def __getattr__(self, name: str) -> Any:
@@ -122,7 +124,10 @@ class Copy:
             module.__path__ = [str(path.parent)]
         self._modules[name] = sys.modules[module.__name__] = module
         exec(compiled(path, self._has_points(name)), module.__dict__)
-        module.__dict__.update(REPLACED.get(name.removeprefix(f"{ROOT}."), {}))
+        for function in REPLACED.keys() & vars(module).keys():
+            if vars(module)[function].__module__ == module.__name__:
+                setattr(module, function, REPLACED[function])
+                self.replaced.add(function)
         if parent is not None:
             setattr(parent, last, module)
         return module
@@ -321,7 +326,12 @@ def the_copy(*, statements: bool = False) -> Copy:
 def _the_copy(statements: bool) -> Copy:
     """Loaded once. The server's connections are put into sets: by their numbers, so that a seed gives one order."""
     loaded = Copy(statements=statements)
+    loaded.load(f"{ROOT}.process.fork")
+    loaded.load(f"{ROOT}.server.removals")
     loaded.load(f"{ROOT}.server.connection").Connection.__hash__ = _number_of
+    assert loaded.replaced == set(REPLACED), (
+        "a function that is to be replaced has another name now"
+    )
     registry = loaded.load(f"{ROOT}.server.processes").ProcessRegistry
     for name in ("living_members", "_without_channel"):
         setattr(registry, name, _in_order(getattr(registry, name)))
