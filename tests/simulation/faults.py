@@ -105,16 +105,22 @@ class Faults:
     # --- connections, descriptors, the disk ----------------------------------------------------------------
 
     def _cut(self, fault: Fault) -> bool:
+        """A connection breaks on which a process waits; one that is idle breaks at its next use."""
         streams = [
             stream
             for stream in self.world.kernel.streams
-            if stream.peer is not None and stream.owner is not stream.peer.owner
-            and "server" in (stream.owner.name, stream.peer.owner.name)
-        ]  # fmt: skip
+            if stream.owner.name == "worker"
+            and stream.peer is not None
+            and stream.peer.owner.name == "server"
+        ]
         if not streams:
             return False
         self._ill_for(0.0)
-        streams[int(fault.a * len(streams))].cut()
+        stream = streams[int(fault.a * len(streams))]
+        if stream.sleepers:
+            stream.cut()
+        else:
+            stream.breaks = "before" if fault.b < 0.5 else "after"
         return True
 
     def _descriptors(self, fault: Fault) -> bool:

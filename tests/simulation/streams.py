@@ -60,7 +60,8 @@ def wait_for(things: list[Pollable], until: float | None) -> bool:
 class Stream(Pollable):
     """One end of a connection. What is sent arrives after a delay, in order.
 
-    room: so much may lie unread. owner: the process that connected, or accepted.
+    room: so much may lie unread. owner: the process that connected, or accepted. breaks: at the next send: "before" it, or
+    "after" it.
     """
 
     def __init__(self, kernel: Kernel, owner: Process) -> None:
@@ -69,6 +70,7 @@ class Stream(Pollable):
         self.peer: Stream | None = None
         self.inbox = bytearray()
         self.under_way = 0
+        self.breaks = ""
         self.has_end = self.is_reset = self.is_shut = self.is_closed = False
         self._arrives_at = 0.0
         kernel.streams[self] = None
@@ -94,6 +96,9 @@ class Stream(Pollable):
         if room <= 0:
             raise refused(errno.EAGAIN)
         part = bytes(data[:room])
+        if self.breaks == "before":
+            self.cut()
+            raise refused(errno.EPIPE)
         delay = self.kernel.delay()
         if delay or peer.under_way:
             peer.under_way += len(part)
@@ -101,6 +106,10 @@ class Stream(Pollable):
         else:
             peer.inbox += part
             peer.changed()
+        if self.breaks:
+            self.is_reset, self.is_shut = True, True
+            self.inbox.clear()
+            peer._later(0.0, peer._ended)
         return len(part)
 
     def _later(self, delay: float, function: Any) -> None:
