@@ -119,7 +119,13 @@ def run_python(
     search_path = os.pathsep.join([str(ROOT), *filter(None, [os.environ.get("PYTHONPATH")])])
     done = subprocess.run(
         [sys.executable, "-c", code],
-        env={**os.environ, "PYTHONPATH": search_path, **(environment or {})},
+        # Unbuffered, whatever the environment says: much of this code ends with os._exit.
+        env={
+            **os.environ,
+            "PYTHONPATH": search_path,
+            "PYTHONUNBUFFERED": "1",
+            **(environment or {}),
+        },
         capture_output=True,
         text=True,
         timeout=timeout,

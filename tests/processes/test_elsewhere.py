@@ -22,6 +22,7 @@ IMPORTED_BEFORE = """
 import asyncio, builtins, concurrent.futures, ctypes, io, logging, multiprocessing.managers, os, pathlib, pickle, random
 import secrets, select, selectors, signal, socket, subprocess, sys, tempfile, threading, time, traceback, uuid, weakref
 import filelock, msgspec
+asyncio.new_event_loop().close()  # since Python 3.14 only this decides which loops there are
 """
 WITHOUT_LINUX = """
 LINUX = {

@@ -52,10 +52,10 @@ try:
     from mppool import PoolManager, PoolError
     pool = PoolManager("t", linger=0.0).pool("p", list, max_size=2)
     pool.checkout(timeout=20)
+except ImportError as error:  # first: PoolError has no value then
+    text = f"cannot be imported in a subinterpreter: {error}"
 except PoolError as error:
     text = str(error)
-except ImportError as error:
-    text = f"cannot be imported in a subinterpreter: {error}"
 else:
     text = "a lease"
 import os
