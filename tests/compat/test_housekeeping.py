@@ -134,7 +134,7 @@ def test_a_health_hook_that_raises_is_counted_and_the_object_stays(
     def health(thing: Thing) -> bool:
         raise SystemExit("no")
 
-    pool = make_pool(health=health, delay=0.01)
+    pool = make_pool(health=health, delay=0.01, max_size=1)  # no other is made during a check
     wait_until(lambda: pool.stats()["hc_errors"] >= 3, "errors")
     assert "health check error" in caplog.text
     with pool.obj(timeout=20) as thing:

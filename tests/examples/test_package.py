@@ -109,3 +109,16 @@ def test_the_wheel_works_where_it_is_installed(
     assert "demo" in run(
         sys.executable, place / "bin" / "mppool", "--help", cwd=tmp_path, env=environment
     )
+
+
+def test_the_address_of_the_project_stands_in_two_files_only() -> None:
+    """There is no public repository yet: the one that comes is written there."""
+    (source,) = re.findall(
+        r'^Source = "https://(.*)"$', (ROOT / "pyproject.toml").read_text(), re.MULTILINE
+    )
+    listed = subprocess.run(
+        ["git", "grep", "-l", "-F", source], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    if listed.returncode == 128:
+        pytest.skip("no clone of the repository: git knows no files here")
+    assert listed.stdout.split() == [".github/ISSUE_TEMPLATE/config.yml", "pyproject.toml"]

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import ctypes
 import os
+import sys
 import threading
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -47,13 +49,26 @@ class Noting(SessionRecipe):
 class CFork(Fork):
     """A child made by the C library's fork. The interpreter's lock stays held, as in uwsgi."""
 
+    def fork(self) -> int:
+        return int(ctypes.PyDLL(None).fork())
+
     def __init__(self, function: Callable[..., Any], *arguments: Any) -> None:
         real = os.fork
-        os.fork = ctypes.PyDLL(None).fork  # type: ignore[assignment]
+        os.fork = self.fork
         try:
             super().__init__(_restoring(function, real), *arguments)
         finally:
             os.fork = real
+
+
+class NoticedCFork(CFork):
+    """The same, and the first that runs in the child is mppool: who lets go of the lock before that can hang in CPython."""
+
+    def fork(self) -> int:
+        pid = super().fork()
+        if pid == 0:
+            forking.notice_fork()
+        return pid
 
 
 def _restoring(function: Callable[..., Any], real: Callable[[], int]) -> Callable[..., Any]:
@@ -91,8 +106,10 @@ def script_checkout(path: str, directory: str) -> None:
 def script_waiters(path: str, directory: str) -> None:
     """Threads that wait for the interpreter's lock at the fork are not waited for in the child.
 
-    What the C library knows of those who wait is copied with the lock.
+    What the C library knows of those who wait is copied with the lock. None of them has asked the forking thread for it: a child
+    that has to let go of it before mppool runs waits for ever, and nobody can help.
     """
+    sys.setswitchinterval(1000.0)
     pool = PoolManager("t", linger=0.0).pool("p", SessionRecipe(path), max_size=2)
     with pool.checkout(timeout=10) as session:
         session.ask("x")
@@ -100,19 +117,20 @@ def script_waiters(path: str, directory: str) -> None:
 
     def spin() -> None:
         while not stop.is_set():
-            pass
+            time.sleep(0)  # lets go of the lock, and waits for it
 
     threads = [threading.Thread(target=spin, daemon=True) for _ in range(3)]
     for thread in threads:
         thread.start()
 
     def child() -> str:
+        sys.setswitchinterval(0.005)
         with pool.checkout(timeout=30) as mine:
             mine.ask("the child")
         return "ok"
 
     for _ in range(5):
-        assert CFork(child).result() == "ok"
+        assert NoticedCFork(child).result() == "ok"
     stop.set()
     for thread in threads:
         thread.join()
