@@ -165,7 +165,8 @@ def alone(quick: bool) -> Table:
 
             return sum(in_processes(processes, work)) / seconds
 
-    names = {count: f"{count} process{'es' if count > 1 else ''}" for count in CURVE}
+    counts = CURVE[:2] if quick else CURVE
+    names = {count: f"{count} process{'es' if count > 1 else ''}" for count in counts}
     samples = interleaved(
         {name: functools.partial(contestant, count) for count, name in names.items()},
         rounds,
