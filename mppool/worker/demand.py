@@ -160,7 +160,11 @@ class Demand:
 
     def is_late(self, number: GrantNumber, now: float) -> bool:
         """Whether an opening goes on, and is not counted on any longer."""
-        return self.opening.get(number, math.inf) <= now
+        return self.late_from(number) <= now
+
+    def late_from(self, number: GrantNumber) -> float:
+        """From when on an opening is not counted on any longer; infinity where it has ended."""
+        return self.opening.get(number, math.inf)
 
     def _coming(self, now: float) -> int:
         """How many openings are counted on."""

@@ -202,6 +202,8 @@ class Line:
             if not self._is_asked_for(demand, waiter):
                 hope = hope_s(self.opening_time.seconds, left_s)
                 asks_at = demand.look_at(hope, monotonic())
+                if waiter.opening is not None:  # before that it may not ask, see `_may_ask`
+                    asks_at = max(asks_at, demand.late_from(waiter.opening))
                 if demand.can_go_on:
                     asks_at = max(asks_at, self._context.silence.until)
                 waiter.looks_at = min(waiter.looks_at, asks_at)

@@ -13,6 +13,7 @@ from tests.simulation.settings import Fault, Settings, drawn
 from tests.simulation.world import Outcome, World
 
 SECONDS = 60.0
+LONGEST_TOLD = 20
 
 
 def run(settings: Settings, history: list[Fault], *, traced: bool = False) -> Outcome:
@@ -70,6 +71,8 @@ def run_many(seeds: Iterable[int], seconds: float = SECONDS, cpu_s: float = 1e9)
 def told(outcome: Outcome) -> str:
     """What somebody must know who wants to see a failure again."""
     history = "\n".join(f"    {fault!r}," for fault in outcome.history)
+    if len(outcome.history) > LONGEST_TOLD:
+        history = f"    {len(outcome.history)} faults; shrink it to see them"
     return (
         f"seed {outcome.settings.seed}: {outcome.problems[0]}\n"
         f"  {outcome.settings}\n  history: [\n{history}\n  ]\n"

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from time import monotonic
 from typing import Any
 
 import pytest
 
 from mppool import InProcessManager
-from mppool.ids import Ticket
+from mppool.ids import GrantNumber, Ticket
 from mppool.process.waiter import LocalWaiter, give_to_oldest, wake_oldest
 from mppool.worker.demand import LONGEST_SILENCE_S, SHORTEST_SILENCE_S, Silence
 from mppool.worker.line import Line
@@ -138,3 +139,19 @@ def test_a_silence_grows_where_the_server_is_only_slow() -> None:
     assert silence.until < 0
     silence.begins(now + 10.0, now + 10.5, stopped=False)
     assert silence.until == now + 10.5 + SHORTEST_SILENCE_S
+
+
+def test_who_may_not_ask_before_its_opening_is_late_does_not_look_before_that(line: Line) -> None:
+    # Found by tests/simulation: it looked again and again, without a pause, while a neighbour waited too.
+    first, second = waiting(line), waiting(line)
+    opening = GrantNumber(1)
+    now = monotonic()
+    line.demand_for("k").granted(opening, 1000.0, now)
+    first.opening = opening
+    assert not line.must_ask(first, None)
+    assert line.look_at(first, None) > now + 500.0
+    assert line.look_at(second, None) < now + 500.0, "it may ask"
+    line.demand_for("k").ended(opening)
+    assert line.look_at(first, None) == math.inf, "it is told"
+    first.opening = None
+    assert line.look_at(first, None) < now + 500.0
