@@ -76,9 +76,13 @@ class Worker:
         if self.settings.hold:
             self.world.scheduler.sleep(self.chance.expovariate(1.0) * self.settings.hold)
         database.give_back(session)
-        self._give_back(lease)
+        # The collector does not run in a world. A frame that some traceback has kept must not keep a lease that leaks.
+        held = [lease]
+        del lease
+        self._give_back(held)
 
-    def _give_back(self, lease: Any) -> None:
+    def _give_back(self, held: list[Any]) -> None:
+        lease = held.pop()
         drawn = self.chance.random()
         if drawn < 0.02:
             lease.discard()
@@ -126,4 +130,6 @@ class Worker:
                     f"{current_thread().name} of {self.process} waited {waited:.3f} s with a timeout of {timeout}"
                     f"{' (ill)' if is_ill else ''}"
                 )
-        return lease
+        found = [lease]
+        del lease
+        return found.pop()
