@@ -16,6 +16,7 @@ from tests.simulation.modules import ROOT, STATE, the_copy
 from tests.simulation.runs import run, run_seed, shrink, told
 from tests.simulation.scheduler import SimThread
 from tests.simulation.settings import Fault, Settings
+from tests.simulation.world import World
 
 KNOWN = (25, 102, 5010, 5017)
 """Seeds that found something: threads that kept a CPU busy while they waited."""
@@ -137,6 +138,7 @@ def test_all_state_of_modules_is_exchanged_with_the_process() -> None:
 
 
 def test_no_simulated_thread_outlives_its_world() -> None:
-    run(small_world(), [Fault(2.0, "kill worker", 0.0, 0.0)])
-    gc.collect()
-    assert not [one for one in gc.get_objects() if isinstance(one, SimThread) and one]
+    world = World(small_world(), [Fault(2.0, "kill worker", 0.0, 0.0)])
+    world.run()
+    threads = [one for one in gc.get_objects() if isinstance(one, SimThread) and one]
+    assert not [one for one in threads if one.scheduler is world.scheduler]
