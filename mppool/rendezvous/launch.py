@@ -26,7 +26,7 @@ from mppool.logs import Log
 from mppool.rendezvous import interpreter, liveness
 from mppool.rendezvous.interpreter import PYTHON_VARIABLE
 from mppool.rendezvous.paths import RUNTIME_DIR_VARIABLE, ManagerPaths, read_address
-from mppool.rendezvous.readiness import ANOTHER, READY, REFUSED
+from mppool.rendezvous.readiness import ANOTHER, READY, REFUSED, NotReadyYet
 from mppool.rendezvous.shielded import shielded
 from mppool.rendezvous.spawning import READINESS_DESCRIPTOR, answer_of, bootstrap, reap, spawn
 
@@ -52,7 +52,7 @@ _BOOTSTRAP = bootstrap("mppool.server.__main__", "sys.path +=")
 def connect(paths: ManagerPaths, deadline: float | None = None) -> socket.socket | None:
     """A connected, blocking socket, or None where no server is there.
 
-    deadline: monotonic; until then is tried again while the server's backlog is full. ServerUnavailable
+    deadline: monotonic; until then is tried again while the server's backlog is full. NotReadyYet
     if it stays full.
     """
     address = read_address(paths)
@@ -92,7 +92,8 @@ def find_or_start(
     """A socket connected to the one server of these paths, which is started if there is none.
 
     linger: seconds that a new server stays without clients. deadline: monotonic. machines: where it shares caps.
-    Raises ServerUnavailable with the reason, ConfigurationError for a directory that cannot be trusted.
+    Raises ServerUnavailable with the reason, NotReadyYet where that is the deadline, ConfigurationError for a directory
+    that cannot be trusted.
     """
     paths.prepare()
     pause = _FIRST_LOOK_S
@@ -105,7 +106,7 @@ def find_or_start(
         if _start_locked(paths, _ForServer(linger, machines), deadline, whatever=whatever):
             continue
         if time.monotonic() >= deadline:
-            raise ServerUnavailable(
+            raise NotReadyYet(
                 f"manager {paths.name!r}: no server could be reached or started in the time that was left; "
                 f"somebody else is starting one, or a server in {paths.runtime_dir} does not answer"
             )
@@ -151,7 +152,7 @@ def _check_owner(connection: socket.socket, paths: ManagerPaths) -> None:
 
 def _wait_or_give_up(paths: ManagerPaths, deadline: float | None) -> None:
     if deadline is None or time.monotonic() >= deadline:
-        raise ServerUnavailable(
+        raise NotReadyYet(
             f"manager {paths.name!r}: the server's backlog is full; it is stopped or overloaded"
         )
     time.sleep(_FIRST_LOOK_S)
@@ -253,7 +254,7 @@ def _start(paths: ManagerPaths, told: _ForServer, deadline: float) -> bool:
         )
     if answer is None and time.monotonic() >= deadline:
         # It goes on starting; the next caller finds it.
-        raise ServerUnavailable(
+        raise NotReadyYet(
             f"manager {paths.name!r}: the server was started but is not ready yet; allow for more time"
         )
     raise ServerUnavailable(

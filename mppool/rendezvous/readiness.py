@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from mppool.errors import ServerUnavailable
+
 READY = b"R"
 """The server listens."""
 ANOTHER = b"A"
@@ -11,3 +13,7 @@ FAILED = b"F"
 REFUSED = b"C"
 """No server can work here; the text of the ConfigurationError follows."""
 LONGEST_ANSWER = 4096
+
+
+class NotReadyYet(ServerUnavailable):
+    """A server is being started, or is too busy to listen: more time may help."""

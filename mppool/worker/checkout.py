@@ -22,6 +22,7 @@ from mppool.errors import (
 from mppool.link.connection import ASK_GRACE_S, ASK_PATIENCE_S, SESSION_PAUSE_S, SessionLost
 from mppool.logs import Log
 from mppool.process.waiter import LocalWaiter, Retry
+from mppool.rendezvous.readiness import NotReadyYet
 from mppool.worker.callers import caller_name
 from mppool.worker.hints import own_leases, warn_of_event_loop
 from mppool.worker.inside import inside
@@ -334,7 +335,9 @@ class ColdCheckout:
         silence = self._member.silence
         try:
             answer = self._answer_to(ticket, until)
-        except TimeoutError as error:
+        except (TimeoutError, NotReadyYet) as error:
+            if isinstance(error, NotReadyYet) and self._left() == 0:
+                raise
             self._unanswered = str(error)
             silence.begins(began, monotonic(), stopped=self._member.link.is_stopped())
             return None

@@ -8,14 +8,19 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any
 
 import pytest
+from filelock import FileLock
 
-from mppool import CheckoutTimeout, PoolError, PoolManager, ServerUnavailable
+from mppool import CheckoutTimeout, Lease, PoolError, PoolManager, ServerUnavailable
 from mppool.link import server_link as link
 from mppool.link import session as link_session
 from mppool.process.waiter import LocalWaiter
-from tests.helpers import Fork, is_alive, wait_until
+from mppool.rendezvous.paths import manager_paths
+from mppool.worker import checkout as checking_out
+from tests.helpers import PATIENCE, Fork, is_alive, wait_until
 from tests.processes.witness import Session, Witness
 
 Forks = Callable[..., Fork]
@@ -339,3 +344,28 @@ def test_a_short_wait_for_a_stopped_server_keeps_no_cpu_busy(
     finally:
         os.kill(pid, signal.SIGCONT)
     assert len(looks) < 50
+
+
+def test_a_server_that_starts_slowly_costs_no_checkout_that_has_time(
+    manager: PoolManager, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It asks again after its patience with a server, which is shorter than its timeout."""
+    for name in ("ASK_PATIENCE_S", "LONGEST_ASK_S", "START_PATIENCE_S"):
+        monkeypatch.setattr(checking_out, name, 0.02)
+    monkeypatch.setattr(link_session, "START_GRACE_S", 0.02)
+    pool = manager.pool("p", list, max_size=1)
+    manager_paths("t", runtime_dir).prepare()
+    with FileLock(
+        manager_paths("t", runtime_dir).start_lock, mode=0o600
+    ):  # somebody is starting one
+        with pytest.raises(CheckoutTimeout, match="somebody else is starting one"):
+            pool.checkout(timeout=0.1)
+        leases: list[Lease[Any]] = []
+        thread = threading.Thread(target=lambda: leases.append(pool.checkout(timeout=PATIENCE)))
+        thread.start()
+        silence = pool._local.member.silence
+        first = silence.until
+        wait_until(lambda: silence.until > first, "its patience is over")
+        assert not leases
+    thread.join()
+    leases[0].release()
