@@ -23,7 +23,7 @@ from sqlalchemy.exc import TimeoutError as PoolTimeout
 
 from mppool import ConfigurationError, ConfigurationMismatch, InProcessManager, PoolManager
 from mppool.azure import token_struct
-from mppool.integrations.sqlalchemy import shared_pool
+from mppool.integrations.sqlalchemy import opening, shared_pool
 from tests.helpers import Fork, wait_until
 from tests.integrations.postgresql import Database, PostgresqlServer
 from tests.secrecy import MARK, WATCH
@@ -115,6 +115,21 @@ def test_there_may_be_no_cap(sqlite: str, size: int, overflow: int) -> None:
     for connection in connections:
         connection.close()
     assert engine.pool.checkedin() == (25 if size == 0 else 3)
+
+
+def test_what_the_creator_of_any_release_of_2_0_connects_with_is_known() -> None:
+    """Up to 2.0.16 at least its variable is called `cargs`: every process took its engines for something else."""
+    cargs, cargs_tup, cparams = ["shop.db"], ("shop.db",), {"password": "verysecret"}
+
+    def older() -> object:
+        return cargs, cparams
+
+    def newer() -> object:
+        return cargs_tup, cparams
+
+    for creator in (older, newer):
+        assert opening.arguments_of(creator) == (("shop.db",), {"password": "verysecret"})
+        assert opening.secrets_of(creator) == ["verysecret"]
 
 
 def test_engines_of_one_name_share_and_must_open_the_same(sqlite: str) -> None:

@@ -190,9 +190,12 @@ def arguments_of(creator: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
             strict=False,
         )
     )
-    if "cargs_tup" not in cells or "cparams" not in cells:
+    positional = cells.get(
+        "cargs_tup", cells.get("cargs")
+    )  # the latter in the first releases of 2.0
+    if positional is None or "cparams" not in cells:
         return (), {}
-    return tuple(cells["cargs_tup"].cell_contents), dict(cells["cparams"].cell_contents)
+    return tuple(positional.cell_contents), dict(cells["cparams"].cell_contents)
 
 
 def fingerprint_of(creator: Any, dialect: Any) -> str:
