@@ -46,6 +46,10 @@ class ServerLocator:
         self._paths: tuple[int, ManagerPaths] | None = None
         self._resolved_for = -1  # the effective user for whom `_paths` are
         self._sign: SignOfLife | None = None
+        if not self.is_alone:
+            # It has hooks for forks. Imported while another thread forks, it would be told of the end of a fork whose
+            # beginning it has not seen. A manager is made before there are threads, or where this has been done.
+            import filelock  # noqa: F401
 
     def likely_directory(self) -> str:
         """Where the processes of this manager meet, or would meet if it were used now; one directory, however it is named."""
@@ -73,8 +77,6 @@ class ServerLocator:
 
     def prepare(self) -> None:
         """Import what the others of these need, however long it takes."""
-        import filelock  # noqa: F401
-
         import mppool.rendezvous.launch
         import mppool.rendezvous.world  # noqa: F401
 
