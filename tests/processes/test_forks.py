@@ -20,7 +20,7 @@ from typing import Any
 import pytest
 
 from mppool import ForkedLease, InProcessManager, Lease, OpenFailed, Pool, PoolManager
-from tests.helpers import Fork, wait_until
+from tests.helpers import Fork, run_python, wait_until
 from tests.processes.witness import Session, SessionRecipe, Witness
 
 Forks = Callable[..., Fork]
@@ -335,13 +335,22 @@ def test_hazard_5_a_naive_thread_local_session_is_finalized_in_the_child(
     ("in_caller", "told"), [(True, b"forked"), (False, b"")], ids=["in caller", "beside"]
 )
 def test_an_open_hook_that_forks_gives_the_child_nothing(
-    manager: PoolManager, witness: Witness, fork: Forks, in_caller: bool, told: bytes
+    runtime_dir: Path, witness: Witness, in_caller: bool, told: bytes
 ) -> None:
+    """In an interpreter of its own: where the child ends with its last thread, C libraries tidy up, and some hang there."""
+    run_python(
+        f"from tests.processes import test_forks\n"
+        f"test_forks.hook_that_forks({witness.path!r}, {in_caller}, {told!r})",
+        timeout=60,
+    )
+
+
+def hook_that_forks(path: str, in_caller: bool, told: bytes) -> None:
     """Beside its caller the hook runs in a thread that is the only one of the child, and ends there."""
     children: list[int] = []
 
     def opener() -> Session:
-        session = Session(witness.path)
+        session = Session(path)
         if not children:
             reading, writing = os.pipe()
             pid = os.fork()
@@ -355,9 +364,10 @@ def test_an_open_hook_that_forks_gives_the_child_nothing(
 
     inherited: list[int] = []
     pipes: list[int] = []
+    manager = PoolManager("t", linger=0.0)
     pool = manager.pool("p", opener, max_size=2, open_in_caller=in_caller)
     try:
-        lease: Lease[Session] | None = pool.checkout(timeout=10)
+        lease: Lease[Session] | None = pool.checkout(timeout=20)
         seen = b"a lease"
     except ForkedLease:
         lease, seen = None, b"forked"
