@@ -18,8 +18,8 @@ class Kinds:
     """Which processes mean what by the name of one pool.
 
     State: `_agreed`, the declarations that count, all of one kind, and `_set_aside`, those of another kind, each with the
-    instant in which it was made. Whoever came first counts, for as long as one process of that kind lives. After the end
-    of a server, whoever holds something came first.
+    instant in which it was made. The first process counts, for as long as one process of that kind lives. After the end
+    of a server, a process that holds something came first.
     """
 
     def __init__(self, holders: Collection[ProcessId]) -> None:

@@ -110,7 +110,7 @@ class _Result:
     """What a cursor has come to: what its last statement has said, and the rows that are here already.
 
     rows, at: the block that is here, and how far it was read. is_done: nothing follows it in the host. trouble: what
-    reading the first rows has raised, for whoever wants them.
+    reading the first rows has raised, for the caller that wants them.
     """
 
     __slots__ = ("at", "description", "is_done", "lastrowid", "rowcount", "rows", "trouble")

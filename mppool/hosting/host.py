@@ -143,7 +143,7 @@ class Host:
         return self._linger if self._had_workers else max(self._linger, FIRST_WORKER_S)
 
     def _make_way(self) -> None:
-        """Another one is started for whoever comes next. What is out here goes on; what lies idle is closed."""
+        """Another one is started for the next caller. What is out here goes on; what lies idle is closed."""
         if not self._was_removed():
             self._path.unlink(missing_ok=True)
         if self._kept is not None:

@@ -247,7 +247,7 @@ class Stream:
     def checking_out(
         self, timeout: float | None, identity: str | None, has_token: bool, noted: tuple[str, str]
     ) -> Generator[bool | None, Any, tuple[int, Any]]:
-        """The steps of a checkout, for whoever knows how to wait.
+        """The steps of a checkout, for a caller that knows how to wait.
 
         Yields None where something has to come first; else a token is wanted, and what is yielded says whether the last
         one was refused: `token_of` makes what is sent in then. Closed before its end, it closes the stream.

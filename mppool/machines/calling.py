@@ -92,7 +92,7 @@ class Caller:
         return msgspec.json.decode(answer, type=Told)
 
     def _disconnect(self) -> None:
-        """The next call finds its Redis anew: this one may be a replica by now, and its name may point elsewhere."""
+        """The next call looks for its Redis again: this one may be a replica by now, and its name may point elsewhere."""
         client, self._client, self._script = self._client, None, None
         if client is not None:
             try:

@@ -114,7 +114,7 @@ class Service:
         self.processes.tell_all(Goodbye())
 
     def forget_all(self) -> None:
-        """Nobody holds anything: the next server begins anew. Where that cannot be written, it reads what is there."""
+        """Nobody holds anything: the next server starts with nothing. Where that cannot be written, it reads what is there."""
         try:
             self._journal.clear()
             self._members.clear()

@@ -149,6 +149,7 @@ def _take_by_engine(declared: Declared) -> int:
 
 def _take_in_a_loop(declared: Declared) -> int:
     async def take() -> int:
+        """How many there were."""
         pool = declared.manager.apool(
             "database",
             setting.WitnessedAsync(declared.connection_string, declared.witness),

@@ -280,7 +280,7 @@ def _owner(pool: OurPool, attributes: Any) -> str | None:
         if mine and other.owner != owner:
             raise ConfigurationError(
                 f"pool {pool.name!r}: the engine's do_connect hook gives access tokens of several identities, "
-                "but an engine's connections are handed to whoever asks; make one engine for each identity, or "
+                "but an engine's connections are handed to anybody who asks; make one engine for each identity, or "
                 "check out of mppool.odbc.OdbcRecipe with credential="
             )
     return owner
