@@ -11,10 +11,10 @@ from typing import Any
 from mppool.aio.recipe import AsyncRecipe
 from mppool.aio.sockets import shut_down
 from mppool.dbapi.arguments import Arguments, Asked
-from mppool.dbapi.async_login import log_in
+from mppool.dbapi.async_login import connected
 from mppool.dbapi.labels import LONGEST_APPLICATION, names_application
 from mppool.dbapi.recipe import shown
-from mppool.dbapi.secrets import scrubbed, without
+from mppool.dbapi.secrets import without
 from mppool.dbapi.sessions import refuses_login
 from mppool.errors import ConfigurationError
 from mppool.logs import Log
@@ -85,13 +85,9 @@ class AsyncpgRecipe(AsyncRecipe[Any]):
 
     async def open(self, opening: Opening) -> Any:
         """Connect. Raises asyncpg's error without secrets."""
-        outcome = await log_in(
+        return await connected(
             opening, self._arguments, partial(self._attempt, opening.label), refuses_login
         )
-        if isinstance(outcome, Exception):
-            # Outside of the handler: in it the original, with all its text, would be this one's __context__.
-            raise scrubbed(outcome, self._arguments.secrets)
-        return outcome
 
     async def _attempt(self, label: str, asked: Asked) -> Any:
         kwargs = dict(asked.kwargs)

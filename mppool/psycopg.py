@@ -10,10 +10,10 @@ from typing import Any
 
 from mppool.aio.recipe import AsyncRecipe
 from mppool.dbapi.arguments import Arguments, Asked
-from mppool.dbapi.async_login import log_in
+from mppool.dbapi.async_login import connected
 from mppool.dbapi.labels import LONGEST_APPLICATION, takes_application_name
 from mppool.dbapi.recipe import DbApiRecipe, shown
-from mppool.dbapi.secrets import scrubbed, without
+from mppool.dbapi.secrets import without
 from mppool.dbapi.sessions import refuses_login
 from mppool.errors import ConfigurationError
 from mppool.recipe import Opening, checked_flag
@@ -133,13 +133,9 @@ class AsyncPsycopgRecipe(AsyncRecipe[Any]):
 
     async def open(self, opening: Opening) -> Any:
         """Connect. Raises psycopg's error without secrets."""
-        outcome = await log_in(
+        return await connected(
             opening, self._arguments, partial(self._attempt, opening.label), refuses_login
         )
-        if isinstance(outcome, Exception):
-            # Outside of the handler: in it the original, with all its text, would be this one's __context__.
-            raise scrubbed(outcome, self._arguments.secrets)
-        return outcome
 
     async def _attempt(self, label: str, asked: Asked) -> Any:
         import psycopg

@@ -8,6 +8,8 @@ from time import monotonic
 from typing import Any, Protocol, TypeVar
 
 from mppool.aio.recipe import gives_awaitables
+from mppool.dbapi.arguments import Arguments
+from mppool.dbapi.secrets import scrubbed
 from mppool.recipe import Opening
 from mppool.secret import Asked, answers_of, checked_text, newer_than
 
@@ -46,6 +48,20 @@ async def log_in(
         if newer.digest != asked.digest:
             asked, outcome = newer, await attempt(newer)
     opening.login = asked.digest
+    return outcome
+
+
+async def connected(
+    opening: Opening,
+    arguments: Arguments,
+    attempt: Callable[[Asked], Awaitable[Any]],
+    refuses: Callable[[Exception], bool],
+) -> Any:
+    """What `log_in` has opened. Raises the driver's error without secrets."""
+    outcome = await log_in(opening, arguments, attempt, refuses)
+    if isinstance(outcome, Exception):
+        # Outside of the handler: in it the original, with all its text, would be this one's __context__.
+        raise scrubbed(outcome, arguments.secrets)
     return outcome
 
 
