@@ -41,7 +41,7 @@ T = TypeVar("T")
 
 
 class Manager:
-    """What both managers offer: pools and statistics, over whatever link."""
+    """What both managers offer: pools, credentials and statistics."""
 
     _member: Member
 
@@ -52,11 +52,11 @@ class Manager:
 
         recipe: a Recipe, or a callable that opens a resource; hooks as keyword arguments go with the
             latter (`configure, on_checkout, reset, check, close, stats, describe, cancel`), and `open_in_caller=True`
-            where a resource belongs to the thread that opens it.
+            if a resource belongs to the thread that opens it.
         options: see PoolOptions. The same name again with the same options is the same pool.
 
         Raises ConfigurationError, which names the option, the value and what is allowed, and
-        ConfigurationMismatch where this process has declared the pool otherwise.
+        ConfigurationMismatch if this process has declared the pool differently.
         """
         checked_name("pool", name)
         said: dict[str, Any] = {**options}
@@ -95,7 +95,7 @@ class Manager:
             latter, as in `pool`, each a coroutine function or a plain one that does not wait.
         options: see PoolOptions. The same cap holds for all loops of all processes.
 
-        Raises what `pool` raises; ConfigurationMismatch too where the name is one of `pool`'s in this process.
+        Raises what `pool` raises, and ConfigurationMismatch if this process has given the name to a `pool`.
         """
         from mppool.aio.bridge import LoopRecipe  # asyncio is loaded only where it is used
         from mppool.aio.recipe import ASYNC_HOOKS, as_async_recipe
@@ -115,13 +115,13 @@ class Manager:
         return self._apool_of(local, (self, name, recipe, said))
 
     def budget(self, name: str, max_size: int) -> Budget:
-        """Declare one cap over several pools: `manager.pool(..., budget=it)`. Costs nothing.
+        """Declare one cap over several pools, for `manager.pool(..., budget=...)`. Costs nothing.
 
         The pools share it max-min by demand; each keeps its own `max_size` and `min_size` within it. The same name
         again with the same cap is the same budget.
 
-        Raises ConfigurationError for a name or a cap that is not allowed, and ConfigurationMismatch where this process
-        has declared the budget otherwise.
+        Raises ConfigurationError for a name or a cap that is not allowed, and ConfigurationMismatch if this process
+        has declared the budget differently.
         """
         from mppool.worker.budget import Budget
 
@@ -169,10 +169,10 @@ class Manager:
         """A credential whose tokens are fetched once for all processes, for any Azure SDK client.
 
         credential: of azure-identity, or any other with `get_token`. Costs nothing before its first use.
-        identity: what it stands for, equal in all processes; None: see `mppool.azure.identity_of`. Where
-            only a token can tell, tokens are shared by the threads of this process alone.
+        identity: what it stands for, the same in all processes; None: see `mppool.azure.identity_of`. If
+            only a token can tell, tokens are shared by the threads of this process only.
 
-        Raises ConfigurationError for an object that is not a credential, and where the extra `azure` is missing.
+        Raises ConfigurationError for an object that is not a credential, and if the extra `azure` is missing.
         """
         from mppool.credentials.shared import SharedCredential
 
@@ -189,10 +189,9 @@ class Manager:
     def stats(self, *, survey: bool = False) -> ManagerStats:
         """Statistics of all pools and processes, JSON-compatible. All durations are seconds.
 
-        survey: each database is asked, on a connection that lies idle, for its limit and its sessions (`database` of
-            each pool, as the process said last).
+        survey: ask each database, on an idle connection, for its limit and its sessions (`database` of each pool).
 
-        Where no server runs, nothing is held: the pools are those that this process has declared.
+        If no server runs, no process holds anything: the pools are those that this process has declared.
         """
         stats: Any = self._member.link.stats(survey=survey)
         if not stats:
@@ -211,16 +210,17 @@ class Manager:
     def health(self) -> ManagerHealth:
         """Whether the pools can serve: `status` "ok", "degraded" or "down", `reasons`, and `pools` by name.
 
-        For readiness probes: nothing is opened, no server is started. It takes 5 seconds at most, where the server
-        does not answer; that is "down". No server is "ok", because the next checkout that needs one starts it.
+        For readiness probes: nothing is opened, and no server is started. A server that does not answer within
+        5 seconds is "down". No server is "ok", because the next checkout that needs one starts it.
         """
         return asked(self.stats)
 
     def forget_tokens(self, identity: str | None = None) -> None:
-        """No process uses the tokens of this identity any more; the next to need one asks the issuer.
+        """Have all processes drop the tokens of this identity. The next one that needs a token asks the issuer.
 
-        identity: as in `stats()["tokens"]`; None: of all, those that only one process has included. Sessions
-            that were opened with them go on. For rights that were given or taken away a moment ago.
+        Use it when rights were just granted or withdrawn. Sessions that were opened with the old tokens go on.
+
+        identity: as in `stats()["tokens"]`; None: all identities, and also tokens that only one process has.
         """
         checked = checked_identity(identity, f"manager {self._member.name!r}: ")
         self._command_tokens(ForgetTokens(checked))

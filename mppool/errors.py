@@ -12,7 +12,7 @@ class PoolError(Exception):
 
 
 class CheckoutTimeout(PoolError, TimeoutError):
-    """Nothing could be had within the timeout of a checkout."""
+    """No resource became available within the timeout of a checkout."""
 
 
 class TooManyWaiting(PoolError):
@@ -24,11 +24,11 @@ class OpenFailed(PoolError):
 
 
 class PoolClosed(PoolError):
-    """The pool was closed; it hands out nothing any more."""
+    """The pool was closed; it no longer hands out anything."""
 
 
 class StaleLease(PoolError):
-    """The lease was ended from outside (an overdue lease that was killed); its resource is closed."""
+    """The lease was ended from outside, for example because it was overdue; its resource is closed."""
 
 
 class LeaseReleased(PoolError):

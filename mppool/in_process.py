@@ -48,7 +48,7 @@ class InProcessManager(Manager):
         return os.getpid()
 
     def start(self, initializer: Any = None, initargs: Any = (), *, fill: bool = False) -> None:
-        """Nothing to start; fill: as PoolManager's. Raises ConfigurationError for an initializer, as PoolManager does."""
+        """Nothing to start. fill: as for PoolManager. Raises ConfigurationError for an initializer, as PoolManager does."""
         refuse_initializer(self.name, initializer)
         if fill:
             self._member.fill()
@@ -66,11 +66,11 @@ class InProcessManager(Manager):
         """Nothing to wait for."""
 
     def close(self) -> None:
-        """Close what lies idle; leases that are out keep working, and are closed when they are released."""
+        """Close what is idle. Leases that are out keep working; their resources are closed when they are released."""
         self._member.leave(CLOSE_PATIENCE_S)
 
     def shutdown(self) -> None:
-        """Close what lies idle. Leases that are out keep working, and the pools go on when they are used."""
+        """Close what is idle. Leases that are out keep working, and the pools can be used again."""
         self._member.close_idle()
         self._link.stop()
 

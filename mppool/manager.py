@@ -98,17 +98,17 @@ class PoolManager(Manager, BaseManager):
 
     name: which processes share: same user, same runtime directory, same name. 1 to 64 letters, digits,
         `.`, `_`, `-`.
-    runtime_dir: where they meet; else $MPPOOL_RUNTIME_DIR, else `mppool-<effective uid>` in the system's
-        temporary directory. Owned by the user, mode 0700.
-    linger: seconds that the server stays when no client is connected (the longest that was asked for).
+    runtime_dir: the directory where they meet. None: $MPPOOL_RUNTIME_DIR, or else /tmp/mppool-<effective uid>.
+        Owned by the user, mode 0700.
+    linger: seconds that the server stays when no client is connected. Where processes differ, the longest counts.
     label: what this process is called in statistics, `mppool top`, `mppool leases` and the error of a
         `checkout(timeout=0)`, from its next attachment on; a forked child keeps it until it is given its own. None: as before.
-    redis: "redis://host:port/db", "rediss://..." or "unix://...": the caps of all pools hold over all machines whose
-        managers of this name name this Redis. The same in all processes of a machine. See docs/machines.md.
-    on_redis_lost: what this machine may do while Redis gives no lease: "hold": go on until the lease ends, then
-        nothing; a number: so many resources of each pool.
-    end_expired: sessions of another machine whose lease has run out, and that are still open at the database, are ended
-        there, where the recipe can (PostgreSQL). Machines need host names that differ.
+    redis: "redis://host:port/db", "rediss://..." or "unix://...". The caps of all pools then hold over all machines that
+        use this Redis under this manager's name. Give the same to all processes of a machine. See docs/machines.md.
+    on_redis_lost: what this machine may have while Redis gives no lease. "hold": what it has until its lease ends, then
+        nothing. A number: that many resources of each pool.
+    end_expired: whether sessions that a machine has left open beyond its lease are ended at the database, if the recipe
+        can do that (PostgreSQL). Machines need host names that differ.
 
     Making one is cheap: no I/O, no process, no thread. The server is found, or started, by the first
     checkout of any process; `start()` does it at once.
@@ -164,7 +164,7 @@ class PoolManager(Manager, BaseManager):
     @property
     @pool_errors_only
     def address(self) -> str | None:
-        """Path of the server's socket, or None while there is no server."""
+        """The path of the server's socket, or None while there is no server."""
         from mppool.rendezvous.liveness import lives
         from mppool.rendezvous.paths import read_address
 
@@ -176,7 +176,7 @@ class PoolManager(Manager, BaseManager):
 
     @property
     def directory(self) -> Path:
-        """Where the files of this manager lie; made if it is missing, owned by the user, mode 0700."""
+        """The directory with this manager's files; made if it is missing, owned by the user, mode 0700."""
         paths = self._locator.paths()
         paths.prepare()
         return paths.directory
@@ -196,7 +196,7 @@ class PoolManager(Manager, BaseManager):
     def start(self, initializer: Any = None, initargs: Any = (), *, fill: bool = False) -> None:
         """Find the server, or start it, now instead of at the first checkout.
 
-        fill: have `min_size` resources of the pools that this process has declared opened, in the background;
+        fill: open `min_size` resources of each pool that this process has declared, in the background;
             `pool.wait_ready` waits for them. `max_opening` bounds how many at a time.
 
         Raises ConfigurationError for an initializer: nothing of the application runs in the server.
@@ -234,7 +234,7 @@ class PoolManager(Manager, BaseManager):
         return TheServer(locator.paths(), linger=locator.linger, machines=locator.machines)
 
     def shutdown(self) -> None:  # type: ignore[override]  # BaseManager has it as an attribute
-        """End the server in order, from any process: leases that are out keep working.
+        """End the server cleanly, from any process. Leases that are out keep working.
 
         The next cold checkout anywhere starts a new server. Returns when the server has gone.
         """
@@ -252,10 +252,10 @@ class PoolManager(Manager, BaseManager):
             )
 
     def close(self) -> None:
-        """This process closes what it holds idle, and detaches from the server. Other processes go on.
+        """Close what is idle in this process, and detach from the server. Other processes go on.
 
         Leases that are out keep working; their resources are closed when they are released. The manager can be
-        used again: the next checkout attaches again. At a normal end of the interpreter this happens by itself,
+        used again: the next checkout attaches it. At a normal end of the interpreter this happens by itself,
         within a second.
         """
         for face in self._hosted():

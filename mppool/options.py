@@ -37,36 +37,36 @@ class PoolOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fiel
 
     max_size: resources open at once, over all processes and identities; None: no cap.
     min_size: resources kept open over all processes.
-    max_per_identity, max_per_process: further bounds within `max_size`; None: none.
-    timeout: how long a checkout waits by default; None: for ever; 0: not at all.
-    max_waiting: waiting checkouts beyond which further ones are refused at once; None: no bound.
+    max_per_identity, max_per_process: further bounds within `max_size`; None: no bound.
+    timeout: how long a checkout waits by default; None: no limit; 0: not at all.
+    max_waiting: how many checkouts may wait; further ones are refused at once. None: no bound.
     max_uses: checkouts after which a resource is replaced; None: never.
     max_idle: idle time after which a resource is closed, never below `min_size`; None: never.
-    max_lifetime: age after which a resource is replaced (each draws its own instant, up to 10 % earlier,
-        so that a fleet opened together does not die together); None: never.
-    max_lease_warn, max_lease_kill: age of a lease that is warned of, or whose resource is closed.
-    check_interval: time between background checks of idle resources; None: none.
-    check_idle_for: a resource idle for longer is checked at checkout; None: never.
-    check_timeout: a check that takes longer is given up, and the resource is replaced, with everything that is as
-        old; None: checks take as long as they like, in the thread of their caller.
+    max_lifetime: age after which a resource is replaced; None: never. Each ends up to 10 % earlier, at random,
+        so that resources that were opened together do not end together.
+    max_lease_warn: age of a lease at which a warning is logged; None: never.
+    max_lease_kill: age of a lease at which its resource is closed; None: never.
+    check_interval: time between background checks of idle resources; None: no such checks.
+    check_idle_for: a resource that was idle for longer is checked at checkout; None: never.
+    check_timeout: a check that takes longer is abandoned; the resource, and everything that is as old, is replaced.
+        None: checks may take any time, and run in the thread of the caller.
     order: "lifo" hands out the most recently used resource, "fifo" the one idle for longest.
-    placement: "worker" opens resources in the process that uses them; "host" in a process of their own, which all workers
-        drive through proxies.
-    hosts: how many of these there are.
+    placement: "worker" opens resources in the process that uses them; "host" opens them in a process of its own, and all
+        workers drive them through proxies.
+    hosts: how many such processes there are at most.
     fail_fast: while the circuit breaker is open, raise the last error at once instead of waiting.
-    max_opening: resources that are being opened at a time, over all processes; None: no bound of its own. An opening
-        that takes longer than 30 s is not counted by it any more.
+    max_opening: how many resources are opened at a time, over all processes; None: no bound of its own. An opening
+        that takes longer than 30 s no longer counts.
     track_leaks: remember the stack of every checkout, for warnings and leak reports (slow).
-    wait_warn: a checkout that waits longer is warned of, with who holds the resources; None: none is.
-    guard: True: hand out a thin proxy, which is dead after the release, with its cursors; a resource on which
-        something was done that stays for the next one is closed. None: what the recipe says (`Recipe.guard`), which is
-        False for all of mppool's.
-    keep: False: nothing stays idle; what is released is closed, unless somebody waits for it.
+    wait_warn: a checkout that waits for longer is logged as a warning that names the holders; None: no warning.
+    guard: True: hand out a thin proxy, which is dead after the release, and so are its cursors; a resource that a user
+        has changed for good is closed. None: what the recipe says (`Recipe.guard`), which is False for all of mppool's.
+    keep: False: nothing stays idle; what is released is closed, unless a checkout waits for it.
     prefill: False: `min_size` resources are kept once they are open, but none is opened in advance.
-    values: with hosts: "plain" sends values of Python's own types to them, "pickle" others too, by pickle.
-    max_quiet: with hosts: a lease ends whose worker says nothing for longer; None: never.
-    host_max_uses, host_max_memory: a host that has lent so often, or has more memory (MiB, resident), makes way for a new
-        one; None: never.
+    values: with hosts: "plain" sends only values of Python's own types to them, "pickle" sends others too, by pickle.
+    max_quiet: with hosts: a lease ends if its worker says nothing for longer; None: never.
+    host_max_uses, host_max_memory: a host that has lent this often, or has more memory (MiB, resident), is replaced by
+        a new one; None: never.
     lanes: how many resources are reserved for each lane (`checkout(lane=...)`); a reserve that nobody wants is lent to
         the others. None: no lanes.
     budget: the name of the budget (`manager.budget`) that the pool shares with others; None: none.
@@ -159,7 +159,7 @@ def checked_label(manager: str, label: object) -> str:
     """What a process is called, or ConfigurationError."""
     if not isinstance(label, str) or not label or len(label) > 100 or not label.isprintable():
         raise ConfigurationError(
-            f"manager {manager!r}: label={label!r:.80} is not allowed: give 1 to 100 printable letters"
+            f"manager {manager!r}: label={label!r:.80} is not allowed: give 1 to 100 printable characters"
         )
     return label
 
@@ -168,7 +168,7 @@ def checked_lease_label(pool: str, label: object) -> str:
     """What a checkout is for, or ConfigurationError."""
     if not isinstance(label, str) or not label or len(label) > 100 or not label.isprintable():
         raise ConfigurationError(
-            f"pool {pool!r}: label={label!r:.80} is not allowed: give 1 to 100 printable letters, or None"
+            f"pool {pool!r}: label={label!r:.80} is not allowed: give 1 to 100 printable characters, or None"
         )
     return label
 

@@ -29,18 +29,18 @@ class Survey(TypedDict):
 class Opening:
     """What the open hook is told.
 
-    number: resources that the pool has opened before this one, over all processes.
-    identity: the identity that the resource is opened for, or None where none is involved.
-    token: a TokenInfo where the recipe names a `token_scope`, else None.
-    expires_on: for the recipe to set where what it opens with ends at a time that it knows (seconds since
-        1970): the resource is replaced 300 seconds earlier. Not needed for `token`.
+    number: how many resources the pool has opened before this one, over all processes.
+    identity: the identity that the resource is opened for, or None if there is none.
+    token: a TokenInfo if the recipe names a `token_scope`, else None.
+    expires_on: set by the recipe if it knows when what it opens with ends (seconds since 1970). The resource is
+        replaced 300 seconds earlier. Not needed for `token`.
     label: what the database may show of the session: application (the manager's name), pool and pid, and the machine
-        where machines share caps; "" where no pool asks.
-    login: for the recipe to set where it logs in with a secret that may change: a digest of it. Resources of this
-        process that were opened with another one end within a minute, each when it is idle or released.
-    timeout: seconds that the waiting caller has left, where the recipe opens in the caller's thread
-        (`open_in_caller`); else None. Nobody interrupts `open`; a recipe that can bound its own work (a login
-        timeout) should.
+        if machines share caps; "" if no pool asks.
+    login: set by the recipe if it logs in with a secret that may change: a digest of that. Resources that this
+        process opened with another one end within a minute, each when it is idle or released.
+    timeout: seconds that the waiting caller has left, if the recipe opens in the caller's thread
+        (`open_in_caller`); else None. Nobody interrupts `open`. A recipe that can bound its own work (a login
+        timeout) should do so.
     """
 
     __slots__ = ("asked", "expires_on", "identity", "label", "login", "number", "timeout", "token")
@@ -103,9 +103,9 @@ class Recipe(Generic[T]):
         raise ConfigurationError(f"{type(self).__name__} does not say how to open: override open()")
 
     def refuses_login(self, error: Exception) -> bool:
-        """Whether what `open` raised says that the login was refused: another token is fetched then.
+        """Whether what `open` raised means that the login was refused. Then another token is fetched.
 
-        No hook: it is only asked where `opening.token` was given.
+        It is only asked if `opening.token` was given.
         """
         return False
 
@@ -118,11 +118,12 @@ class Recipe(Generic[T]):
         return None
 
     def opened(self, resource: T) -> None:
-        """Called once, when the resource is open and configured: the place to note what `reset` puts back."""
+        """Called once, when the resource is open and configured. Note here what `reset` has to put back."""
 
     def leaves_behind(self, name: str, arguments: tuple[Any, ...]) -> bool:
-        """With `guard=True`: whether a call of this method, or an assignment to this attribute, of the resource
-        or of a cursor leaves something that `reset` cannot put back. The resource is closed then.
+        """Whether a call of this method, or setting this attribute, leaves something that `reset` cannot put back.
+
+        Asked with `guard=True`, for the resource and its cursors. If so, the resource is closed at its release.
         """
         return False
 
@@ -135,23 +136,23 @@ class Recipe(Generic[T]):
     def reset(self, resource: T) -> None:
         """Undo what the caller left behind, before the resource is given back.
 
-        A ConnectionError says the same as in `check`.
+        A ConnectionError means the same as in `check`.
         """
 
     def check(self, resource: T) -> bool:
         """True if the resource still works.
 
         A ConnectionError says more than False: the backend is gone, and with it everything that was opened
-        for the same identity before now. All processes replace it. A TimeoutError says the same of a backend that
-        does not answer at all, so that closing may hang too.
+        for the same identity before now. All processes replace it. A TimeoutError says the same, of a backend that
+        does not answer at all, so closing may hang too.
         """
         return True
 
     def check_within(self, resource: T, seconds: float) -> bool:
-        """`check`, with what can be done to have it return within so many seconds (`check_timeout`).
+        """Like `check`, but bounded to this many seconds (`check_timeout`) if that is possible.
 
-        Override it where the driver can be told: it should raise TimeoutError then. Otherwise the pool gives the
-        check up, and a thread may be left hanging.
+        Override it if the driver has a timeout, and raise TimeoutError then. Otherwise the pool abandons the
+        check, and a thread may be left hanging.
         """
         return self.check(resource)
 
@@ -170,32 +171,32 @@ class Recipe(Generic[T]):
         return type(resource).__name__
 
     def cancel(self, resource: T) -> bool | None:
-        """Have the call that runs on the resource, in another thread, end with an error. False: it cannot be done.
+        """Make the call that runs on the resource, in another thread, end with an error. False: it cannot be done.
 
         Called by `Lease.cancel`, and before an overdue lease's resource is closed. The resource is closed when its
-        lease ends: a database may be told late, and would end the next user's call.
+        lease ends, because a database that acts late would end the next user's call.
         """
         return False
 
     def survey(self, resource: T, prefix: str) -> Survey | None:
-        """What the database says of its sessions; None: it cannot be asked, or does not tell.
+        """What the database says about its sessions; None: it cannot be asked, or does not tell.
 
-        No hook: it is called on an idle resource where somebody wants advice (`pool.advice()`, `mppool doctor`).
-        prefix: with which `opening.label` begins in all processes.
+        Called on an idle resource when somebody wants advice (`pool.advice()`, `mppool doctor`).
+        prefix: what `opening.label` begins with in all processes.
         """
         return None
 
     def end_sessions(self, resource: T, labels: Sequence[str], older_than_s: float) -> int:
-        """End sessions of another machine at the database; how many there were.
+        """End sessions of another machine at the database, and return how many there were.
 
-        No hook: it is called on a resource that nobody else uses, with `PoolManager(..., end_expired=True)`, where the
-        lease of a machine has run out. labels: with which `opening.label` began there. older_than_s: what began
-        later is not meant. What it raises is logged.
+        Called on a resource that nobody else uses, with `PoolManager(..., end_expired=True)`, when the lease of a
+        machine has run out. What it raises is logged.
+        labels: what `opening.label` began with there. older_than_s: only sessions that are older are ended.
         """
         return 0
 
     def fingerprint(self) -> str:
-        """What this recipe opens, as a text without secrets that is equal in all processes.
+        """What this recipe opens, as a text without secrets that is the same in all processes.
 
         It is part of the key of every resource: two processes that open different things under one
         pool name share the cap and are never handed each other's resources.

@@ -99,12 +99,12 @@ class Secret:
         threads wait for its result. Each process fetches for itself.
     ttl: seconds that a text is used; None: until a login with it is refused.
 
-    Give it to a recipe in the place of a password or of a whole connection string, or call it in a callable
-    that makes one. Where the database refuses a login, the secret is fetched once more before the attempt counts
-    as failed. What `fetch` raises fails the opening. A Secret pickles as its `fetch`, and never with its text; its
+    Give it to a recipe in place of a password or of a whole connection string, or call it in a callable
+    that makes one. If the database refuses a login, the secret is fetched once more before the attempt counts
+    as failed. If `fetch` raises, the opening fails. A Secret pickles as its `fetch`, never with its text, and its
     `repr` does not show it.
 
-    Raises ConfigurationError for arguments that cannot be used, and, when it is called, for a text that is none.
+    Raises ConfigurationError for arguments that cannot be used, and when it is called, if `fetch` did not return text.
     """
 
     def __init__(self, fetch: Callable[[], str], ttl: float | None = None) -> None:

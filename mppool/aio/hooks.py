@@ -118,8 +118,8 @@ class TaskHooks:
         check.add_done_callback(lambda _: self._after_lonely_check(entry, check))
         local.count("timeouts")
         raise CheckoutTimeout(
-            f"pool {local.name!r}: the timeout has passed while a resource was being checked; its check is given "
-            f"up after check_timeout={limit:g} s; wait longer, or lower check_timeout"
+            f"pool {local.name!r}: the timeout passed while a resource was being checked; the check itself is "
+            f"given up after check_timeout={limit:g} s; wait longer, or lower check_timeout"
         )
 
     async def _outcome(self, entry: PoolEntry, limit: float | None) -> Any:

@@ -59,7 +59,7 @@ class AsyncLease(Generic[T]):
 
     @property
     def released(self) -> bool:
-        """Whether the lease was given back."""
+        """Whether the lease has been given back."""
         return not self._held
 
     async def __aenter__(self) -> T:
@@ -108,17 +108,17 @@ class AsyncLease(Generic[T]):
         await self.__aexit__(None, None, None)
 
     def release_soon(self) -> None:
-        """Give the resource back where nothing can be awaited; what has to be is a task of its loop."""
+        """Give the resource back, for code that cannot await. What has to be awaited runs as a task of its loop."""
         entry = self._put_back(None)
         if entry is not None:
             self._lender.give_back_soon(entry)
 
     async def discard(self) -> None:
-        """Close the resource instead of giving it back, for one that is known to be broken."""
+        """Close the resource instead of giving it back, because it is known to be broken."""
         self.discard_soon()
 
     def discard_soon(self) -> None:
-        """The same where nothing can be awaited."""
+        """The same, for code that cannot await."""
         entry = self._take_out()
         if entry is not None:
             local = entry.local
@@ -127,16 +127,16 @@ class AsyncLease(Generic[T]):
             close_soon(entry, "discarded")
 
     async def cancel(self) -> bool:
-        """Have the recipe tell the driver to end what is being done with the resource; see Lease.cancel.
+        """Make what runs on the resource end with an error; see Lease.cancel.
 
-        Called in the loop of the resource, by another task. True: it was told. False: the recipe has no `cancel`, or its
-        driver cannot, or the lease has ended.
+        Call it from another task of the resource's loop. True: the driver was told. False: the recipe has no `cancel`,
+        its driver cannot do it, or the lease has ended.
         """
         held = list(self._held)
         return bool(held) and not held[0].killed and await self._lender.cancel(held[0])
 
     def invalidate(self, *, renewed: bool = False) -> None:
-        """Tell that the resource has lost its backend, and with it everything that is as old; see Lease."""
+        """Report that the resource has lost its backend, and with it everything that is as old; see Lease."""
         self.resource  # noqa: B018  # raises where it is not ours any more
         entry = self._held[0]
         entry.local.backend_failed(entry, renewed=renewed)

@@ -66,9 +66,9 @@ class AsyncPool(Generic[T]):
     ) -> AsyncCheckout[T]:
         """Lend a resource: `async with pool.checkout() as resource`, or `lease = await pool.checkout()`.
 
-        The arguments, and what is raised when it is awaited, are those of `Pool.checkout`; the timeout counts from
-        then on. Tasks are served in the order in which they have come, lane by lane. Raises ConfigurationError at once
-        for a bad timeout, lane or label.
+        The arguments are those of `Pool.checkout`, and so are the errors that are raised when it is awaited; the timeout
+        counts from then on. Tasks are served in the order in which they came, lane by lane. Raises ConfigurationError
+        at once for a bad timeout, lane or label.
         """
         if timeout is not _DEFAULT and (
             type(timeout) is not float or not 0.0 <= timeout <= LONGEST_S
@@ -93,12 +93,12 @@ class AsyncPool(Generic[T]):
 
     @property
     def idle_here(self) -> int:
-        """How many resources lie idle in this process. Asks nobody."""
+        """How many resources are idle in this process. Asks no other process."""
         return self._blocking.idle_here
 
     @property
     def in_use_here(self) -> int:
-        """How many resources are lent in this process. Asks nobody."""
+        """How many resources are lent in this process. Asks no other process."""
         return self._blocking.in_use_here
 
     # --- control --------------------------------------------------------------------------------------------
@@ -135,7 +135,7 @@ class AsyncPool(Generic[T]):
             await asyncio.sleep(_POLL_S)
 
     async def wait_ready(self, timeout: float | None = 30.0) -> bool:
-        """See Pool.wait_ready: what is opened belongs to the running loop, where it is the pool's first one."""
+        """See Pool.wait_ready. What is opened belongs to the running loop, if that is the pool's first one."""
         seconds = checked_timeout(self.name, timeout)
         deadline = None if seconds is None else monotonic() + seconds
         await self._lender.homes.here()
@@ -157,11 +157,11 @@ class AsyncPool(Generic[T]):
         return await in_thread(self._local.member.chores, lambda: link.command(event, deadline))
 
     async def close_idle(self) -> int:
-        """Close what lies idle in this process, and return how many that were. The pool goes on."""
+        """Close what is idle in this process, and return how many resources that were. The pool goes on."""
         return await in_thread(self._local.member.chores, self._blocking.close_idle)
 
     def close_idle_soon(self) -> None:
-        """The same where nothing can be awaited."""
+        """The same, for code that cannot await."""
 
         def close() -> None:
             self._blocking.close_idle()
@@ -169,7 +169,7 @@ class AsyncPool(Generic[T]):
         self._local.member.chores.add(close)
 
     async def aclose(self, *, everywhere: bool = False) -> None:
-        """Hand out nothing any more in this process, in none of its loops; see Pool.close."""
+        """Stop lending in this process, in all of its loops; see Pool.close."""
         if everywhere:
             await in_thread(
                 self._local.member.chores, lambda: self._blocking.close(everywhere=True)

@@ -15,8 +15,8 @@ T = TypeVar("T")
 class AsyncRecipe(Generic[T]):
     """Subclass it and write `open`; everything else has a default that does nothing.
 
-    All hooks run as tasks of the event loop that opens the resource. What a hook that raises means is the same as in
-    `mppool.Recipe`. A method may also be a plain one, where it does not wait for anything.
+    All hooks run as tasks of the event loop that opens the resource. A hook that raises has the same effect as in
+    `mppool.Recipe`. A method that does not wait for anything may be a plain one.
     """
 
     token_scope: str | None = None
@@ -38,18 +38,17 @@ class AsyncRecipe(Generic[T]):
     async def reset(self, resource: T) -> None:
         """Undo what the caller left behind, before the resource is given back.
 
-        A ConnectionError says the same as in `check`. The resource is closed where it takes longer than
-        `check_timeout`.
+        A ConnectionError means the same as in `check`. If it takes longer than `check_timeout`, the resource is closed.
         """
 
     def needs_reset(self, resource: T) -> bool:
-        """Whether there is anything to undo, as far as that is known without waiting. A plain method."""
+        """Whether `reset` has anything to do, as far as that is known without waiting. A plain method."""
         return True
 
     async def check(self, resource: T) -> bool:
         """True if the resource still works.
 
-        A ConnectionError says that the backend is gone, and with it everything as old; see `Recipe.check`.
+        A ConnectionError means that the backend is gone, and with it everything that is as old; see `Recipe.check`.
         """
         return True
 
@@ -60,12 +59,12 @@ class AsyncRecipe(Generic[T]):
             await settled(close())
 
     async def cancel(self, resource: T) -> bool | None:
-        """Have what its user is doing with the resource end early; see Recipe.cancel. Runs beside that, in the same loop."""
+        """Make what its user is doing with the resource end early; see Recipe.cancel. Runs in the same loop."""
 
     def abandon(self, resource: T) -> None:
-        """End a resource whose event loop does not run any more. A plain method, for nothing can be awaited.
+        """End a resource whose event loop no longer runs. A plain method, because nothing can be awaited.
 
-        What it is connected to must be gone when it returns: its slot is free then. Called in any thread.
+        When it returns the connection must be gone, because its slot is free then. Called in any thread.
         """
 
     async def stats(self, resource: T) -> Mapping[str, Any]:
@@ -146,7 +145,7 @@ def as_async_recipe(recipe: Any, hooks: dict[str, Any]) -> AsyncRecipe[Any]:
     if not gives_awaitables(recipe):
         kind = type(recipe).__name__ if not callable(recipe) else name_of(recipe)
         raise ConfigurationError(
-            f"the recipe is {kind}, which is no coroutine function; give a mppool.AsyncRecipe, or a function "
+            f"the recipe is {kind}, which is not a coroutine function; give a mppool.AsyncRecipe, or a function "
             "that is defined with `async def`"
         )
     for name, hook in hooks.items():

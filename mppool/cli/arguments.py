@@ -55,7 +55,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     _add_commanding(command)
     demo.add_options(
         command(
-            "demo", demo.run, "gunicorn workers share connections while processes are killed",
+            "demo", demo.run, "watch gunicorn workers share connections while processes are killed",
             "mppool demo", "mppool demo --workers 8 --cap 3 --seconds 40",
         )
         .plain()
@@ -63,7 +63,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     )  # fmt: skip
     bench.add_options(
         command(
-            "bench", bench.bench, "compare with other pools; needs the sources",
+            "bench", bench.bench, "compare mppool with other pools; needs a clone",
             "mppool bench warm --quick",
         ).parser
     )  # fmt: skip
@@ -74,28 +74,28 @@ def _add_looking(command: Callable[..., _Command]) -> None:
     command(
         "list",
         looking.list_managers,
-        "managers that are in use, their servers and pools",
+        "the managers that are in use, with their servers and pools",
         "mppool list",
         "mppool list --all --runtime-dir /run/shop",
     ).listed().plain()
     command(
         "stats",
         looking.stats,
-        "figures of a manager",
+        "the figures of a manager, once",
         "mppool stats shop",
         "mppool stats shop --json | jq .pools.orders.in_use",
     ).manager().json().plain()
     command(
         "top",
         top.top,
-        "what its pools do, live; ? in it shows the keys",
+        "what the pools of a manager do, live; the key ? shows help",
         "mppool top shop",
         "mppool top shop --plain --count 1",
     ).manager().repeated().plain()
     command(
         "leases",
         looking.leases,
-        "who has what, the oldest first",
+        "who has what, the oldest lease first",
         "mppool leases shop",
         "mppool leases shop --pool orders --json",
     ).manager().of_pool().json().plain()
@@ -128,7 +128,7 @@ def _add_commanding(command: Callable[..., _Command]) -> None:
     command(
         "resize",
         commanding.resize,
-        "other bounds, in all processes at once",
+        "change the bounds of a pool or budget, in all processes at once",
         "mppool resize shop orders --max-size 20",
         "mppool resize shop orders --max-size none",
         "mppool resize shop db --budget --max-size 40",
@@ -136,7 +136,7 @@ def _add_commanding(command: Callable[..., _Command]) -> None:
     command(
         "reset",
         commanding.reset,
-        "replace everything that is open, when it is idle or released",
+        "replace everything that is open, as soon as it is idle or released",
         "mppool reset shop orders",
         "mppool reset shop orders --over 60",
     ).manager().pool().paced()
@@ -167,7 +167,7 @@ def _add_commanding(command: Callable[..., _Command]) -> None:
         "mppool clean --runtime-dir /run/shop",
     )
     command(
-        "completion", completion.completion, "have the shell complete commands and names",
+        "completion", completion.completion, "print the script with which a shell completes commands",
         'eval "$(mppool completion bash)"', "mppool completion fish | source",
     ).shell()  # fmt: skip
 
@@ -200,7 +200,7 @@ class _Command:
 
     def plain(self) -> _Command:
         self.parser.add_argument(
-            "--plain", action="store_true", help="plain text, as where rich is not installed"
+            "--plain", action="store_true", help="plain text, as if rich were not installed"
         )
         return self
 
@@ -210,7 +210,7 @@ class _Command:
 
     def identity(self) -> _Command:
         self.parser.add_argument(
-            "--identity", help="of this identity only, as `stats --json` shows it"
+            "--identity", help="only those of this identity, named as in `stats --json`"
         )
         return self
 
@@ -220,7 +220,7 @@ class _Command:
 
     def probed(self) -> _Command:
         self.parser.add_argument(
-            "--strict", action="store_true", help="exit with 1 also where a pool is degraded"
+            "--strict", action="store_true", help="exit with 1 if a pool is degraded, too"
         )
         return self.json()
 
@@ -229,7 +229,7 @@ class _Command:
             "--serve",
             type=host_and_port,
             metavar="HOST:PORT",
-            help="serve them over HTTP until Ctrl-C; port 0: any free one",
+            help="serve them over HTTP until Ctrl-C; port 0 takes any free one",
         )
         return self
 
@@ -239,22 +239,22 @@ class _Command:
             type=positive_seconds,
             default=DEFAULT_INTERVAL_S,
             metavar="SECONDS",
-            help="between two looks (default: %(default)g)",
+            help="seconds between two updates (default: %(default)g)",
         )
         self.parser.add_argument(
-            "--count", type=positive_number, metavar="N", help="end after N looks"
+            "--count", type=positive_number, metavar="N", help="end after N updates"
         )
         return self
 
     def listed(self) -> _Command:
         self.parser.add_argument(
-            "--all", action="store_true", help="also those that nobody uses at present"
+            "--all", action="store_true", help="managers that nobody uses, too"
         )
-        self.parser.add_argument("--names", action="store_true", help="the names alone")
+        self.parser.add_argument("--names", action="store_true", help="only their names")
         return self
 
     def of_pool(self) -> _Command:
-        self.parser.add_argument("--pool", metavar="POOL", help="of this pool only")
+        self.parser.add_argument("--pool", metavar="POOL", help="only leases of this pool")
         return self
 
     def pool(self) -> _Command:
@@ -277,7 +277,7 @@ class _Command:
             type=seconds,
             default=0.0,
             metavar="SECONDS",
-            help="spread over so long, so that not all log in at once",
+            help="spread it over this many seconds, so that not all log in at once (default: 0)",
         )
         return self
 
@@ -286,9 +286,9 @@ class _Command:
             "--max-size",
             type=lambda text: text if text == "none" else positive_number(text),
             metavar="N",
-            help="the cap over all processes; none: no cap",
+            help="the cap over all processes; the word none lifts it",
         )
-        self.parser.add_argument("--min-size", type=number, metavar="N", help="so many stay open")
+        self.parser.add_argument("--min-size", type=number, metavar="N", help="how many stay open")
         self.parser.add_argument(
             "--budget", action="store_true", help="POOL names a budget, which several pools share"
         )

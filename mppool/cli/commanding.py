@@ -53,7 +53,7 @@ def resize(options: argparse.Namespace) -> int:
     _manager_with(options).resize(options.pool, **bounds)
     said = ", ".join(f"{name} is {'no cap' if n is None else n}" for name, n in bounds.items())
     print(
-        f"pool {options.pool}: {said}, until a later declaration gives another value than the last one"
+        f"pool {options.pool}: {said} now, until a later declaration says something else than the last one did"
     )
     return OK
 
@@ -74,8 +74,8 @@ def _resize_budget(options: argparse.Namespace, bounds: dict[str, Any]) -> int:
         )
     manager.resize_budget(options.pool, bounds["max_size"])
     print(
-        f"budget {options.pool}: max_size is {bounds['max_size']}, until a later declaration gives another value "
-        "than the last one"
+        f"budget {options.pool}: max_size is {bounds['max_size']} now, until a later declaration says something "
+        "else than the last one did"
     )
     return OK
 
@@ -85,7 +85,7 @@ def reset(options: argparse.Namespace) -> int:
     _manager_with(options).reset(options.pool, over=options.over)
     pace = f", over {options.over:g} s" if options.over else ""
     print(
-        f"pool {options.pool}: everything that is open now is closed, when it is idle or released{pace}"
+        f"pool {options.pool}: everything that is open now is closed as soon as it is idle or released{pace}"
     )
     return OK
 
@@ -93,7 +93,7 @@ def reset(options: argparse.Namespace) -> int:
 def reopen(options: argparse.Namespace) -> int:
     """`mppool reopen NAME POOL`."""
     _manager_with(options).reopen(options.pool)
-    print(f"pool {options.pool}: open in all processes but those that closed it for themselves")
+    print(f"pool {options.pool}: open in all processes, except those that closed it for themselves")
     return OK
 
 

@@ -111,7 +111,7 @@ def _kernel() -> Iterator[Finding]:
         if error.errno != errno.ENOPROTOOPT:
             yield Finding("FAULT", "SO_PEERPIDFD", f"{error}")
         else:
-            text = "not here (Linux 6.5 and later); pidfd and the time of birth are used instead"
+            text = "this kernel has none (Linux 6.5 and later do); pidfd and the time of birth are used instead"
             yield Finding("note", "SO_PEERPIDFD", text)
     else:
         yield Finding("ok", "SO_PEERPIDFD", "the peer of a connection is known for certain")
@@ -131,12 +131,12 @@ def _proc() -> Finding:
     less = []
     if hidden:
         less.append(
-            f"{hidden[0]}: of a process that is hidden (one that changed its user) only its pid is known, so a "
-            "server that takes over may count its slots until the next owner of that pid ends"
+            f"{hidden[0]}: only the pid of a hidden process is known (one that changed its user), so a server that "
+            "takes over may count its slots until the next owner of that pid ends"
         )
     if not boot_id():
         less.append(
-            "the boot is not known (subset=pid): a journal is told from an older boot's by births alone"
+            "the boot id is not visible (subset=pid): only births of processes tell a journal from an older boot's"
         )
     return Finding("note" if less else "ok", "/proc", "; ".join([text, *less]))
 
@@ -202,13 +202,13 @@ def _manager(paths: ManagerPaths) -> Iterator[Finding]:
             "FAULT",
             subject,
             f"some process holds {paths.alive_lock}, but no living server has published its address; "
-            f"what its log says: {paths.log}",
+            f"look at its log, {paths.log}",
         )
     else:
         yield _no_server(paths, subject)
     dead = set(members_of(paths)) - set(living_members(paths))
     if dead and pid is None:
-        text = f"{len(dead)} files of dead processes; the next server removes them"
+        text = f"{len(dead)} files of dead processes are left; the next server removes them"
         yield Finding("note", subject, text)
 
 
@@ -229,7 +229,7 @@ def _server(paths: ManagerPaths, subject: str, pid: int) -> Iterator[Finding]:
     text = f"server {pid} serves {len(processes)} processes and {len(pools)} pools"
     silent = [str(one["pid"]) for one in processes if one["stale"]]
     if silent:
-        text += f"; without an answer from {', '.join(silent)} (stopped?)"
+        text += f"; no answer from {', '.join(silent)} (stopped?)"
     broken = [name for name, pool in pools.items() if pool["breaker"] != "closed"]
     if broken:
         text += f"; opening fails at present in {', '.join(broken)}"
@@ -269,7 +269,7 @@ def _token_costs(costs: object) -> str:
 def _no_server(paths: ManagerPaths, subject: str) -> Finding:
     address = read_address(paths)
     if address is None:
-        return Finding("ok", subject, "no server, nobody uses it")
+        return Finding("ok", subject, "no server runs, and nobody needs one")
     living = living_members(paths)
     text = f"server {address.server.pid} died without leaving; the next checkout starts another"
     if living:

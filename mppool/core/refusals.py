@@ -56,10 +56,10 @@ class Refusals:
     def line_is_full(self, process: ProcessId, event: Checkout, limit: int, now: float) -> None:
         """A checkout is refused because `max_waiting` others wait already."""
         if limit == 0:
-            text = "there is nothing to be had at once, and max_waiting=0 lets nobody wait"
+            text = "no resource is available at once, and max_waiting=0 lets nobody wait"
         else:
             others = "one checkout waits" if limit == 1 else f"{limit} checkouts wait"
-            text = f"{others} already, and max_waiting={limit} lets no more of them wait"
+            text = f"{others} already, and max_waiting={limit} allows no more"
         text = f"{text}; {self.how_full(event.key, now)}"
         self.refuse(process, event.ticket, "too_many_waiting", text)
 
@@ -107,7 +107,7 @@ class Refusals:
             most = heapq.nlargest(MOST_NAMED, levels.items(), key=lambda item: item[1])
             named = [self._named(slots.oldest_of(process), process, n, now) for process, n in most]
             if len(levels) > len(named):
-                named.append(f"{len(levels) - len(named)} more processes the rest")
+                named.append(f"{len(levels) - len(named)} more processes have the rest")
             self._said, self._said_until = ", ".join(named), now + FRESH_S
         return self._said
 

@@ -249,5 +249,5 @@ def _checked_instant(name: str, value: object) -> float | None:
     except OverflowError:
         seconds = math.inf
     if not math.isfinite(seconds):
-        raise ConfigurationError(f"{name} is no point in time")
+        raise ConfigurationError(f"{name} is not a point in time")
     return seconds

@@ -125,4 +125,4 @@ def raise_for_others(error: TokenUnavailable) -> NoReturn:
     except ModuleNotFoundError:
         raise error from None  # a credential that needs none of Azure's packages
     again = f"; not to be tried again for {error.retry_in:.0f} s" if error.retry_in > 0 else ""
-    raise kind(message=f"no token could be had: {error}{again}") from error
+    raise kind(message=f"no token could be fetched: {error}{again}") from error

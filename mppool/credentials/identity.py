@@ -270,8 +270,8 @@ def _warn_of_default() -> None:
     except IndexError:
         return  # another thread was faster
     log.warning(
-        "DefaultAzureCredential is one ambient identity: whoever this machine, container or developer is "
-        "signed in as. All who use it get connections of that one identity, and which one it is shows "
-        "only in its tokens, so they are not shared between processes; name it with identity=, or use "
+        "DefaultAzureCredential is one ambient identity: the one that this machine, container or developer is "
+        "signed in as. All its users get connections of that one identity. Only its tokens show which one "
+        "it is, so they are not shared between processes; name it with identity=, or use "
         "ManagedIdentityCredential, WorkloadIdentityCredential or ClientSecretCredential"
     )

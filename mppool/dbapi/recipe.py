@@ -84,7 +84,7 @@ class DbApiRecipe(Recipe[Any]):
             )
         if not isinstance(getattr(found, "Error", None), type):
             raise ConfigurationError(
-                f"module={found.__name__} is no PEP 249 module: it has no Error"
+                f"module={found.__name__} is not a PEP 249 module: it has no Error"
             )
         if found.__name__ == "sqlite3":
             kwargs.setdefault("check_same_thread", False)

@@ -257,7 +257,7 @@ class HostedPool(Pool[T]):
             )
         if deadline is not None and monotonic() + _PAUSE_S >= deadline:
             raise CheckoutTimedOut(
-                f"pool {self.name!r}: its hosts come and go; nothing could be had in time"
+                f"pool {self.name!r}: its hosts keep ending; no resource became available in time"
             )
         return _PAUSE_S
 

@@ -197,7 +197,7 @@ class Hold:
         outcome = (
             "what had not been committed is rolled back"
             if is_rolled_back
-            else "whether that was done is not known (the outcome is unknown): look before it is done again"
+            else "it may or may not have been done (the outcome is unknown): look before you do it again"
         )
         self.why_over = (
             f"pool {self.pool!r}: the host (pid {self.stream.host_pid}) that held the resource is gone, or the stream "

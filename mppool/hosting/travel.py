@@ -145,7 +145,7 @@ def unpickled(luggage: Luggage) -> Recipe[Any]:
         _import_main(luggage.main)
     recipe = pickle.loads(luggage.recipe)  # noqa: S301  # from the process that has started this one
     if not isinstance(recipe, Recipe):
-        raise ConfigurationError(f"what has arrived is no recipe, but a {type(recipe).__name__}")
+        raise ConfigurationError(f"what arrived is not a recipe but a {type(recipe).__name__}")
     return recipe
 
 

@@ -37,7 +37,7 @@ def pool_error(manager: str, error: Exception) -> PoolError | None:
         )
     if isinstance(error, UnicodeError):
         return ConfigurationError(
-            f"manager {manager!r}: a text that other processes would have to be told cannot be encoded ({error}): leave "
+            f"manager {manager!r}: a text that has to be sent to other processes cannot be encoded ({error}): leave "
             "half surrogates out of identities, labels and names"
         )
     return None
@@ -51,11 +51,11 @@ def _of_system(error: OSError) -> str:
         )
     if error.errno in {errno.EACCES, errno.EPERM}:
         return (
-            f"this process may not do what a pool needs ({error}): where it changes its user it must do so before it "
-            "uses the pool, or fork afterwards"
+            f"this process may not do what a pool needs ({error}): a process that changes its user must do so before it "
+            "first uses the pool, or fork afterwards"
         )
     if error.errno in {errno.ENOMEM, errno.ENOSPC, errno.ENOBUFS}:
-        return f"the system is short of something ({error}): make room, and try again"
+        return f"the system has run out of something ({error}): make room, and try again"
     return f"the system has refused what a pool needs ({error}); look at it with `mppool doctor`"
 
 

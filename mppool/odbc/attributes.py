@@ -100,7 +100,7 @@ def _checked_instant(value: object) -> float | None:
         return None
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ConfigurationError(
-            "attrs_before returned an expires_on that is no point in time; give seconds since 1970, "
+            "attrs_before returned an expires_on that is not a point in time; give seconds since 1970, "
             "or None"
         )
     return float(value)

@@ -40,17 +40,13 @@ def _why_not() -> str | None:
     if os.environ.get(PYTHON_VARIABLE):
         return None
     if is_frozen():
-        return (
-            f"it is a frozen program, and {sys.executable or 'its file'} is no Python interpreter"
-        )
+        return f"it is a frozen program, and {sys.executable or 'its file'} is not a Python interpreter"
     if not sys.executable:
         return "sys.executable is empty, so it is not known where there is a Python interpreter"
     names = (os.path.basename(sys.executable), os.path.basename(os.path.realpath(sys.executable)))
     if not any(map(_INTERPRETER.search, names)):
         where = "it runs in uwsgi, and " if "uwsgi" in sys.modules else ""
-        return (
-            f"{where}sys.executable is {sys.executable}, which is no Python interpreter by its name"
-        )
+        return f"{where}sys.executable is {sys.executable}, which does not have the name of a Python interpreter"
     return None
 
 

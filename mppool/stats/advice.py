@@ -172,7 +172,7 @@ def _moves(pool: Pool, now: float) -> Iterator[tuple[str, str]]:
     text = (
         f"{moved} moves between processes for {checkouts} checkouts, each a login of about {login:.2g} s; "
         f"{processes} processes share max_size={cap}: use fewer processes with more threads, raise max_size, or try "
-        "placement='host', with which nothing moves"
+        "placement='host', where nothing moves"
     )
     yield "moved", text
 

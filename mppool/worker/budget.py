@@ -53,7 +53,7 @@ class Budget:
 
     Safe to use from any thread, before and after a fork; pickles as its name, cap and manager.
 
-    max_size: as it was declared in this process. `resize` sets another one, which `stats` tells.
+    max_size: as this process declared it. `resize` sets another one, which `stats` shows.
     """
 
     def __init__(
@@ -71,10 +71,10 @@ class Budget:
         self.max_size = declared.max_size
 
     def resize(self, max_size: int) -> None:
-        """Another cap, for all processes at once. Beyond a lowered one, what is idle or released is closed.
+        """Change the cap, for all processes at once. Above a lowered cap, idle and released resources are closed.
 
-        It holds until a later declaration gives another value than the last one did. Raises ConfigurationError for a
-        cap that is not allowed, PoolError where no process has used a pool of this budget yet.
+        It holds until a later declaration gives a different value from the last one. Raises ConfigurationError for a
+        cap that is not allowed, and PoolError if no process has used a pool of this budget yet.
         """
         self._member.link.command(resize_of(self.name, max_size))
 

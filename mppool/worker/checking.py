@@ -189,8 +189,8 @@ class _Check:
         self._local.member.housekeeper.look_after(self)
         self._local.count("timeouts")
         raise CheckoutTimeout(
-            f"pool {self._local.name!r}: the timeout has passed while a resource was being checked; its check "
-            f"is given up after check_timeout={self._limit:g} s; wait longer, or lower check_timeout"
+            f"pool {self._local.name!r}: the timeout passed while a resource was being checked; the check "
+            f"itself is given up after check_timeout={self._limit:g} s; wait longer, or lower check_timeout"
         )
 
     def leave(self) -> None:

@@ -83,7 +83,7 @@ def timed_out(local: LocalPool, timeout: float | None, text: str) -> CheckoutTim
     """The error of a checkout that got nothing in its time; it is counted."""
     local.count("timeouts")
     return CheckoutTimeout(
-        f"pool {local.name!r}: nothing could be had within {timeout:g} s{': ' + text if text else ''}"
+        f"pool {local.name!r}: no resource became available within {timeout:g} s{': ' + text if text else ''}"
         f"{own_leases(local)}{local.holders.told(monotonic()) if timeout else ''}; release leases sooner, raise max_size or wait longer"
     )
 

@@ -61,7 +61,7 @@ class Lease(Generic[T]):
 
     @property
     def released(self) -> bool:
-        """Whether the lease was given back."""
+        """Whether the lease has been given back."""
         return not self._held
 
     def __enter__(self) -> T:
@@ -118,7 +118,7 @@ class Lease(Generic[T]):
             raise
 
     def discard(self) -> None:
-        """Close the resource instead of giving it back, for one that is known to be broken."""
+        """Close the resource instead of giving it back, because it is known to be broken."""
         try:
             entry = self._take_out()
             if entry is not None:
@@ -129,12 +129,12 @@ class Lease(Generic[T]):
             raise
 
     def invalidate(self, *, renewed: bool = False) -> None:
-        """Tell that the resource has lost its backend, and with it everything that is as old.
+        """Report that the resource has lost its backend, and with it everything that is as old.
 
-        All processes replace what was opened for the same identity up to now: what is idle at once, what is
-        in use when it is released, this resource too. The lease itself goes on until it is released. Of
-        many that find the same failure only the first one changes anything.
-        renewed: what is inside of this resource is replaced by the caller, so this one may stay.
+        All processes replace what was opened for the same identity up to now: what is idle at once, and what is
+        in use when it is released, this resource included. The lease itself goes on until it is released. If
+        several callers report the same failure, only the first report changes anything.
+        renewed: the caller has replaced what is inside this resource, so this one may stay.
         Raises what `resource` raises.
         """
         self.resource  # noqa: B018  # raises where it is not ours any more
@@ -142,10 +142,11 @@ class Lease(Generic[T]):
         entry.local.backend_failed(entry, renewed=renewed)
 
     def cancel(self) -> bool:
-        """Have the call that runs on the resource end with an error, from any thread; its user sees the driver's.
+        """Make the call that runs on the resource end with an error. Safe from any thread.
 
-        True: it was told. False: the recipe has no `cancel`, or its driver cannot. The lease goes on until it is
-        released; its resource is closed then, because the database may be told late.
+        The thread that is in the call gets the driver's own error. True: the driver was told. False: the recipe has no
+        `cancel`, or its driver cannot do it. The lease goes on until it is released; its resource is closed then,
+        because the database may act on the cancel late.
         Raises what `resource` raises.
         """
         self.resource  # noqa: B018  # raises where it is not ours any more
@@ -188,7 +189,7 @@ class Lease(Generic[T]):
     abandon = __del__
 
     def for_asyncio(self) -> AsyncLease[T]:
-        """The same lease, for `async with`; this one is nobody's from then on."""
+        """The same lease, for `async with`. Do not use this object afterwards."""
         return AsyncLease(self)
 
     def __reduce__(self) -> NoReturn:

@@ -81,11 +81,10 @@ class Pool(Generic[T]):
         return self._local.options
 
     def lease_of(self, resource: T) -> Lease[T]:
-        """The lease whose resource this is, in this process: to release, discard or cancel it where only that is at hand.
+        """The lease of this resource, for code that has only the resource and wants to release, discard or cancel it.
 
-        It looks through all objects of the process, which takes milliseconds, or tens of them: for errors, not for each
-        request.
-        Raises LeaseReleased where the resource is not lent, or is another pool's.
+        It looks through all objects of the process, which takes from 1 ms to tens of milliseconds. Use it for errors,
+        not for each request. Raises LeaseReleased if this process has not lent the resource, or it is another pool's.
         """
         return lease_of(self._local, resource)
 
@@ -98,19 +97,20 @@ class Pool(Generic[T]):
         lane: str | None = None,
         label: str | None = None,
     ) -> Lease[T]:
-        """Lend a resource: the warmest one of this process, else one that the whole application can spare.
+        """Lend a resource: the one that this process used last, or else one that the whole application can spare.
 
-        timeout: seconds to wait; None: for ever; 0: only what can be had without waiting for anybody
-            (opening a new resource within the cap is not waiting). It bounds waiting, not hooks.
+        timeout: seconds to wait; None: forever; 0: do not wait for anybody (opening a new resource within
+            the cap is not waiting). It bounds waiting, not hooks.
         identity: whose resource; only one that was opened for the same identity is handed out. Any text; it
-            counts for more than what the credential would say.
+            takes precedence over the credential.
         credential: a token credential (azure-identity's, or any with `get_token`) for the token that the
-            recipe opens with; it names the identity too. Without it the recipe's own counts. A token is
-            fetched where a resource is opened, and before that only where nothing else tells the identity.
-        lane: one of the pool's `lanes`, which has so many resources reserved; None: the common one.
-        label: what it is for, 1 to 100 printable letters. Statistics, `mppool leases`, `mppool top` and errors show it.
+            recipe opens with; it names the identity too. None: the recipe's own. A token is fetched when
+            a resource is opened, and before that only if nothing else tells the identity.
+        lane: one of the pool's `lanes`, each of which has resources reserved; None: the common one.
+        label: what the lease is for, 1 to 100 printable characters. Statistics, `mppool leases`, `mppool top` and errors
+            show it.
 
-        Raises ConfigurationError for a timeout, credential, identity or label that is none, CheckoutTimeout,
+        Raises ConfigurationError for a timeout, credential, identity or label that is not valid, CheckoutTimeout,
         TooManyWaiting, OpenFailed (its cause is what the recipe raised), PoolClosed, ServerUnavailable. A
         BaseException in a hook passes through as it is.
         """
@@ -308,19 +308,19 @@ class Pool(Generic[T]):
 
     @property
     def idle_here(self) -> int:
-        """How many resources lie idle in this process. Asks nobody."""
+        """How many resources are idle in this process. Asks no other process."""
         return len(self._local.idle.shelves.all())
 
     @property
     def in_use_here(self) -> int:
-        """How many resources are lent in this process. Asks nobody."""
+        """How many resources are lent in this process. Asks no other process."""
         local = self._local
         leaked = sum(entry.local is local for entry in list(local.inventory.leaked))
         open_here = sum(entry.state == "open" for entry in local.entries())
         return max(0, open_here - leaked - self.idle_here)
 
     def close_idle(self) -> int:
-        """Close what lies idle in this process, and return how many that were.
+        """Close what is idle in this process, and return how many resources that were.
 
         The pool goes on: leases that are out keep working, and the next checkout opens a resource.
         """
@@ -346,27 +346,27 @@ class Pool(Generic[T]):
         }
 
     def advice(self) -> list[Advice]:
-        """What to do about this pool, from what was measured in all processes; empty where nothing is.
+        """What to do about this pool, judged by what was measured in all processes. Empty if nothing is to be done.
 
-        Each has `about`, an option or a counter, and `text`. Bounds are judged after 200 checkouts. The database is
-        asked for its own limit, on a connection that lies idle, where there is one and its user may look.
+        Each item has `about`, an option or a counter, and `text`. Bounds are judged after 200 checkouts. The database is
+        asked for its own limit, if a connection is idle and its user may look.
         """
         return advise(self._all_stats(survey=True)["pools"][self.name], time())
 
     def resize(self, *, max_size: int | None = UNCHANGED, min_size: int = UNCHANGED) -> None:
-        """New bounds, for all processes at once. Beyond a lowered cap, what is idle or released is closed.
+        """Change the bounds, for all processes at once. Above a lowered cap, idle and released resources are closed.
 
-        A bound that is not given stays as it is. Of a `min_size` above the cap only as many are kept open as
+        A bound that is not given stays as it is. If `min_size` is above the cap, only as many are kept open as
         the cap allows. Raises ConfigurationError for bounds that are not allowed.
         """
         event = resize_of(self.name, max_size, min_size)
         self._local.member.link.command(event)
 
     def reset(self, *, over: float = 0.0) -> None:
-        """A new generation: everything opened before now is closed when idle or released, everywhere.
+        """Replace everything that is open now, in all processes: it is closed as soon as it is idle or released.
 
-        over: seconds over which that is spread, each resource at an instant of its own, so that not all log in at
-            once; until then it is lent as always. 0: at once.
+        over: seconds over which this is spread, so that not all log in at once. Each resource has a moment of its
+            own, and is lent as always until then. 0: at once.
         """
         local, seconds = self._local, checked_over(self.name, over)
         before = local.entries()
@@ -377,9 +377,9 @@ class Pool(Generic[T]):
         retire(local, before)
 
     def drain(self, timeout: float = 30.0) -> int:
-        """Close what is idle, everywhere, and wait up to `timeout` seconds for leases to come back.
+        """Close what is idle, in all processes, and wait up to `timeout` seconds for leases to come back.
 
-        Returns how many resources opened before this call are still out. New checkouts are served as
+        Returns how many resources that were opened before this call are still out. New checkouts are served as
         always; `close` the pool first if there must be none.
         """
         seconds = checked_timeout(self.name, timeout)
@@ -393,10 +393,10 @@ class Pool(Generic[T]):
             threading.Event().wait(_POLL_S)
 
     def wait_ready(self, timeout: float | None = 30.0) -> bool:
-        """Have `min_size` resources opened, spread over the processes, and wait until they are.
+        """Have `min_size` resources opened, spread over the processes, and wait until they are open.
 
         Returns True. Raises CheckoutTimeout, with the last error, if they are not open after `timeout`
-        seconds (None: for ever); opening goes on in the background all the same. Raises PoolClosed.
+        seconds (None: no limit); opening goes on in the background. Raises PoolClosed.
         """
         seconds = checked_timeout(self.name, timeout)
         deadline = None if seconds is None else monotonic() + seconds
@@ -414,13 +414,13 @@ class Pool(Generic[T]):
             threading.Event().wait(_POLL_S)
 
     def close(self, *, everywhere: bool = False) -> None:
-        """Hand out nothing any more in this process: checkouts raise PoolClosed.
+        """Stop lending in this process: checkouts raise PoolClosed.
 
-        Leases that are out keep working; their resources are closed when they are released. What lies idle here is
-        closed at once. Other processes, and children of this one that are born later, go on.
+        Leases that are out keep working; their resources are closed when they are released. What is idle here is
+        closed at once. Other processes go on, and so do children that are forked later.
 
-        everywhere: in all processes, until somebody declares the pool once more: in a process that is born later,
-            or by `manager.pool(...)` again in any of them. That opens it for all.
+        everywhere: close it in all processes, until the pool is declared again, by a process that starts later or by
+            `manager.pool(...)` in any process. That opens it for all.
         """
         local = self._local
         if everywhere:

@@ -143,6 +143,6 @@ def fetch(
         text, complete = adapter().told(error)
         forget_locals(error)
         failed = OpenFailed(
-            f"pool {local.name!r}: no token can be had from a {type(credential).__name__}: {text}"
+            f"pool {local.name!r}: no token could be fetched from a {type(credential).__name__}: {text}"
         )
         raise failed from (error if complete else None)

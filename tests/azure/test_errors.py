@@ -100,7 +100,7 @@ def test_texts_name_the_class() -> None:
 )
 def test_others_get_what_azures_clients_understand(text: str, kind: type[Exception]) -> None:
     with pytest.raises(
-        ClientAuthenticationError, match=r"no token could be had: .*: none"
+        ClientAuthenticationError, match=r"no token could be fetched: .*: none"
     ) as caught:
         raise_for_others(TokenUnavailable(text, 3.0))
     assert type(caught.value) is kind

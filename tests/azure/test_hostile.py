@@ -97,7 +97,7 @@ def test_an_issuer_that_answers_html(msi: Endpoint, pool: Pool[str]) -> None:
     )
     msi.behaviour = lambda asked: Answer(200, page)
     text = refused(pool, ManagedIdentityCredential(retry_total=0))
-    assert "no token can be had" in text
+    assert "no token could be fetched" in text
     assert "<html" not in text
     assert "answered something other than JSON" in text
 
@@ -113,7 +113,7 @@ def test_an_issuer_that_hangs_keeps_nobody_beyond_his_time(msi: Endpoint, pool: 
             with pytest.raises((CheckoutTimeout, OpenFailed)):
                 pool.checkout(timeout, credential=credential)
             assert not asking.done()
-        assert "no token can be had" in asking.result(20)
+        assert "no token could be fetched" in asking.result(20)
     assert msi.count == 1
     msi.let_go.set()
     wait_until(lambda: pool.stats()["size"] == 0, "the end of what was being opened")

@@ -95,6 +95,6 @@ def test_a_full_disk_passes_and_nobody_is_told_to_choose_another_directory(
     pool = manager.pool("orders", Named(), max_size=1)
     with monkeypatch.context() as full:
         full.setattr("mppool.rendezvous.paths._make_secret", fail)
-        with pytest.raises(ServerUnavailable, match=r"short of something.*No space left"):
+        with pytest.raises(ServerUnavailable, match=r"run out of something.*No space left"):
             pool.checkout(timeout=20)
     pool.checkout(timeout=20).release()

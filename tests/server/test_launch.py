@@ -344,7 +344,10 @@ def test_an_interpreter_that_is_none_is_said(
         ("sys.modules['__main__'].__compiled__ = ()", "frozen program"),
         ("sys.executable = ''", "sys.executable is empty"),
         ("sys.executable = None", "sys.executable is empty"),
-        ("sys.executable = '/usr/bin/uwsgi-core'", "/usr/bin/uwsgi-core, which is no Python"),
+        (
+            "sys.executable = '/usr/bin/uwsgi-core'",
+            "/usr/bin/uwsgi-core, which does not have the name of a Python",
+        ),
         ("sys.modules['uwsgi'] = sys; sys.executable = '/usr/bin/uwsgi-core'", "it runs in uwsgi"),
         ("os.environ['MPPOOL_STARTED_AS_SERVER'] = '1'", "itself started as a server"),
     ],

@@ -52,7 +52,7 @@ class Result:
             f"{self.answered} ({rate:.0f}/s)",
             "some",
             self.answered > 0,
-            "answered rightly, over all workers",
+            "correct answers, from all workers",
         )
         self._row(
             table,
@@ -60,7 +60,7 @@ class Result:
             len(self.failures),
             "0",
             not self.failures,
-            "wrong or missing answers, but for the next line",
+            "wrong or missing answers, without the next line",
         )
         self._row(
             table,
@@ -120,7 +120,7 @@ class Result:
         capacity = "not tried" if self.capacity is None else self.capacity
         self._row(
             table,
-            "leases to be had at the end",
+            "leases available at the end",
             capacity,
             self.cap,
             self.capacity == self.cap,
@@ -146,7 +146,7 @@ class Result:
             ),
             (
                 "server's death to its successor serving", self.server_after_s,
-                "meanwhile leases go on, and who needs a new connection waits",
+                "meanwhile leases go on; only new connections wait",
             ),
             (
                 f"HUP to {self.reloaded_workers} new workers in place of the old", self.reload_s,

@@ -12,7 +12,7 @@ class PoolException(PPPException):
 
 
 class TimeOut(PoolException):
-    """No object could be had within the timeout."""
+    """No object became available within the timeout."""
 
 
 class ProxyException(PPPException):

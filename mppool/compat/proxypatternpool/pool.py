@@ -179,7 +179,7 @@ class Pool:
         try:
             return self._checkout_or_raise_as_factory(seconds)
         except CheckoutTimeout as error:
-            raise TimeOut(f"no object could be had, timeout after {seconds} s") from error
+            raise TimeOut(f"no object became available, timeout after {seconds} s") from error
         except PoolClosed as error:
             raise PoolException("the pool was shut down while an object was waited for") from error
 
