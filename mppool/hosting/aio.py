@@ -8,15 +8,15 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mppool.hosting.streams import SLICE_S, HostGone, token_of
 from mppool.process.fork import notice_fork
+from mppool.worker.awaited import AwaitedCheckout
 from mppool.worker.tasks import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
-    from types import TracebackType
+    from collections.abc import Callable
 
     from mppool.hosting.lease import HostedLease
     from mppool.hosting.stream_table import Streams
@@ -61,10 +61,10 @@ class Steps(Protocol[T]):
         """How long to wait until hosts are looked for again."""
 
 
-class HostedCheckout(Generic[T]):
-    """What `acheckout` of a pool with hosts returns: awaitable, and an asynchronous context manager."""
+class HostedCheckout(AwaitedCheckout[T, "HostedLease[T]"]):
+    """What `acheckout` of a pool with hosts returns."""
 
-    __slots__ = ("_lease", "_noted", "_pool", "_seconds", "_whose")
+    __slots__ = ("_noted", "_pool", "_seconds", "_whose")
 
     def __init__(
         self,
@@ -78,7 +78,6 @@ class HostedCheckout(Generic[T]):
         self._seconds = seconds
         self._whose = whose
         self._noted = noted
-        self._lease: HostedLease[T] | None = None
 
     async def _checkout(self) -> HostedLease[T]:
         notice_fork()
@@ -141,22 +140,6 @@ class HostedCheckout(Generic[T]):
         return await in_thread(
             self._chores, lambda: self._pool.principal_of(identity, credential, seconds)
         )
-
-    def __await__(self) -> Generator[Any, None, HostedLease[T]]:
-        return self._checkout().__await__()
-
-    async def __aenter__(self) -> T:
-        self._lease = await self._checkout()
-        return self._lease.resource
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        assert self._lease is not None
-        self._lease.__exit__(kind, error, trace)
 
 
 async def _readable(stream: Stream, deadline: float | None, grace: float | None) -> None:

@@ -13,6 +13,7 @@ checkout --> shelf --------------------------------------------> lease      (war
 For users
   pool.py          Pool: the public face; checkout, release, control
   aio.py           checkout for asyncio
+  awaited.py       what `acheckout` returns, here and with hosts
   lease.py         Lease: the right to use one resource until it is given back
 
 A pool in this process

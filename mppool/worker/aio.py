@@ -8,18 +8,18 @@ from __future__ import annotations
 
 import asyncio
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mppool.logs import Log
 from mppool.process.fork import notice_fork
+from mppool.worker.awaited import AwaitedCheckout
 from mppool.worker.inventory import NEVER
 from mppool.worker.lease import AsyncLease, Lease
 from mppool.worker.task_checkout import TaskCheckout
 from mppool.worker.tasks import Desk, in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Generator
-    from types import TracebackType
+    from collections.abc import Callable
 
     from mppool.worker.inventory import PoolEntry
     from mppool.worker.local_pool import LocalPool
@@ -94,10 +94,10 @@ class Desks:
         return not self._by_loop
 
 
-class AsyncCheckout(Generic[T]):
-    """What `pool.acheckout()` returns: awaitable, and an asynchronous context manager."""
+class AsyncCheckout(AwaitedCheckout[T, AsyncLease[T]]):
+    """What `pool.acheckout()` returns."""
 
-    __slots__ = ("_desks", "_lane", "_lease", "_local", "_make", "_seconds", "_whose")
+    __slots__ = ("_desks", "_lane", "_local", "_make", "_seconds", "_whose")
 
     def __init__(
         self,
@@ -118,7 +118,6 @@ class AsyncCheckout(Generic[T]):
         self._seconds = seconds
         self._whose = whose
         self._make = make
-        self._lease: AsyncLease[T] | None = None
 
     async def _checkout(self) -> AsyncLease[T]:
         local, seconds, started = self._local, self._seconds, monotonic()
@@ -142,19 +141,3 @@ class AsyncCheckout(Generic[T]):
         return await in_thread(
             local.member.chores, lambda: local.identities.of(identity, credential, self._seconds)
         )
-
-    def __await__(self) -> Generator[Any, None, AsyncLease[T]]:
-        return self._checkout().__await__()
-
-    async def __aenter__(self) -> T:
-        self._lease = await self._checkout()
-        return self._lease.resource
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        assert self._lease is not None
-        await self._lease.__aexit__(kind, error, trace)
