@@ -24,6 +24,7 @@ The worker
   aio.py        checkouts for asyncio
   proxies.py    stands for any object in a host
   dbapi.py      stands for PEP 249 connections and cursors
+  lost.py       what is raised where a connection is lost
   shapes.py     rows by index and by name
 
 The host

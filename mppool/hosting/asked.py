@@ -10,6 +10,7 @@ from typing import Any
 
 from mppool.errors import PoolError
 from mppool.hosting import frames
+from mppool.hosting.lost import driver_of
 from mppool.hosting.rows import MOST_DESCRIPTIONS, Reader, packed, shape_of
 from mppool.hosting.values import ToWorker
 from mppool.logs import Log
@@ -33,7 +34,7 @@ Answer = tuple[int, bytes]
 
 
 class Facts:
-    """What a worker is told of a type, once: its name, methods and special methods, and what kind of thing it is."""
+    """What a worker is told of a type, once: its name, methods and special methods, what kind of thing it is, and its driver."""
 
     def __init__(self, kind: type) -> None:
         public = [name for name in dir(kind) if not name.startswith("_")]
@@ -46,7 +47,9 @@ class Facts:
         is_cursor = {"execute", "fetchone", "fetchmany", "close"} <= set(methods)
         is_connection = {"cursor", "commit", "rollback", "close"} <= set(methods)
         word = "cursor" if is_cursor else "connection" if is_connection else "object"
-        self.told = (f"{kind.__module__}.{kind.__qualname__}", tuple(methods), tuple(special), word)
+        name = f"{kind.__module__}.{kind.__qualname__}"
+        driver = driver_of(kind) if is_connection else ""
+        self.told = (name, tuple(methods), tuple(special), word, driver)
         self.word = word
 
 

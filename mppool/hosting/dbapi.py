@@ -25,7 +25,7 @@ _MAKES_A_CURSOR = frozenset({"execute", "executemany", "executescript"})
 
 _loads, _STATE = marshal.loads, frames.STATE
 
-_UNKNOWN_CURSOR = Facts(("cursor", (), (), "cursor"))
+_UNKNOWN_CURSOR = Facts(("cursor", (), (), "cursor", ""))
 
 
 def made_for(hold: Hold, handle: int, facts: Facts) -> Hosted:

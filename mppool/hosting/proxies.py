@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mppool.errors import ForkedLease, LeaseReleased, PoolError, StaleLease
 from mppool.hosting import frames
+from mppool.hosting.lost import lost
 from mppool.hosting.streams import HostGone, raise_error
 from mppool.hosting.values import PLAIN, FromHost, ToHost, encode
 
@@ -40,13 +41,14 @@ def _are_plain(parameters: Any) -> bool:
 class Facts:
     """What is known of a type in the host."""
 
-    __slots__ = ("methods", "name", "special", "word")
+    __slots__ = ("driver", "methods", "name", "special", "word")
 
-    def __init__(self, told: tuple[str, tuple[str, ...], tuple[str, ...], str]) -> None:
+    def __init__(self, told: tuple[str, tuple[str, ...], tuple[str, ...], str, str]) -> None:
         self.name = told[0]
         self.methods = frozenset(told[1])
         self.special = told[2]
         self.word = told[3]
+        self.driver = told[4]
 
 
 class Hold:
@@ -114,7 +116,7 @@ class Hold:
         except HostGone:
             self._host_is_gone(doing)
         if kind == frames.ERROR:
-            raise_error(body, self.pool)
+            self._raise(body)
         return kind, body
 
     def answered_in_parts(
@@ -127,7 +129,7 @@ class Hold:
         except HostGone:
             self._host_is_gone(doing)
         if kind == frames.ERROR:
-            raise_error(body, self.pool)
+            self._raise(body)
         return kind, body
 
     def execute(self, handle: int, of_connection: bool, args: tuple[Any, ...]) -> tuple[int, Any]:
@@ -158,7 +160,7 @@ class Hold:
         except HostGone:
             self._host_is_gone("execute")
         if kind == _ERROR:
-            raise_error(answer, self.pool)
+            self._raise(answer)
         return kind, answer
 
     def _request(
@@ -186,7 +188,7 @@ class Hold:
                 "instead"
             )
         if self.why_over:
-            raise StaleLease(self.why_over)
+            raise self._lost(self.why_over)
         raise LeaseReleased(
             f"pool {self.pool!r}: this lease was given back already; check out again to go on"
         )
@@ -204,7 +206,21 @@ class Hold:
             f"to it was closed because a call was interrupted; it was lost at {doing}; {outcome}; check out again"
         )
         self.is_over = True
-        raise StaleLease(self.why_over)
+        raise self._lost(self.why_over)
+
+    def _raise(self, body: Any) -> NoReturn:
+        """What the host has raised."""
+        try:
+            raise_error(body, self.pool)
+        except StaleLease as error:
+            text = str(error)
+        raise self._lost(text)
+
+    def _lost(self, text: str) -> StaleLease:
+        """The error of a connection that is lost is its driver's too."""
+        introduced = self.stream.introduced
+        facts = None if introduced is None else self.stream.facts.get(introduced[1])
+        return lost("" if facts is None else facts.driver, text)
 
     # --- values and proxies -------------------------------------------------------------------------------------
 

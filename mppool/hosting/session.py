@@ -112,9 +112,10 @@ class Session:
             while True:
                 body = self._read()
                 with busy:
-                    self.is_running, is_clean = True, False
+                    self.is_running = True
                     if self.is_gone:  # looked at after that was set: see worker_is_gone
                         raise Gone
+                    is_clean = False
                     self._serve(body)
                     self.is_running, is_clean = False, True
                     self.last_heard = monotonic()
@@ -283,6 +284,7 @@ class Session:
         return TokenInfo(found, expires_on, None)
 
     def _release(self, how: int, keeps: bool) -> None:
+        self.is_running = False  # what resets is not cancelled where the worker ends right after it
         if keeps:
             self._lending.keep()
             if self._lending.is_kept:

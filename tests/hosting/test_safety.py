@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import sqlite3
 import threading
@@ -174,8 +175,12 @@ def test_the_error_says_whether_a_commit_was_in_flight(
         (host,) = (one["pid"] for one in processes if one["label"].startswith("host"))
         os.kill(host, signal.SIGKILL)
         wait_until(lambda: not is_alive(host), "the end of the host")
-        with pytest.raises(StaleLease, match="rolled back"):
+        with pytest.raises(StaleLease, match="rolled back") as caught:
             connection.execute("insert into t values (2)")
+        # What handles the driver's error when a connection is lost handles this one.
+        assert isinstance(caught.value, sqlite3.OperationalError)
+        again = pickle.loads(pickle.dumps(caught.value))
+        assert (type(again), str(again)) == (type(caught.value), str(caught.value))
     with databases.checkout(timeout=PATIENCE) as connection:
         assert connection.execute("select count(*) from t").fetchone() == (0,)
 

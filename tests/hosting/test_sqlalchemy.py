@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import sqlalchemy as sa
 from sqlalchemy import create_engine, event, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 from sqlalchemy.exc import TimeoutError as PoolTimeout
 from sqlalchemy.orm import DeclarativeBase, Mapped, Session, mapped_column
 
@@ -154,17 +154,70 @@ def test_hooks_prepare_each_connection_once_and_configure_runs_in_the_host(
     assert seen == ["connect"]
 
 
-def test_what_is_lost_comes_back(manager: PoolManager, tmp_path: Path) -> None:
-    engine = engine_on(manager, f"sqlite:///{tmp_path / 'data.db'}", pool_size=1, max_overflow=0)
+def host_of(connection: sa.Connection) -> int:
+    """The pid."""
+    driver: Any = connection.connection.driver_connection
+    found: int = driver._hold.stream.host_pid
+    return found
+
+
+def kill(host: int) -> None:
+    os.kill(host, signal.SIGKILL)
+    wait_until(lambda: not is_alive(host), "the end of the host")
+
+
+def test_a_host_that_dies_is_a_disconnect_of_the_driver(manager: PoolManager, url: str) -> None:
+    engine = engine_on(manager, url, pool_size=1, max_overflow=0)
     with engine.connect() as connection:
         assert connection.execute(text("select 1")).scalar_one() == 1
-        driver: Any = connection.connection.driver_connection
-        host = driver._hold.stream.host_pid
-        os.kill(host, signal.SIGKILL)
-        wait_until(lambda: not is_alive(host), "the end of the host")
-        with pytest.raises(StaleLease, match="is gone"):
+        kill(host_of(connection))
+        with pytest.raises(OperationalError, match="is gone") as caught:
             connection.execute(text("select 1"))
-        connection.invalidate()
+        assert caught.value.connection_invalidated
+        assert isinstance(caught.value.orig, StaleLease)
+        assert connection.invalidated
+        connection.rollback()
+        # SQLAlchemy's own: the same Connection goes on with another connection.
+        assert connection.execute(text("select 2")).scalar_one() == 2
+        kill(host_of(connection))
+        with pytest.raises(OperationalError) as at_the_commit:
+            connection.commit()
+        assert at_the_commit.value.connection_invalidated
+    with engine.connect() as connection:
+        assert connection.execute(text("select 3")).scalar_one() == 3
+    assert manager.stats()["pools"]["shop"]["in_use"] == 0
+
+
+def test_what_tries_again_after_a_disconnect_goes_on_over_hosts(
+    manager: PoolManager, tmp_path: Path
+) -> None:
+    url = f"sqlite:///{tmp_path / 'data.db'}"
+    engine = engine_on(manager, url, pool_size=1, max_overflow=0, pool_pre_ping=True)
+    Base.metadata.create_all(engine)
+    kills = [True, False]
+
+    def added() -> None:
+        with Session(engine) as session, session.begin():
+            at = dt.datetime(2026, 1, 2)  # noqa: DTZ001
+            session.add(Order(id=1, name="a", price=Decimal(1), at=at, details=None))
+            session.flush()
+            if kills.pop(0):
+                kill(host_of(session.connection()))
+
+    def with_another_try() -> None:
+        try:
+            added()
+        except DBAPIError as error:
+            if not error.connection_invalidated:
+                raise
+            added()
+
+    with_another_try()
+    with Session(engine) as session:
+        assert session.scalar(sa.select(sa.func.count()).select_from(Order)) == 1
+        host = host_of(session.connection())
+    kill(host)
+    # What died between two uses is not seen at all.
     with engine.connect() as connection:
         assert connection.execute(text("select 1")).scalar_one() == 1
 

@@ -20,7 +20,7 @@ from sqlalchemy import exc, util
 from sqlalchemy.pool.base import _ConnectionRecord
 
 from mppool.dbapi.sessions import cancel
-from mppool.errors import ConfigurationError, PoolError
+from mppool.errors import ConfigurationError, PoolError, StaleLease
 from mppool.integrations.sqlalchemy import opening
 from mppool.integrations.sqlalchemy.pool import SharedPool
 from mppool.integrations.sqlalchemy.record import inherited_safely
@@ -209,6 +209,7 @@ class SharedHostedPool(SharedPool):
         creator: Any = self._creator_arg
         configure = type(self).__dict__.get("configure")
         hosted = recipe_for(self.name, creator, self._dialect, configure)
+        _knows_lost_hosts(self._dialect)
         self._seen: set[int] = set()
         self._preparing = threading.Lock()
         self._out: set[int] = set()
@@ -298,6 +299,19 @@ class SharedHostedPool(SharedPool):
     def checkedout(self) -> int:
         """How many this process uses."""
         return len(self._out)
+
+
+def _knows_lost_hosts(dialect: Any) -> None:
+    """Have a lost host count as a disconnect. The dialect's own look would ask the connection, and fail."""
+    theirs = dialect.is_disconnect
+    if hasattr(theirs, "knows_lost_hosts"):
+        return
+
+    def is_disconnect(error: Any, connection: Any, cursor: Any) -> bool:
+        return isinstance(error, StaleLease) or theirs(error, connection, cursor)
+
+    is_disconnect.knows_lost_hosts = True  # type: ignore[attr-defined]
+    dialect.is_disconnect = is_disconnect
 
 
 def _is_the_dialects(hook: Any) -> bool:
