@@ -4,16 +4,16 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import importlib.metadata
 import importlib.util
 import os
 import platform
 import socket
 import time
-from typing import TYPE_CHECKING, Literal, NamedTuple
+from typing import TYPE_CHECKING
 
 from mppool._version import __version__
 from mppool.cli import output
+from mppool.cli.environment import Finding, surroundings
 from mppool.cli.failing import FAULT, OK
 from mppool.cli.finding import (
     living_members,
@@ -29,6 +29,7 @@ from mppool.rendezvous.launch import server_pid
 from mppool.rendezvous.liveness import SO_PEERPIDFD, check_watching
 from mppool.rendezvous.paths import check_trust, read_address
 from mppool.rendezvous.world import boot_id
+from mppool.stats import words
 from mppool.stats.advice import advise
 
 if TYPE_CHECKING:
@@ -40,16 +41,6 @@ if TYPE_CHECKING:
 
 _MANY_FETCHES = 5
 """So many tokens are no accident."""
-
-Level = Literal["ok", "note", "FAULT"]
-
-
-class Finding(NamedTuple):
-    """What one look found. Only a FAULT makes the exit status 1."""
-
-    level: Level
-    subject: str
-    text: str
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -70,6 +61,7 @@ def examine(runtime_dir: str | None) -> Iterator[Finding]:
     """All findings, in the order in which people ask."""
     yield from _platform()
     yield from _kernel()
+    yield from surroundings()
     yield from _alone()
     yield from _odbc()
     yield from _extras()
@@ -170,13 +162,14 @@ def _odbc() -> Iterator[Finding]:
 
 
 def _extras() -> Iterator[Finding]:
-    for package, use in (("rich", "tables and live displays"), ("gunicorn", "mppool demo")):
+    for package, use, extra in (
+        ("rich", "tables with lines and colours", "cli"),
+        ("textual", "the screen of mppool top", "cli"),
+        ("gunicorn", "mppool demo", "demo"),
+    ):
         if importlib.util.find_spec(package) is None:
-            extra = "cli" if package == "rich" else "demo"
             text = f"not installed; for {use}: pip install 'mppool[{extra}]'"
             yield Finding("note", package, text)
-        else:
-            yield Finding("ok", package, importlib.metadata.version(package))
 
 
 def _directory(directory: Path) -> Finding:
@@ -208,7 +201,8 @@ def _manager(paths: ManagerPaths) -> Iterator[Finding]:
         yield _no_server(paths, subject)
     dead = set(members_of(paths)) - set(living_members(paths))
     if dead and pid is None:
-        text = f"{len(dead)} files of dead processes are left; the next server removes them"
+        left = words.counted(len(dead), "file of a dead process is", "files of dead processes are")
+        text = f"{left} left; the next server removes them"
         yield Finding("note", subject, text)
 
 
@@ -226,7 +220,7 @@ def _server(paths: ManagerPaths, subject: str, pid: int) -> Iterator[Finding]:
     processes, pools = stats["processes"], stats["pools"]
     assert isinstance(processes, list)
     assert isinstance(pools, dict)
-    text = f"server {pid} serves {len(processes)} processes and {len(pools)} pools"
+    text = f"server {pid} serves {words.processes(len(processes))} and {words.counted(len(pools), 'pool', 'pools')}"
     silent = [str(one["pid"]) for one in processes if one["stale"]]
     if silent:
         text += f"; no answer from {', '.join(silent)} (stopped?)"
@@ -273,7 +267,7 @@ def _no_server(paths: ManagerPaths, subject: str) -> Finding:
     living = living_members(paths)
     text = f"server {address.server.pid} died without leaving; the next checkout starts another"
     if living:
-        text += f", which goes on with what {len(living)} living processes hold"
+        text += f", which goes on with what {words.counted(len(living), 'living process holds', 'living processes hold')}"
     return Finding("note", subject, text)
 
 

@@ -11,6 +11,7 @@ from mppool.cli.finding import is_in_use, managers_in, running_manager, runtime_
 from mppool.cli.output import Table
 from mppool.errors import PoolError
 from mppool.rendezvous.launch import server_pid
+from mppool.stats import words
 
 if TYPE_CHECKING:
     import argparse
@@ -142,7 +143,7 @@ def tables_of(found: Mapping[str, Any], *, counters: bool) -> list[Table]:
     """The figures of a manager as tables."""
     heading = (
         f"manager {found['name']}   server {found['server_pid']}   up {duration(found['uptime'])}   "
-        f"{len(found['processes'])} processes"
+        f"{words.processes(len(found['processes']))}"
     )
     pools = Table(
         heading, ("pool", "max", *_words(_GAUGES), "breaker", "checkouts", *_words(_LIVE_COUNTERS))

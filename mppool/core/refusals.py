@@ -13,6 +13,7 @@ from mppool.core.outbox import Outbox
 from mppool.core.slot import Slot
 from mppool.core.waiting import Waiting
 from mppool.ids import ProcessId, Ticket
+from mppool.stats import words
 
 MOST_NAMED = 3
 
@@ -87,7 +88,8 @@ class Refusals:
         cap = "no cap" if capacity.declared is None else f"max_size={capacity.declared}"
         if capacity.budget is not None:
             cap = f"{cap}; {capacity.budget.said()}"
-        text = f"{len(slots.by_number)} resources exist ({cap}) in {len(slots.levels)} processes"
+        exist = words.counted(len(slots.by_number), "resource exists", "resources exist")
+        text = f"{exist} ({cap}) in {words.processes(len(slots.levels))}"
         share = self._why_of_share()
         if share:
             # What stands in the way of one more comes first: it is no use to release leases sooner.
@@ -107,7 +109,12 @@ class Refusals:
             most = heapq.nlargest(MOST_NAMED, levels.items(), key=lambda item: item[1])
             named = [self._named(slots.oldest_of(process), process, n, now) for process, n in most]
             if len(levels) > len(named):
-                named.append(f"{len(levels) - len(named)} more processes have the rest")
+                others = len(levels) - len(named)
+                named.append(
+                    words.counted(
+                        others, "more process has the rest", "more processes have the rest"
+                    )
+                )
             self._said, self._said_until = ", ".join(named), now + FRESH_S
         return self._said
 

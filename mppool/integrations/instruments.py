@@ -205,11 +205,11 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     ),
     Instrument(
         "mppool.oldest_lease", "gauge", "s",
-        "Age of the oldest lease; 0 where nothing is lent", _oldest_lease, OF_POOL,
+        "Age of the oldest lease; 0 if nothing is lent", _oldest_lease, OF_POOL,
     ),
     Instrument(
         "mppool.longest_wait", "gauge", "s",
-        "For how long the first of the checkouts that wait has waited; 0 where none waits", _longest_wait, OF_POOL,
+        "How long the oldest waiting checkout has waited; 0 if none waits", _longest_wait, OF_POOL,
     ),
     Instrument(
         "mppool.budget.max", "sum", "{connection}",
@@ -250,7 +250,7 @@ INSTRUMENTS: tuple[Instrument, ...] = (
     ),
     Instrument(
         "mppool.lease_age", "gauge", "s",
-        "Time since the lease of this machine counts; absent where machines share no caps",
+        "Time since the start of this machine's lease; absent where machines share no caps",
         _lease_age, (MANAGER,),
     ),
     Instrument(

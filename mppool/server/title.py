@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 
+from mppool.stats import words
+
 log = logging.getLogger(__name__)
 
 _BEGIN, _END = 48, 49
@@ -32,7 +34,7 @@ class Title:
 
     def show(self, processes: int, pools: int) -> None:
         """So many processes are attached, and so many pools declared."""
-        text = f"mppool: {self._manager} ({_counted(processes, 'process', 'processes')}, {_counted(pools, 'pool', 'pools')})"
+        text = f"mppool: {self._manager} ({words.processes(processes)}, {words.counted(pools, 'pool', 'pools')})"
         title = text.encode()[: max(0, self._room - 1)]
         if not title or title == self._shown:
             return
@@ -44,7 +46,3 @@ class Title:
         except OSError as error:
             self._room = 0
             log.info("the title of the server cannot be written: %s", error)
-
-
-def _counted(number: int, one: str, more: str) -> str:
-    return f"{number} {one if number == 1 else more}"

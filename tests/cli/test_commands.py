@@ -301,7 +301,7 @@ def test_shutdown_ends_the_server(manager: PoolManager, orders: Pool[Thing]) -> 
 def test_doctor_finds_nothing_wrong_beside_a_server(orders: Pool[Thing]) -> None:
     done = mppool("doctor")
     assert (done.returncode, "no fault found" in done.stdout) == (0, True)
-    assert "serves 1 processes and 1 pools" in done.stdout
+    assert "serves 1 process and 1 pool" in done.stdout
 
 
 def test_doctor_finds_a_directory_that_others_can_enter(runtime_dir: Path) -> None:

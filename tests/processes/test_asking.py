@@ -81,7 +81,7 @@ def test_it_is_seen_where_the_server_is_stopped_and_that_it_goes_on(
     monkeypatch.setattr("mppool.worker.checkout.ASK_GRACE_S", 60.0)
     pool = manager.pool("p", object, max_size=1)
     lease = pool.checkout(timeout=10)
-    with pytest.raises(CheckoutTimeout, match="1 resources exist"):
+    with pytest.raises(CheckoutTimeout, match="1 resource exists"):
         pool.checkout(timeout=0)
     server = manager.server_pid
     assert server is not None
@@ -109,7 +109,7 @@ def test_a_server_that_is_only_slow_is_waited_for(
     pool = manager.pool("p", object, max_size=1)
     with pool.checkout(timeout=10):
         for _ in range(100):
-            with pytest.raises(CheckoutTimeout, match="1 resources exist"):
+            with pytest.raises(CheckoutTimeout, match="1 resource exists"):
                 pool.checkout(timeout=0)
 
 

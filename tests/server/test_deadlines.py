@@ -43,7 +43,7 @@ def _full(paths: ManagerPaths) -> Member:
 def _refused(member: Member) -> None:
     answer = member.checkout(0.0)
     assert isinstance(answer, Refuse)
-    assert answer.text.startswith("1 resources exist (max_size=1) in 1 processes: test")
+    assert answer.text.startswith("1 resource exists (max_size=1) in 1 process: test")
 
 
 def test_a_refusal_changes_none(paths: ManagerPaths, reckoned: list[float]) -> None:

@@ -94,7 +94,7 @@ print("served")
 def test_doctor_says_what_proc_hides(runtime_dir: Path) -> None:
     code = "from mppool.cli import main; raise SystemExit(main(['doctor', '--plain']))"
     assert "hidepid=" in hardened("hidepid=2", code)
-    assert "the boot is not known" in hardened("subset=pid", code)
+    assert "the boot id is not visible" in hardened("subset=pid", code)
 
 
 def test_a_journal_of_an_unknown_boot_is_continued(paths: ManagerPaths) -> None:

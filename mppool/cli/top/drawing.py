@@ -10,6 +10,7 @@ from rich.text import Text
 
 from mppool.cli.looking import duration, quantiles
 from mppool.cli.output import printable
+from mppool.stats import words
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -86,8 +87,8 @@ def _header(watch: Watch, choices: Choices) -> Text:
         stats = watch.stats
         text.append(
             f"   server {stats['server_pid']}, up {duration(stats['uptime'])}   "
-            f"{counted(len(stats['processes']), 'process', 'processes')}   "
-            f"{counted(len(stats['pools']), 'pool', 'pools')}",
+            f"{words.processes(len(stats['processes']))}   "
+            f"{words.counted(len(stats['pools']), 'pool', 'pools')}",
             "none",
         )
         left = [one["expires_in"] for one in stats["tokens"] if one["expires_in"] is not None]
@@ -96,11 +97,6 @@ def _header(watch: Watch, choices: Choices) -> Text:
     if choices.is_paused:
         text.append("   PAUSED", BAD)
     return text
-
-
-def counted(number: int, one: str, more: str) -> str:
-    """1 pool, 2 pools."""
-    return f"{number} {one if number == 1 else more}"
 
 
 def _footer(choices: Choices) -> Text:
