@@ -11,7 +11,7 @@ from mppool.core.capacity import Capacity
 from mppool.core.generations import Generations
 from mppool.core.min_size import MinSize
 from mppool.core.sharing import OpeningTimes
-from mppool.core.slot import Slot
+from mppool.core.slot import Slot, SlotState
 from mppool.core.waiter import Waiter
 from mppool.core.waiting import ByLane, Waiting
 from mppool.ids import ProcessId
@@ -87,9 +87,18 @@ class Returns:
             if self._capacity.opens_enough():
                 return None
             for head in islice(line.in_line(), sharing.MOST_TRIED):
-                if self._capacity.helps(slot, head, now):
+                if self._capacity.helps(slot, head, now) and not self._lies_at_home(head, lanes):
                     return Moved(head.process)
         return None
+
+    def _lies_at_home(self, waiter: Waiter, lanes: ByLane) -> bool:
+        """Whether its process has idle what its lane lacks, and is about to lend it. A move would cost a login for nothing."""
+        wanted = min(lanes.lacks(waiter.lane), self._waiting.count_of_process(waiter.process))
+        idle = sum(
+            slot.state is SlotState.OPEN and slot.lane is None and slot.key == waiter.key
+            for slot in self._slots.of(waiter.process)
+        )
+        return idle >= wanted
 
     def _is_surplus(self, slot: Slot, idle_s: float) -> bool:
         return idle_s >= sharing.surplus_after_s(self._openings.of(slot.key))

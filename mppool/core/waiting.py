@@ -53,6 +53,9 @@ class ByLane(Protocol):
     def wanted_by_right(self) -> int:
         """How many are waited for by those that have a right to them."""
 
+    def lacks(self, lane: str) -> int:
+        """How many a lane has less than its right."""
+
     def in_line(self) -> Iterator[Waiter]:
         """The oldest waiter of every group, by right first."""
 

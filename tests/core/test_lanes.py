@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from mppool.core.decisions import Grant, Keep, Reclaim
-from mppool.core.events import Checkout, Closed, Lent, Resize
+from mppool.core.events import Abandoned, Checkout, Closed, Lent, Resize
 from mppool.ids import GrantNumber, ProcessId, Ticket
 from tests.core.desk import Desk, P, Q, R, held
 from tests.core.model.parts import POOL
@@ -109,6 +109,21 @@ def test_what_lies_idle_is_nobodys() -> None:
     desk.hears(Q, Reclaim)
     desk.say(Q, Lent([(number, None) for number in numbers]))
     assert [one.sweep for one in desk.hears(Q, Reclaim)] == [1]
+
+
+def test_what_lies_idle_at_home_is_lent_before_anything_moves() -> None:
+    desk = laned(P, Q)
+    own = [opened(desk, P) for _ in range(2)]
+    web = [opened(desk, Q, "web") for _ in range(2)]
+    desk.say(Q, Lent([(web[0], None)]))
+    ask(desk, P)  # so everybody tells, and brings back
+    desk.say(P, Abandoned(Ticket(desk._tickets)))
+    assert isinstance(desk.brings_back(P, own[0]), Keep)
+    ask(desk, P)  # by somebody who did not find it on the shelf yet, and will
+    assert isinstance(desk.brings_back(Q, web[0]), Keep)
+    # Were it in use for another lane there, the common one would lack it.
+    desk.say(P, Lent([(own[0], "web")]))
+    assert desk.brings_back(Q, web[0]).reason == "moved"
 
 
 def test_nobody_is_told_to_bring_back_anything_once_nobody_waits() -> None:

@@ -146,6 +146,14 @@ BUDGET_BUGS = [
         LANES,
     ),
     Bug(
+        "moves-what-lies-at-home",
+        "core/returns.py",
+        " and not self._lies_at_home(head, lanes)",
+        "",
+        "each time that a lane has left something idle for a moment, another one loses a connection to it, for a login",
+        LANES,
+    ),
+    Bug(
         "reserve-taken-again-and-again",
         "core/returns.py",
         "            if lanes.wanted_by_right() <= self._slots.on_the_way(now):\n                return None\n",
