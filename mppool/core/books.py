@@ -294,19 +294,19 @@ class Books:
                 self._touch(self.pools[slot.pool]).lent(slot, lane, now)
 
     def _call_ended(self, process: ProcessId, event: CallEnded, now: float) -> None:
-        self._abandon(process, event.ticket, now)
-        self.tokens.call_ended(process, event.ticket, now)
-        self._ask_about(process, event)
-
-    def _ask_about(self, process: ProcessId, event: CallEnded) -> None:
+        waited = self._abandon(process, event.ticket, now)
+        if self.tokens.call_ended(process, event.ticket, now) or waited:
+            self._outbox.ask_again(process, event.ticket)
         slot = self._granted.get((process, event.ticket))
         if slot is not None and slot.state is SlotState.OPENING:
             self._outbox.answer(process, Ask(slot.number))
 
-    def _abandon(self, process: ProcessId, ticket: Ticket, now: float) -> None:
+    def _abandon(self, process: ProcessId, ticket: Ticket, now: float) -> bool:
+        """Whether it waited."""
         waiter = self._waiters.get((process, ticket))
         if waiter is not None:
             self._touch(self.pools[waiter.pool]).abandon(waiter, now)
+        return waiter is not None
 
     def _backend_failed(self, process: ProcessId, event: BackendFailed, now: float) -> None:
         if event.pool in self.pools:

@@ -65,6 +65,15 @@ class Refuse(Decision, frozen=True, tag=True):
     text: str
 
 
+class AskAgain(Decision, frozen=True, tag=True):
+    """This ticket is in no queue any more: the connection on which it was asked has ended, which nobody there may know.
+
+    Nothing is granted for it later.
+    """
+
+    ticket: Ticket
+
+
 class Keep(Decision, frozen=True, tag=True):
     """Answer to Returned: nobody else needs it, put it on the shelf."""
 
@@ -215,6 +224,7 @@ ProcessDecision = (
     Grant
     | Queued
     | Refuse
+    | AskAgain
     | Keep
     | Close
     | Reclaim

@@ -279,9 +279,10 @@ class Detached(Event, frozen=True, tag=True):
 
 
 class CallEnded(Event, frozen=True, tag=True):
-    """A call connection ended, so its last call was interrupted: its waiter is cancelled.
+    """A call connection ended, so its last call may have been interrupted: its waiter is cancelled.
 
-    About a grant that was already sent in answer to it, the process is asked.
+    The process is told to ask again, for it may not have noticed. About a grant that was already sent in answer to the
+    call, the process is asked.
     """
 
     ticket: Ticket

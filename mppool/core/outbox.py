@@ -5,8 +5,8 @@ All pools of a server and its token books write into one outbox, so that their d
 
 from __future__ import annotations
 
-from mppool.core.decisions import Addressed, Decision, JournalDecision
-from mppool.ids import ProcessId
+from mppool.core.decisions import Addressed, AskAgain, Decision, JournalDecision
+from mppool.ids import ProcessId, Ticket
 
 
 class Outbox:
@@ -51,6 +51,10 @@ class Outbox:
     def answer(self, process: ProcessId, decision: Decision) -> None:
         """Address an answer to a process that has just asked, whether it is attached or not."""
         self._out.append((process, decision))
+
+    def ask_again(self, process: ProcessId, ticket: Ticket) -> None:
+        """The place of this ticket in its queue is gone, which its process may not know."""
+        self.tell(process, AskAgain(ticket))
 
     def write_down(self, decision: JournalDecision) -> None:
         """Address a decision to the journal."""

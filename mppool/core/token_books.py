@@ -185,19 +185,23 @@ class TokenBooks:
                 self._pass_on(key, entry, now)
         self._outbox.tell_all(TokensForgotten(identity, self._fetches))
 
-    def abandon(self, process: ProcessId, ticket: Ticket) -> None:
-        """An asker waits no longer."""
-        for entry in self._fetching.values():
-            entry.queue.pop((process, ticket), None)
+    def abandon(self, process: ProcessId, ticket: Ticket) -> bool:
+        """An asker waits no longer. Whether it did."""
+        asked = [
+            entry.queue.pop((process, ticket), None) is not None
+            for entry in self._fetching.values()
+        ]
+        return any(asked)
 
-    def call_ended(self, process: ProcessId, ticket: Ticket, now: float) -> None:
-        """The asker was interrupted while it asked: it may not know that it was appointed."""
-        self.abandon(process, ticket)
+    def call_ended(self, process: ProcessId, ticket: Ticket, now: float) -> bool:
+        """The asker may have been interrupted while it asked, and not know that it was appointed. Whether it waited."""
+        waited = self.abandon(process, ticket)
         for key, entry in list(self._fetching.items()):
             fetch = entry.fetch
             if fetch is not None and fetch.process == process and fetch.ticket == ticket:
                 self._end_fetch(key, entry)
                 self._pass_on(key, entry, now)
+        return waited
 
     def gone(self, process: ProcessId, now: float) -> None:
         """A process died or was detached: it asks nothing any more, and fetches nothing."""

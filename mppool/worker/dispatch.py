@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from mppool.core.decisions import (
     NOBODY,
     Ask,
+    AskAgain,
     Close,
     DropToken,
     EndLeases,
@@ -58,6 +59,7 @@ class Dispatch:
             Keep: self._on_keep,
             Close: self._on_close,
             Refuse: self._on_refuse,
+            AskAgain: self._on_ask_again,
             Reclaim: self._on_reclaim,
             EndLeases: self._on_end_leases,
             Ask: self._on_ask,
@@ -151,6 +153,9 @@ class Dispatch:
 
     def _on_refuse(self, refuse: Refuse, session: Session) -> None:
         self.answer(refuse.ticket, refuse)
+
+    def _on_ask_again(self, decision: AskAgain, session: Session) -> None:
+        self.retry(decision.ticket)
 
     def _on_reclaim(self, reclaim: Reclaim, session: Session) -> None:
         pool = self._pools[reclaim.pool]

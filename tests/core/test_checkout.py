@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from mppool.core.decisions import Ask, Erase, Grant, Queued, Record, Refuse
+from mppool.core.decisions import Ask, AskAgain, Erase, Grant, Queued, Record, Refuse
 from mppool.core.events import (
     Abandoned,
     CallEnded,
@@ -214,6 +214,31 @@ def test_the_end_of_a_call_cancels_its_waiter() -> None:
     desk.say(Q, CallEnded(desk.queue(Q)))
     desk.say(P, Closed(number, "discarded"))
     assert not desk.hears(Q, Grant)
+
+
+def test_a_process_whose_waiter_is_cancelled_is_told_to_ask_again() -> None:
+    """If the server had dropped the connection, a thread used to wait for ever that knew nothing of it."""
+    desk = Desk(P, Q, max_size=1)
+    desk.opened(P)
+    ticket = desk.queue(Q)
+    desk.say(Q, CallEnded(ticket))
+    assert desk.hears(Q, AskAgain) == [AskAgain(ticket)]
+    desk.say(Q, CallEnded(ticket))
+    desk.say(Q, Abandoned(ticket))
+    assert not desk.told.get(Q), "once"
+
+
+def test_nobody_asks_again_for_what_was_granted_refused_or_abandoned() -> None:
+    desk = Desk(P, Q, max_size=1)
+    number = desk.opened(P)
+    tickets = [desk.queue(Q), desk.queue(Q, timeout=1.0), desk.queue(Q)]
+    desk.say(Q, Abandoned(tickets[2]))
+    desk.wait(1.0)
+    desk.say(P, Closed(number, "discarded"))
+    assert [g.ticket for g in desk.hears(Q, Grant)] == tickets[:1]
+    for ticket in tickets:
+        desk.say(Q, CallEnded(ticket))
+    assert not desk.hears(Q, AskAgain)
 
 
 def test_the_end_of_a_call_frees_no_grant_but_asks_about_its_number() -> None:

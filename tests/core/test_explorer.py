@@ -61,6 +61,12 @@ WORLDS: dict[str, dict[str, Any]] = {
         "checkouts": (0, 0),
     },
     "a call ends": {"budget": Budget(call_ends=1), **BOTH_ASK},
+    "a call ends beside a holder": {"budget": Budget(call_ends=1, moments=1), **ONE_IN_USE},
+    "contended, a call ends": {"budget": Budget(call_ends=1, gives_up=1), **CONTENDED},
+    "a call and the errand channel end": {
+        "budget": Budget(call_ends=1, errand_ends=1),
+        **HELD,
+    },
     "the errand channel ends": {"budget": Budget(errand_ends=1), **BOTH_ASK},
     "the server is killed": {"budget": Budget(server_kills=1), **BOTH_ASK},
     "the server is killed beside a holder": {"budget": Budget(server_kills=1), **ONE_IN_USE},
@@ -120,6 +126,7 @@ def test_with_all_rules_nothing_is_wrong(world: str) -> None:
 # The rule that is switched off, where that shows, and what it does.
 HOLES: list[tuple[str, dict[str, Any], str]] = [
     ("end_of_call_asks", {"budget": Budget(call_ends=1), **BOTH_ASK}, "OVER CAP"),
+    ("cancelled_ask_again", {"budget": Budget(call_ends=1), **HELD}, "FORGOTTEN"),
     ("not_mine_voids", {"budget": Budget(call_ends=1), **BOTH_ASK}, "OVER CAP"),
     (
         "asks_by_number",

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from mppool.core.decisions import Decision
+from mppool.core.decisions import AskAgain, Decision
 from mppool.core.events import Abandoned, CallEnded, Detached, Died
 from mppool.core.token_books import SWEEP_S
 from mppool.core.token_entry import CHALLENGE_S, KEPT_UNUSED_S, LONGEST_RETRY_S
@@ -454,6 +454,14 @@ def test_whoever_was_interrupted_while_asking_is_not_waited_for() -> None:
     counter.want(Q)
     (passed,) = counter.desk.say(P, CallEnded(appointed.ticket))
     assert isinstance(passed, FetchToken)
+
+
+def test_who_waits_for_a_token_on_a_connection_that_ends_is_told_to_ask_again() -> None:
+    counter = Counter()
+    counter.want(P)
+    queued = counter.want(Q)
+    assert counter.desk.say(Q, CallEnded(queued.ticket)) == [AskAgain(queued.ticket)]
+    assert counter.desk.say(Q, CallEnded(queued.ticket)) == []
 
 
 def test_waiting_ends_with_the_timeout() -> None:

@@ -100,16 +100,30 @@ BUGS = [
     Bug(
         "end-of-call-forgets-to-ask",
         "core/books.py",
-        "        self._ask_about(process, event)\n",
-        "",
+        "            self._outbox.answer(process, Ask(slot.number))\n",
+        "            return\n",
         "a grant that nobody has read keeps its slot for ever",
     ),
     Bug(
         "end-of-call-keeps-waiter",
         "core/books.py",
-        "        self._abandon(process, event.ticket, now)\n        self.tokens.call_ended",
-        "        self.tokens.call_ended",
+        "        waited = self._abandon(process, event.ticket, now)\n",
+        "        waited = False\n",
         "a slot is granted to a call that has ended",
+    ),
+    Bug(
+        "end-of-call-tells-nobody",
+        "core/books.py",
+        "            self._outbox.ask_again(process, event.ticket)\n",
+        "            pass\n",
+        "a thread waits for ever whose connection the server has dropped",
+    ),
+    Bug(
+        "end-of-call-always-asks-again",
+        "core/books.py",
+        "        if self.tokens.call_ended(process, event.ticket, now) or waited:\n",
+        "        if self.tokens.call_ended(process, event.ticket, now) or True:\n",
+        "a thread that has been granted something asks for it again",
     ),
     # --- rule 3: journal, inventory, restart --------------------------------------------------------------
     Bug(

@@ -218,8 +218,8 @@ TOKEN_BUGS = [
     Bug(
         "token-abandoned-asker",
         "core/token_books.py",
-        "            entry.queue.pop((process, ticket), None)\n",
-        "            pass\n",
+        "            entry.queue.pop((process, ticket), None) is not None\n",
+        "            entry.queue.get((process, ticket)) is not None\n",
         "somebody who waits no longer is appointed, and nobody fetches",
         _BOOKS,
     ),

@@ -13,12 +13,13 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """What a pool lends here. user: the lease that it is lent to."""
+    """What a pool lends here. user: the lease that it is lent to. is_opening: its login is not over."""
 
     def __init__(self, number: int, process: Process, identity: str | None) -> None:
         self.number, self.process, self.identity = number, process, identity
         self.user: Any = None
         self.is_gone = self.has_ended = False
+        self.is_opening = True
 
     def __repr__(self) -> str:
         return f"session {self.number} of {self.process}"
@@ -114,6 +115,7 @@ def _recipe_class(copy: Copy) -> Any:
                 world.outcome.faults["failed login"] += 1
                 database.end(session)
                 raise ConnectionError("the database refuses")
+            session.is_opening = False
             return session
 
         def check(self, resource: Session) -> bool:

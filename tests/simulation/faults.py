@@ -105,7 +105,7 @@ class Faults:
     # --- connections, descriptors, the disk ----------------------------------------------------------------
 
     def _cut(self, fault: Fault) -> bool:
-        """A connection breaks on which a process waits; one that is idle breaks at its next use."""
+        """A connection breaks: at once, or at the next word that the process says on it, which may arrive."""
         streams = [
             stream
             for stream in self.world.kernel.streams
@@ -117,10 +117,10 @@ class Faults:
             return False
         self._ill_for(0.0)
         stream = streams[int(fault.a * len(streams))]
-        if stream.sleepers:
+        if stream.sleepers or fault.b < 0.4:
             stream.cut()
         else:
-            stream.breaks = "before" if fault.b < 0.5 else "after"
+            stream.breaks = "before" if fault.b < 0.7 else "after"
         return True
 
     def _descriptors(self, fault: Fault) -> bool:

@@ -66,6 +66,29 @@ def test_each_of_these_faults_is_survived(kind: str) -> None:
     assert outcome.faults[kind] >= 4
 
 
+def cuts(how_many: int = 12) -> list[Fault]:
+    """Connections break, mostly such as nobody uses at that moment."""
+    return [Fault(1.0 + n / 2, "cut", n / how_many, 0.0) for n in range(how_many)]
+
+
+def crowded_world() -> Settings:
+    """Threads wait for one resource, as long as it takes."""
+    return small_world(
+        processes=4, threads=1, options={"max_size": 1}, timeouts=(None,), hold=0.5, kinds=("cut",)
+    )
+
+
+def test_a_thread_whose_connection_the_server_loses_asks_again() -> None:
+    outcome = run(crowded_world(), cuts())
+    assert not outcome.problems, told(outcome)
+
+
+def test_a_thread_that_is_never_told_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    planted(monkeypatch, "core.outbox", "Outbox.ask_again", lambda _: lambda *_: None)
+    outcome = run(crowded_world(), cuts())
+    assert any("a checkout waits still" in problem for problem in outcome.problems)
+
+
 def planted(
     monkeypatch: pytest.MonkeyPatch, module: str, name: str, made: Callable[[Any], Any]
 ) -> None:

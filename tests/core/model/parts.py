@@ -27,6 +27,8 @@ class Rules:
         self.not_mine_voids = True
         # Rule 1: the process answers about the grant that was asked for, not about having any.
         self.asks_by_number = True
+        # Rule 1: a process whose waiter is cancelled by the end of a connection is told so.
+        self.cancelled_ask_again = True
         # Rule 2: a grant of another session than the attached one is discarded unopened.
         self.old_grants_are_discarded = True
         # Rule 2: inventories include what is opening.
@@ -133,6 +135,8 @@ class Thread:
         # What somebody gave while the call was still out.
         self.given: GrantNumber | None = None
         self.refused: Refuse | None = None
+        # Its place in the queue was gone before it had read that it has one.
+        self.cancelled = False
         self.last: Any = None
         # The session under which there is no use in asking again.
         self.rejected_under: Session | None = None

@@ -7,7 +7,16 @@ from collections.abc import Callable
 from typing import Any
 
 from mppool.core.books import Books, Command
-from mppool.core.decisions import Addressed, Erase, Grant, Queued, Record, RecordPool, Refuse
+from mppool.core.decisions import (
+    Addressed,
+    AskAgain,
+    Erase,
+    Grant,
+    Queued,
+    Record,
+    RecordPool,
+    Refuse,
+)
 from mppool.core.events import Attach, CallEnded, Checkout, Detached, Died, NotMine, Remembered
 from mppool.core.slot import SlotState
 from mppool.ids import GrantNumber, ProcessId, Session, Ticket
@@ -167,7 +176,7 @@ class Server:
             if process is None:
                 self.journal.write(decision)
                 continue
-            if isinstance(decision, (Grant, Refuse)):
+            if isinstance(decision, (Grant, Refuse, AskAgain)):
                 self._count_answer(process, decision)
             direct = isinstance(decision, (Grant, Queued, Refuse)) and decision.ticket == ticket
             if reply_to is not None and process == reply_to.process and direct:
@@ -175,7 +184,7 @@ class Server:
             elif process in self.errands:
                 self.errands[process].send_to_process(decision)
 
-    def _count_answer(self, process: ProcessId, decision: Grant | Refuse) -> None:
+    def _count_answer(self, process: ProcessId, decision: Grant | Refuse | AskAgain) -> None:
         unwritten = isinstance(decision, Grant) and decision.number not in self.journal.slots
         if unwritten and self.rules.journal_is_written_first:
             raise Violation(f"{decision} was sent before it was written down")

@@ -7,6 +7,7 @@ from typing import Any
 
 from mppool.core.decisions import (
     Ask,
+    AskAgain,
     Close,
     Grant,
     Keep,
@@ -111,6 +112,7 @@ class Worker:
         self.tickets += 1
         thread.ticket = Ticket(self.tickets)
         thread.given = thread.refused = None
+        thread.cancelled = False
         self.waiters.append(thread.name)
         thread.phase = "enqueued"
 
@@ -134,6 +136,8 @@ class Worker:
                 self.call_fails(
                     thread
                 )  # the session was lost meanwhile, and the place in the queue
+            elif thread.cancelled:
+                self.call_fails(thread)
             elif thread.refused is not None:
                 self.waiters.remove(thread.name)
                 self._answered(thread, thread.refused)
@@ -292,6 +296,12 @@ class Worker:
                     self._answered(thread, decision)
                 elif thread.phase == "asked":  # it came before the word that the ticket is queued
                     thread.refused = decision
+        elif isinstance(decision, AskAgain) and self.rules.cancelled_ask_again:
+            for thread in self.threads:
+                if thread.ticket == decision.ticket and thread.phase == "queued":
+                    self.call_fails(thread)
+                elif thread.ticket == decision.ticket and thread.phase == "asked":
+                    thread.cancelled = True  # it came before the word that the ticket is queued
         elif isinstance(decision, Keep):
             if self._take_aside(decision.number):
                 self._shelve(decision.number)

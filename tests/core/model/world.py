@@ -185,7 +185,7 @@ class World:
         if self.server.alive:
             yield "server is killed", self.kill_server, ()
             for channel in self.server.channels:
-                if not channel.severed and not self._is_waited_on(channel):
+                if not channel.severed:
                     who = self._whose(channel)
                     yield f"the connection of {who} ends", self.cut, (channel,)
         for worker in self.living():
@@ -197,19 +197,6 @@ class World:
             if len(self.workers) < MOST_PROCESSES:
                 yield f"{name} forks", self.fork, (worker,)
             yield f"{name} is killed", self.kill, (worker,)
-
-    def _is_waited_on(self, channel: Channel) -> bool:
-        """Whether a thread waits, or is going to, for an answer that the end of its call would cancel.
-
-        Only the thread itself ends such a connection, when it gives up.
-        """
-        if channel.thread is None:
-            return False
-        worker = self.worker_of(channel.process)
-        thread = worker.threads[channel.thread]
-        if thread.call is not channel or thread.phase not in ("asked", "queued"):
-            return False
-        return not any(isinstance(reply, Grant) for reply in channel.to_process)
 
     def cut(self, channel: Channel) -> None:
         channel.severed = True
