@@ -108,7 +108,8 @@ class Manager:
         if checked.placement == "host":
             raise ConfigurationError(
                 f"pool {name!r}: placement='host' is not offered by apool: what belongs to an event loop lives in "
-                "its process; use manager.pool with a driver that blocks, and asyncio.to_thread"
+                "its process. Use manager.pool(..., placement='host') with a driver that blocks: "
+                "`async with pool.acheckout() as connection`, and `await asyncio.to_thread(connection.execute, ...)`"
             )
         bridge = LoopRecipe(as_async_recipe(recipe, hooks))
         local = self._member.declare(name, bridge, checked)

@@ -217,10 +217,6 @@ def _check_together(pool: str, options: PoolOptions) -> None:
             "keeps nothing open here; leave one of them out, or say prefill=False"
         )
     if options.lanes is not None:
-        if options.placement == "host":
-            raise ConfigurationError(
-                f"pool {pool!r}: lanes={options.lanes} is not allowed together with placement='host'; leave one of them out"
-            )
         _check_lanes(pool, options.lanes, options.max_size)
     bounds = {
         "min_size": options.min_size,

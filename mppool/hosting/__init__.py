@@ -24,6 +24,7 @@ The worker
   aio.py        checkouts for asyncio
   proxies.py    stands for any object in a host
   dbapi.py      stands for PEP 249 connections and cursors
+  tending.py    a host of a pool with `min_size` that has ended is started again
   lost.py       what is raised where a connection is lost
   shapes.py     rows by index and by name
 

@@ -10,6 +10,7 @@ import asyncio
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+from mppool.hosting import frames
 from mppool.hosting.streams import SLICE_S, HostGone, token_of
 from mppool.process.fork import notice_fork
 from mppool.worker.awaited import AwaitedCheckout
@@ -40,7 +41,7 @@ class Steps(Protocol[T]):
         """For whom it is."""
 
     def kept(
-        self, stream: Stream, principal: Principal | None, noted: tuple[str, str]
+        self, stream: Stream, principal: Principal | None, noted: frames.Noted
     ) -> HostedLease[T] | None:
         """The lease that was kept for this process."""
 
@@ -71,9 +72,9 @@ class HostedCheckout(AwaitedCheckout[T, "HostedLease[T]"]):
         pool: Steps[T],
         seconds: float | None,
         whose: tuple[str | None, Any],
-        noted: tuple[str, str],
+        noted: frames.Noted,
     ) -> None:
-        """seconds: to wait, from when this is awaited. whose: identity and credential. noted: label, and who asks."""
+        """seconds: to wait, from when this is awaited. whose: identity and credential. noted: see frames."""
         self._pool = pool
         self._seconds = seconds
         self._whose = whose

@@ -77,7 +77,8 @@ class HostedConnection(Hosted):
     def close(self) -> None:
         """Close the connection itself: the pool opens another in its place."""
         object.__setattr__(self, "_closed", True)
-        self._called("close")
+        if not self._hold.is_lost:
+            self._called("close")
 
     def __getattr__(self, name: str) -> Any:
         if name in _MAKES_A_CURSOR and name in self._facts.methods:
@@ -96,6 +97,8 @@ class HostedConnection(Hosted):
         super().__setattr__(name, value)
         if name == "autocommit":
             self._hold.commits = bool(value)
+        elif name == "isolation_level" and self._facts.driver == "sqlite3":
+            self._hold.commits = value is None
 
     def __enter__(self) -> Self:
         if "__enter__" not in self._facts.special:
@@ -384,9 +387,9 @@ class HostedCursor(Hosted):
 
     def close(self) -> None:
         """Close it. In the host that happens with the next request, where nothing is left to be read."""
-        self._hold.check()
-        if self._closed:
+        if self._closed or self._hold.is_lost:
             return
+        self._hold.check()
         is_done = self._result.is_done or self._result.description is None
         if is_done:
             self._hold.freed.append(self._handle)

@@ -11,13 +11,11 @@ from __future__ import annotations
 
 import struct
 
-PROTOCOL = 2
+PROTOCOL = 3
 
 # --- what a worker asks for ---
 HELLO = 0  # protocol, epoch, pid, birth, linger
-CHECKOUT = (
-    1  # timeout, identity, whether there is a token to be had, label, who asks ("": not noted)
-)
+CHECKOUT = 1  # timeout, identity, whether there is a token to be had, label, who asks ("": not noted), lane
 RELEASE = 2  # how; not answered
 CALL = 3  # handle, name, args, kwargs
 RUN = 4  # handle of the cursor, whether of the connection, name, args, kwargs
@@ -30,6 +28,9 @@ INVALIDATE = 10  # whether it was renewed
 LEAVE = 11  # the host leaves where no other process uses it
 ATTACH = 12  # the host becomes a member of the manager, which it is at the first checkout else
 EXECUTE = 13  # handle of the cursor, whether of the connection, statement, parameters: a tuple, a dictionary, or None
+
+Noted = tuple[str, str, str | None]
+"""With a checkout: label and who asks, for the statistics, and the lane."""
 
 # --- how a lease ends ---
 GIVEN_BACK, DISCARDED, SUSPECT = 0, 1, 2

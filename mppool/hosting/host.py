@@ -249,10 +249,14 @@ class Host:
     def _look_around(self, now: float) -> None:
         with self._lock:
             sessions = list(self._sessions.values())
+        seen: set[Any] = set()
         for session in sessions:
             session.cancel_for_the_gone()
             is_unused = not session.has_lease and not session.is_running
-            if is_unused and now - session.last_heard > IDLE_STREAM_S:
+            # Where resources are kept open, one stream of each worker stays, so that the host does.
+            is_needed = self._pool.options.min_size and session.process not in seen
+            seen.add(session.process)
+            if is_unused and not is_needed and now - session.last_heard > IDLE_STREAM_S:
                 session.worker_is_gone()
         if self._was_removed():
             self.leave()

@@ -66,6 +66,11 @@ class HostedLease(Lease[T]):
         return self._resource
 
     @property
+    def commits(self) -> bool:
+        """Whether each statement of a database connection is committed at once."""
+        return self._hold.commits
+
+    @property
     def released(self) -> bool:
         """Whether the lease was given back."""
         return self._hold.is_over and not self._hold.why_over

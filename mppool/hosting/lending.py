@@ -50,6 +50,7 @@ class Lending:
         self._lease: Lease[Any] | None = None
         self._use: Use | None = None
         self._identity: str | None = None
+        self._lane: str | None = None
         self._who = ("", "")
         self._told = Told()
         self._handles: dict[int, Any] = {}
@@ -69,9 +70,17 @@ class Lending:
 
     # --- begin --------------------------------------------------------------------------------------------------
 
-    def take(self, timeout: float | None, identity: str | None, label: str, caller: str) -> None:
+    def take(
+        self,
+        timeout: float | None,
+        identity: str | None,
+        label: str,
+        caller: str,
+        lane: str | None = None,
+    ) -> None:
         """Check out. label, caller: who is said to hold it, where anything is said. Raises what a checkout raises."""
-        self.why_over, self._identity, self._who = "", identity, (label, caller)
+        self.why_over, self._identity, self._lane = "", identity, lane
+        self._who = (label, caller)
         self._take(timeout)
         self.number += 1
         self._is_untouched = True
@@ -89,7 +98,7 @@ class Lending:
     def _checked_out(self, timeout: float | None) -> Lease[Any]:
         kept, idle = self._kept, self._pool._local.idle
         if kept is None or self._identity is not None:
-            return self._pool.checkout(timeout, identity=self._identity)
+            return self._pool.checkout(timeout, identity=self._identity, lane=self._lane)
         if not idle.lying(idle.own_key):
             kept.call_in_one()
             if not idle.lying(idle.own_key):
@@ -101,8 +110,7 @@ class Lending:
         """What the worker is told of the resource, whether each statement commits, and which of all resources it is."""
         use = self.living()
         assert self._lease is not None
-        commits = getattr(use.resource, "autocommit", None) is True
-        return use.introduced(), commits, self._lease._held[0].number
+        return use.introduced(), _commits(use.resource), self._lease._held[0].number
 
     # --- use ----------------------------------------------------------------------------------------------------
 
@@ -364,3 +372,11 @@ class Lending:
         except Exception:
             log.warning("pool %r: a call could not be cancelled", self._pool.name, exc_info=True)
             return False
+
+
+def _commits(resource: Any) -> bool:
+    """Whether each statement does; sqlite3 says it with its isolation level."""
+    mode = getattr(resource, "autocommit", None)
+    if mode is not True and mode is not False and hasattr(resource, "in_transaction"):
+        return getattr(resource, "isolation_level", "") is None
+    return mode is True

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import msgspec
 
+from mppool.core.events import WantReady
 from mppool.errors import CheckoutTimeout as CheckoutTimedOut
 from mppool.errors import (
     LeaseReleased,
@@ -103,7 +104,7 @@ class HostedPool(Pool[T]):
         lane: str | None = None,
         label: str | None = None,
     ) -> Lease[T]:
-        """Lend a resource of a host. Arguments and errors are those of Pool.checkout; there are no lanes."""
+        """Lend a resource of a host. Arguments and errors are those of Pool.checkout."""
         notice_fork()
         seconds, noted = self._asked(timeout, lane, label)
         principal = self.principal_of(identity, credential, seconds)
@@ -128,16 +129,15 @@ class HostedPool(Pool[T]):
 
     def _asked(
         self, timeout: float | None, lane: str | None, label: str | None
-    ) -> tuple[float | None, tuple[str, str]]:
+    ) -> tuple[float | None, frames.Noted]:
         """For how long, and what is noted of who asks. Raises what a checkout raises at once."""
         local = self._local
-        if lane is not None:
-            checked_lane(local, lane)
+        checked_lane(local, lane)
         seconds = self._seconds(timeout)
-        noted = ("", "")
+        noted: frames.Noted = ("", "", lane)
         if label is not None or local.notes_callers:
             text = "" if label is None else checked_lease_label(self.name, label)
-            noted = (text, f"pid {os.getpid()}, {caller_name()}")
+            noted = (text, f"pid {os.getpid()}, {caller_name()}", lane)
         while self.leaked:
             log.warning("%s", self.leaked.popleft())
         if local.closed:
@@ -195,7 +195,7 @@ class HostedPool(Pool[T]):
         return HostedLease(self._local, self, hold, stands_for_it)
 
     def kept(
-        self, stream: Stream, principal: Principal | None, noted: tuple[str, str]
+        self, stream: Stream, principal: Principal | None, noted: frames.Noted
     ) -> HostedLease[T] | None:
         """The lease that was kept for this process since its last release; None: it has to be asked for."""
         if not stream.is_kept or principal is not None or noted[1]:
@@ -227,12 +227,36 @@ class HostedPool(Pool[T]):
             stream.greet(
                 link.locator.linger, monotonic() + GREETING_S if deadline is None else deadline
             )
+            self._tend(stream)
         except TimeoutError as error:
             local.count("timeouts")
             raise CheckoutTimedOut(
                 f"pool {self.name!r}: no host could be reached in time: {error}"
             ) from error
         return stream
+
+    def _tend(self, stream: Stream) -> None:
+        if self.options.min_size and self.options.prefill:
+            self.streams.tender.note(self, stream.host, stream.host_pid)
+            self._local.member.housekeeper.look_after(self.streams.tender)
+
+    # --- for the Tender -----------------------------------------------------------------------------------------
+
+    @property
+    def is_closed(self) -> bool:
+        """See Tended."""
+        return self._local.closed
+
+    def do_soon(self, function: Callable[[], None]) -> None:
+        """See Tended."""
+        self._local.member.chores.add(function)
+
+    def start_host(self, number: int) -> None:
+        """See Tended."""
+        stream = self._attached(self.connected(None, number))
+        self.streams.put(stream)
+        link: Any = self._local.member.link
+        link.command(WantReady(self.name), monotonic() + GREETING_S)
 
     def _luggage(self) -> Luggage:
         link: ServerLink = self._local.member.link  # type: ignore[assignment]
@@ -303,16 +327,17 @@ class HostedPool(Pool[T]):
         """A stream to a host whose process is a member of the manager by now."""
         deaths = 0
         while True:
-            stream = self.streams.take() or self.connected(deadline)
             try:
-                kind, body = stream.call(0, frames.ATTACH, [])
+                return self._attached(self.streams.take() or self.connected(deadline))
             except HostGone:
                 deaths += 1
                 sleep(self.pause_after(deadline, deaths))
-                continue
-            if kind == frames.ERROR:
-                raise_error(body, self.name)
-            return stream
+
+    def _attached(self, stream: Stream) -> Stream:
+        kind, body = stream.call(0, frames.ATTACH, [])
+        if kind == frames.ERROR:
+            raise_error(body, self.name)
+        return stream
 
     def lease_of(self, resource: T) -> Lease[T]:
         """The lease whose resource this is."""
@@ -329,12 +354,13 @@ class HostedPool(Pool[T]):
     def close(self, *, everywhere: bool = False) -> None:
         """As Pool.close. Streams without a lease are closed."""
         super().close(everywhere=everywhere)
-        self.streams.close_idle()
+        self.streams.leave()
 
 
 def leave_hosts(local: LocalPool) -> None:
     """Close idle streams; hosts that no other process uses leave. For the end of a `with` block."""
     streams = _streams_of(local)
+    streams.tender.forget()
     while (stream := streams.take()) is not None:
         try:
             _, body = stream.call(0, frames.LEAVE, [])
@@ -347,7 +373,7 @@ def leave_hosts(local: LocalPool) -> None:
 
 def close_streams(local: LocalPool) -> None:
     """Close what has no lease."""
-    _streams_of(local).close_idle()
+    _streams_of(local).leave()
 
 
 def _asker(principal: Principal, deadline: float | None) -> Callable[[bool], tuple[Any, Any]]:

@@ -176,6 +176,11 @@ class Hold:
             self._proxies.pop(found[-1], None)
         return found
 
+    @property
+    def is_lost(self) -> bool:
+        """Whether the host is gone: nothing is left to be closed there."""
+        return self.is_over and bool(self.why_over)
+
     def check(self) -> None:
         """Raises where this lease cannot be used any more."""
         if self.is_over or not self.stream.mark[0]:

@@ -243,6 +243,7 @@ class Session:
         has_token: bool,
         label: str = "",
         caller: str = "",
+        lane: str | None = None,
     ) -> None:
         if self._is_leaving() and not self._lending.is_out:
             raise Gone  # the worker looks for another host, or starts it
@@ -254,7 +255,7 @@ class Session:
         token = _asking.set(self)
         self._has_token, self._in_checkout = has_token, True
         try:
-            self._lending.take(timeout, identity, label, caller)
+            self._lending.take(timeout, identity, label, caller, lane)
         finally:
             with self._exchange:  # nobody asks for a token from now on
                 self._in_checkout = False

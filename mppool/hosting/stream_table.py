@@ -8,6 +8,7 @@ import weakref
 from typing import Any
 
 from mppool.hosting.streams import Stream
+from mppool.hosting.tending import Tender
 from mppool.process.fork import renew_in_children
 
 MOST_IDLE = 32
@@ -17,7 +18,7 @@ MOST_IDLE = 32
 class Streams:
     """The streams of one pool in this process. A forked child starts with none.
 
-    around: where its hosts are at home. _all: so that a child can close its copies. `_idle` and `_all` change by atomic
+    around: where its hosts are at home. tender: has those of a pool with `min_size` started again. _all: so that a child can close its copies. `_idle` and `_all` change by atomic
     operations.
     """
 
@@ -26,12 +27,14 @@ class Streams:
         self._idle: list[Stream] = []
         self._all: weakref.WeakSet[Stream] = weakref.WeakSet()
         self._hosts = itertools.count()
+        self.tender = Tender()
         renew_in_children(self)
 
     def after_fork_in_child(self) -> None:
         """See Forkable."""
         for stream in list(self._all):
             stream.close_inherited()
+        self.tender.forget()
         self._idle = []
         self._all = weakref.WeakSet()
 
@@ -62,6 +65,11 @@ class Streams:
             stream.close()
         else:
             self._idle.append(stream)
+
+    def leave(self) -> None:
+        """This process wants nothing of its hosts for now: close all that have no lease, and start none again."""
+        self.tender.forget()
+        self.close_idle()
 
     def close_idle(self) -> None:
         """Close all that have no lease."""

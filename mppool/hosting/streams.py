@@ -221,9 +221,9 @@ class Stream:
         deadline: float | None,
         identity: str | None,
         token: Callable[[bool], tuple[Any, Any]] | None,
-        noted: tuple[str, str] = ("", ""),
+        noted: frames.Noted = ("", "", None),
     ) -> tuple[int, Any]:
-        """The answer to a checkout. token: gives one where the host wants it, with its end. noted: label, and who asks.
+        """The answer to a checkout. token: gives one where the host wants it, with its end. noted: see frames.
 
         Raises HostGone, and CheckoutTimeout where the host is stopped.
         """
@@ -245,7 +245,7 @@ class Stream:
             steps.close()
 
     def checking_out(
-        self, timeout: float | None, identity: str | None, has_token: bool, noted: tuple[str, str]
+        self, timeout: float | None, identity: str | None, has_token: bool, noted: frames.Noted
     ) -> Generator[bool | None, Any, tuple[int, Any]]:
         """The steps of a checkout, for a caller that knows how to wait.
 

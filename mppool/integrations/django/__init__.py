@@ -7,5 +7,6 @@ True. Without it a backend is Django's own.
 
   pooling.py       what all of them have in common
   recipe.py        how a connection is opened, given back and checked
+  hosted.py        the same in hosts
   <backend>/       Django's, or mssql-django's, with that in front of it
 """

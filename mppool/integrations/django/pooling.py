@@ -31,6 +31,8 @@ _pools: dict[tuple[int, str, str], tuple[Pool[Any], Any]] = {}
 
 _wrappers: weakref.WeakSet[SharedPoolMixin] = weakref.WeakSet()
 
+_DRAIN_S = 10.0
+
 _COPIED = ("isolation_level", "Database", "_use_python_driver")
 """What some backends note on the wrapper when they connect."""
 
@@ -45,9 +47,13 @@ class SharedPoolMixin:
     Database: Any
     wrap_database_errors: Any
 
+    may_be_hosted = False
+    """Whether this backend can drive connections that are in a host."""
+
     def __init__(self, *arguments: Any, **keywords: Any) -> None:
         super().__init__(*arguments, **keywords)
         self._lease: Any = None
+        self.is_hosted = False
         self._is_template = False
         self._found: tuple[Any, Pool[Any], Any] | None = None
         _wrappers.add(self)
@@ -90,19 +96,13 @@ class SharedPoolMixin:
     def _declare(self, options: Any) -> tuple[Pool[Any], Any]:
         if self.settings_dict.get("CONN_MAX_AGE", 0) != 0:
             raise ImproperlyConfigured("Pooling doesn't support persistent connections.")
-        template = type(self)(_copied(self.settings_dict), self.alias)
-        template._is_template = True
+        template = self.as_template()
         given = {} if options is True else dict(options)
         manager = _manager(given.pop("manager", None))
         name = given.pop("name", self.alias)
         if self.settings_dict.get("CONN_HEALTH_CHECKS"):
             given.setdefault("check_idle_for", 0.0)
-        if given.get("placement") == "host":
-            raise ImproperlyConfigured(
-                f"DATABASES[{self.alias!r}]['OPTIONS']['pool']: placement='host' is not offered with Django, whose "
-                "backends prepare connections with functions that do not travel; leave placement out"
-            )
-        recipe = DjangoRecipe(template)
+        recipe = self._recipe_of(template, given.get("placement") == "host")
         key = (id(manager), name, recipe.fingerprint())
         with _declaring:
             if key not in _pools:
@@ -117,6 +117,27 @@ class SharedPoolMixin:
                         f"DATABASES[{self.alias!r}]['OPTIONS']['pool']: {error}"
                     ) from error
             return _pools[key]
+
+    def _recipe_of(self, template: Any, in_hosts: bool) -> DjangoRecipe:
+        if not in_hosts:
+            return DjangoRecipe(template)
+        if not self.may_be_hosted:
+            raise ImproperlyConfigured(
+                f"DATABASES[{self.alias!r}]['OPTIONS']['pool']: placement='host' is offered for SQLite, and for "
+                "PostgreSQL with psycopg 3; leave placement out"
+            )
+        from mppool.integrations.django.hosted import HostedDjangoRecipe
+
+        return HostedDjangoRecipe(template)
+
+    def as_template(self) -> Any:
+        """Another wrapper of the same database, that connects by itself."""
+        template = type(self)(_copied(self.settings_dict), self.alias)
+        template._is_template = True
+        return template
+
+    def serve_workers(self) -> None:
+        """In a host: what else workers need of this connection."""
 
     # --- what Django calls --------------------------------------------------------------------------------
 
@@ -139,6 +160,7 @@ class SharedPoolMixin:
             failure = error
         else:
             self._lease = lease
+            self.is_hosted = pool.options.placement == "host" and _is_hosted(lease)
             for name in _COPIED:
                 if name in vars(template):
                     setattr(self, name, getattr(template, name))
@@ -150,7 +172,7 @@ class SharedPoolMixin:
         raise self.Database.OperationalError(str(failure)) from failure
 
     def _close(self) -> None:
-        lease, self._lease = self._lease, None
+        lease, self._lease, self.is_hosted = self._lease, None, False
         if lease is None:
             super()._close()  # type: ignore[misc]
             return
@@ -158,6 +180,16 @@ class SharedPoolMixin:
         self.connection = None
         with self.wrap_database_errors:
             lease.release()
+
+    def _set_autocommit(self, autocommit: bool) -> None:
+        # Each request sets it; a host says with the lease what it is.
+        if not self.is_hosted or self._lease.commits is not autocommit:
+            super()._set_autocommit(autocommit)  # type: ignore[misc]
+
+    def init_connection_state(self) -> None:
+        """A host has done that when it connected."""
+        if not self.is_hosted:
+            super().init_connection_state()  # type: ignore[misc]
 
     def close_if_health_check_failed(self) -> None:
         """The pool has checked it."""
@@ -169,11 +201,13 @@ class SharedPoolMixin:
         found = self._find_pool()
         if found is not None:
             found[0].close_idle()
+            if found[0].options.placement == "host":
+                found[0].drain(_DRAIN_S)
 
     def _forget_parents_connection(self) -> None:
         """In a forked child: the connection is the parent's, and so is its transaction."""
         if self._lease is not None:
-            self._lease = None
+            self._lease, self.is_hosted = None, False
             self.connection = None
             if self.in_atomic_block:  # type: ignore[attr-defined]
                 self.closed_in_transaction = True
@@ -188,6 +222,12 @@ def _forget_in_child() -> None:
 
 
 call_in_children(_forget_in_child)
+
+
+def _is_hosted(lease: Any) -> bool:
+    from mppool.integrations.django.hosted import is_hosted
+
+    return is_hosted(lease)
 
 
 def _copied(settings: dict[str, Any]) -> dict[str, Any]:
