@@ -18,6 +18,7 @@ from pathlib import Path
 
 from tests.planted.budget_bugs import BUDGET_BUGS
 from tests.planted.bugs import BUGS, PACKAGE, Bug
+from tests.planted.hosting_bugs import HOSTING_BUGS
 from tests.planted.machine_bugs import MACHINE_BUGS
 from tests.planted.sharing_bugs import SHARING_BUGS
 from tests.planted.token_bugs import TOKEN_BUGS
@@ -37,7 +38,9 @@ _PARTS = (
     "test_control",
 )
 ORDER = (*(f"tests/core/{part}.py" for part in _PARTS), "tests/core")
-ALL = [*BUGS, *SHARING_BUGS, *TOKEN_BUGS, *WORKER_BUGS, *BUDGET_BUGS, *MACHINE_BUGS]
+ALL = [
+    *BUGS, *SHARING_BUGS, *TOKEN_BUGS, *WORKER_BUGS, *BUDGET_BUGS, *MACHINE_BUGS, *HOSTING_BUGS,
+]  # fmt: skip
 
 
 def main() -> int:
