@@ -97,12 +97,15 @@ class Reclaim(Decision, frozen=True, tag=True):
         not a count.
     sweep: bring back at once up to so many idle ones, those idle for longest first,
     idle_for: but only such as have been idle for at least so many seconds.
+    settled: where the pool has lanes, one that has its right and waits alone: what was used in this lane need not be
+        brought back while somebody of the same lane waits at home, who may hope for it before asking. None: there is none.
     """
 
     pool: str
     contended: bool
     sweep: int
     idle_for: float
+    settled: str | None = None
 
 
 class EndLeases(Decision, frozen=True, tag=True):

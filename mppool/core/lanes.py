@@ -63,7 +63,15 @@ class Lanes:
 
     def wanted_by_right(self) -> int:
         """How many are waited for by those that have a right to them."""
-        return sum(min(len(line), self.lacks(lane)) for lane, line in self.lines.items())
+        return sum(self._wanted_in(lane) for lane in self.lines)
+
+    def _wanted_in(self, lane: str) -> int:
+        return min(len(self.lines[lane]), self.lacks(lane))
+
+    def settled(self) -> str | None:
+        """The lane that waits alone, if it has its right: among its own waiters there is no question whose turn it is."""
+        waiting = [lane for lane, line in self.lines.items() if line.by_name]
+        return waiting[0] if len(waiting) == 1 and not self.lacks(waiting[0]) else None
 
     def figures(self) -> dict[str, dict[str, int]]:
         """By name, for the statistics. in_use: as far as is known."""
@@ -110,18 +118,18 @@ class Lanes:
 
     # --- whose turn it is --------------------------------------------------------------------------------
 
-    def by_right(self) -> list[Waiting]:
-        """The lines of those that wait and have less than their right, the neediest first."""
+    def by_right(self) -> list[tuple[Waiting, int]]:
+        """The lines of those that wait and have less than their right, the neediest first, and how many each wants of it."""
         needy = [
             (self.used[lane] / self.rights[lane], lane)
             for lane, line in self.lines.items()
             if line.by_name and self.lacks(lane)
         ]
-        return [self.lines[lane] for _, lane in sorted(needy)]
+        return [(self.lines[lane], self._wanted_in(lane)) for _, lane in sorted(needy)]
 
     def in_line(self) -> Iterator[Waiter]:
         """The oldest waiter of every group: by right, then as if there were no lanes."""
-        first = self.by_right()
+        first = [line for line, _ in self.by_right()]
         for line in first:
             yield from line.in_line()
         others = [line for line in self.lines.values() if line.by_name and line not in first]
@@ -134,7 +142,7 @@ class Lanes:
 
     def first(self, process: ProcessId, key: str) -> Waiter | None:
         """Of those of a process who wait for a key the one whose turn it is."""
-        for line in self.by_right():
+        for line, _ in self.by_right():
             waiter = line.first(process, key)
             if waiter is not None:
                 return waiter

@@ -10,6 +10,7 @@ import heapq
 import math
 from collections import Counter, OrderedDict, deque
 from collections.abc import Collection, Iterator
+from typing import NamedTuple
 
 from mppool.core import sharing
 from mppool.core.capacity import Capacity
@@ -36,6 +37,16 @@ class Asked:
         self.wanted = 0
         self.until = until
         self.takers: deque[ProcessId] = deque()
+
+
+class _Called(NamedTuple):
+    """What a process was told of lanes. settled: see Reclaim. swept: to bring back what lies idle."""
+
+    settled: str | None
+    swept: bool
+
+
+_UNCALLED = _Called(None, False)
 
 
 class Reclaimer:
@@ -71,9 +82,8 @@ class Reclaimer:
         self._in_peace: dict[ProcessId, float] = {}
         self._look_at = -math.inf
         self._pause = sharing.FIRST_LOOK_S
-        # Where the pool has lanes: processes that bring back everything while anybody waits, and whether they were told
-        # to bring back what lies idle.
-        self._called: dict[ProcessId, bool] = {}
+        # Where the pool has lanes: processes that bring back everything while anybody waits.
+        self._called: dict[ProcessId, _Called] = {}
 
     def plan(self, now: float) -> list[Order]:
         """Ask for as many slots as are short, where the policy finds somebody to ask."""
@@ -133,15 +143,16 @@ class Reclaimer:
         self._in_peace.pop(process, None)
         self._called.pop(process, None)
 
-    def _at_ease(self) -> Reclaim:
-        return Reclaim(self._pool, contended=False, sweep=0, idle_for=0.0)
+    def _at_ease(self, process: ProcessId | None = None) -> Reclaim:
+        settled = None if process is None else self._called.get(process, _UNCALLED).settled
+        return Reclaim(self._pool, contended=False, sweep=0, idle_for=0.0, settled=settled)
 
     def _calm(self) -> list[Order]:
         self._in_peace.clear()
         self._pause = sharing.FIRST_LOOK_S
         if not self.asked and not self._called:
             return []
-        orders = [(process, self._at_ease()) for process in {**self.asked, **self._called}]
+        orders = [(process, self._at_ease(process)) for process in {**self.asked, **self._called}]
         for process in list(self.asked):
             self._expect_nothing(process)
         self._called.clear()
@@ -150,15 +161,22 @@ class Reclaimer:
     def _call_all(self, lanes: ByLane) -> list[Order]:
         """Tell every process that somebody waits: only who sees all releases can give each lane its right.
 
-        Where a lane has less than its right, they bring back at once what lies idle.
+        Where a lane has less than its right, they bring back at once what lies idle. Where one lane waits alone and has
+        its right, they hand over at home what it has given back.
         """
         orders: list[Order] = []
-        short = lanes.wanted_by_right() if self._waiting.by_name else 0
-        for process in self._slots.levels if self._waiting.by_name else ():
-            called = self._called.get(process)
-            if process in self._attached and (called is None or (short and not called)):
-                self._called[process] = bool(short)
-                orders.append((process, Reclaim(self._pool, True, short, 0.0)))
+        if not self._waiting.by_name:
+            return orders
+        short, settled = lanes.wanted_by_right(), lanes.settled()
+        for process in self._slots.levels:
+            if process not in self._attached:
+                continue
+            called = self._called.get(process, _UNCALLED)
+            # Who is asked for a slot must not keep what it was asked for.
+            means = None if process in self.asked else settled
+            if called.swept < bool(short) or called.settled != means or called is _UNCALLED:
+                self._called[process] = _Called(means, called.swept or bool(short))
+                orders.append((process, Reclaim(self._pool, True, short, 0.0, means)))
         return orders
 
     def _short(self, now: float) -> int:
@@ -249,6 +267,8 @@ class Reclaimer:
             asked.takers.append(taker)
             self._promise(taker, 1)
         sweep = self._slots.levels[donor] if everything else asked.wanted
+        if donor in self._called:
+            self._called[donor] = self._called[donor]._replace(settled=None)
         return donor, Reclaim(self._pool, contended=True, sweep=sweep, idle_for=0.0)
 
     def level_changed(self, process: ProcessId) -> None:
@@ -411,4 +431,5 @@ class Reclaimer:
         for process in self._slots.levels:
             if process in self._attached:
                 contended = process in self.asked or process in self._called
-                orders.append((process, Reclaim(self._pool, contended, short, idle_s)))
+                settled = self._called.get(process, _UNCALLED).settled
+                orders.append((process, Reclaim(self._pool, contended, short, idle_s, settled)))

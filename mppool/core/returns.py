@@ -77,13 +77,15 @@ class Returns:
 
         Between the processes of that lane the same counts as where there are no lanes.
         """
-        for line in lanes.by_right():
+        wanted = 0
+        for line, own in lanes.by_right():
+            wanted += own  # what is on the way goes to the neediest first, too
             home = line.first(slot.process, slot.key)
             if home is not None:
                 rival = self._rival(slot, home, now, idle_s, line)
                 return home if rival is None else Moved(rival.process)
-            if lanes.wanted_by_right() <= self._slots.on_the_way(now):
-                return None
+            if wanted <= self._slots.on_the_way(now):
+                continue
             if self._capacity.opens_enough():
                 return None
             for head in islice(line.in_line(), sharing.MOST_TRIED):

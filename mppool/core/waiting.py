@@ -47,14 +47,17 @@ class ByLane(Protocol):
     def no_longer_starves(self, waiter: Waiter) -> None:
         """One of its group was served."""
 
-    def by_right(self) -> list[Waiting]:
-        """The lines of those that have less than their right, the neediest first."""
+    def by_right(self) -> list[tuple[Waiting, int]]:
+        """The lines of those that have less than their right, the neediest first, and how many each has a right to."""
 
     def wanted_by_right(self) -> int:
         """How many are waited for by those that have a right to them."""
 
     def lacks(self, lane: str) -> int:
         """How many a lane has less than its right."""
+
+    def settled(self) -> str | None:
+        """The lane that waits alone, if it has its right."""
 
     def in_line(self) -> Iterator[Waiter]:
         """The oldest waiter of every group, by right first."""

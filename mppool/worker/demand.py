@@ -79,6 +79,7 @@ class Demand:
         infinity: its thread opens it for itself); begun: those of them whose open hook has been called, until they
         have `arrived`.
     open: resources that are open and not being closed.
+    streak_since: since when somebody has waited all the time.
 
     A thread can be interrupted between any two steps. So the number of waiting threads is that of the queue, and
     whatever is left in `opening` by mistake is not counted on for long.
@@ -89,10 +90,10 @@ class Demand:
         "_said_starving_at",
         "_served_at",
         "_spare_since",
-        "_streak_since",
         "begun",
         "open",
         "opening",
+        "streak_since",
         "tickets",
         "waiting",
     )
@@ -103,7 +104,7 @@ class Demand:
         self.opening: dict[GrantNumber, float] = {}
         self.begun: set[GrantNumber] = set()
         self.open: set[GrantNumber] = set()
-        self._streak_since = -math.inf
+        self.streak_since = -math.inf
         self._emptied_at = -math.inf
         self._served_at = -math.inf
         self._said_starving_at = -math.inf
@@ -119,7 +120,7 @@ class Demand:
     def begins_to_wait(self, waiter: Any, now: float) -> None:
         """A thread waits."""
         if not self.waiting and now - self._emptied_at > GAP_S:
-            self._streak_since = now
+            self.streak_since = now
         self.waiting.append(waiter)
         self._count_spare(now)
 
@@ -220,14 +221,14 @@ class Demand:
         """Whether a thread asks the books now. hope: how long it may hope. idle: resources on the shelf."""
         if not self.wants_more(now):
             return False
-        return len(self.open) <= idle or now >= self._streak_since + hope
+        return len(self.open) <= idle or now >= self.streak_since + hope
 
     def look_at(self, hope: float, now: float) -> float:
         """When a waiting thread has to look again whether to ask; infinity: when it is told to.
 
         That may be at once: its hope may have ended since it looked, and more than one ticket may be lacking.
         """
-        return self._streak_since + hope if self.wants_more(now) else self.late_at(now)
+        return self.streak_since + hope if self.wants_more(now) else self.late_at(now)
 
     def late_at(self, now: float) -> float:
         """When the next opening is not counted on any longer; infinity if none is now."""

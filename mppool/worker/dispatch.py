@@ -162,7 +162,7 @@ class Dispatch:
         idle = pool.idle
         if reclaim.contended:
             self._context.audit.want_again()
-        idle.set_contended(reclaim.contended)
+        idle.set_contended(reclaim.contended, reclaim.settled)
         if idle.has_lanes and reclaim.contended:
             tell_what_is_lent(pool)
         idle.sweep_all(reclaim.sweep, reclaim.idle_for)

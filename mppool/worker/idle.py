@@ -34,6 +34,8 @@ class Idle:
 
     plain: whether a release is nothing but an append (and a look at `attention`).
     has_lanes: whose turn it is, the books decide: while anybody waits, here or elsewhere, all goes there.
+    settled: but for this lane, which waits alone and has its right; None: there is none. Guarded as `contended`, and over
+        when nobody waits here.
     own_key: of the pool's own identity, whose shelf stays. borrowed: what a background check has taken for a moment.
     lent_ahead: what is lent to somebody who has not asked yet, and lies as idle as on a shelf (hosts do that).
     on_contended: told of each change, without a lock.
@@ -59,6 +61,7 @@ class Idle:
         self._forgotten = forgotten
         self.own_key = ""
         self.contended = False
+        self.settled: str | None = None
         self.attention = False
         self.borrowed: PoolEntry | None = None
         self.lent_ahead: set[GrantNumber] = set()
@@ -140,6 +143,8 @@ class Idle:
         """Somebody waits, here or elsewhere: what was put on this shelf goes there."""
         key = entry.key
         if self.contended or self.has_lanes:
+            if self.settled is not None and self._stays_in_lane(entry, self.settled):
+                return
             # Not more than lies here now: where the books are in this process, what they do not want is back at once.
             self.sweep(key, len(entry.shelf), 0.0)
             return
@@ -163,6 +168,20 @@ class Idle:
                 self.put_back(given)  # and look again: somebody else may wait by now
                 return
 
+    def _stays_in_lane(self, entry: PoolEntry, lane: str) -> bool:
+        """What was used in this lane goes to its oldest waiter here. False: it does not, and lies on its shelf."""
+        if entry.lane != lane or entry.retire_at == AT_ONCE:
+            return False
+        for waiter in list(self.line.waiters.get(entry.key, ())):
+            if waiter.lane != lane or not waiter.is_ready:
+                continue
+            if not remove(entry.shelf, entry):
+                return True  # a checkout was quicker
+            if waiter.give(entry):
+                return True
+            entry.shelf.append(entry)
+        return False
+
     def give(self, entry: PoolEntry, ticket: int) -> None:
         """The books give it to the thread with this ticket; else the oldest that waits has it, or the shelf."""
         if not self.line.give_to(entry.key, ticket, entry):
@@ -181,20 +200,23 @@ class Idle:
 
     # --- bringing back to the books ----------------------------------------------------------------------
 
-    def set_contended(self, contended: bool) -> None:
-        """Whether every released resource is brought back."""
+    def set_contended(self, contended: bool, settled: str | None = None) -> None:
+        """Whether every released resource is brought back. settled: but for those of this lane."""
         with self._inventory.lock:
             self.contended = contended
+            self.settled = settled
             self.look_whether_attention()
         if self.on_contended is not None:
             self.on_contended(contended)
         if contended:  # the books must know what is wanted here
             for key in list(self.line.waiters):
-                self.line.poke(key)
+                self.line.poke(key, all_of_them=self.has_lanes and settled is None)
 
     def look_whether_attention(self) -> None:
         """Threads have begun, or stopped, to wait. Caller holds the inventory's lock."""
         self.attention = self.contended or any(self.line.waiters.values())
+        if not self.attention:
+            self.settled = None
 
     def sweep_all(self, most: int, idle_for: float) -> None:
         """Bring back up to `most` idle resources, of whatever keys.

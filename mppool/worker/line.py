@@ -23,6 +23,7 @@ class Shelved(Protocol):
     """What lies idle in the pool, as far as its line has to know: see Idle."""
 
     contended: bool
+    settled: str | None
 
     def lying(self, key: str) -> int:
         """How many resources of a key lie idle."""
@@ -49,7 +50,8 @@ class Line:
     _spare: keys that may have tickets for which no thread waits.
     elsewhere: what other machines have to do with it that somebody waits, as the books said last.
     asks_at_once: where the books must know of every thread that waits, none hopes.
-    by_ticket: where there are lanes, what the books grant is for the thread with that ticket alone.
+    by_ticket: where there are lanes, what the books grant is for the thread with that ticket alone. Only those of a lane
+        that is settled hope.
     """
 
     def __init__(
@@ -61,6 +63,7 @@ class Line:
         self._max_size = options.max_size
         self.elsewhere = ""
         self.by_ticket = options.lanes is not None
+        self._may_hope_in_lane = self.by_ticket and options.max_waiting is None
         self.asks_at_once = options.max_waiting is not None or self.by_ticket
         self.waiters: dict[str, deque[LocalWaiter]] = {}
         self.demands: dict[str, Demand] = {}
@@ -139,6 +142,11 @@ class Line:
         with self._inventory.lock:
             demand = self.demand_for(waiter.key)
             demand.stops_waiting(waiter, monotonic(), served=served)
+            has_ticket = self.by_ticket and waiter.ticket in demand.tickets
+            if has_ticket:  # it is for nobody else
+                self._inventory.tell(Abandoned(waiter.ticket))
+                self.answered(waiter.ticket)
+                self._have_newest_ask(demand)
             due = self._note_spare(waiter.key, demand)
             if not demand.waiting:
                 self.waiters.pop(waiter.key, None)
@@ -149,6 +157,8 @@ class Line:
                 self._have_one_look(demand)  # this one may have been the one that does
             self._idle.look_whether_attention()
             is_last = not demand.waiting
+        if has_ticket:
+            self._context.flush()
         if is_last:
             self._idle.nobody_waits(waiter.key)
         if due < math.inf:
@@ -169,6 +179,8 @@ class Line:
                 return False
             if demand.can_go_on and now < self._context.silence.until:
                 return False
+            if now < self._hopes_until(demand, waiter, left_s):
+                return False
             if waiter.asked or not (waiter.opens_here or self.asks_at_once):
                 hope = 0.0 if self._idle.contended else hope_s(self.opening_time.seconds, left_s)
                 idle = self._idle.lying(waiter.key)
@@ -182,6 +194,17 @@ class Line:
             )  # first: a ticket without it would count for ever
             demand.asks(waiter.ticket)
             return True
+
+    def _hopes_until(self, demand: Demand, waiter: LocalWaiter, left_s: float | None) -> float:
+        """Until when a waiter of a settled lane hopes for its neighbours. Caller holds the inventory's lock.
+
+        One of them has asked, or soon does: the books must know that more is wanted here.
+        """
+        is_settled = self._may_hope_in_lane and waiter.lane == self._idle.settled
+        if not is_settled or waiter.asked or len(demand.open) <= self._idle.lying(waiter.key):
+            return -math.inf
+        since = waiter.since if demand.tickets else demand.streak_since
+        return since + hope_s(self.opening_time.seconds, left_s)
 
     def _may_ask(self, demand: Demand, waiter: LocalWaiter, now: float) -> bool:
         """Whether a thread could ask, if more is wanted. Caller holds the inventory's lock."""
@@ -202,6 +225,7 @@ class Line:
             if not self._is_asked_for(demand, waiter):
                 hope = hope_s(self.opening_time.seconds, left_s)
                 asks_at = demand.look_at(hope, monotonic())
+                asks_at = max(asks_at, self._hopes_until(demand, waiter, left_s))
                 if waiter.opening is not None:  # before that it may not ask, see `_may_ask`
                     asks_at = max(asks_at, demand.late_from(waiter.opening))
                 if demand.can_go_on:
@@ -227,6 +251,14 @@ class Line:
         """Something is being opened for those who wait: one of them looks again should it take too long."""
         with self._inventory.lock:
             self._have_one_look(self.demand_for(key))
+
+    def _have_newest_ask(self, demand: Demand) -> None:
+        """Of those that hope one asks, whose ticket the books have for longest. Caller holds the inventory's lock."""
+        if demand.tickets:
+            return
+        newest = next((one for one in reversed(demand.waiting) if one.is_ready), None)
+        if newest is not None:
+            newest.poke()
 
     def _have_one_look(self, demand: Demand) -> None:
         """The first thread that could ask looks around when an opening takes too long. Caller holds the lock."""
@@ -313,8 +345,8 @@ class Line:
             text = f"{text}; {opening} are being opened, and will serve the next checkouts"
         return f"{text}; {self.elsewhere}" if self.elsewhere else text
 
-    def poke(self, key: str) -> None:
-        """Less is on its way for a key than before: have a thread that could ask for more look around."""
+    def poke(self, key: str, *, all_of_them: bool = False) -> None:
+        """Less is on its way for a key than before: have a thread that could ask for more look around, or each of them."""
         if not self.waiters.get(key):
             return
         with self._inventory.lock:
@@ -322,7 +354,8 @@ class Line:
             for waiter in demand.waiting:
                 if waiter.is_ready and self._may_ask(demand, waiter, now):
                     waiter.poke()
-                    return
+                    if not all_of_them:
+                        return
 
     def _give_up_spare_later(self, due: float) -> None:
         if self.asks_at_once:

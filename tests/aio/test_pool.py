@@ -388,7 +388,7 @@ def test_what_cannot_be_a_recipe_or_an_option_is_refused(manager: Manager) -> No
     def plain() -> Thing:
         return Thing()
 
-    with pytest.raises(ConfigurationError, match="no coroutine function"):
+    with pytest.raises(ConfigurationError, match="not a coroutine function"):
         manager.apool("p", plain)  # type: ignore[arg-type]
     with pytest.raises(ConfigurationError, match="the class ThingRecipe itself"):
         manager.apool("p", ThingRecipe)  # type: ignore[type-var]

@@ -71,6 +71,58 @@ def test_a_reserve_that_is_covered_takes_no_more() -> None:
     assert isinstance(desk.brings_back(Q, numbers[1]), Keep)
 
 
+def test_what_is_taken_for_one_lane_does_not_have_it_take_more() -> None:
+    """The lane that gives lacks it then, and waits too."""
+    desk = laned(P, Q, max_size=8, web=2)
+    numbers = [opened(desk, Q) for _ in range(8)]
+    for _ in range(2):
+        ask(desk, P, "web")
+    others = [ask(desk, Q) for _ in range(4)]
+    answers = [desk.brings_back(Q, number) for number in numbers[:4]]
+    assert [one.reason for one in answers[:2]] == ["moved"] * 2
+    assert [one.ticket for one in answers[2:]] == others[:2]
+
+
+def test_a_lane_that_waits_alone_and_has_its_right_is_settled() -> None:
+    desk = laned(P, Q)
+    numbers = [opened(desk, Q) for _ in range(4)]
+    desk.forget()
+    waiting = ask(desk, Q)
+    assert {one.settled for one in desk.hears(Q, Reclaim)} == {""}
+    web = ask(desk, P, "web")
+    assert {(one.contended, one.settled) for one in desk.hears(Q, Reclaim)} == {(True, None)}
+    assert desk.brings_back(Q, numbers[0]).reason == "moved"
+    desk.say(Q, Closed(numbers[0], "moved"))
+    assert [grant.ticket for grant in desk.hears(P, Grant)] == [web]
+    assert {one.settled for one in desk.hears(Q, Reclaim)} == {""}
+    desk.say(Q, Abandoned(waiting))
+    # Those who hope at home need not ask before another lane waits.
+    assert [(one.contended, one.settled) for one in desk.hears(Q, Reclaim)] == [(False, "")]
+
+
+def test_a_lane_that_lacks_its_right_is_not_settled() -> None:
+    desk = laned(P, Q)
+    for _ in range(4):
+        opened(desk, Q, "web")
+    desk.forget()
+    ask(desk, Q)
+    assert {one.settled for one in desk.hears(Q, Reclaim)} == {None}
+
+
+def test_who_is_asked_for_a_slot_brings_back_whatever_is_released() -> None:
+    desk = laned(P, Q)
+    numbers = [opened(desk, Q) for _ in range(4)]
+    desk.wait(60.0)  # they have earned their opening
+    desk.forget()
+    ask(desk, Q)
+    ask(desk, P)
+    assert [one.settled for one in desk.hears(Q, Reclaim)][-1] is None
+    assert desk.brings_back(Q, numbers[0]).reason == "moved"
+    assert [one.settled for one in desk.hears(Q, Reclaim)][-1] == "", (
+        "it has brought what it was asked for"
+    )
+
+
 def test_the_common_lane_has_what_the_others_leave() -> None:
     desk = laned(P)
     numbers = [opened(desk, P, "web") for _ in range(4)]

@@ -12,7 +12,7 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from mppool import InProcessManager
 from mppool.core.decisions import NOBODY, Grant
-from mppool.core.events import Returned
+from mppool.core.events import Abandoned, Returned
 from mppool.ids import GrantNumber, Session
 from mppool.process.waiter import LocalWaiter
 from mppool.worker import idle as idle_module
@@ -296,3 +296,79 @@ def test_what_has_been_idle_for_longest_is_brought_back_first_and_only_if_for_lo
     assert told == [entry.number for entry in entries[:2]]
     scene.idle.sweep_all(2, 15.0)
     assert len(scene.inventory.side) == 2
+
+
+# --- lanes ----------------------------------------------------------------------------------------------------
+
+
+def lent(scene: Scene, lane: str) -> PoolEntry:
+    entry = scene.opened("a")
+    entry.lane = lane
+    return entry
+
+
+@pytest.fixture
+def laned() -> Scene:
+    return Scene(max_size=8, lanes={"web": 2})
+
+
+def test_in_a_settled_lane_a_release_goes_to_its_oldest_waiter_at_home(laned: Scene) -> None:
+    batch, web = lent(laned, ""), lent(laned, "web")
+    laned.waiting("a", lane="web")
+    calling, ready = laned.waiting("a", lane=""), laned.waiting("a", lane="")
+    calling.calling = True
+    laned.idle.set_contended(True, "")
+    laned.idle.put_back(batch)
+    assert ready.withdraw() is batch
+    assert not laned.inventory.side
+    laned.waiting("a", lane="")
+    laned.idle.put_back(web)
+    assert list(laned.inventory.side.values()) == [web], "of another lane: the books decide"
+
+
+def test_where_no_lane_is_settled_the_books_see_every_release(laned: Scene) -> None:
+    entry, waiter = lent(laned, ""), laned.waiting("a", lane="")
+    laned.idle.set_contended(True, "")
+    laned.idle.set_contended(True)
+    laned.idle.put_back(entry)
+    assert waiter.is_open
+    assert list(laned.inventory.side.values()) == [entry]
+
+
+def test_a_lane_is_settled_no_longer_than_somebody_waits(laned: Scene) -> None:
+    waiter = laned.waiting("a", lane="")
+    laned.idle.set_contended(False, "")
+    assert laned.idle.settled == ""
+    laned.idle.line.dequeue(waiter, served=False)
+    assert laned.idle.settled is None
+
+
+def test_one_of_those_that_hope_in_a_settled_lane_asks(laned: Scene) -> None:
+    lent(laned, "")
+    line = laned.idle.line
+    line.opening_time.measured(10.0)
+    first = laned.waiting("a", lane="")
+    laned.idle.set_contended(False, "")
+    first.since -= 1.0
+    line.demand_for("a").streak_since -= 1.0
+    assert line.must_ask(first, None)
+    others = [laned.waiting("a", lane="") for _ in range(3)]
+    assert not any(line.must_ask(one, None) for one in others), "one has asked"
+    line.dequeue(first, served=True)
+    assert Abandoned(first.ticket) in laned.inventory.outbox, "its ticket is for nobody else"
+    assert [is_poked(one) for one in others] == [False, False, True]
+    assert line.must_ask(others[2], None)
+    assert not line.must_ask(others[0], None)
+    others[0].since -= 1.0
+    assert line.must_ask(others[0], None), "it has hoped for long enough"
+
+
+def test_when_another_lane_waits_all_that_hoped_ask(laned: Scene) -> None:
+    lent(laned, "")
+    line = laned.idle.line
+    line.opening_time.measured(10.0)
+    waiters = [laned.waiting("a", lane="") for _ in range(3)]
+    laned.idle.set_contended(False, "")
+    assert not any(line.must_ask(one, None) for one in waiters)
+    laned.idle.set_contended(True)
+    assert all(is_poked(one) and line.must_ask(one, None) for one in waiters)
