@@ -208,11 +208,23 @@ def crowd(quick: bool, slow: type[SlowLogin], pause_s: float) -> Table:
             slowest.setdefault(placement, []).append(every[len(every) * 99 // 100] * 1000)
             return len(every) / seconds
 
-    samples = interleaved(
-        {WORKER: lambda: contestant("worker"), HOST: lambda: contestant("host")},
-        rounds,
-        warm_up=False,
-    )
+    def pauses(processes: int) -> float:
+        """What so many processes could do if a use took no time: the limit of this machine."""
+
+        def work(_: int) -> int:
+            until, done = time.monotonic() + seconds, 0
+            while time.monotonic() < until:
+                time.sleep(pause_s)
+                done += 1
+            return done
+
+        return sum(in_processes(processes, work)) / seconds
+
+    contestants = {WORKER: lambda: contestant("worker"), HOST: lambda: contestant("host")}
+    if pause_s:
+        for processes in (CONNECTIONS, PROCESSES):
+            contestants[f"{processes} processes that only pause"] = functools.partial(pauses, processes)  # fmt: skip
+    samples = interleaved(contestants, rounds, warm_up=False)
     names = {WORKER: "worker", HOST: "host"}
     return Table(
         f"hosting_crowd_{slow.login_s * 1000:g}_{pause_s * 1000:g}",

@@ -167,7 +167,7 @@ class Lending:
         may_replace: bool,
     ) -> tuple[int, bytes]:
         """The same for Use.execute."""
-        self._pins.said("execute", statement)
+        self._pins.executes(statement)
         if self._guards:
             self._noting("execute", (statement, parameters)[: 1 if parameters is None else 2])
         use: Any = self._use

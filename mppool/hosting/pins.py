@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from functools import lru_cache
+from operator import attrgetter
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ def probe_of(resource: Any) -> Probe | None:
     """Tells whether a connection is in a transaction, where its driver says that; None: it does not."""
     kind = type(resource)
     if hasattr(kind, "in_transaction"):  # sqlite3
-        return lambda connection: bool(connection.in_transaction)
+        return attrgetter("in_transaction")
     if hasattr(kind, "pgconn") or hasattr(resource, "pgconn"):  # psycopg 3
         return lambda connection: connection.pgconn.transaction_status != 0
     if kind.__module__.startswith("psycopg2"):
@@ -81,9 +82,13 @@ class LeasePins:
         if name in ("commit", "rollback", "__exit__"):
             self._is_open = False
         elif name.startswith("execute"):
-            self._is_open = True
-            if type(statement) is str:
-                self._statement = statement
+            self.executes(statement if type(statement) is str else None)
+
+    def executes(self, statement: str | None) -> None:
+        """A statement begins; None: its text is not known."""
+        self._is_open = True
+        if statement is not None:
+            self._statement = statement
 
     def look(self, use: Use) -> None:
         """See what ties the lease now."""
@@ -92,13 +97,13 @@ class LeasePins:
             if is_in_one != self._in_transaction:
                 self._in_transaction = is_in_one
                 self._changes(pins.TRANSACTION, is_in_one)
-        has_rows = bool(use.unread)
-        if has_rows != self._has_rows:
-            self._has_rows = has_rows
-            self._changes(pins.CURSOR, has_rows)
-        if self._statement is not None:
-            left = left_by(self._statement)
+        if bool(use.unread) is not self._has_rows:
+            self._has_rows = not self._has_rows
+            self._changes(pins.CURSOR, self._has_rows)
+        statement = self._statement
+        if statement is not None:
             self._statement = None
+            left = left_by(statement)
             if left is not None:
                 self._changes(left, True)
 

@@ -169,18 +169,15 @@ class Session:
     def _serve(self, body: Any) -> None:
         lending = self._lending
         try:
-            message = lending.decode(body)
+            lease, op, freed, *said = lending.decode(body)
         except (PoolError, ImportError) as error:
             self._send(frames.ERROR, error_body(error))
             return
-        lease, op, freed = message[:3]
-        handler = _HANDLERS.get(op)
-        if handler is None:
-            raise ProtocolError(f"an unknown request {op!r}")
-        if op in _WITH_LEASE:
+        handler, has_lease, may_pin = _HANDLERS.get(op, _UNKNOWN)
+        if has_lease:
             if lease != lending.number or not lending.is_out:
                 if op == frames.RELEASE:  # it is not waited for; what it means has ended already
-                    self._lending.keep_nothing(*message[4:])
+                    lending.keep_nothing(*said[1:])
                 else:
                     self._refuse_lease(lease)
                 return
@@ -189,8 +186,8 @@ class Session:
             if freed:
                 lending.forget(freed)
         try:
-            handler(self, *message[3:])
-            if op in _MAY_PIN:
+            handler(self, *said)
+            if may_pin:
                 lending.look()
         except Gone:
             raise
@@ -404,31 +401,24 @@ class Session:
             self._busy.release()
 
 
-_HANDLERS: dict[int, Callable[..., None]] = {
-    frames.HELLO: Session._hello,
-    frames.CHECKOUT: Session._checkout,
-    frames.RELEASE: Session._release,
-    frames.CALL: Session._call,
-    frames.RUN: Session._run,
-    frames.EXECUTE: Session._execute,
-    frames.FETCH: Session._fetch,
-    frames.GET: Session._get,
-    frames.SET: Session._set,
-    frames.INVALIDATE: Session._invalidate,
-    frames.CANCEL: Session._cancel,
-    frames.LEAVE: Session._leave_asked,
-    frames.ATTACH: Session._attach,
+def _refuse(session: Session, *said: Any) -> None:
+    raise ProtocolError("an unknown request")
+
+
+_UNKNOWN = (_refuse, False, False)
+_HANDLERS: dict[int, tuple[Callable[..., None], bool, bool]] = {
+    frames.HELLO: (Session._hello, False, False),
+    frames.CHECKOUT: (Session._checkout, False, False),
+    frames.RELEASE: (Session._release, True, False),
+    frames.CALL: (Session._call, True, True),
+    frames.RUN: (Session._run, True, True),
+    frames.EXECUTE: (Session._execute, True, True),
+    frames.FETCH: (Session._fetch, True, True),
+    frames.GET: (Session._get, True, False),
+    frames.SET: (Session._set, True, False),
+    frames.INVALIDATE: (Session._invalidate, True, False),
+    frames.CANCEL: (Session._cancel, False, False),
+    frames.LEAVE: (Session._leave_asked, False, False),
+    frames.ATTACH: (Session._attach, False, False),
 }
-_WITH_LEASE = frozenset(
-    {
-        frames.RELEASE,
-        frames.CALL,
-        frames.RUN,
-        frames.EXECUTE,
-        frames.FETCH,
-        frames.GET,
-        frames.SET,
-        frames.INVALIDATE,
-    }
-)
-_MAY_PIN = frozenset({frames.CALL, frames.RUN, frames.EXECUTE, frames.FETCH})
+"""What serves a request, whether it needs a lease, and whether it may tie that to its session."""
