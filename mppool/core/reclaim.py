@@ -427,7 +427,8 @@ class Reclaimer:
             return
         self._look_at = now + self._pause
         self._pause = min(self._pause * 2, sharing.LONGEST_LOOK_S)
-        idle_s = sharing.surplus_after_s(self._openings.measured())
+        is_reserve = self._waiting.lanes is not None
+        idle_s = sharing.surplus_after_s(self._openings.measured(), is_reserve=is_reserve)
         for process in self._slots.levels:
             if process in self._attached:
                 contended = process in self.asked or process in self._called

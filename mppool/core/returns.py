@@ -103,7 +103,8 @@ class Returns:
         return idle >= wanted
 
     def _is_surplus(self, slot: Slot, idle_s: float) -> bool:
-        return idle_s >= sharing.surplus_after_s(self._openings.of(slot.key))
+        is_reserve = self._waiting.lanes is not None
+        return idle_s >= sharing.surplus_after_s(self._openings.of(slot.key), is_reserve=is_reserve)
 
     def _rival(
         self, slot: Slot, home: Waiter | None, now: float, idle_s: float, line: Waiting

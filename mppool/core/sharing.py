@@ -34,6 +34,11 @@ SHORTEST_SURPLUS_S = 0.01
 SURPLUS_OPENINGS = 0.5
 """A resource is surplus when it has been idle for this part of the duration of an opening."""
 
+SHORTEST_LOAN_S = 0.1
+LOAN_OPENINGS = 2.0
+"""Where a pool has lanes, what lies idle goes to another process when it has been idle for so long, and for so many
+openings: its lane may want it back at once, and the loan has cost two openings then."""
+
 FIRST_LOOK_S = 0.02
 LONGEST_LOOK_S = 0.2
 """While somebody waits, surplus is looked for at doubling intervals between these."""
@@ -107,8 +112,13 @@ def evens_out(giver_level: int, taker_level: int) -> bool:
     return taker_level <= 0 and giver_level >= 2
 
 
-def surplus_after_s(opening_s: float) -> float:
-    """How long a resource must lie idle before it is given to another process that waits."""
+def surplus_after_s(opening_s: float, *, is_reserve: bool = False) -> float:
+    """How long a resource must lie idle before it is given to another process that waits.
+
+    is_reserve: its lane may take it back as soon as it is wanted, for another opening.
+    """
+    if is_reserve:
+        return max(SHORTEST_LOAN_S, LOAN_OPENINGS * opening_s)
     return max(SHORTEST_SURPLUS_S, SURPLUS_OPENINGS * opening_s)
 
 

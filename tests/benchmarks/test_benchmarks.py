@@ -22,6 +22,7 @@ from benchmarks import (
     goodput,
     hosting,
     scale,
+    shares,
     sharing,
     spike,
     storm,
@@ -55,6 +56,7 @@ TABLES = {
     goodput: {"goodput"},
     storm: {"storm"},
     brake: {"brake"},
+    shares: {"shares_5"},
     hosting: {
         "hosting_calls",
         "hosting_rows",

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from mppool.core.decisions import Grant, Keep, Reclaim
 from mppool.core.events import Abandoned, Checkout, Closed, Lent, Resize
 from mppool.ids import GrantNumber, ProcessId, Ticket
@@ -121,6 +123,20 @@ def test_who_is_asked_for_a_slot_brings_back_whatever_is_released() -> None:
     assert [one.settled for one in desk.hears(Q, Reclaim)][-1] == "", (
         "it has brought what it was asked for"
     )
+
+
+def test_a_reserve_is_lent_to_another_process_only_when_it_has_lain_idle_for_two_openings() -> None:
+    """Its lane takes it back as soon as it wants it, and then both openings were for nothing."""
+    desk = laned(P, Q)
+    (web,) = [opened(desk, Q, "web")]
+    for _ in range(3):
+        opened(desk, P)
+    desk.forget()
+    ask(desk, P)
+    assert isinstance(desk.brings_back(Q, web, idle_s=0.19), Keep)
+    desk.wait(1.0)
+    assert max(one.idle_for for one in desk.hears(Q, Reclaim)) == pytest.approx(0.2)
+    assert desk.brings_back(Q, web, idle_s=0.21).reason == "moved"
 
 
 def test_the_common_lane_has_what_the_others_leave() -> None:

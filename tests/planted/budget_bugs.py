@@ -209,4 +209,12 @@ BUDGET_BUGS = [
         "threads that pass one resource round never ask for a second one",
         ("tests/worker/test_idle.py",),
     ),
+    Bug(
+        "reserve-lent-at-once",
+        "core/returns.py",
+        "is_reserve = self._waiting.lanes is not None",
+        "is_reserve = False",
+        "a reserve that pauses for a moment goes to another process, and comes back, for two logins each time",
+        LANES,
+    ),
 ]

@@ -99,7 +99,7 @@ SHARING_BUGS = [
     Bug(
         "surplus-of-the-past",
         "core/reclaim.py",
-        "        idle_s = sharing.surplus_after_s(self._openings.measured())\n",
+        "        idle_s = sharing.surplus_after_s(self._openings.measured(), is_reserve=is_reserve)\n",
         "        idle_s = sharing.surplus_after_s(0.0)\n",
         "processes bring back in vain what is not surplus yet",
     ),
