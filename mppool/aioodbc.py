@@ -125,7 +125,11 @@ class AioodbcRecipe(AsyncRecipe[Any]):
     async def close(self, connection: Any) -> None:
         """Close the connection."""
         if not connection.closed:
-            await connection.close()
+            try:
+                await connection.close()
+            except BaseException:
+                leave_to_executor(connection)
+                raise
 
     def abandon(self, connection: Any) -> None:
         """Close pyodbc's connection below, whose event loop does not run any more."""
@@ -147,6 +151,15 @@ class AioodbcRecipe(AsyncRecipe[Any]):
     def _raise_if_dead(self, error: Exception, connection: Any) -> None:
         if connection.closed or sqlstate_is_dead(sqlstate(error)):
             raise ConnectionError(self._login.scrub(str(error))) from None
+
+
+def leave_to_executor(connection: Any) -> None:
+    """After a close that was interrupted: aioodbc's finalizer must not close a second time.
+
+    The close may be running in a thread of the executor, and pyodbc crashes where two threads close one connection. If it
+    never began, pyodbc closes its connection when the last reference is gone.
+    """
+    connection._conn = None
 
 
 def _aioodbc() -> Any:

@@ -16,6 +16,7 @@ import pytest
 
 from tests.helpers import ROOT, is_alive, wait_until
 from tests.integrations.conftest import odbc_drivers, sqlite_odbc  # noqa: F401
+from tests.integrations.webserver import control_socket
 
 EXAMPLES = ROOT / "examples"
 
@@ -60,8 +61,7 @@ def test_gunicorn(environment: Mapping[str, str], tmp_path: Path) -> None:
         sys.executable, "-m", "gunicorn", "-c", str(EXAMPLES / "gunicorn" / "gunicorn.conf.py"),
         "--chdir", str(EXAMPLES / "gunicorn"), "--bind", f"127.0.0.1:{port}", "app:application",
     ]  # fmt: skip
-    if b"--control-socket" in subprocess.check_output([sys.executable, "-m", "gunicorn", "--help"]):
-        command[3:3] = ["--control-socket", str(tmp_path / "control")]
+    command[3:3] = control_socket(tmp_path / "control")
     with subprocess.Popen(command, env=environment, stderr=subprocess.DEVNULL) as gunicorn:
         try:
             answers = {wait_until(lambda: answer(port), "an answer") for _ in range(20)}

@@ -84,6 +84,28 @@ def test_a_loop_that_is_closed_without_a_word_leaves_no_session(postgresql: Data
         )
 
 
+def test_a_close_that_is_cancelled_is_not_done_once_more_by_the_finalizer() -> None:
+    """The executor may be closing: pyodbc 5.1 crashed where aioodbc's finalizer closed at the same time."""
+
+    class Closing:
+        closed = False
+        _conn: object | None = object()
+
+        async def close(self) -> None:
+            await asyncio.Event().wait()
+
+    async def main() -> None:
+        connection = Closing()
+        closing = asyncio.create_task(AioodbcRecipe("Driver=any").close(connection))
+        await asyncio.sleep(0)
+        closing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await closing
+        assert connection._conn is None
+
+    asyncio.run(main())
+
+
 def test_the_cap_holds_over_processes(sqlite_odbc: str, runtime_dir: Path) -> None:
     """The script of the page, beside a process that has all but one."""
     page = (ROOT / "docs" / "asyncio.md").read_text()

@@ -16,7 +16,7 @@ from mppool import PoolManager
 from tests.helpers import ROOT, run_python, wait_until
 from tests.integrations.postgresql import Database
 from tests.integrations.test_sqlalchemy_pages import counted
-from tests.integrations.webserver import Load, WebServer, free_port
+from tests.integrations.webserver import Load, WebServer, control_socket, free_port
 from tests.secrecy import MARK
 from tests.tds.double import TdsDouble
 
@@ -407,7 +407,7 @@ def test_workers_and_threads_share_one_cap(
     }  # fmt: skip
     if server == "gunicorn":
         command = ["-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", "4", "--threads", "4",
-                   "--control-socket", str(tmp_path / "ctl"), "shop:wsgi"]  # fmt: skip
+                   *control_socket(tmp_path / "ctl"), "shop:wsgi"]  # fmt: skip
     else:
         command = [
             "-m",

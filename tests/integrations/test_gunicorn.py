@@ -22,7 +22,14 @@ import pytest
 from mppool import PoolManager
 from mppool.ids import birth_of
 from tests.helpers import ROOT, component_is_missing, is_alive, is_server, wait_until
-from tests.integrations.webserver import Load, Refused, WebServer, children_of, session_of
+from tests.integrations.webserver import (
+    Load,
+    Refused,
+    WebServer,
+    children_of,
+    control_socket,
+    session_of,
+)
 from tests.integrations.witness import Witness
 
 CAP = 2
@@ -65,7 +72,7 @@ def gunicorn(place: Path, runtime_dir: Path, witness: Witness) -> Iterator[Start
             # Its control socket lies, like everything else, in a directory of this test.
             command = [
                 *before, python, "-m", "gunicorn", "-c", str(place / f"{name}.conf.py"),
-                "--bind", f"unix:{place / name}", "--control-socket", str(place / f"{name}.ctl"),
+                "--bind", f"unix:{place / name}", *control_socket(place / f"{name}.ctl"),
                 *options, "tests.integrations.witness_app:application",
             ]  # fmt: skip
             environment = {

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from tests.helpers import ROOT
-from tests.integrations.webserver import WebServer, free_port
+from tests.integrations.webserver import WebServer, control_socket, free_port
 
 EXAMPLES = ROOT / "examples"
 
@@ -37,7 +37,7 @@ def test_example(kind: str, sqlite_odbc: str, runtime_dir: Path, tmp_path: Path)
     if not arguments[0].endswith(".py"):
         arguments.insert(0, "-m")
     if "gunicorn" in kind:
-        arguments += ["--control-socket", str(tmp_path / "control")]
+        arguments += control_socket(tmp_path / "control")
     environment = {
         **os.environ,
         "SHOP_DATABASE": str(tmp_path / "shop.db"),

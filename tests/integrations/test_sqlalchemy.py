@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,7 +119,7 @@ def test_there_may_be_no_cap(sqlite: str, size: int, overflow: int) -> None:
 
 
 def test_what_the_creator_of_any_release_of_2_0_connects_with_is_known() -> None:
-    """Up to 2.0.16 at least its variable is called `cargs`: every process took its engines for something else."""
+    """Its variable is called `cargs` in early releases: every process took its engines for something else."""
     cargs, cargs_tup, cparams = ["shop.db"], ("shop.db",), {"password": "verysecret"}
 
     def older() -> object:
@@ -407,6 +408,9 @@ def test_async_engines_refuse_it() -> None:
         create_async_engine(
             "postgresql+psycopg://localhost/x", poolclass=shared_pool(InProcessManager(), "p")
         )
+    # Early releases of SQLAlchemy 2.0 do not look themselves.
+    with pytest.raises(sqlalchemy.exc.ArgumentError, match="an asyncio engine"):
+        shared_pool(InProcessManager(), "p")(lambda: None, dialect=SimpleNamespace(is_async=True))
 
 
 # --- forks ------------------------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ import pytest
 from mppool import PoolManager
 from tests.helpers import ROOT, component_is_missing, wait_until
 from tests.integrations.postgresql import Database
-from tests.integrations.webserver import Load, WebServer, free_port
+from tests.integrations.webserver import Load, WebServer, control_socket, free_port
 
 CAP = 5
 
@@ -91,7 +91,7 @@ def test_flask_under_gunicorn_has_five_sessions_not_twenty(
     ]
     command = [
         sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--worker-class", kind, *workers,
-        "--control-socket", str(tmp_path / "ctl"), "--worker-tmp-dir", str(tmp_path), "shop:app",
+        *control_socket(tmp_path / "ctl"), "--worker-tmp-dir", str(tmp_path), "shop:app",
     ]  # fmt: skip
     assert under_load(command, environment, tmp_path, port, postgresql) == CAP
 
@@ -206,7 +206,7 @@ def test_celery_workers_and_a_web_server_share_one_cap(
         web = running.enter_context(
             WebServer(
                 [sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", "2", "--threads", "4",
-                 "--control-socket", str(tmp_path / "ctl"), "shop:app"],
+                 *control_socket(tmp_path / "ctl"), "shop:app"],
                 directory=tmp_path, environment=environment, address=port,
             )
         )  # fmt: skip

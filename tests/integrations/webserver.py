@@ -16,6 +16,14 @@ from typing import Any, final
 from tests.helpers import PATIENCE, is_alive, wait_until
 
 
+def control_socket(place: Path) -> list[str]:
+    """Where gunicorn puts its control socket, for its command line. Nothing in releases that have none (before 25)."""
+    from gunicorn.config import KNOWN_SETTINGS
+
+    known = any(setting.name == "control_socket" for setting in KNOWN_SETTINGS)
+    return ["--control-socket", str(place)] if known else []
+
+
 class UnixConnection(http.client.HTTPConnection):
     """http over a socket in the file system."""
 

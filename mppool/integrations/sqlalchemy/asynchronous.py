@@ -12,6 +12,7 @@ from sqlalchemy.util.concurrency import await_only, greenlet_spawn, in_greenlet
 
 from mppool.aio.recipe import AsyncRecipe
 from mppool.aio.sockets import shut_down
+from mppool.aioodbc import leave_to_executor
 from mppool.integrations.sqlalchemy import opening
 from mppool.integrations.sqlalchemy.pool import SharedPool
 from mppool.logs import Log
@@ -44,7 +45,13 @@ class AsyncEngineRecipe(AsyncRecipe["Held"]):
 
     async def close(self, held: Held) -> None:
         """Close it as SQLAlchemy does, with its event."""
-        await greenlet_spawn(self._recipe.close, held)
+        connection, pool = held.connection, held.pool
+        try:
+            await greenlet_spawn(self._recipe.close, held)
+        except BaseException:
+            if connection is not None and getattr(pool._dialect, "driver", "") == "aioodbc":
+                leave_to_executor(pool._dialect.get_driver_connection(connection))
+            raise
 
     def abandon(self, held: Held) -> None:
         """End it without its event loop, as far as its driver can do that."""

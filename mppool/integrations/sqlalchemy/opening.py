@@ -190,9 +190,8 @@ def arguments_of(creator: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
             strict=False,
         )
     )
-    positional = cells.get(
-        "cargs_tup", cells.get("cargs")
-    )  # the latter in the first releases of 2.0
+    # Early releases of 2.0 keep them in `cargs`.
+    positional = cells.get("cargs_tup", cells.get("cargs"))
     if positional is None or "cparams" not in cells:
         return (), {}
     return tuple(positional.cell_contents), dict(cells["cparams"].cell_contents)

@@ -52,9 +52,12 @@ class SharedPool(OurPool):
         max_overflow: int = 10,
         timeout: float | None = 30.0,
         use_lifo: bool = False,
+        _fingerprint: str | None = None,
         **kw: Any,
     ) -> None:
+        """_fingerprint: that of the face that this one replaces."""
         Pool.__init__(self, creator, **kw)
+        self._check_dialect(kw.get("dialect"))
         self._size = pool_size
         self._max_overflow = -1 if pool_size == 0 else max_overflow
         self._timeout = None if timeout is None else float(timeout)
@@ -63,13 +66,27 @@ class SharedPool(OurPool):
         self._trims = pool_size > 0 and self._max_overflow != 0
         self.secrets = opening.secrets_of(creator)
         self.disposed_at = 0.0
-        recipe = opening.EngineRecipe(opening.fingerprint_of(creator, self._dialect))
+        # In the first releases of 2.0 `do_connect` hooks change the arguments for good; what is opened stays the same.
+        self._fingerprint = _fingerprint or opening.fingerprint_of(creator, self._dialect)
+        recipe = opening.EngineRecipe(self._fingerprint)
         recipe.open_in_caller = self.open_in_caller
         self._shared, self.recipe = self._declare(recipe)
         self.identity = self.recipe.enter(self)
         whose: dict[str, Any] = {"identity": self.identity, "lane": self.lane}
         named = {name: value for name, value in whose.items() if value is not None}
         self._checkout = partial(self._shared.checkout, **named) if named else self._shared.checkout
+
+    def _check_dialect(self, dialect: Any) -> None:
+        """Early releases of SQLAlchemy 2.0 do not look themselves."""
+        if (
+            dialect is not None
+            and bool(getattr(dialect, "is_async", False)) is not self._is_asyncio
+        ):
+            kind = "a blocking" if self._is_asyncio else "an asyncio"
+            other = "shared_pool" if self._is_asyncio else "shared_async_pool"
+            raise exc.ArgumentError(
+                f"pool {self.name!r}: this is {kind} engine; give it {other}(...)"
+            )
 
     def _declare(self, recipe: opening.EngineRecipe) -> tuple[Any, opening.EngineRecipe]:
         shared: ProcessPool[Held] = self.manager.pool(self.name, recipe, **self._options())
@@ -199,6 +216,7 @@ class SharedPool(OurPool):
             reset_on_return=self._reset_on_return,
             _dispatch=self.dispatch,
             dialect=self._dialect,
+            _fingerprint=self._fingerprint,
         )
 
     # --- figures of this process --------------------------------------------------------------------------
