@@ -269,10 +269,10 @@ class Books:
         if pool is None:
             text = f"no attached process has declared a pool {event.pool!r}"
             self._outbox.answer(process, Refuse(event.ticket, "unknown_pool", text))
-        elif (admitted := pool.kinds.admitted(process, now)) is not None:
+        elif (others := pool.kinds.set_aside) and (admitted := pool.kinds.admitted(process, now)):
             self._declare(admitted, process, now)
             self._checkout(process, event, now)
-        elif why_not := pool.kinds.why_not(process):
+        elif others and (why_not := pool.kinds.why_not(process)):
             self._outbox.answer(process, Refuse(event.ticket, "mismatch", why_not))
         elif not pool.refuses_at_once(process, event, now):
             self._knows(pool, process)

@@ -17,7 +17,7 @@ from mppool.ids import ProcessId
 class Kinds:
     """Which processes mean what by the name of one pool.
 
-    State: `_agreed`, the declarations that count, all of one kind, and `_set_aside`, those of another kind, each with the
+    State: `_agreed`, the declarations that count, all of one kind, and `set_aside`, those of another kind, each with the
     instant in which it was made. The first process counts, for as long as one process of that kind lives. After the end
     of a server, a process that holds something came first.
     """
@@ -26,7 +26,7 @@ class Kinds:
         """holders: the processes that hold slots of the pool, always as it is now."""
         self._holders = holders
         self._agreed: dict[ProcessId, tuple[Declaration, float]] = {}
-        self._set_aside: dict[ProcessId, tuple[Declaration, float]] = {}
+        self.set_aside: dict[ProcessId, tuple[Declaration, float]] = {}
 
     def take(self, process: ProcessId, declaration: Declaration, now: float) -> list[ProcessId]:
         """A process declares the pool; the processes whose declarations do not count from now on, itself perhaps."""
@@ -35,33 +35,33 @@ class Kinds:
             return []
         made = (declaration, now - declaration.age)
         if not self._comes_first(process, declaration):
-            self._set_aside[process] = made
+            self.set_aside[process] = made
             return [process]
         displaced = [] if self._agrees(declaration) else list(self._agreed)
         for other in displaced:
-            self._set_aside[other] = self._agreed.pop(other)
+            self.set_aside[other] = self._agreed.pop(other)
         self._agreed[process] = made
         return displaced
 
     def forget(self, process: ProcessId) -> None:
         """The process is gone, or does not use the pool any more."""
         self._agreed.pop(process, None)
-        self._set_aside.pop(process, None)
+        self.set_aside.pop(process, None)
 
     def admitted(self, process: ProcessId, now: float) -> Declaration | None:
         """The declaration of a process that was set aside, where it would count now."""
-        if process not in self._set_aside:
+        if process not in self.set_aside:
             return None
-        declaration, made_at = self._set_aside[process]
+        declaration, made_at = self.set_aside[process]
         if not self._comes_first(process, declaration):
             return None
         return msgspec.structs.replace(declaration, age=now - made_at)
 
     def why_not(self, process: ProcessId) -> str:
         """Why a process gets nothing; "" where it may ask."""
-        if process not in self._set_aside:
+        if process not in self.set_aside:
             return ""
-        mine = self._set_aside[process][0].kind
+        mine = self.set_aside[process][0].kind
         other = next(iter(self._agreed))
         theirs = self._agreed[other][0].kind
         return (

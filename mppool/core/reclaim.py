@@ -283,7 +283,7 @@ class Reclaimer:
     def _left(self, process: ProcessId) -> int:
         """How many slots a process has that it neither closes nor was asked for."""
         asked = self.asked.get(process)
-        held = self._slots.levels[process] - self._slots.closing_of(process)
+        held = self._slots.levels.get(process, 0) - self._slots.closing_of(process)
         return held - (asked.wanted if asked else 0)
 
     def _spare(self, process: ProcessId, now: float) -> int:

@@ -40,6 +40,9 @@ class SlotState(Enum):
     CLOSING = "closing"
     FREE = "free"
 
+    # Each is one object. Enum's own, a function of Python, is called at each of the look-ups of every event.
+    __hash__ = object.__hash__
+
 
 TRANSITIONS: dict[tuple[SlotState, type[Event]], SlotState] = {
     (SlotState.OPENING, Opened): SlotState.OPEN,

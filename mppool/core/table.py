@@ -104,7 +104,7 @@ class SlotTable:
 
     def closing_of(self, process: ProcessId) -> int:
         """How many resources of a process are being closed."""
-        return self._closing_of[process]
+        return self._closing_of.get(process, 0)
 
     def on_the_way(self, now: float) -> int:
         """How many slots will be free in a moment: their resources are being closed, and not for too long."""
@@ -155,7 +155,7 @@ class SlotTable:
 
     def in_state(self, state: SlotState) -> int:
         """How many slots are in a state."""
-        return self._by_state[state]
+        return self._by_state.get(state, 0)
 
     def open_for(self, key: str) -> int:
         """How many resources of this key are open."""
@@ -198,9 +198,9 @@ class SlotTable:
         self._of_process.setdefault(slot.process, {})[slot.number] = slot
         if slot.ticket:
             self.by_ticket[slot.process, slot.ticket] = slot
-        self.levels[slot.process] += 1
-        self.by_key[slot.key] += 1
-        self.by_process_and_key[slot.process, slot.key] += 1
+        _increment(self.levels, slot.process)
+        _increment(self.by_key, slot.key)
+        _increment(self.by_process_and_key, (slot.process, slot.key))
         self._count_state(slot)
         self.level_changed(slot.process, slot.key)
 
@@ -245,15 +245,15 @@ class SlotTable:
             del self.by_ticket[slot.process, slot.ticket]
 
     def _count_state(self, slot: Slot) -> None:
-        self._by_state[slot.state] += 1
+        _increment(self._by_state, slot.state)
         if slot.state is SlotState.OPENING:
             self._opening_until[slot.number] = slot.granted_at + OPENING_PATIENCE_S
         elif slot.state is SlotState.OPEN:
-            self._open_by_key[slot.key] += 1
+            _increment(self._open_by_key, slot.key)
             self._open_in_order[slot.number] = slot
         elif slot.state is SlotState.CLOSING:
-            self._closing_by_key[slot.key] += 1
-            self._closing_of[slot.process] += 1
+            _increment(self._closing_by_key, slot.key)
+            _increment(self._closing_of, slot.process)
 
     def _uncount_state(self, slot: Slot) -> None:
         _decrement(self._by_state, slot.state)
@@ -268,8 +268,15 @@ class SlotTable:
             _decrement(self._closing_of, slot.process)
 
 
+def _increment(counter: Counter[Any], entry: Any) -> None:
+    """Add one. A Counter asks a function of Python for what it does not have."""
+    counter[entry] = counter.get(entry, 0) + 1
+
+
 def _decrement(counter: Counter[Any], entry: Any) -> None:
     """Take one away; a counter of processes or keys must not keep those that are long gone."""
-    counter[entry] -= 1
-    if not counter[entry]:
-        del counter[entry]
+    left = counter[entry] - 1
+    if left:
+        counter[entry] = left
+    else:
+        counter.pop(entry, None)  # a Counter's own deletion is a function of Python

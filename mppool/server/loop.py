@@ -206,7 +206,7 @@ class Server:
 
         Where the next deadline is still known, no look is needed: a peer that is ready ends the sleep at once.
         """
-        is_quick = self._due is not None and not self._poller.brisk
+        is_quick = self._due is not None and not self._poller.is_awake
         looks_first = not is_quick and self._busy_turns < BUSY_TURNS
         ready = self._poller.at_once() if looks_first else None
         if ready:

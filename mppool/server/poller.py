@@ -15,10 +15,13 @@ READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 EVENTS_AT_ONCE = 256
 
-BRISK, BRISK_S = 8, 0.0002
+BRISK, BRISK_S = 8, 0.001
 """Where the same peer has ended so many sleeps in a row so soon, the server waits for it awake the next time,"""
-AWAKE_S = 0.00005
-"""for so long. If it does not come, the server sleeps again, and the counting starts again."""
+AWAKE_S = 0.0002
+"""for so long: a process that is woken on an idle CPU has asked again by then. If it does not come, the server sleeps
+again, and the counting starts again;"""
+MOST_BRISK = 1024
+"""with twice as many as before, up to so many. So one that asks at another pace costs next to nothing."""
 
 H = TypeVar("H")
 
@@ -29,14 +32,15 @@ class Poller(Generic[H]):
     A process that asks one question after the other would have us woken for each, on another CPU; that takes
     longer than the whole exchange. So such a one is waited for awake for a moment, while others may have our CPU.
 
-    _last: the peer that ended the last sleep; brisk: how many in a row it has ended almost at once.
+    _last: the peer that ended the last sleep; _brisk: how many in a row it has ended almost at once; _enough: how many it
+    takes for the next to be waited for awake. is_awake: whether it will be.
     """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._concerned: dict[int, H] = {}
         self._last: H | None = None
-        self.brisk = 0
+        self._brisk, self._enough, self.is_awake = 0, BRISK, False
         self._has_one_cpu = len(os.sched_getaffinity(0)) == 1  # nobody could ask while we are awake
 
     def register(self, descriptor: int, concerned: H) -> None:
@@ -58,23 +62,19 @@ class Poller(Generic[H]):
 
         An event that is not asked for, an error or an end, concerns reading and writing.
         """
-        ready = self._ready(0.0)
-        if self.brisk:
-            if not ready and self.brisk < BRISK:
-                return ready
-            ready = ready or self._awake()
-            if not self._is_the_same_alone(ready):
-                self.brisk = 0
-        return ready
+        return self._awake() if self.is_awake else self._ready(0.0)
 
     def wait(self, timeout: float) -> list[tuple[H, int]]:
         """The same, empty after `timeout` seconds."""
         if self._has_one_cpu:
             return self._ready(timeout)
+        if self.is_awake and (ready := self._awake()):
+            return ready
         brisk_until = monotonic() + BRISK_S
         ready = self._ready(timeout)
         is_brisk = self._is_the_same_alone(ready) and monotonic() < brisk_until
-        self.brisk = self.brisk + 1 if is_brisk else 0
+        self._brisk = self._brisk + 1 if is_brisk else 0
+        self.is_awake = self._brisk >= self._enough
         self._last = ready[0][0] if ready else None
         return ready
 
@@ -85,20 +85,26 @@ class Poller(Generic[H]):
 
     def _ready(self, timeout: float) -> list[tuple[H, int]]:
         concerned = self._concerned
+        found = self._epoll.poll(timeout, EVENTS_AT_ONCE)
+        if len(found) == 1:  # as most of the time
+            descriptor, events = found[0]
+            return [(concerned[descriptor], events)]
         # All are looked up before any is told: a descriptor that is closed meanwhile may be another's by then.
-        return [
-            (concerned[descriptor], events)
-            for descriptor, events in self._epoll.poll(timeout, EVENTS_AT_ONCE)
-        ]
+        return [(concerned[descriptor], events) for descriptor, events in found]
 
     def _awake(self) -> list[tuple[H, int]]:
-        until = monotonic() + AWAKE_S
-        while monotonic() < until:
+        """Wait for the same peer awake. If it does not come, or others do, the next sleeps begin the counting again."""
+        ready, until = self._ready(0.0), monotonic() + AWAKE_S
+        while not ready and monotonic() < until:
             os.sched_yield()
             ready = self._ready(0.0)
-            if ready:
-                return ready
-        return []
+        if self._is_the_same_alone(ready):
+            self._enough = BRISK
+        else:
+            self._brisk, self.is_awake = 0, False
+            if not ready:
+                self._enough = min(2 * self._enough, MOST_BRISK)
+        return ready
 
     def _is_the_same_alone(self, ready: list[tuple[H, int]]) -> bool:
         return len(ready) == 1 and ready[0][0] is self._last

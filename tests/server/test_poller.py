@@ -76,6 +76,24 @@ def test_if_he_does_not_come_there_is_sleep_again(
     assert poller.at_once() == []
 
 
+def test_one_that_was_waited_for_in_vain_has_to_ask_more_often_before_it_is_again(
+    poller: Poller[str], pairs: Pairs
+) -> None:
+    _ask(poller, pairs[0], BRISK + 1)
+    assert poller.is_awake
+    assert poller.at_once() == []
+    _ask(poller, pairs[0], 2 * BRISK - 1)
+    assert not poller.is_awake
+    _ask(poller, pairs[0])
+    assert poller.is_awake
+    pairs[0][1].send(b"?")
+    assert poller.at_once() == [("alice", READ)]
+    pairs[0][0].recv(1)
+    assert poller.at_once() == []
+    _ask(poller, pairs[0], 2 * BRISK)
+    assert poller.is_awake, "it did come in between"
+
+
 def test_nobody_is_waited_for_awake_where_others_ask_too(
     poller: Poller[str], pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
