@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from time import monotonic, sleep
 
 from mppool.logs import Log, afterwards
-from mppool.process.fork import thread_ends
+from mppool.process.fork import own_mark, thread_ends
 from mppool.process.locks import release_own
 
 log = Log("mppool")
@@ -34,13 +34,17 @@ def let_others() -> None:
 
 
 class BackgroundExecutor:
-    """A queue, and threads that exist while there is something in it.
+    """A queue, and threads that exist while there is something in it, and for a moment longer.
 
     A chore hardly ever waits behind another one: a close that hangs must not keep the other slots. So there are
     as many threads as chores at one time, and mostly none. Only what is in progress is limited, and a chore
     that hangs makes no progress: its thread is not counted any more.
 
-    _lock: guards `_queue` together with the counts of threads; never held while a chore runs.
+    _queue: chores that no thread has taken yet. _parked: of each thread that has nothing to do, the lock on which it
+        sleeps: the one that parked last is woken first. Both change by atomic operations alone. Who adds a chore appends
+        it first and looks for a parked thread then; a thread parks first and looks at the queue then. So no chore lies
+        beside a sleeping thread.
+    _lock: guards `_threads`; never held while a chore runs.
     _begun: since when each thread is busy with its chore, by thread (atomic operations).
     _here: the queue of a thread that does its own chores (see `done_here`).
     """
@@ -62,11 +66,12 @@ class BackgroundExecutor:
         self._begun: dict[int, float] = {}
         self._idle_s = idle_s
         self._most = most
-        self._lock = threading.Condition()
+        self._lock = threading.RLock()
         self._queue: deque[Callable[[], None]] = deque()
+        self._parked: deque[threading.Lock] = deque()
         self._threads = 0
-        self._idle = 0
         self._here = threading.local()
+        self._mark = own_mark()
 
     @contextmanager
     def done_here(self) -> Iterator[None]:
@@ -97,17 +102,24 @@ class BackgroundExecutor:
         if mine is not None:
             mine.append(chore)
             return
+        self._queue.append(chore)
+        if self._wake_one():
+            return
         with self._lock:
-            self._queue.append(chore)
-            if self._idle >= len(self._queue):
-                self._lock.notify()
-                return
             full = self._room(monotonic()) <= 0
             self._threads += not full
         if full:
             self._want_look()
         else:
             self._start_thread()
+
+    def _wake_one(self) -> bool:
+        """Have a thread that has nothing to do look at the queue; False if there is none."""
+        try:
+            self._parked.pop().release()
+        except IndexError:
+            return False
+        return True
 
     def _room(self, now: float) -> int:
         """How many more threads may be started. Caller holds `_lock`."""
@@ -128,7 +140,7 @@ class BackgroundExecutor:
         if not self._queue:
             return math.inf
         with self._lock:
-            wanted = min(self._room(now), len(self._queue) - self._idle)
+            wanted = min(self._room(now), len(self._queue) - len(self._parked))
             self._threads += max(0, wanted)
         for started in range(wanted):
             if not self._start_thread():
@@ -184,12 +196,32 @@ class BackgroundExecutor:
 
     def _next(self) -> Callable[[], None] | None:
         """The next chore; None: there is none, and this thread is not counted any more."""
-        with self._lock:
-            if not self._queue:
-                self._idle += 1
-                self._lock.wait_for(lambda: bool(self._queue), self._idle_s)
-                self._idle -= 1
-            if self._queue:
+        while self._mark[0]:  # the only thread of a child that a chore has forked ends
+            try:
                 return self._queue.popleft()
+            except IndexError:
+                pass  # not handled here: a chore may take its time
+            gate = threading.Lock()  # another one each time: who has taken it may open it late
+            gate.acquire()
+            self._parked.append(gate)
+            if self._queue:
+                self._unpark(gate)
+            elif not gate.acquire(timeout=self._idle_s) and self._unpark(gate) and self._ends():
+                return None
+        return None
+
+    def _unpark(self, gate: threading.Lock) -> bool:
+        """Sleep no longer. False: somebody has taken the lock already, to wake this thread."""
+        try:
+            self._parked.remove(gate)
+        except ValueError:
+            return False
+        return True
+
+    def _ends(self) -> bool:
+        """This thread is not counted any more, unless there is something to do."""
+        with self._lock:
+            if self._queue:
+                return False
             self._threads -= 1
-            return None
+            return True

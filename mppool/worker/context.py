@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from mppool.link.protocol import Link
     from mppool.tokens.cache import TokenCache
 
+OPENER_IDLE_S = 5.0
+"""So long a thread that opens waits for the next opening: to start one takes longer than all else of a cold checkout."""
+
 MOST_OPENERS = 1000
 """So many resources are opened at one time in this process: for each there is a thread that waits."""
 
@@ -90,7 +93,7 @@ class Context(ABC):
         self.chores = BackgroundExecutor(self.name, expects=expects)
         self.asker = BackgroundExecutor(f"{self.name}-ask", most=1)
         self.openers = BackgroundExecutor(
-            f"{self.name}-open", idle_s=0.0, most=MOST_OPENERS, expects=expects
+            f"{self.name}-open", idle_s=OPENER_IDLE_S, most=MOST_OPENERS, expects=expects
         )
 
     @property
@@ -132,7 +135,7 @@ class Context(ABC):
 
     def flush(self) -> None:
         """Send what is in the outbox, as far as that is possible without waiting."""
-        if not self.inventory.inherited:  # else it is the outbox of our parent
+        if self.inventory.mark[0]:  # else it is the outbox of our parent
             self.link.flush()
 
     def decline(self, grant: Grant, inventory: Inventory) -> None:
@@ -142,7 +145,8 @@ class Context(ABC):
 
     def is_gone(self) -> None:
         """One resource less: the books are told, and a process that is leaving may leave."""
-        self.flush()
+        if self.inventory.mark[0]:
+            self.link.flush()
         if self.leaving:
             self.wake()  # this may have been the last
 
