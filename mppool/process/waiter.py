@@ -56,6 +56,9 @@ class LocalWaiter:
         "who",
     )
 
+    _sleeps = True
+    """Whether a thread sleeps on it."""
+
     def __init__(
         self,
         ticket: Ticket,
@@ -82,8 +85,9 @@ class LocalWaiter:
         self.looks_at = math.inf
         self.opening: GrantNumber | None = None
         self._settled: dict[str, list[Any]] = {}
-        self._gate = threading.Lock()
-        self._gate.acquire()
+        if self._sleeps:
+            self._gate = threading.Lock()
+            self._gate.acquire()
 
     @property
     def is_open(self) -> bool:
@@ -116,6 +120,8 @@ class LocalWaiter:
         Called by the waiting thread alone, any number of times; the answer is returned once.
         """
         settled = self._settled.setdefault("answer", [])
+        if not settled:
+            return None
         try:
             return settled.pop()
         except IndexError:
@@ -143,7 +149,14 @@ def give_to_oldest(queue: deque[LocalWaiter], answer: Any) -> bool:
     """Give to the first that is ready to take it; False if none is."""
     # Waiters leave the queue by themselves: one that was taken out before it is given anything could be
     # forgotten, if this thread is interrupted between the two.
-    return any(waiter.is_ready and waiter.give(answer) for waiter in list(queue))
+    while True:
+        try:
+            for waiter in queue:  # noqa: SIM110  # `any` takes a generator, which costs more than all of this
+                if waiter.is_ready and waiter.give(answer):
+                    return True
+            return False
+        except RuntimeError:  # somebody has come, or left, meanwhile
+            continue
 
 
 def wake_oldest(queue: deque[LocalWaiter]) -> None:

@@ -186,7 +186,8 @@ class ColdCheckout:
     def _at_once(self, answer: Any) -> PoolEntry | None:
         """Ask without waiting for anybody, where there is no answer yet; None: look again."""
         if answer is None:
-            self._check_open()
+            if self._local.closed:
+                self._raise_closed()
             ticket = self._member.next_ticket()
             try:
                 answer = self._call(ticket)
@@ -197,9 +198,8 @@ class ColdCheckout:
             return self._by_waiting(answer)
         return self._use(answer, self._local.inventory)
 
-    def _check_open(self) -> None:
-        if self._local.closed:
-            raise PoolClosed(f"pool {self._local.name!r} is closed; it hands out nothing any more")
+    def _raise_closed(self) -> NoReturn:
+        raise PoolClosed(f"pool {self._local.name!r} is closed; it hands out nothing any more")
 
     def _by_waiting(self, granted: Grant | None = None) -> PoolEntry | None:
         """One round of waiting; None: look again.
@@ -207,7 +207,8 @@ class ColdCheckout:
         granted: what the books have granted already, to a checkout that waits for nothing else.
         """
         local = self._local
-        self._check_open()
+        if local.closed_here or local.closed_everywhere:
+            self._raise_closed()
         self._inventory = local.inventory
         self._waiter = waiter = LocalWaiter(
             self._member.next_ticket() if granted is None else granted.ticket,
@@ -262,7 +263,7 @@ class ColdCheckout:
             # Who asks no more has nothing to look for: else it would look again and again, without a pause.
             look_at = local.idle.line.look_at(waiter, left_s) if self._can_ask() else math.inf
             at = look_at if until is None else min(until, look_at)
-            if not local.idle.line.opens_for(self._key):
+            if waiter.opening is None and not local.idle.line.opens_for(self._key):
                 warn_of_event_loop(local)
             answer = waiter.wait(None if at == math.inf else at)
             if answer is not None:
@@ -356,8 +357,10 @@ class ColdCheckout:
 
     def _can_ask(self) -> bool:
         """Whether there is time to ask once more, where the books have not answered before."""
+        if not self._unanswered:
+            return True
         left = self._left()
-        return not self._unanswered or left is None or left >= ASK_PATIENCE_S
+        return left is None or left >= ASK_PATIENCE_S
 
     def _why_nothing(self) -> str:
         text = self._local.idle.line.why_nothing(self._key)

@@ -153,9 +153,10 @@ class Demand:
         """
         if number not in self.opening:
             return False
-        timely = sum(self.opening[one] > now for one in self.begun)
-        if not insists and not self._want_more_than(timely):
-            return False
+        if not insists:
+            timely = sum(self.opening[one] > now for one in self.begun) if self.begun else 0
+            if not self._want_more_than(timely):
+                return False
         self.begun.add(number)
         return True
 
@@ -169,20 +170,21 @@ class Demand:
 
     def _coming(self, now: float) -> int:
         """How many openings are counted on."""
-        return sum(until > now for until in self.opening.values())
+        coming = 0
+        for until in self.opening.values():
+            coming += until > now
+        return coming
 
     def opened(self, number: GrantNumber, now: float) -> None:
         """A resource is open."""
         self.open.add(number)
-        self._ends_unless_begun(number)
+        if number not in self.begun:
+            self.opening.pop(number, None)
         self._served_at = max(self._served_at, now)
 
     def ended(self, number: GrantNumber) -> None:
         """The opening has failed or was given up, or the resource is being closed."""
         self.open.discard(number)
-        self._ends_unless_begun(number)
-
-    def _ends_unless_begun(self, number: GrantNumber) -> None:
         # Between the end of an opening and the moment in which a thread hears of it, the thread must not ask again.
         if number not in self.begun:
             self.opening.pop(number, None)
@@ -193,6 +195,11 @@ class Demand:
         self.begun.discard(number)
 
     # --- asking ------------------------------------------------------------------------------------------
+
+    @property
+    def is_one_thread(self) -> bool:
+        """Whether nothing of this key is here, or on its way, but one thread that waits."""
+        return len(self.waiting) == 1 and not (self.tickets or self.opening or self.open)
 
     def asks(self, ticket: Ticket) -> None:
         """A ticket is on its way to the books."""
@@ -232,7 +239,11 @@ class Demand:
 
     def late_at(self, now: float) -> float:
         """When the next opening is not counted on any longer; infinity if none is now."""
-        return min((until for until in self.opening.values() if until > now), default=math.inf)
+        late_at = math.inf
+        for until in self.opening.values():
+            if now < until < late_at:
+                late_at = until
+        return late_at
 
     @property
     def can_go_on(self) -> bool:
@@ -259,16 +270,21 @@ class Demand:
     # --- tickets that nobody waits for --------------------------------------------------------------------
 
     def _count_spare(self, now: float) -> None:
-        if self._spare(now) <= 0:
+        if not self.tickets or (not self.opening and len(self.tickets) <= len(self.waiting)):
+            self._spare_since = math.inf  # as most of the time
+        elif self._spare(now) <= 0:
             self._spare_since = math.inf
         elif self._spare_since == math.inf:
             self._spare_since = now
 
     def _spare(self, now: float) -> int:
         tickets = len(self.tickets)
-        if not self.opening:  # as most of the time
-            return tickets - len(self.waiting)
         return min(tickets, tickets + self._coming(now) - len(self.waiting))
+
+    @property
+    def has_spare(self) -> bool:
+        """Whether there are tickets for which no thread waits."""
+        return self._spare_since < math.inf
 
     def spare_due_at(self) -> float:
         """When tickets are to be given up; infinity while a thread waits for each."""

@@ -29,7 +29,7 @@ _chance = random.SystemRandom()
 @logged_afterwards
 def close(entry: PoolEntry, reason: CloseReason) -> None:
     """Close a resource that the caller owns. Its slot is free when its close has returned."""
-    if begin_close(entry):
+    if entry.inventory.begin_close(entry, monotonic()):
         finish_close(entry, reason)
 
 
@@ -57,11 +57,11 @@ def finish_close(entry: PoolEntry, reason: CloseReason) -> None:
         # Interrupted, perhaps before anything was closed, and its frames or its user may keep it: it is
         # closed once more, because it must have ended before its slot is free.
         traceback.clear_frames(error.__traceback__)
-        if not entry.inventory.inherited:
+        if entry.inventory.mark[0]:
             local.hooks.close_again(entry.resource)
         raise
     finally:
-        if not entry.inventory.inherited:
+        if entry.inventory.mark[0]:
             entry.inventory.closed(entry, reason)
             local.member.is_gone()
 

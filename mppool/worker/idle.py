@@ -79,7 +79,7 @@ class Idle:
 
     def lying(self, key: str) -> int:
         """How many resources of a key lie idle."""
-        return len(self.shelves.get(key))
+        return len(self.shelves.by_key.get(key, NO_SHELF))
 
     def forget(self, key: str) -> None:
         """Where the sub-pool of an identity is empty, nothing is kept of it. Caller holds the inventory's lock."""
@@ -157,6 +157,8 @@ class Idle:
             return
         shelf = entry.shelf
         for waiter in list(queue):
+            if not shelf:
+                return
             if not waiter.is_ready:
                 continue
             try:
@@ -214,7 +216,7 @@ class Idle:
 
     def look_whether_attention(self) -> None:
         """Threads have begun, or stopped, to wait. Caller holds the inventory's lock."""
-        self.attention = self.contended or any(self.line.waiters.values())
+        self.attention = self.contended or bool(self.line.waiters)
         if not self.attention:
             self.settled = None
 

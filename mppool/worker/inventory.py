@@ -292,7 +292,7 @@ class Inventory:
             entry.opened_at = entry.released_at = entry.checked_at = now
             if ends_at < entry.retire_at:
                 entry.retire_at, entry.retire_reason = ends_at, "expired_lifetime"
-            self.tell(Opened(entry.number, seconds))
+            self.outbox.append(Opened(entry.number, seconds))
             entry.local.opened(entry, seconds, now)
             entry.opened = []
 
@@ -383,7 +383,7 @@ class Inventory:
 
         Somebody may be a hook that closes its own resource, or another thread.
         """
-        if self.inherited:
+        if not self.mark[0]:
             return False  # not before the lock: its holder may not exist here
         with self.lock:
             if entry.state == "closing":
@@ -433,7 +433,7 @@ class Inventory:
     def _leaves(self, entry: PoolEntry, event: Event) -> None:
         """An entry is gone. Caller holds the lock."""
         # Told first: an interrupt in between leaves it in the table, where the audit finds it.
-        self.tell(event)
+        self.outbox.append(event)
         self.side.pop(entry.number, None)
         del self.table[entry.number]
         entry.local.gone(entry)

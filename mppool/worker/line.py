@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mppool.core.events import Abandoned
 from mppool.process.waiter import LocalWaiter, give_to_oldest, wake_oldest
-from mppool.worker.demand import Demand, Recent, hope_s
+from mppool.worker.demand import LONGEST_HOPE_S, Demand, Recent, hope_s
 
 if TYPE_CHECKING:
     from mppool.core.decisions import Grant
@@ -109,7 +109,8 @@ class Line:
     def granted(self, grant: Grant, now: float) -> None:
         """A grant is in the table, and will be opened."""
         self.opening_time.told(grant)
-        self.answered(grant.ticket)
+        if grant.ticket in self._asked:
+            self.answered(grant.ticket)
         self.demand_for(grant.key).granted(grant.number, self.opening_time.seconds, now)
 
     def opened(self, key: str, number: GrantNumber, seconds: float, now: float) -> None:
@@ -134,7 +135,8 @@ class Line:
             demand = self.demand_for(waiter.key)
             self.waiters[waiter.key] = demand.waiting
             demand.begins_to_wait(waiter, waiter.since)
-            self._note_spare(waiter.key, demand)
+            if self._spare:
+                self._note_spare(waiter.key, demand)
             self._idle.look_whether_attention()
 
     def dequeue(self, waiter: LocalWaiter, *, served: bool) -> None:
@@ -147,16 +149,16 @@ class Line:
                 self._inventory.tell(Abandoned(waiter.ticket))
                 self.answered(waiter.ticket)
                 self._have_newest_ask(demand)
-            due = self._note_spare(waiter.key, demand)
-            if not demand.waiting:
+            due = self._note_spare(waiter.key, demand) if demand.has_spare else math.inf
+            is_last = not demand.waiting
+            if is_last:
                 self.waiters.pop(waiter.key, None)
                 self._idle.forget(waiter.key)
+                self._idle.look_whether_attention()
             elif self._idle.lying(waiter.key):
                 wake_oldest(demand.waiting)  # this one may have been woken for what lies there
             elif demand.opening:
                 self._have_one_look(demand)  # this one may have been the one that does
-            self._idle.look_whether_attention()
-            is_last = not demand.waiting
         if has_ticket:
             self._context.flush()
         if is_last:
@@ -174,18 +176,11 @@ class Line:
         if waiter.insists:  # it has been granted what it waits for
             return False
         with self._inventory.lock:
-            demand, now = self.demand_for(waiter.key), monotonic()
-            if not self._may_ask(demand, waiter, now):
+            demand = self.demand_for(waiter.key)
+            # Where nothing is here but this thread, there is nothing to hope for.
+            is_alone = demand.is_one_thread and waiter.opening is None and waiter.is_open
+            if not is_alone and not self._is_due(demand, waiter, left_s):
                 return False
-            if demand.can_go_on and now < self._context.silence.until:
-                return False
-            if now < self._hopes_until(demand, waiter, left_s):
-                return False
-            if waiter.asked or not (waiter.opens_here or self.asks_at_once):
-                hope = 0.0 if self._idle.contended else hope_s(self.opening_time.seconds, left_s)
-                idle = self._idle.lying(waiter.key)
-                if not demand.must_ask(hope, idle, now):
-                    return False
             if waiter.asked:  # its ticket was used up, by a neighbour or by a failure
                 waiter.ticket = self._context.next_ticket()
             waiter.asked = True
@@ -206,6 +201,20 @@ class Line:
         since = waiter.since if demand.tickets else demand.streak_since
         return since + hope_s(self.opening_time.seconds, left_s)
 
+    def _is_due(self, demand: Demand, waiter: LocalWaiter, left_s: float | None) -> bool:
+        """Whether a thread has hoped for long enough. Caller holds the inventory's lock."""
+        now = monotonic()
+        if not self._may_ask(demand, waiter, now):
+            return False
+        if demand.can_go_on and now < self._context.silence.until:
+            return False
+        if now < self._hopes_until(demand, waiter, left_s):
+            return False
+        if waiter.asked or not (waiter.opens_here or self.asks_at_once):
+            hope = 0.0 if self._idle.contended else hope_s(self.opening_time.seconds, left_s)
+            return demand.must_ask(hope, self._idle.lying(waiter.key), now)
+        return True
+
     def _may_ask(self, demand: Demand, waiter: LocalWaiter, now: float) -> bool:
         """Whether a thread could ask, if more is wanted. Caller holds the inventory's lock."""
         if waiter.insists or not waiter.is_open or self._is_asked_for(demand, waiter):
@@ -219,6 +228,11 @@ class Line:
             return math.inf
         with self._inventory.lock:
             demand = self.demand_for(waiter.key)
+            if waiter.opening is not None and not self.asks_at_once:
+                late = demand.late_from(waiter.opening)
+                if monotonic() + LONGEST_HOPE_S < late < math.inf:  # before that it may not ask
+                    waiter.looks_at = max(late, self._context.silence.until)
+                    return waiter.looks_at
             waiter.looks_at = demand.starves_at(
                 waiter.since, self.opening_time.seconds, self.use_time.seconds
             )

@@ -219,10 +219,10 @@ class LocalPool:
         """See Home."""
         # A grant comes on another connection than the word that its generation is over.
         newest = max(self.retired.get(None, 0), self.retired.get(grant.key, 0))
-        if self.closed or grant.generation < newest:
+        if self.closed_here or self.closed_everywhere or grant.generation < newest:
             entry.retire_at = AT_ONCE
         # Not before it is in the table: as long as it is, the shelf is not forgotten.
-        entry.shelf = self.shelf_of(grant.key)
+        entry.shelf = self.idle.shelves.of(grant.key)
         self.idle.line.granted(grant, now)
 
     def opened(self, entry: PoolEntry, seconds: float, now: float) -> None:
@@ -388,7 +388,7 @@ class LocalPool:
     def throw_away(self, entry: PoolEntry, now: float) -> None:
         """A lease was discarded."""
         held = now - entry.lent_at
-        if not entry.inventory.inherited and entry.inventory.end_lease(entry):
+        if entry.inventory.mark[0] and entry.inventory.end_lease(entry):
             self.observe("use", held)
             close(entry, "discarded")
         elif entry.killed:

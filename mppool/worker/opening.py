@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import traceback
+from functools import partial
 from time import monotonic, time
 from typing import TYPE_CHECKING
 
@@ -110,7 +111,7 @@ def _label(local: LocalPool, grant: Grant) -> str:
 def _run_hooks(local: LocalPool, entry: PoolEntry, opening: Opening) -> None:
     """Call what opens and configures the resource, and keep it with the entry."""
     local.hooks.open(opening, entry.opened)
-    if entry.inventory.inherited:
+    if not entry.inventory.mark[0]:
         raise ForkedLease(
             f"pool {local.name!r}: this process was forked inside the open hook; the resource belongs "
             "to its parent; check out again"
@@ -187,7 +188,7 @@ def open_beside(local: LocalPool, grant: Grant, waiter: LocalWaiter) -> None:
     """
     waiter.opening = grant.number
     context = waiter.context.copy()  # two openings may be made for one thread, one after its time
-    local.member.openers.add(lambda: context.run(_open_for_waiter, local, grant, waiter))
+    local.member.openers.add(partial(context.run, _open_for_waiter, local, grant, waiter))
 
 
 def _open_for_waiter(local: LocalPool, grant: Grant, waiter: LocalWaiter) -> None:

@@ -145,7 +145,7 @@ class Pool(Generic[T]):
                     if local.prepare(entry, now, bearer, self._deadline(timeout)):
                         return self._lease(entry)
                     if bearer is not None and bearer.fetched is not None:
-                        return self._checkout_cold(local, timeout, bearer, None)
+                        return self._checkout_cold(local, self._seconds(timeout), bearer, None)
                     # Others may lie on the shelf: the books are not asked before it is empty.
                     return self._checkout_anew(local, timeout, None, None)
                 if local.asks_plainly and (
@@ -213,7 +213,7 @@ class Pool(Generic[T]):
             bearer.deadline = self._deadline(timeout)
             if local.prepare(entry, now, bearer, bearer.deadline):
                 return self._lease(entry)
-            return self._checkout_cold(local, timeout, bearer, None)
+            return self._checkout_cold(local, self._seconds(timeout), bearer, None)
         except BaseException:
             del entry  # the traceback keeps this frame, and must not keep it
             raise
@@ -251,10 +251,10 @@ class Pool(Generic[T]):
         return self._checkout_cold(local, seconds, bearer, lane)
 
     def _checkout_cold(
-        self, local: LocalPool, timeout: float | None, bearer: Principal | None, lane: str | None
+        self, local: LocalPool, seconds: float | None, bearer: Principal | None, lane: str | None
     ) -> Lease[T]:
         key = local.default_key if bearer is None else bearer.key
-        return self._lease(ColdCheckout(local, key, self._seconds(timeout), bearer, lane).run())
+        return self._lease(ColdCheckout(local, key, seconds, bearer, lane).run())
 
     def _lease(self, entry: PoolEntry) -> Lease[T]:
         self._note(entry)

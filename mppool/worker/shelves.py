@@ -46,9 +46,12 @@ class Shelves:
 
     def take(self, key: str) -> PoolEntry | None:
         """A resource from the shelf of a key, or None."""
+        shelf = self.by_key.get(key)
+        if not shelf:
+            return None
         try:
-            return self.popper(key)()
-        except IndexError:
+            return shelf.pop() if self._is_lifo else shelf.popleft()
+        except IndexError:  # another thread was quicker
             return None
 
     def take_all(self, wanted: Callable[[PoolEntry], bool]) -> list[PoolEntry]:
