@@ -61,9 +61,10 @@ class OnLoop:
 class Home:
     """One event loop, as far as one pool is concerned.
 
-    number: tells its keys from those of other loops. pop: takes from the shelf of its own key at once.
+    number: tells its keys from those of other loops. pop: takes from the shelf of its own key at once; shelf: that one.
     openings: tasks that open a resource; they belong to the loop's thread.
-    _tasks: what runs on behalf of the pool; kept here because the loop itself refers to its tasks weakly.
+    _tasks: what runs on behalf of the pool; kept here because the loop itself refers to its tasks weakly. _finishing: the
+        same of those that end what a caller waits for, by what it waits for.
     """
 
     def __init__(self, local: LocalPool, loop: asyncio.AbstractEventLoop, number: int) -> None:
@@ -73,11 +74,12 @@ class Home:
         self.desk = Desk(local, loop)
         self.is_ending = self.is_over = False
         self.pop: Callable[[], PoolEntry] = _nothing
-        self._shelf: deque[PoolEntry] | None = None
+        self.shelf: deque[PoolEntry] | None = None
         self.notice: AsyncGenerator[None, None] | None = None
         self.openings: set[asyncio.Task[Any]] = set()
         self.watch = Watch(loop)
         self._tasks: set[asyncio.Task[Any]] = set()
+        self._finishing: dict[asyncio.Future[None], asyncio.Task[None]] = {}
 
     def key_for(self, key: str) -> str:
         """The key, in this loop, of what the pool opens for a key."""
@@ -93,18 +95,17 @@ class Home:
             key = self.key_for(local.default_key)
             shelves = local.idle.shelves
             shelf = shelves.get(key) if self.number else shelves.of(key)
-            if shelf is not self._shelf:
-                self._shelf, self.pop = shelf, shelves.popper_of(shelf)
+            if shelf is not self.shelf:
+                self.shelf, self.pop = shelf, shelves.popper_of(shelf)
 
-    async def finish(self, coroutine: Coroutine[Any, Any, None]) -> None:
-        """Wait for the end of a task that outlives its caller: a caller that is cancelled leaves it alone.
+    def finish(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
+        """To wait for the end of a task that outlives its caller: a caller that is cancelled leaves it alone.
 
         `asyncio.shield` does the same with more turns of the loop.
         """
         done: asyncio.Future[None] = self.loop.create_future()
-        task = self.loop.create_task(self._run_to_its_end(coroutine, done))
-        self._tasks.add(task)
-        await done
+        self._finishing[done] = self.loop.create_task(self._run_to_its_end(coroutine, done))
+        return done
 
     async def _run_to_its_end(
         self, coroutine: Coroutine[Any, Any, None], done: asyncio.Future[None]
@@ -122,7 +123,7 @@ class Home:
             if not done.done():
                 done.set_result(None)
         finally:
-            self._tasks.discard(asyncio.current_task())
+            self._finishing.pop(done, None)
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run it as a task that outlives its caller. Called in the loop."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 from contextvars import copy_context
 from time import monotonic, time
+from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from mppool.aio.bridge import LoopRecipe
@@ -50,8 +51,8 @@ class TaskHooks:
 
         Raises CheckoutTimeout where its check outlasts the deadline.
         """
-        local = self._local
-        if monotonic() >= entry.retire_at:
+        local, now = self._local, monotonic()
+        if now >= entry.retire_at:
             self._close(entry, entry.retire_reason)
             return False
         if entry.token and principal is not None and time() >= entry.ask_at:
@@ -63,15 +64,21 @@ class TaskHooks:
             )
             if not goes_on:
                 return False
+            now = monotonic()
         idle_for = local.options.check_idle_for
         if (
             local.hooks.check is not None
             and idle_for is not None
-            and monotonic() - entry.released_at >= idle_for
-            and not await self.is_healthy(entry, deadline)
+            and now - entry.released_at >= idle_for
         ):
-            return False
-        await self.lend(entry)
+            if not await self.is_healthy(entry, deadline):
+                return False
+            now = monotonic()
+        if local.watched or local.hooks.on_checkout is not None:
+            await self.lend(entry)
+        else:
+            entry.uses += 1
+            entry.lent_at = now
         return True
 
     async def lend(self, entry: PoolEntry) -> None:
@@ -203,7 +210,10 @@ class TaskHooks:
         """Run a hook; False, logged and counted, if it raised."""
         local = self._local
         try:
-            await self._home.watch.bounded(settled(call(entry.resource.resource)), limit)
+            said = call(entry.resource.resource)
+            if type(said) is not CoroutineType:
+                said = settled(said)
+            await self._home.watch.bounded(said, limit)
         except Exception as error:
             local.count("hook_errors")
             log.warning("pool %r: the hook %s raised", local.name, hook, exc_info=True)

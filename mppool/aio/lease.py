@@ -73,7 +73,9 @@ class AsyncLease(Generic[T]):
     ) -> None:
         entry = self._put_back(error)
         if entry is not None:
-            await self._lender.give_back(entry, suspect=error is not None)
+            given_back = self._lender.give_back(entry, suspect=error is not None)
+            if given_back is not None:
+                await given_back
 
     def _put_back(self, error: BaseException | None) -> PoolEntry | None:
         """Give the resource back, as far as that is nothing but an append; else it is the caller's to give back."""

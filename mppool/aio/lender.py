@@ -51,7 +51,6 @@ class Lender:
         started = monotonic()
         if not local.is_sealed:
             await in_thread(local.member.asker, local.member.seal)
-        home.look_at_shelf()
         where = opens_in.set(home)
         try:
             principal = None
@@ -71,7 +70,8 @@ class Lender:
             ).run()
         finally:
             opens_in.reset(where)
-        home.look_at_shelf()
+        if entry.shelf is not home.shelf:
+            home.look_at_shelf()
         return entry
 
     async def _principal(
@@ -111,18 +111,20 @@ class Lender:
             log.warning("pool %r: the cancel hook raised", self.name, exc_info=True)
             return False
 
-    async def give_back(self, entry: PoolEntry, *, suspect: bool) -> None:
-        """In the loop that owns the resource; to the end, also where the caller is cancelled."""
+    def give_back(self, entry: PoolEntry, *, suspect: bool) -> asyncio.Future[None] | None:
+        """In the loop that owns the resource; to the end, also where the caller is cancelled.
+
+        Returns what the caller awaits; None: nothing.
+        """
         home = self._home_of_released(entry)
         if home is None:
-            return
+            return None
         work = TaskHooks(self.local, home).give_back(entry, suspect=suspect)
         if home.loop is running_loop():
-            await home.finish(work)
-        else:
-            await asyncio.shield(
-                asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, home.loop))
-            )
+            return home.finish(work)
+        return asyncio.shield(
+            asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, home.loop))
+        )
 
     def give_back_soon(self, entry: PoolEntry) -> None:
         """The same, where nothing can be awaited. Called by any thread."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Awaitable, Callable, Mapping
+from types import CoroutineType
 from typing import Any, Generic, TypeVar
 
 from mppool.errors import ConfigurationError
@@ -113,6 +114,8 @@ def _rebuild(opener: Callable[..., Awaitable[T]], hooks: dict[str, Any]) -> Coro
 
 async def settled(value: Any) -> Any:
     """What a hook gives, whether it is a coroutine function or a plain one."""
+    if type(value) is CoroutineType:  # as nearly always
+        return await value
     return await value if inspect.isawaitable(value) else value
 
 

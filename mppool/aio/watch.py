@@ -12,7 +12,7 @@ class Watch:
     """Bounds hooks that run in tasks of the pool's own. All of it happens in one loop.
 
     State: `_due`, when the hook of each task is late, and `_late`, whose hooks have been cancelled for it. `_timer` is set
-    while `_due` is not empty, for its earliest instant or an earlier one.
+    while `_due` is not empty, for the instant `_at`: its earliest or an earlier one.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -20,15 +20,16 @@ class Watch:
         self._due: dict[asyncio.Task[Any], float] = {}
         self._late: set[asyncio.Task[Any]] = set()
         self._timer: asyncio.TimerHandle | None = None
+        self._at = 0.0
 
     async def bounded(self, awaitable: Awaitable[Any], seconds: float | None) -> Any:
         """Await it in a task that nobody else cancels; TimeoutError after so many seconds (None: no bound)."""
         task = asyncio.current_task()
         if seconds is None or task is None:
             return await awaitable
-        self._due[task] = monotonic() + seconds
-        if self._timer is None or self._loop.time() + seconds < self._timer.when():
-            self._look_in(seconds)
+        self._due[task] = due = monotonic() + seconds
+        if self._timer is None or due < self._at:
+            self._look_at(due)
         try:
             return await awaitable
         except asyncio.CancelledError:
@@ -38,13 +39,15 @@ class Watch:
                 task.uncancel()
         finally:
             self._due.pop(task, None)
-            self._late.discard(task)
+            if self._late:
+                self._late.discard(task)
         raise TimeoutError
 
-    def _look_in(self, seconds: float) -> None:
+    def _look_at(self, instant: float) -> None:
         if self._timer is not None:
             self._timer.cancel()
-        self._timer = self._loop.call_later(seconds, self._look)
+        self._at = instant
+        self._timer = self._loop.call_later(max(0.0, instant - monotonic()), self._look)
 
     def _look(self) -> None:
         self._timer = None
@@ -55,4 +58,4 @@ class Watch:
                 self._late.add(task)
                 task.cancel()
         if self._due:
-            self._look_in(max(0.0, min(self._due.values()) - now))
+            self._look_at(min(self._due.values()))

@@ -65,7 +65,10 @@ class TaskCheckout:
         Raises CheckoutTimeout, TooManyWaiting, OpenFailed, PoolClosed or ServerUnavailable.
         """
         while True:
-            entry = await self._from_shelf() or await self._by_waiting()
+            entry = None
+            if not self._local.idle.line.waiters.get(self._key):
+                entry = await self._from_shelf()
+            entry = entry or await self._by_waiting()
             if entry is not None:
                 self._local.observe("wait", monotonic() - self._started)
                 if self._lane is not None:
@@ -94,9 +97,9 @@ class TaskCheckout:
 
     async def _by_waiting(self) -> PoolEntry | None:
         """One round of waiting; None: look again."""
-        if self._local.closed:
-            raise PoolClosed(f"pool {self._local.name!r} is closed; it hands out nothing any more")
-        desk, at_once = self._desk, self._timeout == 0
+        local, desk, at_once = self._local, self._desk, self._timeout == 0
+        if local.closed_here or local.closed_everywhere:
+            raise PoolClosed(f"pool {local.name!r} is closed; it hands out nothing any more")
         waiter = TaskWaiter(
             desk,
             self._key,
@@ -106,13 +109,17 @@ class TaskCheckout:
             insists=at_once,
             lane=self._lane or "",
         )
-        if self._local.notes_callers:
+        if local.notes_callers:
             waiter.who = caller_name()
         answer: Any = None
         try:
-            self._local.idle.line.enqueue(waiter)
-            self._local.member.housekeeper.expects(self._local.holders.expected_by(waiter))
-            answer = await (self._at_once(waiter) if at_once else self._in_line(waiter))
+            local.idle.line.enqueue(waiter)
+            local.member.housekeeper.expects(local.holders.expected_by(waiter))
+            if at_once:
+                answer = await self._at_once(waiter)
+            else:
+                desk.begins_to_wait(self._key)  # enqueued first: no release is missed
+                answer = await waiter.answer(self._deadline) or await self._too_late(waiter)
         except GeneratorExit:  # perhaps by the garbage collector, in which no lock may be taken
             desk.desert(waiter, None)
             raise
@@ -122,12 +129,10 @@ class TaskCheckout:
         desk.stop_waiting(waiter, answer)
         return await self._use(answer)
 
-    async def _in_line(self, waiter: TaskWaiter) -> Any:
-        """PoolEntry, Refuse, Retry or Failure: whatever comes first."""
-        self._desk.begins_to_wait(self._key)  # enqueued first: no release is missed
-        answer = await waiter.answer(self._deadline)
-        if answer is None and waiter.asked and self._deadline is not None:
-            # The books refuse in the same instant, and can say why.
+    async def _too_late(self, waiter: TaskWaiter) -> Any:
+        """The time has passed. The books refuse in the same instant, and can say why; or something comes after all."""
+        answer = None
+        if waiter.asked and self._deadline is not None:
             answer = await waiter.answer(self._deadline + REFUSAL_GRACE_S)
         if answer is None:
             why = self._local.idle.line.why_nothing(self._key)

@@ -24,6 +24,7 @@ from mppool.core.events import Abandoned, Checkout, Starves
 from mppool.link.connection import ASK_GRACE_S, SESSION_PAUSE_S, SessionLost
 from mppool.logs import Log
 from mppool.process.waiter import LocalWaiter, give_to_oldest
+from mppool.worker.deadlines import Deadlines
 from mppool.worker.inventory import PoolEntry
 from mppool.worker.opening import Failure, open_beside
 
@@ -55,6 +56,8 @@ class TaskWaiter(LocalWaiter):
     """
 
     __slots__ = ("_answered", "_desk", "timeout", "unanswered")
+
+    _sleeps = False
 
     def __init__(
         self,
@@ -103,19 +106,25 @@ class TaskWaiter(LocalWaiter):
 
     async def answer(self, until: float | None) -> Any:
         """The answer; None at that instant (None: never)."""
-        if not self._settled:
-            timer = None
-            if until is not None:
-                left = max(0.0, until - monotonic())
-                timer = self._desk.loop.call_later(left, self._wake)
+        if self._settled:
+            return self.withdraw()
+        if until is None:
+            await self._answered
+        else:
+            deadlines = self._desk.deadlines
+            deadlines.begins(self._answered, until)
             try:
                 await self._answered
-            finally:
-                if timer is not None:
-                    timer.cancel()
-                if self._answered.done() and not self._settled:  # the time has passed
-                    self._answered = self._desk.loop.create_future()
-        return self.withdraw() if self._settled else None
+            except GeneratorExit:  # perhaps by the garbage collector, in any thread
+                raise
+            except BaseException:
+                deadlines.ends()
+                raise
+            deadlines.ends()
+        if self._settled:
+            return self.withdraw()
+        self._answered = self._desk.loop.create_future()  # the time has passed
+        return None
 
     def left(self) -> float | None:
         """Seconds that it still waits."""
@@ -137,6 +146,7 @@ class Desk:
         self.deserted: deque[tuple[TaskWaiter, Any]] = deque()
         self._due: set[str] = set()
         self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
+        self.deadlines = Deadlines(loop)
 
     # --- looking ------------------------------------------------------------------------------------------
 

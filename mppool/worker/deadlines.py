@@ -1,0 +1,71 @@
+"""When the waiting tasks of an event loop have waited for long enough: one timer of the loop for all of them.
+
+Most are answered long before. A timer for each takes longer to make, and to throw away, than all else of its wait.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from heapq import heapify, heappop, heappush
+from time import monotonic
+
+_SPARE = 64
+
+
+class Deadlines:
+    """Of one desk. All of it happens in its loop.
+
+    _heap: when, a number that tells equals apart, and the future of each that waits, the earliest first; futures that are
+        done are passed over. _waiting: how many wait, as far as they have said when they did no longer.
+    _timer: set while anybody waits, for the instant `_at`, the earliest of the heap or one before that.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self._loop = loop
+        self._heap: list[tuple[float, int, asyncio.Future[None]]] = []
+        self._numbers = itertools.count()
+        self._waiting = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._at = 0.0
+
+    def begins(self, future: asyncio.Future[None], until: float) -> None:
+        """A task is going to wait for this future, which is set at that instant at the latest. `ends` follows."""
+        heappush(self._heap, (until, next(self._numbers), future))
+        self._waiting += 1
+        if self._timer is None or until < self._at:
+            self._look_at(until)
+
+    def ends(self) -> None:
+        """A task waits no longer. Not said of one that was finalized, which may happen in any thread."""
+        self._waiting -= 1
+        if self._waiting <= 0 or len(self._heap) > 2 * self._waiting + _SPARE:
+            self._tidy_up()
+
+    def _tidy_up(self) -> None:
+        """Keep only those that wait, and no timer where nobody does."""
+        self._heap = [entry for entry in self._heap if not entry[2].done()]
+        heapify(self._heap)
+        self._waiting = len(self._heap)
+        if not self._heap and self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+
+    def _look_at(self, instant: float) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+        self._at = instant
+        self._timer = self._loop.call_later(max(0.0, instant - monotonic()), self._look)
+
+    def _look(self) -> None:
+        self._timer = None
+        heap, now = self._heap, monotonic()
+        while heap:
+            until, _, future = heap[0]
+            if not future.done():
+                if until > now:
+                    self._look_at(until)
+                    return
+                future.set_result(None)
+            heappop(heap)
+        self._waiting = 0
