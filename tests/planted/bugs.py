@@ -299,7 +299,7 @@ BUGS = [
     Bug(
         "contended-for-ever",
         "core/reclaim.py",
-        "        orders = [(process, self._at_ease()) for process in {**self.asked, **self._called}]\n        for process in list(self.asked):\n            self._expect_nothing(process)\n        self._called.clear()\n        return orders\n",
+        "        orders = [(process, self._at_ease(process)) for process in {**self.asked, **self._called}]\n        for process in list(self.asked):\n            self._expect_nothing(process)\n        self._called.clear()\n        return orders\n",
         "        self.asked.clear()\n        return []\n",
         "a process brings every resource back for ever though nobody waits",
     ),
