@@ -153,7 +153,7 @@ class IdleMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 99))
     def call_the_books(self, which: int) -> None:
         waiter = self.line[which % len(self.line)]
-        if waiter.is_open:
+        if waiter.is_open and not is_poked(waiter):  # who is woken looks at the shelf first
             waiter.calling = True
 
     @precondition(lambda self: any(waiter.calling for waiter in self.line))
