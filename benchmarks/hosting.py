@@ -14,6 +14,7 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from decimal import Decimal
+from pathlib import Path
 from statistics import median
 from typing import Any
 
@@ -68,6 +69,7 @@ def run(quick: bool) -> Iterator[Table]:
         (SlowLogin, 0.0), (SlowLogin, PAUSE_S), (SlowerLogin, PAUSE_S), (SlowestLogin, PAUSE_S),
     ):  # fmt: skip
         yield crowd(quick, recipe, pause_s)
+    yield many(quick)
     yield from encodings(quick)
 
 
@@ -238,6 +240,68 @@ def crowd(quick: bool, slow: type[SlowLogin], pause_s: float) -> Table:
             name: {"99 % within, ms": median(slowest[which])} for name, which in names.items()
         },
     )
+
+
+class Napping(DbApiRecipe):
+    """SQLite with statements that take 5 ms, without work."""
+
+    def connect(self, opening: Opening) -> Any:
+        connection = super().connect(opening)
+        connection.create_function("nap", 0, lambda: time.sleep(0.005))
+        return connection
+
+
+def many(quick: bool) -> Table:
+    """Many processes on few connections, all the time: is anybody refused, or waiting for much longer than others?"""
+    rounds, seconds, processes, connections = (1, 0.5, 8, 2) if quick else (3, 6.0, 64, 8)
+    figures: dict[str, list[float]] = {}
+
+    def contestant() -> float:
+        with _host() as manager:
+            recipe = Napping(sqlite3.connect, ":memory:")
+            pool = manager.pool("many", recipe, max_size=connections, placement="host")
+            _use(pool)
+
+            def work(_: int) -> list[float]:
+                until, took = time.monotonic() + seconds, []
+                while time.monotonic() < until:
+                    began = time.perf_counter()
+                    with pool.checkout(timeout=None) as connection:
+                        took.append(time.perf_counter() - began)
+                        connection.execute("select nap()").fetchone()
+                return took
+
+            waits = sorted(itertools.chain.from_iterable(in_processes(processes, work)))
+            middle, late = waits[len(waits) // 2], waits[len(waits) * 99 // 100]
+            told = {
+                "half within, ms": middle * 1000,
+                "99 % within, ms": late * 1000,
+                "99 % / half": late / middle,
+                "timeouts": pool.stats()["counters"]["timeouts"],
+                "hosts, MiB": _memory_of_hosts(pool),
+            }
+            for name, figure in told.items():
+                figures.setdefault(name, []).append(figure)
+            return len(waits) / seconds
+
+    samples = interleaved({HOST: contestant}, rounds, warm_up=False)
+    return Table(
+        "hosting_many",
+        f"{processes} processes on {connections} connections, statements of 5 ms, no pause",
+        "statements/s",
+        samples,
+        (),
+        more_is_better=True,
+        details={HOST: {name: median(found) for name, found in figures.items()}},
+        aims=["99 % wait for at most 5 times as long as half"],
+    )
+
+
+def _memory_of_hosts(pool: Any) -> float:
+    """MiB, resident, of all of them."""
+    hosts = [one["pid"] for one in pool.stats()["processes"] if one["label"].startswith("host")]
+    pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in hosts]
+    return sum(pages) * os.sysconf("SC_PAGESIZE") / 2**20
 
 
 # --- how rows are encoded ---------------------------------------------------------------------------------------

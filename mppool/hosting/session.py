@@ -173,7 +173,10 @@ class Session:
         except (PoolError, ImportError) as error:
             self._send(frames.ERROR, error_body(error))
             return
-        handler, has_lease, may_pin = _HANDLERS.get(op, _UNKNOWN)
+        found = _HANDLERS.get(op)
+        if found is None:
+            raise ProtocolError(f"an unknown request {op!r}")
+        handler, has_lease, may_pin = found
         if has_lease:
             if lease != lending.number or not lending.is_out:
                 if op == frames.RELEASE:  # it is not waited for; what it means has ended already
@@ -401,11 +404,6 @@ class Session:
             self._busy.release()
 
 
-def _refuse(session: Session, *said: Any) -> None:
-    raise ProtocolError("an unknown request")
-
-
-_UNKNOWN = (_refuse, False, False)
 _HANDLERS: dict[int, tuple[Callable[..., None], bool, bool]] = {
     frames.HELLO: (Session._hello, False, False),
     frames.CHECKOUT: (Session._checkout, False, False),

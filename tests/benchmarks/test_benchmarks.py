@@ -65,6 +65,7 @@ TABLES = {
         "hosting_crowd_5_10",
         "hosting_crowd_100_10",
         "hosting_crowd_300_10",
+        "hosting_many",
         *(
             f"hosting_encoding_{kind}_{count}"
             for kind in ("simple", "rich")
