@@ -15,6 +15,7 @@ BUGS = [
     *pytest.importorskip("tests.planted.worker_bugs").WORKER_BUGS,
     *pytest.importorskip("tests.planted.budget_bugs").BUDGET_BUGS,
     *pytest.importorskip("tests.planted.machine_bugs").MACHINE_BUGS,
+    *pytest.importorskip("tests.planted.undone").UNDONE,
 ]
 
 

@@ -22,6 +22,7 @@ from tests.planted.hosting_bugs import HOSTING_BUGS
 from tests.planted.machine_bugs import MACHINE_BUGS
 from tests.planted.sharing_bugs import SHARING_BUGS
 from tests.planted.token_bugs import TOKEN_BUGS
+from tests.planted.undone import UNDONE
 from tests.planted.worker_bugs import WORKER_BUGS
 
 ROOT = PACKAGE.parent
@@ -39,7 +40,7 @@ _PARTS = (
 )
 ORDER = (*(f"tests/core/{part}.py" for part in _PARTS), "tests/core")
 ALL = [
-    *BUGS, *SHARING_BUGS, *TOKEN_BUGS, *WORKER_BUGS, *BUDGET_BUGS, *MACHINE_BUGS, *HOSTING_BUGS,
+    *BUGS, *SHARING_BUGS, *TOKEN_BUGS, *WORKER_BUGS, *BUDGET_BUGS, *MACHINE_BUGS, *HOSTING_BUGS, *UNDONE,
 ]  # fmt: skip
 
 

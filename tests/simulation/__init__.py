@@ -12,6 +12,7 @@
         |
     scheduler.py   greenlets, a clock that jumps, one source of chance
 
-`python -m tests.simulation --hours H --seed S`; runs.py says what it does. Not simulated: forks (tests/processes and
-tests/stress fork for real), asyncio, hosts, tokens.
+`python -m tests.simulation --hours H --seed S`; runs.py says what it does. A fork is a process with copies of its parent's
+descriptors, and nothing else of it: the hooks run for real in tests/processes and tests/stress. Not simulated: asyncio,
+hosts, tokens, the rate of clocks.
 """

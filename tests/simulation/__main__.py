@@ -19,7 +19,8 @@ from pathlib import Path
 
 from tests.simulation.runs import SECONDS, Total, run_many, run_seed, shrink, told
 
-PER_TURN = 10
+PER_TURN = 40
+"""Seeds for one interpreter, which has to load mppool twice."""
 
 
 def main() -> int:

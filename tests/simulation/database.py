@@ -13,10 +13,11 @@ if TYPE_CHECKING:
 
 
 class Session:
-    """What a pool lends here. user: the lease that it is lent to. is_opening: its login is not over."""
+    """What a pool lends here. user: the lease that it is lent to. is_opening: its login is not over. release: of what was opened."""
 
-    def __init__(self, number: int, process: Process, identity: str | None) -> None:
+    def __init__(self, number: int, process: Process, identity: str | None, release: int) -> None:
         self.number, self.process, self.identity = number, process, identity
+        self.release = release
         self.user: Any = None
         self.is_gone = self.has_ended = False
         self.is_opening = True
@@ -40,9 +41,9 @@ class Database:
         self.fails = 0.0
         self.hangs = 0.0
 
-    def begin(self, identity: str | None) -> Session:
+    def begin(self, identity: str | None, release: int) -> Session:
         self._numbers += 1
-        session = Session(self._numbers, current_thread().process, identity)
+        session = Session(self._numbers, current_thread().process, identity, release)
         self.sessions[session] = None
         self.peak = max(self.peak, len(self.sessions))
         if len(self.sessions) > self.most:
@@ -61,7 +62,7 @@ class Database:
         """It is dead."""
         self.sessions = {one: None for one in self.sessions if one.process is not process}
 
-    def lend(self, session: Session, identity: str | None) -> None:
+    def lend(self, session: Session, identity: str | None, release: int) -> None:
         """A checkout got this one."""
         me = current_thread()
         if session.user is not None:
@@ -72,6 +73,8 @@ class Database:
             self.world.trouble(f"{session} is lent in {me.process}")
         if session.identity != identity:
             self.world.trouble(f"{session} of {session.identity} is lent for {identity}")
+        if session.release != release:
+            self.world.trouble(f"{session} is lent to who would open something else")
         session.user = me
 
     def give_back(self, session: Session) -> None:
@@ -87,7 +90,8 @@ class Recipes:
     """Makes recipes for the copy of mppool."""
 
     def __init__(self, copy: Copy, database: Database) -> None:
-        self.made = _recipe_class(copy)(database)
+        kind = _recipe_class(copy)
+        self.made = [kind(database, release) for release in range(2)]
 
 
 def _recipe_class(copy: Copy) -> Any:
@@ -96,15 +100,16 @@ def _recipe_class(copy: Copy) -> Any:
     class Simulated(base):  # type: ignore[misc]
         """Opens sessions of the simulated database."""
 
-        def __init__(self, database: Database) -> None:
+        def __init__(self, database: Database, release: int) -> None:
             self._database = database
+            self._release = release
 
         def fingerprint(self) -> str:
-            return "simulated"
+            return f"simulated {self._release}"
 
         def open(self, opening: Any) -> Session:
             database, world = self._database, self._database.world
-            session = database.begin(opening.identity)
+            session = database.begin(opening.identity, self._release)
             chance, settings = world.chance, world.settings
             seconds = settings.login * chance.uniform(0.5, 1.5)
             if database.hangs and chance.random() < database.hangs:

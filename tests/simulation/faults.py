@@ -40,6 +40,10 @@ class Faults:
             "shutdown": self._shutdown,
             "reset": self._reset,
             "resize": self._resize,
+            "fork": self._fork,
+            "exec": self._exec,
+            "visitor": self._visitor,
+            "redeploy": self._redeploy,
         }
 
     def plan(self, history: list[Fault]) -> None:
@@ -100,6 +104,44 @@ class Faults:
         if process is None or process.told is None:
             return False
         process.told.leaves = True
+        return True
+
+    def _fork(self, fault: Fault) -> bool:
+        """A child that closes nothing, as C code makes it; or one that works, and has none of its parent's resources."""
+        process = self._worker(fault)
+        settings = self.world.settings
+        if process is None or len(self.world.workers) > settings.processes + 2:
+            return False
+        hooks = fault.b < 0.5
+        self.world.fork(process, fault.b / 10 if hooks else fault.b * LONGEST_S, hooks=hooks)
+        return True
+
+    def _exec(self, fault: Fault) -> bool:
+        process = self._worker(fault)
+        if process is None:
+            return False
+        self.world.exec(process)
+        return True
+
+    def _visitor(self, fault: Fault) -> bool:
+        if any(one.name == "visitor" for one in self.world.kernel.processes.values()):
+            return False
+        self._ill_for(8.0)
+        self.world.visit()
+        return True
+
+    def _redeploy(self, fault: Fault) -> bool:
+        """Workers that start from now on have newer code: other bounds, or another database under the same name."""
+        world = self.world
+        options = world.settings.options
+        least = [options.get(name, 1) for name in ("min_size", "max_per_process", "max_opening")]
+        size = max(*least, int(fault.a * 7))
+        world.database.most = max(world.database.most, size)
+        world.largest = max(world.largest, size)
+        world.release.options = {**world.release.options, "max_size": size}
+        if "max_idle" in options:
+            world.release.options["max_idle"] = 0.5 + fault.b
+        world.release.number += fault.b < 0.5
         return True
 
     # --- connections, descriptors, the disk ----------------------------------------------------------------
@@ -236,4 +278,5 @@ class Faults:
         if size < world.settings.options.get("min_size", 0):
             return False
         world.database.most = max(world.database.most, size)
+        world.largest = max(world.largest, size)
         return self._command(fault, lambda worker: worker.pool.resize(max_size=size))

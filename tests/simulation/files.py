@@ -53,6 +53,9 @@ class OpenFile:
     def close(self, process: Process) -> None:
         if self.node.locked_by is self:
             self.node.locked_by = None
+
+    def let_go(self, process: Process) -> None:
+        """A process has closed a descriptor of it: that takes its record locks, whatever else it has open."""
         self.node.places = {
             place: owner for place, owner in self.node.places.items() if owner is not process
         }

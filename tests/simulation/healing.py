@@ -19,7 +19,13 @@ class Healing:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self.size: int = world.settings.options["max_size"]
+        settings = world.settings
+        self.size: int = settings.options["max_size"]
+        self.is_resized = bool({"resize", "redeploy"} & set(settings.kinds))
+        if (
+            self.is_resized
+        ):  # to something else than what was declared, so that a resize that does not hold is seen
+            self.size = max(1 + settings.seed % 6, settings.options.get("min_size", 1))
 
     def run(self) -> None:
         self._heal()
@@ -41,6 +47,8 @@ class Healing:
             process.most_descriptors = 1024
             process.doomed = False
             process.go_on()
+            if process.namespace or process.name == "child":
+                process.kill()
         kernel.files.is_full, kernel.files.failing = False, 0.0
         kernel.delayed = 0.0
         world.database.fails = world.database.hangs = 0.0
@@ -77,7 +85,7 @@ class Healing:
         while len(self.world.workers) < wanted:
             self.world.start_worker()
         self._demand("a worker does not start", lambda: all(one.told for one in self._workers()))
-        if "resize" not in self.world.settings.kinds:
+        if not self.is_resized:
             return
         done = []
 
@@ -90,11 +98,35 @@ class Healing:
                     self.world.scheduler.sleep(0.5)
             done.append(True)
 
-        self._in_worker(self._workers()[0], resize, "resize")
+        # Who has the newest declaration: no newer one says anything else of the bounds.
+        newest = self.world.start_worker()
+        self._demand("a worker does not start", lambda: bool(newest.told))
+        self._in_worker(newest, resize, "resize")
         if self._demand("the pool cannot be resized", lambda: bool(done)):
             database = self.world.database
             if self._demand("too many are open", lambda: len(database.sessions) <= self.size):
                 database.most = self.size
+                self._another_server_and_worker()
+
+    def _another_server_and_worker(self) -> None:
+        """Neither the next server nor a worker that is born now undoes a resize."""
+        world = self.world
+        if world.server is not None:
+            world.server.kill()
+        newest = world.start_worker()
+        if not self._demand("a worker does not start", lambda: bool(newest.told)):
+            return
+        taken = []
+
+        def use_one(worker: Any) -> None:
+            while not taken:
+                lease = worker.check_out(20.0, world.settings.identities[0])
+                if lease is not None:
+                    lease.release()
+                    taken.append(True)
+
+        self._in_worker(newest, use_one, "newest")
+        self._demand("the newest worker gets nothing", lambda: bool(taken))
 
     def _all_can_be_had(self) -> None:
         """As many as max_size, at one time, over all processes, and not one more."""
@@ -110,7 +142,7 @@ class Healing:
                 lease = worker.check_out(20.0, identity)
                 if lease is None:
                     world.scheduler.sleep(0.5)
-            world.database.lend(lease.resource, identity)
+            world.database.lend(lease.resource, identity, worker.release)
             leases.append(lease)
             while not refused:
                 world.scheduler.sleep(0.1)

@@ -22,6 +22,7 @@ from tests.simulation.streams import Counter, PidDescriptor, Stream, connected, 
 
 _FLOCK = struct.Struct("hhqqi4x")
 _NAMESPACE = 4026531836
+LOWEST_PID = 101
 
 
 class Kernel:
@@ -42,7 +43,7 @@ class Kernel:
         self.longest_delay, self.delayed = 0.0, 0.0
         self.knows_peerpidfd = True
         self.most_pids = 1 << 22
-        self._pid = 100
+        self._pid = LOWEST_PID - 1
         self.sockets = self.last_birth = 0
         self.cpus = 1
         self.deaths: Callable[[Process], None] = lambda process: None
@@ -56,13 +57,32 @@ class Kernel:
             return self.chance.random() ** 3 * self.longest_delay
         return 0.0
 
-    def new_process(self, name: str, main: Callable[[], Any]) -> Process:
-        """A process that ends when main returns."""
+    def new_process(
+        self,
+        name: str,
+        main: Callable[[], Any],
+        *,
+        parent: Process | None = None,
+        namespace: int = 0,
+    ) -> Process:
+        """A process that ends when main returns. parent: it was forked from that one."""
+        self.most_pids = max(self.most_pids, LOWEST_PID + 2 * len(self.processes))
         while True:
-            self._pid = self._pid + 1 if self._pid < self.most_pids else 101
+            self._pid = self._pid + 1 if self._pid < self.most_pids else LOWEST_PID
             if self._pid not in self.processes:
                 break
-        process = Process(self, self._pid, name)
+        process = Process(self, self._pid, name, namespace)
+        if parent is not None:
+            process.inherit(parent)
+        return self._begin(process, main)
+
+    def exec(self, process: Process, main: Callable[[], Any]) -> Process:
+        """The process runs another program; to the simulation that is another Process with its pid and birth."""
+        heir = Process(self, process.pid, process.name, process.namespace, process.birth)
+        process.exec(heir)
+        return self._begin(heir, main)
+
+    def _begin(self, process: Process, main: Callable[[], Any]) -> Process:
         self.processes[process.pid] = process
         self._all.append(process)
 
@@ -114,8 +134,15 @@ class Kernel:
         if who == "self":
             process = current_thread().process
         else:
-            process = self.processes.get(int(who))
+            process = self.seen(int(who))
         return process
+
+    def seen(self, pid: int) -> Process | None:
+        """The process with this pid, as far as the running one can see it."""
+        process = self.processes.get(pid)
+        return (
+            process if process and process.namespace == current_thread().process.namespace else None
+        )
 
 
 def _process() -> Process:
@@ -192,7 +219,7 @@ def posix_fallocate(descriptor: int, offset: int, length: int) -> None:
 def stat(path: Any, *, follow_symlinks: bool = True) -> Any:
     point()
     if real_os.fspath(path) == "/proc/self/ns/pid":
-        return SimpleNamespace(st_ino=_NAMESPACE)
+        return SimpleNamespace(st_ino=_NAMESPACE + _process().namespace)
     return files().node(path).result()
 
 
@@ -271,7 +298,7 @@ def memfd_create(name: str, flags: int = 0) -> int:
 
 def pidfd_open(pid: int, flags: int = 0) -> int:
     point()
-    process = _process().kernel.processes.get(pid)
+    process = _process().kernel.seen(pid)
     if process is None:
         raise refused(errno.ESRCH)
     return _process().open(PidDescriptor(process))

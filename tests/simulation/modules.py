@@ -14,6 +14,7 @@ import builtins
 import itertools
 import logging as real_logging
 import random as real_random
+import signal as real_signal
 import sys
 import weakref
 from collections import deque
@@ -310,6 +311,8 @@ def _substitutes(of: Copy) -> dict[str, Any]:
             token_hex=lambda length: _bytes(length).hex(),
             choice=lambda items: chance.choice(items),
         ),
+        # A set of all signals takes long to make, and no simulated process has any.
+        "signal": streams._Module(real_signal, valid_signals=frozenset),
         "mmap": SimpleNamespace(mmap=_no_page, MAP_PRIVATE=0, MAP_ANONYMOUS=0, PAGESIZE=4096),
     }
 

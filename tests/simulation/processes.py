@@ -8,6 +8,7 @@ import traceback
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Protocol
 
+from tests.simulation.files import OpenFile
 from tests.simulation.scheduler import SimThread, current_thread
 
 if TYPE_CHECKING:
@@ -30,13 +31,17 @@ class Process:
     """One simulated process.
 
     doomed: it is killed as soon as one of its threads comes to a point. parked: threads that could run, were it not
-    stopped. state: of the modules that keep something for their process; see modules.py.
+    stopped. state: of the modules that keep something for their process; see modules.py. namespace: in which its pid means
+    something. birth: None: now.
     """
 
-    def __init__(self, kernel: Kernel, pid: int, name: str) -> None:
-        self.kernel, self.pid, self.name = kernel, pid, name
-        kernel.last_birth = max(kernel.last_birth + 1, int(kernel.scheduler.now * TICKS_PER_S))
-        self.birth = kernel.last_birth
+    def __init__(
+        self, kernel: Kernel, pid: int, name: str, namespace: int = 0, birth: int | None = None
+    ) -> None:
+        self.kernel, self.pid, self.name, self.namespace = kernel, pid, name, namespace
+        if birth is None:
+            kernel.last_birth = max(kernel.last_birth + 1, int(kernel.scheduler.now * TICKS_PER_S))
+        self.birth = kernel.last_birth if birth is None else birth
         self.threads: dict[SimThread, None] = {}
         self.descriptors: dict[int, Any] = {}
         self.most_descriptors = 1024
@@ -83,6 +88,8 @@ class Process:
         self._drop(description)
 
     def _drop(self, description: Any) -> None:
+        if isinstance(description, OpenFile):
+            description.let_go(self)
         description.references -= 1
         if not description.references:
             description.close(self)
@@ -93,15 +100,34 @@ class Process:
         """SIGKILL: not another step of any of its threads. Their frames are kept, so that nothing is finalized."""
         if self.is_dead:
             return
-        self.is_dead, self.doomed = True, False
-        for description in list(self.descriptors.values()):
-            self._drop(description)
-        self.descriptors.clear()
+        self._stop_for_good()
         for function in self.at_death:
             function()
         for pidfd in self.watchers:
             pidfd.changed()
         self.kernel.died(self)
+
+    def _stop_for_good(self) -> None:
+        self.is_dead, self.doomed = True, False
+        self.close_all()
+
+    def close_all(self) -> None:
+        for description in list(self.descriptors.values()):
+            self._drop(description)
+        self.descriptors.clear()
+
+    def inherit(self, parent: Process) -> None:
+        """After a fork: copies of all descriptors."""
+        self.descriptors = dict(parent.descriptors)
+        for description in self.descriptors.values():
+            description.references += 1
+
+    def exec(self, heir: Process) -> None:
+        """Another program runs under this pid from now on. All that was open here was to be closed on exec."""
+        self._stop_for_good()
+        heir.watchers, self.watchers = self.watchers, []
+        for pidfd in heir.watchers:
+            pidfd.process = heir
 
     def exit(self) -> None:
         """It ends by itself. Does not return where one of its threads calls it."""

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 from tests.simulation.settings import Fault, Settings, drawn
 from tests.simulation.world import Outcome, World
@@ -20,7 +21,14 @@ def run(settings: Settings, history: list[Fault], *, traced: bool = False) -> Ou
     """One world, from its begin to its end."""
     outcome = World(settings, history, traced=traced).run()
     gc.collect()  # frames of killed processes, which nothing else may finalize earlier
+    _collect_no_modules(settings.statements)
     return outcome
+
+
+@cache
+def _collect_no_modules(statements: bool) -> None:
+    """What is here after the first run are modules, for the most part: the collector need not go through them each time."""
+    gc.freeze()
 
 
 def run_seed(seed: int, seconds: float = SECONDS, *, traced: bool = False) -> Outcome:

@@ -23,6 +23,10 @@ FAULTS = {
     "shutdown": 0.2,
     "reset": 0.3,
     "resize": 0.3,
+    "fork": 0.4,
+    "exec": 0.3,
+    "visitor": 0.2,
+    "redeploy": 0.3,
 }
 """The kinds, and how often each is drawn beside the others."""
 
@@ -43,7 +47,8 @@ class Fault(NamedTuple):
 class Settings:
     """One world. Times are seconds.
 
-    patience: points between two choices of a thread. statements: there is a point before each statement.
+    patience: points between two choices of a thread. statements: there is a point before each statement. two_members: each
+        process has two copies of the library.
     hold, pause: of a lease, between two checkouts, on average. quiet: how likely a pause is a hundred times as long.
     """
 
@@ -71,6 +76,7 @@ class Settings:
     knows_peerpidfd: bool = True
     most_pids: int = 1 << 22
     kinds: tuple[str, ...] = ()
+    two_members: bool = False
 
     def may_be_logged(self, text: str) -> bool:
         """Whether such a line of level ERROR says what this world has done."""
@@ -143,6 +149,7 @@ def drawn(seed: int, seconds: float = 60.0) -> tuple[Settings, list[Fault]]:
         most_pids=chance.choice((1 << 22, 112)),
         kinds=kinds,
     )
+    settings.two_members = chance.random() < 0.2
     return settings, _history(chance, settings)
 
 

@@ -336,7 +336,8 @@ class socket:  # noqa: N801  # the standard library's name
             if peer.is_dead:
                 raise refused(errno.ESRCH)
             return self._process.open(PidDescriptor(peer))
-        return struct.pack("3i", peer.pid, 1000, 1000)
+        is_seen = peer.namespace == self._process.namespace
+        return struct.pack("3i", peer.pid if is_seen else 0, 1000, 1000)
 
 
 def socketpair() -> tuple[socket, socket]:
@@ -375,6 +376,11 @@ class poll:  # noqa: N801
                 if thing is None:
                     if closed:
                         ready.append((descriptor, closed))
+                    continue
+                if not isinstance(
+                    thing, Pollable
+                ):  # the number of one that was closed is a file's by now
+                    ready.append((descriptor, wanted & (IN | OUT)))
                     continue
                 things.append(thing)
                 events = thing.events() & (wanted | HUP | ERR)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import weakref
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.scheduler import current_thread, monotonic
@@ -26,10 +27,21 @@ class Worker:
         self.settings, self.chance = world.settings, world.chance
         copy = world.copy
         self.errors = copy.errors
-        self.manager: Any = copy.manager.PoolManager(
-            "simulated", runtime_dir=DIRECTORY, linger=self.settings.linger, label="worker"
-        )
-        self.pool: Any = self.manager.pool(POOL, world.recipes.made, **self.settings.options)
+        self.release = world.release.number % 2
+        options = world.release.options
+        self.managers = []
+        for _ in range(1 + self.settings.two_members):
+            # A second copy of the library knows nothing of the first one's members.
+            copy.manager._members = weakref.WeakKeyDictionary()
+            self.managers.append(
+                copy.manager.PoolManager(
+                    "simulated", runtime_dir=DIRECTORY, linger=self.settings.linger, label="worker"
+                )
+            )
+        recipe = world.recipes.made[self.release]
+        self.pools: list[Any] = [one.pool(POOL, recipe, **options) for one in self.managers]
+        self.manager: Any = self.managers[0]
+        self.pool = self.pools[0]
         self.busy = 0
         self.leaves = False
 
@@ -43,7 +55,8 @@ class Worker:
         if self.world.is_healing:
             while not self.leaves:
                 self.world.scheduler.sleep(1.0)
-        self.manager.close()
+        for manager in self.managers:
+            manager.close()
 
     def is_over(self) -> bool:
         return self.leaves or self.world.is_healing
@@ -72,7 +85,7 @@ class Worker:
             return
         session = lease.resource
         database = self.world.database
-        database.lend(session, identity)
+        database.lend(session, identity, self.release)
         if self.settings.hold:
             self.world.scheduler.sleep(self.chance.expovariate(1.0) * self.settings.hold)
         database.give_back(session)
@@ -95,6 +108,18 @@ class Worker:
             if drawn < 0.06:
                 lease.release()  # refused
 
+    def _refused(self, error: Exception) -> None:
+        """A checkout has got nothing: for a reason that there may be?"""
+        errors, kinds = self.errors, self.settings.kinds
+        expected = (
+            errors.CheckoutTimeout, errors.OpenFailed, errors.TooManyWaiting, errors.ServerUnavailable,
+        )  # fmt: skip
+        if not isinstance(error, expected):
+            if "visitor" not in kinds:  # whose server may have been the first
+                raise error
+            self.world.scheduler.sleep(0.5)
+        self.world.refused(type(error).__name__, str(error))
+
     def check_out(self, timeout: float | None, identity: str | None = None) -> Any:
         """A lease; None where it was refused for a reason that there may be."""
         world, errors = self.world, self.errors
@@ -102,14 +127,10 @@ class Worker:
         is_served = world.server is not None and world.server.told is not None
         ill = world.ill_until if is_served else began
         try:
-            lease = self.pool.checkout(timeout, identity=identity)
-        except (
-            errors.CheckoutTimeout,
-            errors.OpenFailed,
-            errors.TooManyWaiting,
-            errors.ServerUnavailable,
-        ) as error:
-            world.refused(type(error).__name__, str(error))
+            pool = self.chance.choice(self.pools) if self.settings.two_members else self.pool
+            lease = pool.checkout(timeout, identity=identity)
+        except errors.PoolError as error:
+            self._refused(error)
             lease = None
         else:
             world.outcome.done["checkouts"] += 1
@@ -118,9 +139,7 @@ class Worker:
             is_ill = ill >= began or world.ill_until >= began
             grace = TROUBLED_GRACE_S if is_ill else GRACE_S
             # Hooks are work, and no waiting: checks, and the closes of what fails them.
-            grace += (self.settings.check + 2 * self.settings.close) * self.settings.options[
-                "max_size"
-            ]
+            grace += (self.settings.check + 2 * self.settings.close) * world.largest
             if not timeout:  # what is granted at once is opened, however long that takes
                 grace += 1.5 * self.settings.login + (
                     5.0 if "logins hang" in self.settings.kinds else 0.0

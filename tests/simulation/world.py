@@ -24,6 +24,14 @@ POOL = "main"
 
 
 @dataclass
+class Release:
+    """What workers that start now declare. number: of what they open; odd and even ones open something different."""
+
+    options: dict[str, Any]
+    number: int = 0
+
+
+@dataclass
 class Outcome:
     """What came of a run."""
 
@@ -59,6 +67,8 @@ class World:
         self.recipes = Recipes(self.copy, self.database)
         self.workers: dict[int, Process] = {}
         self.is_healing = False
+        self.release = Release(dict(settings.options))
+        self.largest: int = settings.options["max_size"]  # of all caps
         self.ill_until = 0.0  # the server may not answer at once
 
     def trouble(self, text: str) -> None:
@@ -96,7 +106,9 @@ class World:
         pipe = starter.get(readiness)
         directory, name, linger = arguments[-3:]
         process = self.kernel.new_process(
-            "server", lambda: self._serve(directory, name, float(linger), number)
+            "server",
+            lambda: self._serve(directory, name, float(linger), number),
+            namespace=starter.namespace,
         )
         number = process.open(pipe)
 
@@ -129,15 +141,53 @@ class World:
             server.serve_forever()
 
     def start_worker(self) -> Process:
-        process = self.kernel.new_process("worker", self._work)
+        return self._joins(self.kernel.new_process("worker", self._work))
+
+    def _joins(self, process: Process, *, is_replaced: bool = True) -> Process:
         process.at_death.append(lambda: self.database.forget(process))
-        process.at_death.append(lambda: self._ended(process))
+        process.at_death.append(lambda: self._ended(process, is_replaced))
         self.workers[process.pid] = process
         return process
 
-    def _ended(self, process: Process) -> None:
+    def fork(self, parent: Process, seconds: float, *, hooks: bool) -> None:
+        """A child with copies of all descriptors. hooks: it closes them, and works on its own; else it only lives so long."""
+
+        def live() -> None:
+            self.scheduler.sleep(seconds)
+            if hooks:
+                child.close_all()
+                self._work()
+
+        child = self.kernel.new_process("worker" if hooks else "child", live, parent=parent)
+        if hooks:
+            self._joins(child, is_replaced=False)
+
+    def exec(self, process: Process) -> None:
+        """A worker runs another program in its place, which does the same."""
+        self.database.forget(process)
+        self._joins(self.kernel.exec(process, self._work))
+
+    def visit(self) -> None:
+        """A process of another pid namespace tries to take part."""
+        visitor = self.kernel.new_process("visitor", self._visits, namespace=1)
+        visitor.at_death.append(lambda: self.database.forget(visitor))
+
+    def _visits(self) -> None:
+        visitor = Worker(self, current_thread().process)
+        for _ in range(20):
+            lease = None
+            try:
+                lease = visitor.pool.checkout(0.5)
+                self.scheduler.sleep(0.5)
+            except visitor.errors.PoolError as error:
+                self.outcome.done[f"visitor: {type(error).__name__}"] += 1
+            if lease is not None:
+                lease.release()
+            self.scheduler.sleep(0.2)
+
+    def _ended(self, process: Process, is_replaced: bool) -> None:
         self.workers.pop(process.pid, None)
-        if not self.is_healing:
+        if is_replaced and not self.is_healing:
             self.scheduler.call_at(self.scheduler.now + self.chance.random() ** 2, self._replace)
 
     def _replace(self) -> None:
