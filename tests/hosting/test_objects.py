@@ -55,7 +55,8 @@ def test_a_label_is_shown_with_the_process_that_uses_the_resource(manager: PoolM
         assert one["label"] == "report"
         assert one["thread"] == f"pid {os.getpid()}, {threading.current_thread().name}"
     with pool.checkout() as thing:
-        assert thing.echo(1) == 1  # the host has heard of the release by now, for which nobody waits
+        # The host has heard of the release by then, for which nobody waits.
+        assert thing.echo(1) == 1
         (one,) = pool.stats()["resources"]
         assert (one["label"], one["thread"]) == ("", "")
 
