@@ -45,16 +45,22 @@ _MANY_FETCHES = 5
 
 def doctor(options: argparse.Namespace) -> int:
     """`mppool doctor`."""
-    findings = list(examine(options.runtime_dir))
-    table = output.Table(f"mppool {__version__}", ("", "what", "found"))
-    for finding in findings:
-        table.add(*finding)
+    table, verdict = report(options.runtime_dir)
     output.show([table], rich=output.is_rich(options.plain))
-    faults = sum(finding.level == "FAULT" for finding in findings)
-    print(
-        "\nno fault found" if not faults else f"\n{faults} fault{'s' if faults > 1 else ''} found"
+    print(f"\n{verdict}")
+    return FAULT if any(level == "FAULT" for level, *_ in table.rows) else OK
+
+
+def report(runtime_dir: str | None) -> tuple[output.Table, str]:
+    """All findings as a table, and what they come to."""
+    table = output.Table(f"mppool {__version__}", ("", "what", "found"))
+    for finding in examine(runtime_dir):
+        table.add(*finding)
+    faults = sum(level == "FAULT" for level, *_ in table.rows)
+    return (
+        table,
+        f"{words.counted(faults, 'fault', 'faults')} found" if faults else "no fault found",
     )
-    return FAULT if faults else OK
 
 
 def examine(runtime_dir: str | None) -> Iterator[Finding]:

@@ -9,6 +9,8 @@ import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, TypedDict
 
+from mppool.stats import words
+
 Pool = Mapping[str, Any]
 
 ENOUGH = 200
@@ -42,21 +44,36 @@ def advise(pool: Pool, now: float) -> list[Advice]:
 
 
 _FAULTS = {
-    "leaked": "{n} leases were garbage-collected without a release: use `with`; track_leaks=True says where",
-    "killed": "{n} leases were ended by max_lease_kill: find who keeps them (track_leaks=True), or raise it",
-    "double_releases": "{n} leases were released twice: a bug in the application; the log has where",
-    "hung_checks": "{n} checks hung: a firewall forgets idle connections; lower max_idle below its limit",
-    "hook_errors": "{n} hooks raised: the log has the errors",
-    "died_with_process": "{n} resources ended with their process: workers crash or are killed; if those are not "
-    "your deployments, look at their exit statuses",
+    "leaked": (
+        ("lease was", "leases were"),
+        "garbage-collected without a release: use `with`; track_leaks=True says where",
+    ),
+    "killed": (
+        ("lease was", "leases were"),
+        "ended by max_lease_kill: find who keeps leases (track_leaks=True), or raise it",
+    ),
+    "double_releases": (
+        ("lease was", "leases were"),
+        "released twice: a bug in the application; the log has where",
+    ),
+    "hung_checks": (
+        ("check", "checks"),
+        "hung: a firewall forgets idle connections; lower max_idle below its limit",
+    ),
+    "hook_errors": (("hook", "hooks"), "raised: the log has the errors"),
+    "died_with_process": (
+        ("resource", "resources"),
+        "ended with their process: workers crash or are killed; if that is no deployment, look at their exit statuses",
+    ),
 }
+"""Counters that should be 0: what they count, of one and of more, and what to do."""
 
 
 def _faults(pool: Pool, now: float) -> Iterator[tuple[str, str]]:
-    for counter, text in _FAULTS.items():
+    for counter, (what, text) in _FAULTS.items():
         count = pool["counters"].get(counter, 0)
         if count:
-            yield counter, text.format(n=count)
+            yield counter, f"{words.counted(count, *what)} {text}"
     if pool["breaker"] != "closed":
         yield (
             "breaker",

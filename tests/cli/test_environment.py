@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import resource
+import subprocess
+import sys
 import time
+from pathlib import Path
 
 import pytest
 
 from mppool.cli import environment
+from tests.helpers import PATIENCE, ROOT
 
 
 def test_a_clock_of_the_past_is_a_fault(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -52,3 +56,14 @@ def test_variables_that_reloaders_leave_behind_are_noted() -> None:
     assert "MPPOOL_RUNTIME_DIR=/run/shop" in found[0].text
     assert "RUN_MAIN=true" in found[1].text
     assert list(environment.variables({})) == []
+
+
+def test_the_picture_of_the_doctor_is_drawn_by_its_command(tmp_path: Path) -> None:
+    file = tmp_path / "doctor.svg"
+    subprocess.run(
+        [sys.executable, ROOT / "tools" / "doctor-picture", file], check=True, timeout=PATIENCE
+    )
+    drawn = file.read_text()
+    assert "garbage-collected" in drawn.replace("&#160;", " ")
+    assert "no&#160;fault&#160;found" in drawn
+    assert "@font-face" not in drawn

@@ -20,7 +20,10 @@ from tests.tds.double import TdsDouble
 
 def find_driver() -> Path:
     """The driver library in the wheel of `mssql-python`, the one for this distribution first."""
-    found = importlib.util.find_spec("mssql_python_odbc")
+    # Old releases of mssql-python have the driver in their own wheel.
+    found = importlib.util.find_spec("mssql_python_odbc") or importlib.util.find_spec(
+        "mssql_python"
+    )
     if found is None or found.origin is None:
         component_is_missing("Microsoft's driver is missing: pip install mssql-python")
     release = Path("/etc/os-release")
