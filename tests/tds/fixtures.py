@@ -32,7 +32,8 @@ def find_driver() -> Path:
     folder = Path(found.origin).parent / "libs" / "linux" / name
     if not folder.is_dir():
         component_is_missing(f"the wheel of mssql-python has no driver for this system ({folder})")
-    library = next(folder.glob(f"*{platform.machine()[-2:]}*/lib/libmsodbcsql-18*.so*"), None)
+    machine = {"aarch64": "arm64"}.get(platform.machine(), platform.machine())
+    library = next(folder.glob(f"{machine}/lib/libmsodbcsql-18*.so*"), None)
     if library is None:
         component_is_missing(f"the wheel of mssql-python has no driver for {platform.machine()}")
     return library
