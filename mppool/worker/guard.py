@@ -315,9 +315,9 @@ class GuardedPool(Pool[T]):
         guarded: GuardedLease[T] = GuardedLease(lease._held.pop(), lease._local)
         return guarded
 
-    def _lease_for_task(self, entry: PoolEntry) -> Lease[T]:
-        self._note(entry)
-        guarded: GuardedLease[T] = GuardedLease(entry, self._local)
+    def _lease_for_task(self, label: str | None, entry: PoolEntry) -> Lease[T]:
+        lease = super()._lease_for_task(label, entry)
+        guarded: GuardedLease[T] = GuardedLease(lease._held.pop(), self._local)
         return guarded
 
     def lease_of(self, resource: T) -> Lease[T]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 import traceback
+from functools import partial
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import ref
@@ -139,18 +140,8 @@ class Pool(Generic[T]):
                         lease._local = local
                         lease._held = [entry]
                         return lease
-                    bearer = None
-                    if entry.token and time() >= entry.ask_at:
-                        bearer = local.identities.own_quickly(self._deadline(timeout))
-                    if local.prepare(entry, now, bearer, self._deadline(timeout)):
-                        return self._lease(entry)
-                    if bearer is not None and bearer.fetched is not None:
-                        return self._checkout_cold(local, self._seconds(timeout), bearer, None)
-                    # Others may lie on the shelf: the books are not asked before it is empty.
-                    return self._checkout_anew(local, timeout, None, None)
-                if local.asks_plainly and (
-                    timeout == 0 or (timeout is _DEFAULT and local.options.timeout == 0)
-                ):
+                    return self._checkout_prepared(local, entry, now, timeout)
+                if local.asks_plainly and self._seconds(timeout) == 0:
                     return self._lease(check_out_at_once(local))
                 return self._checkout_anew(local, timeout, None, None)
             return self._checkout_for(local, timeout, identity, credential, lane, label)
@@ -158,6 +149,24 @@ class Pool(Generic[T]):
             entry = None  # the traceback keeps this frame, and must not keep it
             local.member.interrupted(error)
             raise
+
+    def _checkout_prepared(
+        self, local: LocalPool, entry: PoolEntry, now: float, timeout: float | None
+    ) -> Lease[T]:
+        """A resource from the shelf that has to be looked at first; if it cannot be lent, another one."""
+        try:
+            bearer = None
+            if entry.token and time() >= entry.ask_at:
+                bearer = local.identities.own_quickly(self._deadline(timeout))
+            if local.prepare(entry, now, bearer, self._deadline(timeout)):
+                return self._lease(entry)
+        except BaseException:
+            del entry  # the traceback keeps this frame, and must not keep it
+            raise
+        if bearer is not None and bearer.fetched is not None:
+            return self._checkout_cold(local, self._seconds(timeout), bearer, None)
+        # Others may lie on the shelf: the books are not asked before it is empty.
+        return self._checkout_anew(local, timeout, None, None)
 
     def _checkout_for(
         self,
@@ -286,23 +295,18 @@ class Pool(Generic[T]):
         """
         from mppool.worker.aio import AsyncCheckout, Desks
 
-        if self._desks is None:
-            self._desks = Desks()
+        self._desks = self._desks or Desks()
         if label is not None:
             checked_lease_label(self.name, label)
+        seconds, lane = self._seconds(timeout), checked_lane(self._local, lane)
+        make = partial(self._lease_for_task, label)
+        return AsyncCheckout(self._local, self._desks, seconds, (identity, credential), make, lane)
 
-        def make(entry: PoolEntry) -> Lease[T]:
-            lease = self._lease_for_task(entry)
-            if label is not None:
-                note_caller(entry, label)
-            return lease
-
-        whose = (identity, credential)
-        seconds, checked = self._seconds(timeout), checked_lane(self._local, lane)
-        return AsyncCheckout(self._local, self._desks, seconds, whose, make, checked)
-
-    def _lease_for_task(self, entry: PoolEntry) -> Lease[T]:
-        return self._lease(entry)
+    def _lease_for_task(self, label: str | None, entry: PoolEntry) -> Lease[T]:
+        lease = self._lease(entry)
+        if label is not None:
+            note_caller(entry, label)
+        return lease
 
     # --- what this process has ---------------------------------------------------------------------------
 
@@ -371,10 +375,9 @@ class Pool(Generic[T]):
         local, seconds = self._local, checked_over(self.name, over)
         before = local.entries()
         local.member.link.command(Reset(self.name, seconds))
-        if seconds:
-            return  # the word that goes round has the pace
-        # The word goes round on another connection; in this process nothing old is handed out from now on.
-        retire(local, before)
+        if not seconds:
+            # The word goes round on another connection; in this process nothing old is handed out from now on.
+            retire(local, before)
 
     def drain(self, timeout: float = 30.0) -> int:
         """Close what is idle, in all processes, and wait up to `timeout` seconds for leases to come back.
@@ -382,9 +385,7 @@ class Pool(Generic[T]):
         Returns how many resources that were opened before this call are still out. New checkouts are served as
         always; `close` the pool first if there must be none.
         """
-        seconds = checked_timeout(self.name, timeout)
-        deadline = None if seconds is None else monotonic() + seconds
-        generation = None
+        deadline, generation = self._deadline(timeout), None
         while True:
             answer = self._local.member.link.command(Drain(self.name, generation), deadline)
             generation = answer.generation
@@ -398,8 +399,7 @@ class Pool(Generic[T]):
         Returns True. Raises CheckoutTimeout, with the last error, if they are not open after `timeout`
         seconds (None: no limit); opening goes on in the background. Raises PoolClosed.
         """
-        seconds = checked_timeout(self.name, timeout)
-        deadline = None if seconds is None else monotonic() + seconds
+        deadline = self._deadline(timeout)
         while True:
             answer = self._local.member.link.command(WantReady(self.name), deadline)
             if self._local.closed:
@@ -409,7 +409,7 @@ class Pool(Generic[T]):
             if deadline is not None and monotonic() >= deadline:
                 raise CheckoutTimeout(
                     f"pool {self.name!r}: {answer.open} of {answer.wanted} resources (min_size) are open "
-                    f"after {seconds:g} s{'; the last error was: ' + answer.error if answer.error else ''}"
+                    f"after {timeout:g} s{'; the last error was: ' + answer.error if answer.error else ''}"
                 )
             threading.Event().wait(_POLL_S)
 
