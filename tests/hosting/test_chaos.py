@@ -98,7 +98,7 @@ class Chaos:
 
     def __init__(self, manager: PoolManager, pool: Any, database: Database, notes: Path) -> None:
         self.chance = random.Random(int(os.environ.get("MPPOOL_CHAOS_SEED", "1")))
-        self.seconds = float(os.environ.get("MPPOOL_CHAOS_SECONDS", "4"))
+        self.seconds = float(os.environ.get("MPPOOL_CHAOS_SECONDS", "3"))
         self.manager, self.pool, self.database, self.notes = manager, pool, database, notes
         self.done: Counter[str] = Counter()
         self.workers: dict[int, Worker] = {}
