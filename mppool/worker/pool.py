@@ -111,9 +111,8 @@ class Pool(Generic[T]):
         label: what the lease is for, 1 to 100 printable characters. Statistics, `mppool leases`, `mppool top` and errors
             show it.
 
-        Raises ConfigurationError for a timeout, credential, identity or label that is not valid, CheckoutTimeout,
-        TooManyWaiting, OpenFailed (its cause is what the recipe raised), PoolClosed, ServerUnavailable. A
-        BaseException in a hook passes through as it is.
+        Raises ConfigurationError for an argument that is not valid, CheckoutTimeout, TooManyWaiting, PoolClosed,
+        ServerUnavailable, OpenFailed (its cause is what the recipe raised). A BaseException in a hook passes through.
         """
         local = self._local
         try:
@@ -141,7 +140,8 @@ class Pool(Generic[T]):
                         lease._held = [entry]
                         return lease
                     return self._checkout_prepared(local, entry, now, timeout)
-                if local.asks_plainly and self._seconds(timeout) == 0:
+                wanted = local.options.timeout if timeout is _DEFAULT else timeout
+                if wanted == 0 and local.asks_plainly:
                     return self._lease(check_out_at_once(local))
                 return self._checkout_anew(local, timeout, None, None)
             return self._checkout_for(local, timeout, identity, credential, lane, label)

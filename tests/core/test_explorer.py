@@ -1,7 +1,7 @@
 """Every interleaving of small worlds: with all rules nothing is wrong, without any one of them something is.
 
 `MPPOOL_EXPLORE=all` goes to the end of every world (many minutes); otherwise the largest worlds are looked at
-as far as some thousand states from the beginning.
+as far as some hundred states from the beginning, and holes that lie far away are not looked for.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from tests.core.model.parts import Rules
 pytestmark = pytest.mark.timeout(600)  # they compute all the time, on a machine that may be busy
 
 EVERYTHING = os.environ.get("MPPOOL_EXPLORE") == "all"
-STATES = 10_000_000 if EVERYTHING else 1_200
+STATES = 10_000_000 if EVERYTHING else 600
 
 # Both are just about to ask for the only resource.
 BOTH_ASK: dict[str, Any] = {"asking": (0, 1), "checkouts": (0, 0)}
@@ -169,8 +169,21 @@ def test_every_rule_of_the_model_is_switched_off_once() -> None:
     assert {rule for rule, _, _ in HOLES} == set(vars(Rules()))
 
 
+FAR = (
+    "journal_is_written_first",
+    "inventory_has_opening",
+    "children_close_copies",
+    "not_mine_voids",
+    "old_grants_are_discarded",
+    "unheard_attach",
+)
+"""Found after ten seconds and more: only with MPPOOL_EXPLORE=all."""
+
+NEAR = [hole for hole in HOLES if EVERYTHING or hole[0] not in FAR]
+
+
 @pytest.mark.timeout(300)
-@pytest.mark.parametrize(("rule", "world", "what"), HOLES, ids=[rule for rule, _, _ in HOLES])
+@pytest.mark.parametrize(("rule", "world", "what"), NEAR, ids=[rule for rule, _, _ in NEAR])
 def test_without_this_rule_the_explorer_finds_the_hole(
     rule: str, world: dict[str, Any], what: str
 ) -> None:

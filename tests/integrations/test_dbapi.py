@@ -302,7 +302,7 @@ def test_what_cannot_work_is_refused_at_once(arguments: Any, what: str | None) -
             DbApiRecipe(*arguments, check_query=" ")
         with pytest.raises(ConfigurationError, match="autocommit"):
             DbApiRecipe(*arguments, autocommit="yes")  # type: ignore[arg-type]
-        with pytest.raises(ConfigurationError, match="no PEP 249 module"):
+        with pytest.raises(ConfigurationError, match="not a PEP 249 module"):
             DbApiRecipe(*arguments, module=threading)
     else:
         with pytest.raises(ConfigurationError, match=what):

@@ -72,7 +72,7 @@ def under_load(
         with counted(database) as seen, Load(server, "/", threads=16) as load:
             load.more(60)
             wait_until(lambda: len(load.pids) > 1, "several processes to answer")
-            wait_until(lambda: max(seen) >= CAP, "the whole capacity to be used")
+            wait_until(lambda: max(seen, default=0) >= CAP, "the whole capacity to be used")
             load.more(60)
         assert load.refused == []
     return max(seen)

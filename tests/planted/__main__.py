@@ -115,6 +115,7 @@ def _pytest(copy: Path, part: str, limit: float) -> subprocess.CompletedProcess[
     options = ["-x", "-q", "--tb=no", "-p", "no:cacheprovider", "-p", "no:xdist"]
     environment = {
         **os.environ,
+        "MPPOOL_SIMULATION": "all",
         "PYTHONPATH": str(copy),
         "PYTHONDONTWRITEBYTECODE": "1",
         "HYPOTHESIS_STORAGE_DIRECTORY": str(copy / ".hypothesis"),

@@ -133,7 +133,7 @@ def test_a_thread_that_waits_awake_is_seen(monkeypatch: pytest.MonkeyPatch) -> N
         "LocalWaiter.wait",
         lambda wait: lambda self, _: wait(self, 0.0),
     )
-    outcome = run(small_world(options={"max_size": 1}, hold=0.5), [])
+    outcome = run(small_world(options={"max_size": 1}, hold=0.5, seconds=2.0), [])
     assert any("spins" in problem for problem in outcome.problems)
 
 

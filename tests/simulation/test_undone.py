@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from typing import Any
 
@@ -66,7 +67,17 @@ UNDONE: dict[Undo, tuple[dict[str, Any], list[Fault]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize("undo", UNDONE, ids=[undo.__name__ for undo in UNDONE])
+@pytest.mark.skipif(
+    os.environ.get("MPPOOL_SIMULATION") != "all", reason="two members keep a CPU busy for a minute"
+)
+def test_the_simulation_finds_two_members(monkeypatch: pytest.MonkeyPatch) -> None:
+    test_the_simulation_finds_what_was_mended(no_member_number, monkeypatch)
+
+
+QUICK = (last_word_wins, no_look_for_other_worlds)
+
+
+@pytest.mark.parametrize("undo", QUICK, ids=[undo.__name__ for undo in QUICK])
 def test_the_simulation_finds_what_was_mended(undo: Undo, monkeypatch: pytest.MonkeyPatch) -> None:
     world, history = UNDONE[undo]
 

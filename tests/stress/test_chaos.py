@@ -1,4 +1,4 @@
-"""The chaos run: a minute where CI promises to have the time, else short; its seed is printed."""
+"""The chaos run: half a minute where CI promises to have the time, else short; its seed is printed."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from tests.stress.world import MAX_SIZE
 @pytest.mark.timeout(300)
 def test_chaos_breaks_no_promise() -> None:
     """In an interpreter of its own: its children are forked from a process with nothing else in it."""
-    usual = "60" if os.environ.get("CI", "").lower() == "true" else "20"
+    usual = "30" if os.environ.get("CI", "").lower() == "true" else "20"
     seconds = float(os.environ.get("MPPOOL_CHAOS_SECONDS", usual))
     seed = int(os.environ.get("MPPOOL_CHAOS_SEED", random.randrange(1 << 30)))
     print(f"seed {seed}, {seconds:g} s")  # shown where the test fails
