@@ -16,6 +16,7 @@ from mppool.core.events import Abandoned, Returned
 from mppool.ids import GrantNumber, Session
 from mppool.process.waiter import LocalWaiter
 from mppool.worker import idle as idle_module
+from mppool.worker import line as line_module
 from mppool.worker.idle import Idle
 from mppool.worker.inventory import Inventory, PoolEntry
 
@@ -80,10 +81,17 @@ class IdleMachine(RuleBasedStateMachine):
 
     def __init__(self) -> None:
         super().__init__()
+        # The clock stands still: a turn that ends in one run and not in the next would make two histories of one.
+        self._clock = pytest.MonkeyPatch()
+        for module in (idle_module, line_module):
+            self._clock.setattr(module, "monotonic", lambda: NOW)
         self.scene = Scene(keep=self.keep)
         self.idle = self.scene.idle
         self.hands: list[PoolEntry] = []
         self.line: list[LocalWaiter] = []
+
+    def teardown(self) -> None:
+        self._clock.undo()
 
     def takes(self, entry: PoolEntry | None) -> None:
         if entry is not None:
