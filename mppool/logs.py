@@ -75,7 +75,8 @@ def logged_afterwards(function: F) -> F:
     @functools.wraps(function)
     def wrapped(*arguments: Any, **keywords: Any) -> Any:
         if _here.noted is not None or _here.sink is not None:
-            return function(*arguments, **keywords)  # whoever has begun the outermost block ends it
+            # The call that began the outermost block ends it.
+            return function(*arguments, **keywords)
         with afterwards():
             return function(*arguments, **keywords)
 

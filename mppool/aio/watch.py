@@ -7,20 +7,20 @@ from collections.abc import Awaitable
 from time import monotonic
 from typing import Any
 
+from mppool.worker.one_timer import OneTimer
+
 
 class Watch:
     """Bounds hooks that run in tasks of the pool's own. All of it happens in one loop.
 
     State: `_due`, when the hook of each task is late, and `_late`, whose hooks have been cancelled for it. `_timer` is set
-    while `_due` is not empty, for the instant `_at`: its earliest or an earlier one.
+    while `_due` is not empty, for its earliest or an earlier one.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
         self._due: dict[asyncio.Task[Any], float] = {}
         self._late: set[asyncio.Task[Any]] = set()
-        self._timer: asyncio.TimerHandle | None = None
-        self._at = 0.0
+        self._timer = OneTimer(loop, self._look)
 
     async def bounded(self, awaitable: Awaitable[Any], seconds: float | None) -> Any:
         """Await it in a task that nobody else cancels; TimeoutError after so many seconds (None: no bound)."""
@@ -28,8 +28,8 @@ class Watch:
         if seconds is None or task is None:
             return await awaitable
         self._due[task] = due = monotonic() + seconds
-        if self._timer is None or due < self._at:
-            self._look_at(due)
+        if due < self._timer.at:
+            self._timer.ring_at(due)
         try:
             return await awaitable
         except asyncio.CancelledError:
@@ -43,14 +43,7 @@ class Watch:
                 self._late.discard(task)
         raise TimeoutError
 
-    def _look_at(self, instant: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._at = instant
-        self._timer = self._loop.call_later(max(0.0, instant - monotonic()), self._look)
-
     def _look(self) -> None:
-        self._timer = None
         now = monotonic()
         for task, due in list(self._due.items()):
             if due <= now:
@@ -58,4 +51,4 @@ class Watch:
                 self._late.add(task)
                 task.cancel()
         if self._due:
-            self._look_at(min(self._due.values()))
+            self._timer.ring_at(min(self._due.values()))

@@ -6,6 +6,7 @@ import os
 import select
 import threading
 import weakref
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Protocol
 
@@ -112,32 +113,30 @@ class Tender:
                     host.due = now + host.pause_s
                 if host.due is not None and host.due <= now and not host.is_started:
                     host.is_started = True
-                    ended.append(self._starter(number, host))
+                    ended.append(partial(self._start, number, host))
         for start in ended:
             pool.do_soon(start)
         return now + LOOK_S
 
-    def _starter(self, number: int, host: _Host) -> Callable[[], None]:
-        def start() -> None:
-            pool = self._pool()
-            if pool is None or self.is_over():
-                return
-            try:
-                pool.start_host(number)  # which notes the new one
-            except Exception as error:  # noqa: BLE001  # whatever it is: it is tried again
-                log.warning(
-                    "pool %r: host %d has ended and cannot be started again yet: %s: %s",
-                    pool.name,
-                    number + 1,
-                    type(error).__name__,
-                    error,
-                )
-                with self._lock:
-                    host.pause_s = _pause_after(host.pause_s, 0.0)
-                    host.due = monotonic() + host.pause_s
-                    host.is_started = False
-
-        return start
+    def _start(self, number: int, host: _Host) -> None:
+        """In place of a host that has ended. What fails is tried again, after a longer pause."""
+        pool = self._pool()
+        if pool is None or self.is_over():
+            return
+        try:
+            pool.start_host(number)  # which notes the new one
+        except Exception as error:  # noqa: BLE001  # whatever it is: it is tried again
+            log.warning(
+                "pool %r: host %d has ended and cannot be started again yet: %s: %s",
+                pool.name,
+                number + 1,
+                type(error).__name__,
+                error,
+            )
+            with self._lock:
+                host.pause_s = _pause_after(host.pause_s, 0.0)
+                host.due = monotonic() + host.pause_s
+                host.is_started = False
 
 
 def _nobody() -> None:

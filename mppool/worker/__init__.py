@@ -24,7 +24,7 @@ A pool in this process
   line.py          the threads that wait for resources of this pool
   demand.py        when waiting threads ask the books, and when they hope for each other; pure
   checkout.py      a checkout that found nothing on the shelf: wait, and ask the books
-  task_checkout.py the same of a task; tasks.py: what a loop does for its waiting tasks; deadlines.py: their timer
+  task_checkout.py the same of a task; tasks.py: what a loop does for its waiting tasks; deadlines.py, one_timer.py: their timer
   opening.py       what was granted is opened, in the thread that asked or beside it
   checking.py      checks, which may hang
   ending.py        the end of a resource: closing it, retiring what is too old

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, Generic, Protocol, TypeVar
 
 if TYPE_CHECKING:
@@ -29,15 +30,16 @@ class AwaitedLease(Protocol[T_co]):
         """Give the resource back."""
 
 
-class AwaitedCheckout(Generic[T, L]):
+class AwaitedCheckout(ABC, Generic[T, L]):
     """A checkout that has not begun: it begins when it is awaited, or entered. L: the lease that it gives."""
 
     __slots__ = ("_lease",)
 
     _lease: L
 
+    @abstractmethod
     async def _checkout(self) -> L:
-        raise NotImplementedError
+        """The lease."""
 
     def __await__(self) -> Generator[object, None, L]:
         return self._checkout().__await__()

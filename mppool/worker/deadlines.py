@@ -10,6 +10,8 @@ import itertools
 from heapq import heapify, heappop, heappush
 from time import monotonic
 
+from mppool.worker.one_timer import OneTimer
+
 _SPARE = 64
 
 
@@ -18,23 +20,21 @@ class Deadlines:
 
     _heap: when, a number that tells equals apart, and the future of each that waits, the earliest first; futures that are
         done are passed over. _waiting: how many wait, as far as they have said when they did no longer.
-    _timer: set while anybody waits, for the instant `_at`, the earliest of the heap or one before that.
+    _timer: set while anybody waits, for the earliest of the heap or an instant before that.
     """
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
-        self._loop = loop
         self._heap: list[tuple[float, int, asyncio.Future[None]]] = []
         self._numbers = itertools.count()
         self._waiting = 0
-        self._timer: asyncio.TimerHandle | None = None
-        self._at = 0.0
+        self._timer = OneTimer(loop, self._look)
 
     def begins(self, future: asyncio.Future[None], until: float) -> None:
         """A task is going to wait for this future, which is set at that instant at the latest. `ends` follows."""
         heappush(self._heap, (until, next(self._numbers), future))
         self._waiting += 1
-        if self._timer is None or until < self._at:
-            self._look_at(until)
+        if until < self._timer.at:
+            self._timer.ring_at(until)
 
     def ends(self) -> None:
         """A task waits no longer. Not said of one that was finalized, which may happen in any thread."""
@@ -47,24 +47,16 @@ class Deadlines:
         self._heap = [entry for entry in self._heap if not entry[2].done()]
         heapify(self._heap)
         self._waiting = len(self._heap)
-        if not self._heap and self._timer is not None:
+        if not self._heap:
             self._timer.cancel()
-            self._timer = None
-
-    def _look_at(self, instant: float) -> None:
-        if self._timer is not None:
-            self._timer.cancel()
-        self._at = instant
-        self._timer = self._loop.call_later(max(0.0, instant - monotonic()), self._look)
 
     def _look(self) -> None:
-        self._timer = None
         heap, now = self._heap, monotonic()
         while heap:
             until, _, future = heap[0]
             if not future.done():
                 if until > now:
-                    self._look_at(until)
+                    self._timer.ring_at(until)
                     return
                 future.set_result(None)
             heappop(heap)

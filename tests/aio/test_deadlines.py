@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 from time import monotonic
 
 from mppool.worker.deadlines import _SPARE, Deadlines
@@ -35,7 +36,7 @@ def test_each_is_woken_at_its_own_instant_whatever_order_they_come_in() -> None:
 
         await asyncio.gather(*(one(after) for after in (0.05, 0.01, 0.09, 0.03, 0.07)))
         assert order == sorted(order)
-        assert deadlines._timer is None
+        assert deadlines._timer.at == math.inf
         assert not deadlines._heap
 
     asyncio.run(scene())
@@ -61,7 +62,7 @@ def test_nothing_is_left_of_those_that_were_answered_or_cancelled() -> None:
         assert len(deadlines._heap) <= 2 + _SPARE + 1, "what is over does not pile up"
         one_more.cancel()
         await one_more
-        assert deadlines._timer is None, "nothing wakes where nobody waits"
+        assert deadlines._timer.at == math.inf, "nothing wakes where nobody waits"
         assert not deadlines._heap
 
     asyncio.run(scene())
@@ -76,6 +77,6 @@ def test_a_task_that_was_finalized_keeps_no_other_from_its_deadline() -> None:
         deadlines.begins(loop.create_future(), monotonic() + 0.02)
         assert await waits(deadlines, loop.create_future(), monotonic() + 0.01) == "woken"
         assert await waits(deadlines, loop.create_future(), monotonic() + 0.05) == "woken"
-        assert deadlines._timer is None
+        assert deadlines._timer.at == math.inf
 
     asyncio.run(scene())

@@ -67,17 +67,16 @@ UNDONE: dict[Undo, tuple[dict[str, Any], list[Fault]]] = {
 }  # fmt: skip
 
 
-@pytest.mark.skipif(
+SLOW = pytest.mark.skipif(
     os.environ.get("MPPOOL_SIMULATION") != "all", reason="two members keep a CPU busy for a minute"
 )
-def test_the_simulation_finds_two_members(monkeypatch: pytest.MonkeyPatch) -> None:
-    test_the_simulation_finds_what_was_mended(no_member_number, monkeypatch)
+CASES = [
+    pytest.param(undo, id=undo.__name__, marks=SLOW if undo is no_member_number else ())
+    for undo in UNDONE
+]
 
 
-QUICK = (last_word_wins, no_look_for_other_worlds)
-
-
-@pytest.mark.parametrize("undo", QUICK, ids=[undo.__name__ for undo in QUICK])
+@pytest.mark.parametrize("undo", CASES)
 def test_the_simulation_finds_what_was_mended(undo: Undo, monkeypatch: pytest.MonkeyPatch) -> None:
     world, history = UNDONE[undo]
 
