@@ -65,9 +65,10 @@ def run(quick: bool) -> Iterator[Table]:
     yield calls(quick)
     yield many_rows(quick)
     yield alone(quick)
-    for recipe, pause_s in (
+    loads = (
         (SlowLogin, 0.0), (SlowLogin, PAUSE_S), (SlowerLogin, PAUSE_S), (SlowestLogin, PAUSE_S),
-    ):  # fmt: skip
+    )  # fmt: skip
+    for recipe, pause_s in loads[::2] if quick else loads:
         yield crowd(quick, recipe, pause_s)
     yield many(quick)
     yield from encodings(quick)
@@ -314,7 +315,7 @@ def encodings(quick: bool) -> list[Table]:
     return [
         _encoding(quick, name, [_another(row, number) for number in range(count)])
         for name, row in (("simple", simple), ("rich", rich))
-        for count in (1, 100, 10_000)
+        for count in ((1, 100) if quick else (1, 100, 10_000))
     ]
 
 

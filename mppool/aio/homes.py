@@ -233,10 +233,11 @@ class Homes:
             self._remove(home)
 
     def _remove(self, home: Home) -> None:
+        # Before its number is free: the next loop with that number looks at the same shelves.
+        home.give_up()
         with self._changing:
             if self.by_loop.get(home.loop) is home:
                 del self.by_loop[home.loop]
-        home.give_up()
         if not (home.number or home.is_ending):
             self._declare()
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import threading
+import time
 from collections.abc import Callable, Coroutine
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 
 from mppool import AsyncPool, CheckoutTimeout, ConfigurationError, Opening, StaleLease
 from mppool.aio import bridge
-from mppool.aio.homes import LoopIsOver
+from mppool.aio.homes import Home, LoopIsOver
 from mppool.base_manager import Manager
 from tests.aio.things import Thing, ThingRecipe, take_all, until
 from tests.helpers import PATIENCE, wait_until
@@ -101,6 +102,30 @@ def test_a_loop_that_is_closed_without_a_word(manager: Manager) -> None:
     assert recipe.most == 2
     with pytest.raises(StaleLease, match="event loop"):
         lease.resource  # noqa: B018
+    assert not recipe.alive
+
+
+def test_a_loop_whose_end_is_being_noticed_leaves_nothing_to_the_next(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The next loop begins while another thread has noticed the end, and has not yet closed what is idle."""
+    recipe = ThingRecipe()
+    pool: AsyncPool[Thing] = manager.apool("p", recipe, max_size=1)
+    loop = asyncio.new_event_loop()
+    old = loop.run_until_complete(use_all(pool, 1))
+    loop.close()
+    new: list[Thing] = []
+    give_up = Home.give_up
+
+    def late(home: Home) -> None:
+        monkeypatch.setattr(Home, "give_up", give_up)
+        new.extend(asyncio.run(use_all(pool, 1)))
+        give_up(home)
+
+    monkeypatch.setattr(Home, "give_up", late)
+    pool._lender.homes.look(time.monotonic())
+    assert new
+    assert new != old
     assert not recipe.alive
 
 

@@ -17,7 +17,7 @@ from tests.core.model.parts import Rules
 pytestmark = pytest.mark.timeout(600)  # they compute all the time, on a machine that may be busy
 
 EVERYTHING = os.environ.get("MPPOOL_EXPLORE") == "all"
-STATES = 10_000_000 if EVERYTHING else 600
+STATES = 10_000_000 if EVERYTHING else 300
 
 # Both are just about to ask for the only resource.
 BOTH_ASK: dict[str, Any] = {"asking": (0, 1), "checkouts": (0, 0)}
