@@ -187,9 +187,13 @@ class TokenCache:
     def spurn(self, key: TokenKey, token: str) -> None:
         """What the token is for has refused it. Once in a while another one is fetched for all.
 
+        The copy of this process goes at once: one that a fork has brought may be refused long after all others were
+        told, and nobody is told twice. What is handed out now, the books decide.
+
         token: its digest.
         """
         self._home.tell(TokenSpurned(key, token))
+        self.forget(key.identity, 0, token)
 
     def forget(self, identity: str | None, fetch: int, token: str = "") -> None:
         """Use no copy any more of what was fetched up to this number, or of the one token with this digest."""

@@ -85,6 +85,29 @@ def test_a_new_process_gets_the_new_token_too(
     assert msi.count == 2
 
 
+def test_a_copy_that_a_fork_has_brought_is_refused_once(
+    manager: PoolManager, tds: TdsDouble, msi: Endpoint, tmp_path: Path
+) -> None:
+    """The child uses its copy long after everybody else was told that the token is refused."""
+    recipe = OdbcRecipe(tds.connection_string(), credential=ManagedIdentityCredential())
+    pool = manager.pool("p", recipe, max_size=4, fail_fast=False)
+    use(pool)
+    (first,) = tds.sessions()
+    assert first.token is not None
+
+    def use_later() -> int:
+        wait_until((tmp_path / "others know").exists, "the parent to have another token")
+        return use(pool)
+
+    child = Fork(use_later)
+    tds.refuse(first.token)
+    pool.reset()
+    use(pool)
+    (tmp_path / "others know").touch()
+    child.result()
+    assert msi.count == 2
+
+
 def test_a_service_principal_is_asked_past_the_cache_of_azure_identity(
     manager: PoolManager, tds: TdsDouble, tmp_path: Path
 ) -> None:

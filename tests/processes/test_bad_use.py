@@ -545,6 +545,7 @@ def test_a_check_that_always_fails_does_not_hold_a_checkout_beyond_its_timeout(
         while not ended.is_set():
             pool.checkout(timeout=20).release()
 
+    pool.checkout(timeout=20).release()  # the server is there
     thread = threading.Thread(target=refill)
     thread.start()
     try:
