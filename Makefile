@@ -12,6 +12,9 @@ BENCH_ARGS ?=
 
 BIN := $(VENV)/bin
 
+# Tests start hundreds of interpreters: without files of byte code each of them would compile everything again.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help demo docs test lint format types pytest bench install clean distclean
 
@@ -36,6 +39,7 @@ types: $(VENV)/.test  ## mypy --strict
 	$(BIN)/mypy --strict mppool
 
 pytest: $(VENV)/.test  ## The tests alone
+	$(BIN)/python -m compileall -q mppool tests benchmarks
 	$(BIN)/pytest -n $(TEST_WORKERS) $(ARGS)
 
 docs: $(VENV)/.docs  ## The documentation as a site, in build/site; warnings are errors

@@ -47,8 +47,9 @@ def test_a_runtime_directory_is_private_short_and_known_to_children(runtime_dir:
 
 
 def test_a_process_that_still_uses_the_directory_is_reported_and_ended(
-    holder: subprocess.Popen[bytes], runtime_dir: Path
+    holder: subprocess.Popen[bytes], runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr("tests.conftest.PATIENCE", 0.5)
     assert list(processes_using(runtime_dir)) == [holder.pid]
     assert [str(holder.pid) in problem for problem in _end_servers(runtime_dir)] == [True]
     assert holder.wait() == -9

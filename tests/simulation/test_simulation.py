@@ -127,12 +127,12 @@ def test_capacity_that_is_lost_is_seen_and_its_history_is_shrunk(
 
 
 def test_a_thread_that_waits_awake_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
-    planted(
-        monkeypatch,
-        "process.waiter",
-        "LocalWaiter.wait",
-        lambda wait: lambda self, _: wait(self, 0.0),
-    )
+    vain = iter(range(5000))  # some threads do so many rounds in all: long enough to be seen
+
+    def awake(wait: Any) -> Any:
+        return lambda self, until: wait(self, until if next(vain, None) is None else 0.0)
+
+    planted(monkeypatch, "process.waiter", "LocalWaiter.wait", awake)
     outcome = run(small_world(options={"max_size": 1}, hold=0.5, seconds=2.0), [])
     assert any("spins" in problem for problem in outcome.problems)
 
