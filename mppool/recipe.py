@@ -18,6 +18,10 @@ SETTINGS = (*HOOKS, "open_in_caller")
 """Keyword arguments of `manager.pool` that go with a plain callable, and are no options of the pool."""
 
 
+class LoopIsOver(BaseException):
+    """The event loop of a resource runs no hook any more. That says nothing about what the resource connects to."""
+
+
 class Survey(TypedDict):
     """What a database says of its sessions. limit: so many it lets in. ours: those that bear the pool's label."""
 

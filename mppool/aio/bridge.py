@@ -12,11 +12,11 @@ from concurrent import futures
 from contextvars import ContextVar, copy_context
 from typing import TYPE_CHECKING, Any
 
-from mppool.aio.homes import Home, Homes, LoopIsOver, OnLoop
+from mppool.aio.homes import Home, Homes, OnLoop
 from mppool.aio.recipe import AsyncRecipe, has_hook, settled
 from mppool.errors import ConfigurationError
 from mppool.logs import Log
-from mppool.recipe import HOOKS, Opening, Recipe
+from mppool.recipe import HOOKS, LoopIsOver, Opening, Recipe
 from mppool.worker.tasks import running_loop
 
 if TYPE_CHECKING:
@@ -228,8 +228,8 @@ class _Handed:
     async def _run(self) -> None:
         try:
             value = await self._function()
-        except asyncio.CancelledError:
-            # Nobody else knows this task: the loop is being ended.
+        except (asyncio.CancelledError, GeneratorExit):
+            # Nobody else knows this task: the loop is being ended, or was closed, and the collector ends what it left.
             self._give_up()
             raise
         except BaseException as error:

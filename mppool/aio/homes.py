@@ -44,10 +44,6 @@ _LEASES_S = 0.25
 _POLL_S = 0.005
 
 
-class LoopIsOver(BaseException):
-    """The event loop of a resource runs no hook any more. That says nothing about what the resource connects to."""
-
-
 class OnLoop:
     """A resource, and where it lives. The resource of an entry of an asynchronous pool."""
 
@@ -193,7 +189,10 @@ class Homes:
     def first(self) -> Home | None:
         """The one with the keys that the pool is declared with; None: its loop has ended."""
         homes = list(self.by_loop.values())
-        return next((home for home in homes if not home.number and not home.is_ending), None)
+        for home in homes:
+            if not (home.number or home.is_ending or home.loop.is_closed()):
+                return home
+        return None
 
     async def here(self) -> Home:
         """Of the running loop. Does not wait. Raises ConfigurationError where it is not asyncio's."""

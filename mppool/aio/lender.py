@@ -69,7 +69,10 @@ class Lender:
                 home.desk, TaskHooks(local, home), key, seconds, principal, lane
             ).run()
         finally:
-            opens_in.reset(where)
+            try:
+                opens_in.reset(where)
+            except ValueError:
+                pass  # the garbage collector ends this coroutine, in another context: nobody looks there
         if entry.shelf is not home.shelf:
             home.look_at_shelf()
         return entry

@@ -116,13 +116,15 @@ class Declarations:
     def take(self, process: ProcessId, declaration: Declaration, made_at: float) -> bool:
         """A process declares the pool, or has learned whom its own credential stands for.
 
+        What it says of options and bounds counts also where it can open nothing now, as before an event loop uses the pool.
         True if it says something new of a bound: what it says otherwise than the declaration before it, unless the
         bound was set later than it was made.
         """
         newest = made_at > self.declared_at
-        self._declarers[process] = declaration.key
-        if newest or self._winner in (None, process):
-            self._winner, self.key = process, declaration.key
+        if not declaration.closed:
+            self._declarers[process] = declaration.key
+            if newest or self._winner in (None, process):
+                self._winner, self.key = process, declaration.key
         if newest:
             self.options, self.declared_at = declaration.options, made_at
         return self.bounds.declare(declaration.options, made_at)

@@ -34,7 +34,8 @@ class Declaration(msgspec.Struct, frozen=True, array_like=True):
 
     age: seconds since the declaration was made; between processes the newest declaration wins.
     key: of the recipe's own identity; `min_size` resources are kept open for it.
-    closed: this process has closed the pool for itself, and opens nothing for it any more.
+    closed: this process has closed the pool for itself, and opens nothing for it any more; with a kind it uses the pool, but
+        can open nothing for which nobody waits, as before an event loop of it does.
     budget: the one that the options name. So it is known before the pool opens anything.
     kind: for whom its resources are. All processes that use a pool must say the same; "": the process does not say it,
         for it has closed the pool for itself, or is of an older release.

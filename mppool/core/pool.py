@@ -112,7 +112,8 @@ class PoolBooks:
         """A process declares the pool."""
         if declaration.closed:
             self.declarations.forget(process)
-            return
+            if not declaration.kind:
+                return
         if self.control.declare(declaration, process, now):
             self._configure()
             self._settle(now)

@@ -305,6 +305,9 @@ class GuardedAsyncLease(GuardedLease[T], AsyncLease[T]):
         self._guard = lease._guard
         AsyncLease.__init__(self, lease)
 
+    def _is_kept(self) -> bool:
+        return not self._loan.altered and super()._is_kept()
+
 
 class GuardedPool(Pool[T]):
     """A pool with `guard=True`. What is not guarded costs nothing of this."""

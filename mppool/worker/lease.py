@@ -252,14 +252,19 @@ class AsyncLease(Lease[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._is_forked() or (error is None and self._local.plain):
+        if self._is_forked() or (error is None and self._local.plain and self._is_kept()):
             self.release()  # nothing but an append
             return
         from mppool.worker.loops import done_in_thread  # asyncio is loaded here, if anywhere
 
-        # In a thread, because a reset may take its time.
+        # In a thread, because a reset or a close may take its time.
         kind = None if error is None else type(error)
         await done_in_thread(self._local.member.chores, lambda: self.__exit__(kind, error, None))
+
+    def _is_kept(self) -> bool:
+        """Whether the resource may be lent again. Else it is closed at its release, which may take its time."""
+        held = list(self._held)
+        return not held or monotonic() < held[0].retire_at
 
 
 class _OfTheResource:

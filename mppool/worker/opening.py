@@ -17,7 +17,7 @@ from mppool.errors import OpenFailed as OpenFailedError
 from mppool.ids import epoch_of, identity_of
 from mppool.logs import Log, logged_afterwards
 from mppool.process.waiter import LocalWaiter, Retry
-from mppool.recipe import Opening
+from mppool.recipe import LoopIsOver, Opening
 from mppool.redaction import HIDDEN, forget_locals, without_secrets
 from mppool.worker.audit import give_up_opening
 from mppool.worker.due import due_when_idle
@@ -241,6 +241,8 @@ def open_for_shelf(local: LocalPool, grant: Grant) -> None:
         open_resource(entry, grant, None, bearer)
     except OpenFailedError as error:
         log.warning("%s; it is tried again later (min_size)", error)
+    except LoopIsOver:
+        log.debug("pool %r: an event loop ended while it opened (min_size)", local.name)
     except BaseException:
         log.exception("pool %r: opening failed; it is tried again later (min_size)", local.name)
     else:

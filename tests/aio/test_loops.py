@@ -13,8 +13,9 @@ import pytest
 
 from mppool import AsyncPool, CheckoutTimeout, ConfigurationError, Opening, StaleLease
 from mppool.aio import bridge
-from mppool.aio.homes import Home, LoopIsOver
+from mppool.aio.homes import Home
 from mppool.base_manager import Manager
+from mppool.recipe import LoopIsOver
 from tests.aio.things import Thing, ThingRecipe, take_all, until
 from tests.helpers import PATIENCE, wait_until
 

@@ -314,3 +314,16 @@ def test_who_has_closed_a_pool_for_itself_opens_nothing_for_min_size() -> None:
     desk.command(WantReady(POOL))
     assert not desk.hears(P, Grant)
     assert len(desk.hears(Q, Grant)) == 2
+
+
+def test_bounds_of_who_opens_nothing_now_count_all_the_same() -> None:
+    """An AsyncPool, before an event loop of the process uses it. Else a worker that is born later undoes a resize."""
+    desk = Desk(P, Q, max_size=8)
+    newer = msgspec.structs.replace(declared(PoolOptions(max_size=4)), kind="loops")
+    desk.clock.advance(1.0)
+    desk.say(Q, Declare(msgspec.structs.replace(newer, closed=True)))
+    assert desk.pool.capacity.max_size == 4
+    desk.command(Resize(POOL, 2, True, None))
+    desk.clock.advance(1.0)
+    desk.say(Q, Declare(newer))
+    assert desk.pool.capacity.max_size == 2

@@ -186,3 +186,20 @@ def test_a_bad_timeout_is_refused_at_once(manager: InProcessManager) -> None:
     pool: Pool[Thing] = manager.pool("p", Thing)
     with pytest.raises(ConfigurationError, match="timeout=-1"):
         pool.acheckout(timeout=-1)
+
+
+def test_what_ends_at_its_release_is_closed_outside_of_the_loop(manager: InProcessManager) -> None:
+    closed_in: list[threading.Thread] = []
+
+    def close(thing: Thing) -> None:
+        closed_in.append(threading.current_thread())
+
+    pool: Pool[Thing] = manager.pool("p", Thing, max_size=1, close=close)
+
+    async def main() -> None:
+        async with pool.acheckout():
+            pool.reset()
+
+    in_small_loop(main)
+    wait_until(lambda: closed_in, "the close")
+    assert closed_in != [threading.current_thread()]
