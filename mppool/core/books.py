@@ -46,7 +46,7 @@ from mppool.core.events import (
     TokenReplaced,
     WantReady,
 )
-from mppool.core.figures import budget_figures, pool_figures, process_figures
+from mppool.core.figures import all_figures
 from mppool.core.memory import Memory
 from mppool.core.outbox import Outbox
 from mppool.core.pool import PoolBooks
@@ -103,7 +103,7 @@ class Books:
         self._known_in: dict[ProcessId, dict[str, PoolBooks]] = {}
         # A heap of (deadline, name), and those pools whose deadlines may be others by now.
         self._deadlines: list[tuple[float, str]] = []
-        self.touched: dict[str, PoolBooks] = {}
+        self._touched: dict[str, PoolBooks] = {}
         self._memory = Memory()
         self._shares = Shares()
         self.budgets = Budgets(self._outbox, self._memory, self._shares, self._touch)
@@ -152,11 +152,11 @@ class Books:
     def _look_at_deadlines(self, now: float) -> None:
         """Bring the heap up to date: the next deadline stands in front of it."""
         heap = self._deadlines
-        for name, pool in self.touched.items():
+        for name, pool in self._touched.items():
             pool.deadline = pool.next_deadline(now)
             if pool.deadline != math.inf:
                 heapq.heappush(heap, (pool.deadline, name))
-        self.touched.clear()
+        self._touched.clear()
         while heap and self.pools[heap[0][1]].deadline != heap[0][0]:
             heapq.heappop(heap)
         if len(heap) > 4 * len(self.pools) + 64:
@@ -165,7 +165,7 @@ class Books:
 
     def _touch(self, pool: PoolBooks) -> PoolBooks:
         """Something happens to a pool, so that its next deadline may be another."""
-        self.touched[pool.name] = pool
+        self._touched[pool.name] = pool
         return pool
 
     def _knows(self, pool: PoolBooks, process: ProcessId) -> None:
@@ -203,7 +203,12 @@ class Books:
 
         Raises KeyError for a pool or a budget that nobody has declared. The answer to Drain is addressed to `process`.
         """
-        self._command(process, event, now)
+        if isinstance(event, ForgetTokens):
+            self.tokens.forget(event.identity, now)
+        elif isinstance(event, ResizeBudget):
+            self.budgets.resize(event, now)
+        else:
+            self._command(self._touch(self.pools[event.pool]), process, event, now)
         return self._outbox.take_out()
 
     def restore(
@@ -256,13 +261,8 @@ class Books:
 
     def snapshot(self) -> dict[str, Any]:
         """JSON-compatible figures of all pools and processes."""
-        labels = self._outbox.labels
-        return {
-            "epoch": self.epoch,
-            "processes": [process_figures(one, labels.get(one, "")) for one in self._sessions],
-            "pools": {name: pool_figures(pool) for name, pool in self.pools.items()},
-            "budgets": {budget.name: budget_figures(budget) for budget in self.budgets},
-        }
+        labels = {one: self._outbox.labels.get(one, "") for one in self._sessions}
+        return {"epoch": self.epoch, **all_figures(labels, self.pools, self.budgets)}
 
     def _checkout(self, process: ProcessId, event: Checkout, now: float) -> None:
         pool = self.pools.get(event.pool)
@@ -274,9 +274,16 @@ class Books:
             self._checkout(process, event, now)
         elif others and (why_not := pool.kinds.why_not(process)):
             self._outbox.answer(process, Refuse(event.ticket, "mismatch", why_not))
-        elif not pool.refuses_at_once(process, event, now):
+        else:
             self._knows(pool, process)
             self._touch(pool).checkout(process, event, now)
+
+    def refuses_at_once(
+        self, process: ProcessId, session: Session, event: Checkout, now: float
+    ) -> Refuse | None:
+        """What `apply` would answer, where that is a plain refusal, which changes nothing; None: apply it."""
+        pool = self.pools.get(event.pool) if self._sessions.get(process) == session else None
+        return None if pool is None else pool.refuses_at_once(process, event, now)
 
     def _abandoned(self, process: ProcessId, event: Abandoned, now: float) -> None:
         self._abandon(process, event.ticket, now)
@@ -416,14 +423,7 @@ class Books:
         if slot is not None:
             self._touch(self.pools[slot.pool]).revoke(slot, event.error)
 
-    def _command(self, process: ProcessId, event: Command, now: float) -> None:
-        if isinstance(event, ForgetTokens):
-            self.tokens.forget(event.identity, now)
-            return
-        if isinstance(event, ResizeBudget):
-            self.budgets.resize(event, now)
-            return
-        pool = self._touch(self.pools[event.pool])
+    def _command(self, pool: PoolBooks, process: ProcessId, event: Command, now: float) -> None:
         if isinstance(event, Resize):
             pool.resize(event, now)
         elif isinstance(event, Reset):
@@ -432,7 +432,7 @@ class Books:
             pool.drain(process, event.generation, now)
         elif isinstance(event, WantReady):
             pool.want_ready(process, now)
-        else:
+        elif isinstance(event, ClosePool):
             pool.close(now, reopened=event.reopened)
 
     _handlers: ClassVar[dict[type[Event], Callable[[Books, ProcessId, Any, float], None]]] = {

@@ -2,12 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 from mppool.core.budget import BudgetBooks
 from mppool.core.pool import PoolBooks
 from mppool.core.slot import SlotState
 from mppool.ids import ProcessId
+
+
+def all_figures(
+    labels: dict[ProcessId, str], pools: dict[str, PoolBooks], budgets: Iterable[BudgetBooks]
+) -> dict[str, Any]:
+    """JSON-compatible figures of all processes, with their labels, of all pools and of all budgets."""
+    return {
+        "processes": [process_figures(process, label) for process, label in labels.items()],
+        "pools": {name: pool_figures(pool) for name, pool in pools.items()},
+        "budgets": {budget.name: budget_figures(budget) for budget in budgets},
+    }
 
 
 def process_figures(process: ProcessId, label: str) -> dict[str, Any]:

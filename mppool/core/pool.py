@@ -17,7 +17,7 @@ from mppool.core.breaker import Breakers
 from mppool.core.budget import BudgetBooks
 from mppool.core.capacity import Capacity
 from mppool.core.control import Control
-from mppool.core.decisions import Queued, RecordPool
+from mppool.core.decisions import Queued, RecordPool, Refuse
 from mppool.core.declarations import Declarations
 from mppool.core.events import (
     Checkout,
@@ -161,18 +161,17 @@ class PoolBooks:
 
     # --- checkouts ---------------------------------------------------------------------------------------
 
-    def refuses_at_once(self, process: ProcessId, event: Checkout, now: float) -> bool:
-        """Whether a checkout that waits for nobody gets nothing, and is told so. That changes nothing at all."""
-        if event.timeout != 0 or self.capacity.is_below_cap():
-            return False
+    def refuses_at_once(self, process: ProcessId, event: Checkout, now: float) -> Refuse | None:
+        """What a checkout that waits for nobody and gets nothing is told. That changes nothing at all."""
+        if event.timeout != 0 or self.capacity.is_below_cap() or self.kinds.set_aside:
+            return None
         if self.generations.closed or self.breakers or self.waiting.by_name:
-            return False
+            return None
         if (process, event.ticket) in self.slots.by_ticket:
-            return False
+            return None
         if self.declarations.options.prefill and not self.min_size.wanted:
-            return False
-        self.refusals.nothing_at_once(process, event, now)
-        return True
+            return None
+        return self.refusals.nothing_at_once(event, now)
 
     def checkout(self, process: ProcessId, event: Checkout, now: float) -> None:
         """A process wants a resource that it does not have. Answered at once."""
@@ -194,7 +193,7 @@ class PoolBooks:
                 self._grant(process, key, ticket, now, event.lane)
                 return
             if event.timeout == 0:
-                self.refusals.nothing_at_once(process, event, now)
+                self._outbox.answer(process, self.refusals.nothing_at_once(event, now))
                 return
         deadline = math.inf if event.timeout is None else now + event.timeout
         self.waiting.add(Waiter(process, ticket, key, now, deadline, self.name, event.lane))
@@ -213,7 +212,7 @@ class PoolBooks:
         limit = self.declarations.options.max_waiting
         if event.timeout == 0:
             self.waiting.remove(process, event.ticket)
-            self.refusals.nothing_at_once(process, event, now)
+            self._outbox.answer(process, self.refusals.nothing_at_once(event, now))
         elif limit is not None and len(self.waiting) > limit:
             self.waiting.remove(process, event.ticket)
             self.ledger.count("refused")

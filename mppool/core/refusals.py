@@ -46,13 +46,13 @@ class Refusals:
         """A checkout gets nothing."""
         self._outbox.tell(process, Refuse(ticket, reason, text))
 
-    def nothing_at_once(self, process: ProcessId, event: Checkout, now: float) -> None:
-        """A checkout that waits for nobody gets nothing."""
+    def nothing_at_once(self, event: Checkout, now: float) -> Refuse:
+        """What a checkout is told that waits for nobody and gets nothing."""
         asked_for = (event.key, len(self._capacity.slots.by_number))
         if asked_for != self._nothing_for or now >= self._nothing_until:
             self._nothing = self.how_full(event.key, now)
             self._nothing_for, self._nothing_until = asked_for, now + FRESH_S
-        self._outbox.answer(process, Refuse(event.ticket, "timeout", self._nothing))
+        return Refuse(event.ticket, "timeout", self._nothing)
 
     def line_is_full(self, process: ProcessId, event: Checkout, limit: int, now: float) -> None:
         """A checkout is refused because `max_waiting` others wait already."""

@@ -69,10 +69,20 @@ class Dispatcher:
             None  # a peer that goes on talking has read the answer to its last checkout
         )
         kind = type(message)
+        if type(message) is Checkout and connection.role == "call" and not self._sessions.leaving:
+            # Hosts ask again and again without waiting. Most of that is refused, with nothing to write down and
+            # nobody else to be told.
+            assert connection.process is not None
+            asked = connection.process, connection.session, message
+            if (refuse := self._books.refuses_at_once(*asked, now)) is not None:
+                connection.ticket = message.ticket
+                connection.send(refuse)
+                return True
         if self._sessions.leaving and kind is not Leave and connection.role != "errand":
             self._sessions.reject(connection, LEAVING)
             return False
-        return self._handlers.get(kind, Dispatcher._event)(self, connection, message, now) is True
+        self._handlers.get(kind, Dispatcher._event)(self, connection, message, now)
+        return False
 
     def _hello(self, connection: Connection, hello: Hello, now: float) -> None:
         raise ProtocolError("a second Hello")
@@ -135,8 +145,8 @@ class Dispatcher:
         if not answered and connection.role != "errand":
             connection.send(Done())
 
-    def _question(self, connection: Connection, event: Checkout | WantToken, now: float) -> bool:
-        """A question, which is answered at once on the same connection. True: it changed nothing."""
+    def _question(self, connection: Connection, event: Checkout | WantToken, now: float) -> None:
+        """A question, which is answered at once on the same connection."""
         if connection.role != "call":
             raise ProtocolError(f"a {type(event).__name__} on {connection}")
         if event.timeout:
@@ -151,11 +161,10 @@ class Dispatcher:
             and is_answer(decisions[0][1], ticket)
         ):
             connection.send(decisions[0][1])  # nothing to write down, and nobody else to be told
-            return type(event) is Checkout and not self._books.touched
+            return
         answered = self._delivery.carry_out(decisions, now, reply_to=connection, ticket=ticket)
         if not answered and not self._sessions.is_over(connection):
             connection.send(Failed(f"ticket {ticket} was answered already"))
-        return False
 
     def _event(self, connection: Connection, event: ToServer, now: float) -> None:
         """What happened in a process; on a call connection it is answered by Done."""
@@ -177,7 +186,7 @@ class Dispatcher:
             connection.send(Done())
 
     # A table, and not a chain of isinstance: that is slow where the metaclass is not `type`.
-    _handlers: ClassVar[dict[type, Callable[[Dispatcher, Connection, Any, float], bool | None]]] = {
+    _handlers: ClassVar[dict[type, Callable[[Dispatcher, Connection, Any, float], None]]] = {
         Checkout: _question,
         WantToken: _question,
         Attach: _attach,

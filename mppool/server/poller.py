@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import select
+from collections import deque
 from time import monotonic
 from typing import Generic, TypeVar
 
@@ -16,12 +17,15 @@ WRITE = select.EPOLLOUT
 EVENTS_AT_ONCE = 256
 
 BRISK, BRISK_S = 8, 0.001
-"""Where the same peer has ended so many sleeps in a row so soon, the server waits for it awake the next time,"""
+"""Where the same peers have ended so many sleeps in a row so soon, the server waits for them awake the next time,"""
 AWAKE_S = 0.0002
-"""for so long: a process that is woken on an idle CPU has asked again by then. If it does not come, the server sleeps
+"""for so long: a process that is woken on an idle CPU has asked again by then. If none comes, the server sleeps
 again, and the counting starts again;"""
 MOST_BRISK = 1024
-"""with twice as many as before, up to so many. So one that asks at another pace costs next to nothing."""
+"""with twice as many as before, up to so many. So those that ask at another pace cost next to nothing."""
+FEW = 2
+"""More peers than this are not waited for awake: where three or more ask again and again, one of them mostly has asked
+before the server is ready for the next."""
 
 H = TypeVar("H")
 
@@ -30,16 +34,16 @@ class Poller(Generic[H]):
     """Descriptors, and for each the part that is concerned. It belongs to the loop's thread.
 
     A process that asks one question after the other would have us woken for each, on another CPU; that takes
-    longer than the whole exchange. So such a one is waited for awake for a moment, while others may have our CPU.
+    longer than the whole exchange. So such a one, or two, are waited for awake for a moment, while others may have our CPU.
 
-    _last: the peer that ended the last sleep; _brisk: how many in a row it has ended almost at once; _enough: how many it
-    takes for the next to be waited for awake. is_awake: whether it will be.
+    _few: the peers that ended the last sleeps; _brisk: how many in a row these have ended almost at once; _enough: how many
+    it takes for the next to be waited for awake. is_awake: whether it will be.
     """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._concerned: dict[int, H] = {}
-        self._last: H | None = None
+        self._few: deque[H] = deque(maxlen=FEW)
         self._brisk, self._enough, self.is_awake = 0, BRISK, False
         self._has_one_cpu = len(os.sched_getaffinity(0)) == 1  # nobody could ask while we are awake
 
@@ -72,10 +76,9 @@ class Poller(Generic[H]):
             return ready
         brisk_until = monotonic() + BRISK_S
         ready = self._ready(timeout)
-        is_brisk = self._is_the_same_alone(ready) and monotonic() < brisk_until
+        is_brisk = self._are_known(ready) and monotonic() < brisk_until
         self._brisk = self._brisk + 1 if is_brisk else 0
         self.is_awake = self._brisk >= self._enough
-        self._last = ready[0][0] if ready else None
         return ready
 
     def close(self) -> None:
@@ -93,12 +96,12 @@ class Poller(Generic[H]):
         return [(concerned[descriptor], events) for descriptor, events in found]
 
     def _awake(self) -> list[tuple[H, int]]:
-        """Wait for the same peer awake. If it does not come, or others do, the next sleeps begin the counting again."""
+        """Wait for the same peers awake. If none comes, or others do, the next sleeps begin the counting again."""
         ready, until = self._ready(0.0), monotonic() + AWAKE_S
         while not ready and monotonic() < until:
             os.sched_yield()
             ready = self._ready(0.0)
-        if self._is_the_same_alone(ready):
+        if self._are_known(ready):
             self._enough = BRISK
         else:
             self._brisk, self.is_awake = 0, False
@@ -106,5 +109,11 @@ class Poller(Generic[H]):
                 self._enough = min(2 * self._enough, MOST_BRISK)
         return ready
 
-    def _is_the_same_alone(self, ready: list[tuple[H, int]]) -> bool:
-        return len(ready) == 1 and ready[0][0] is self._last
+    def _are_known(self, ready: list[tuple[H, int]]) -> bool:
+        """Whether somebody is ready, and only those that were last. Others count as such from now on."""
+        known = bool(ready)
+        for concerned, _ in ready:
+            if concerned not in self._few:
+                self._few.append(concerned)
+                known = False
+        return known

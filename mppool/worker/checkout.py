@@ -24,7 +24,7 @@ from mppool.logs import Log
 from mppool.process.waiter import LocalWaiter, Retry
 from mppool.rendezvous.readiness import NotReadyYet
 from mppool.worker.callers import caller_name
-from mppool.worker.hints import own_leases, warn_of_event_loop
+from mppool.worker.hints import FRESH_S, own_leases, warn_of_event_loop
 from mppool.worker.inside import inside
 from mppool.worker.inventory import PoolEntry
 from mppool.worker.lanes import lend_in_lane
@@ -67,7 +67,7 @@ def check_out_at_once(local: LocalPool) -> PoolEntry:
             member.tell(Abandoned(ticket))
             raise
         if type(answer) is Refuse and answer.reason == "timeout":
-            raise timed_out(local, 0.0, answer.text)
+            raise refused_at_once(local, answer.text)
     return ColdCheckout(local, local.default_key, 0.0).run(answer)
 
 
@@ -86,6 +86,18 @@ def timed_out(local: LocalPool, timeout: float | None, text: str) -> CheckoutTim
         f"pool {local.name!r}: no resource became available within {timeout:g} s{': ' + text if text else ''}"
         f"{own_leases(local)}{local.holders.told(monotonic()) if timeout else ''}; release leases sooner, raise max_size or wait longer"
     )
+
+
+def refused_at_once(local: LocalPool, why: str) -> CheckoutTimeout:
+    """The same for one that waits for nobody. The books say the same for a moment, and so does this process."""
+    now = monotonic()
+    until, said, text = local.said_at_once
+    if said != why or now >= until:
+        error = timed_out(local, 0.0, why)
+        local.said_at_once = (now + FRESH_S, why, str(error))
+        return error
+    local.count("timeouts")
+    return CheckoutTimeout(text)
 
 
 def refusal(local: LocalPool, timeout: float | None, refuse: Refuse) -> PoolError:

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 log = Log("mppool")
 
 _MOST_LOOKED_AT = 1000
-_FRESH_S = 0.05
+FRESH_S = 0.05
 """A thread that asks again and again hears what was said a moment ago."""
 
 
@@ -51,7 +51,7 @@ def own_leases(local: LocalPool) -> str:
     until, text = local.said_of_own_leases
     if now >= until:
         text = _own_leases(local, now)
-        local.said_of_own_leases = (now + _FRESH_S, text)
+        local.said_of_own_leases = (now + FRESH_S, text)
     return text
 
 

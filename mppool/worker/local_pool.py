@@ -115,7 +115,7 @@ class LocalPool:
         """
         self.inventory = inventory
         self.is_sealed = self.asks_plainly = False
-        self.said_of_own_leases = (-math.inf, "")
+        self.said_of_own_leases, self.said_at_once = (-math.inf, ""), (-math.inf, "", "")
         self.surveyed: Survey | None = None
         self.fence = Fence(self)
         self.holders = Holders(self.member, self.name, self.options)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from weakref import ref
 
 from mppool.core.events import ClosePool, Drain, Reset, WantReady
-from mppool.errors import CheckoutTimeout, PoolClosed
+from mppool.errors import CheckoutTimeout, PoolClosed, PoolError
 from mppool.options import (
     LONGEST_S,
     PoolOptions,
@@ -118,8 +118,7 @@ class Pool(Generic[T]):
         try:
             if not local.ours[0]:  # forked by somebody who told nobody
                 notice_fork()
-            # Otherwise a wrong timeout would show only when the pool is under pressure.
-            if (
+            if (  # otherwise a wrong timeout would show only when the pool is under pressure
                 timeout is not _DEFAULT
                 and (type(timeout) is not float or not 0.0 <= timeout <= LONGEST_S)
                 and timeout is not _ZERO
@@ -147,7 +146,8 @@ class Pool(Generic[T]):
             return self._checkout_for(local, timeout, identity, credential, lane, label)
         except BaseException as error:
             entry = None  # the traceback keeps this frame, and must not keep it
-            local.member.interrupted(error)
+            if not isinstance(error, PoolError):
+                local.member.interrupted(error)
             raise
 
     def _checkout_prepared(

@@ -12,6 +12,7 @@ from mppool.options import PoolOptions
 from tests.core.clock import ManualClock
 from tests.core.model.fingerprint import fingerprint
 from tests.core.model.parts import POOL, declaration
+from tests.core.model.server import told_at_once
 
 P, Q, R, S = (ProcessId(pid, 7) for pid in (101, 102, 103, 104))
 
@@ -46,7 +47,10 @@ class Desk:
         """Say something under the current session (or another one), and return all that is decided."""
         current = self.books.session_of(process) or Session(0)
         under = current if session is None else Session(session)
-        return self.note(self.books.apply(process, under, event, self.clock()))
+        refuse = told_at_once(self.books, process, under, event, self.clock())
+        decisions = self.books.apply(process, under, event, self.clock())
+        assert refuse is None or decisions == [(process, refuse)]
+        return self.note(decisions)
 
     def note(self, decisions: Any) -> list[Decision]:
         self.last = []

@@ -18,7 +18,7 @@ Pairs = list[tuple[socket.socket, socket.socket]]
 
 @pytest.fixture
 def pairs() -> Iterator[Pairs]:
-    made = [socket.socketpair() for _ in range(2)]
+    made = [socket.socketpair() for _ in range(3)]
     yield made
     for pair in made:
         for end in pair:
@@ -27,11 +27,11 @@ def pairs() -> Iterator[Pairs]:
 
 @pytest.fixture
 def poller(pairs: Pairs, monkeypatch: pytest.MonkeyPatch) -> Iterator[Poller[str]]:
-    """Alice's and bob's sockets; a sleep that ends within 20 s has ended at once."""
+    """The sockets of alice, bob and carol; a sleep that ends within 20 s has ended at once."""
     monkeypatch.setattr(module, "BRISK_S", 20.0)
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
     made: Poller[str] = Poller()
-    for name, (ours, _) in zip(("alice", "bob"), pairs, strict=True):
+    for name, (ours, _) in zip(("alice", "bob", "carol"), pairs, strict=True):
         made.register(ours.fileno(), name)
     yield made
     made.close()
@@ -94,17 +94,34 @@ def test_one_that_was_waited_for_in_vain_has_to_ask_more_often_before_it_is_agai
     assert poller.is_awake, "it did come in between"
 
 
-def test_nobody_is_waited_for_awake_where_others_ask_too(
+def test_two_that_ask_in_turns_are_waited_for_awake(
+    poller: Poller[str], pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decision 0099: with two clients each question would wake the server."""
+    monkeypatch.setattr(module, "AWAKE_S", 20.0)
+    for turn in range(BRISK + 2):  # the first of each only makes it known
+        assert not poller.is_awake
+        _ask(poller, pairs[turn % 2])
+    later = threading.Timer(0.05, pairs[1][1].send, [b"?"])
+    later.start()
+    assert poller.at_once() == [("bob", READ)]
+    later.join()
+    pairs[0][1].send(b"?")  # and both together
+    assert sorted(poller.at_once()) == [("alice", READ), ("bob", READ)]
+    assert poller.is_awake
+
+
+def test_nobody_is_waited_for_awake_where_more_than_two_ask(
     poller: Poller[str], pairs: Pairs, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "AWAKE_S", 1000.0)
     for _ in range(BRISK):
-        _ask(poller, pairs[0])
-        _ask(poller, pairs[1])
-        assert poller.at_once() == []
+        for pair in pairs:
+            _ask(poller, pair)
+            assert poller.at_once() == []
     _ask(poller, pairs[0], BRISK + 1)
     pairs[1][1].send(b"?")
-    assert poller.at_once() == [("bob", READ)]
+    assert poller.at_once() == [("bob", READ)], "who had asked too long ago to be known"
     pairs[1][0].recv(1)
     assert poller.at_once() == []
 

@@ -42,7 +42,7 @@ _SKIPPED |= {
 }
 _SKIPPED |= {"_of_process", "_of_key", "_by_ticket", "by_ticket", "_groups"}
 _SKIPPED |= {"_ends", "_retries", "_states", "_shut", "_kept_out", "_waiting_for", "noted"}
-_SKIPPED |= {"deadline", "_deadlines", "touched", "_known_in", "_anywhere", "_owner"}
+_SKIPPED |= {"deadline", "_deadlines", "_touched", "_known_in", "_anywhere", "_owner"}
 _SKIPPED |= {"set_at", "declared_at", "closed_at", "_said", "_said_until", "_newest"}
 # Derived from the slots (`check_tables` compares them with a recount).
 _SKIPPED |= {

@@ -24,6 +24,13 @@ from tests.core.model.parts import POOL, Channel, Rules, Violation
 from tests.core.model.worker import ATTACHED
 
 
+def told_at_once(
+    books: Books, process: ProcessId, session: Session, event: Any, now: float
+) -> Refuse | None:
+    """What a server answers without applying the event. That changes nothing, and `apply` would answer the same."""
+    return books.refuses_at_once(process, session, event, now) if type(event) is Checkout else None
+
+
 def no_jitter() -> float:
     """Module level, so that books can be copied."""
     return 0.0
@@ -82,7 +89,9 @@ class Server:
 
     def read(self, channel: Channel, now: float) -> None:
         message = channel.to_server.pop(0)
+        refuse = told_at_once(self.books, channel.process, channel.session, message, now)
         decisions = self.books.apply(channel.process, channel.session, message, now)
+        assert refuse is None or decisions == [(channel.process, refuse)]
         if isinstance(message, Attach):
             self._attached(channel)
             self.carry_out(decisions)
