@@ -20,6 +20,7 @@ from typing import Any
 
 import msgspec
 
+from benchmarks.asynchronous import VARIABLE
 from benchmarks.command import command
 from benchmarks.load import in_processes, private_manager
 from benchmarks.measuring import interleaved, pinned
@@ -31,6 +32,7 @@ from mppool.recipe import Opening
 
 DIRECT, HOSTED, WORKER, HOST = "direct", "in a host", 'placement="worker"', 'placement="host"'
 ROUND_TRIP = "a round trip over AF_UNIX"
+USE = "checkout, execute, fetchone, release"
 PROCESSES, CONNECTIONS = 8, 2
 PAUSE_S = 0.01
 """Between two uses: what a request does besides asking the database."""
@@ -62,7 +64,7 @@ class SlowestLogin(SlowLogin):
 
 def run(quick: bool) -> Iterator[Table]:
     """Calls, rows, a host alone, crowds, and how rows are encoded."""
-    yield calls(quick)
+    yield from calls(quick)
     yield many_rows(quick)
     yield alone(quick)
     loads = (
@@ -70,41 +72,67 @@ def run(quick: bool) -> Iterator[Table]:
     )  # fmt: skip
     for recipe, pause_s in loads[::2] if quick else loads:
         yield crowd(quick, recipe, pause_s)
-    yield many(quick)
+    yield from many(quick)
     yield from encodings(quick)
 
 
 # --- one process ------------------------------------------------------------------------------------------------
 
 
-def calls(quick: bool) -> Table:
-    """`execute` and `fetchone` of a small result, and what the same bytes take to an echo and back."""
-    rounds, repetitions = (2, 50) if quick else (15, 500)
-    with pinned(), _host() as manager, _echo() as there_and_back:
+def calls(quick: bool) -> Iterator[Table]:
+    """`execute` and `fetchone` of a small result, and what the same bytes take to an echo and back.
+
+    What waking another process takes depends on where it runs: five times as much on another CPU, on some machines. So both are
+    measured once with all processes on one CPU, and once wherever the scheduler puts them.
+    """
+    with pinned():
+        yield _calls(quick, "on one CPU")
+    yield _calls(quick, "on all CPUs")
+
+
+def _calls(quick: bool, where: str) -> Table:
+    rounds, repetitions = (2, 50) if quick else (15, 400)
+    with _host() as manager, _echo() as (there_and_back, echo):
         pool = manager.pool("calls", DbApiRecipe(sqlite3.connect, ":memory:"), placement="host")
         connection = sqlite3.connect(":memory:")
         with pool.checkout(timeout=None) as hosted:
             there, here = hosted.cursor(), connection.cursor()
+            host = _pids_of_hosts(pool)[0]
+            cpu: dict[str, list[float]] = {ROUND_TRIP: [], HOSTED: []}
+
+            def both_ends(name: str, pid: int, function: Callable[[], Any]) -> float:
+                began = _cpu_micros(pid) + time.thread_time() * 1e6
+                took = _median_micros(function, repetitions)
+                spent = _cpu_micros(pid) + time.thread_time() * 1e6 - began
+                cpu[name].append(spent / repetitions)
+                return took
+
             contestants = {
-                DIRECT: lambda: _micros(
+                DIRECT: lambda: _median_micros(
                     lambda: here.execute("select ?", (1,)).fetchone(), repetitions
                 ),
-                ROUND_TRIP: lambda: _micros(there_and_back, repetitions),
-                HOSTED: lambda: _micros(
-                    lambda: there.execute("select ?", (1,)).fetchone(), repetitions
+                ROUND_TRIP: lambda: both_ends(ROUND_TRIP, echo, there_and_back),
+                HOSTED: lambda: both_ends(
+                    HOSTED, host, lambda: there.execute("select ?", (1,)).fetchone()
                 ),
             }
             samples = interleaved(contestants, rounds)
-        samples["checkout, execute, fetchone, release"] = [
-            _micros(lambda: _use(pool), repetitions) for _ in range(rounds)
-        ]
+        samples[USE] = [_median_micros(lambda: _use(pool), repetitions) for _ in range(rounds)]
         connection.close()
+    details: dict[str, dict[str, Any]] = {
+        name: {"CPU of both ends, us": min(spent)} for name, spent in cpu.items()
+    }
+    for name in (HOSTED, USE):
+        figures = zip(samples[name], samples[DIRECT], samples[ROUND_TRIP], strict=True)
+        beyond = median((own - direct) / trip for own, direct, trip in figures)
+        details.setdefault(name, {})["round trips beyond direct"] = beyond
     return Table(
-        "hosting_calls",
-        "execute and fetchone, one process",
+        f"hosting_calls_{where.replace(' ', '_')}",
+        f"execute and fetchone, one process, {where}",
         "us",
         samples,
         (ROUND_TRIP,),
+        details=details,
         aims=[f"{HOSTED}: at most {DIRECT} + 2.5 x {ROUND_TRIP}"],
     )
 
@@ -252,16 +280,28 @@ class Napping(DbApiRecipe):
         return connection
 
 
-def many(quick: bool) -> Table:
-    """Many processes on few connections, all the time: is anybody refused, or waiting for much longer than others?"""
+def many(quick: bool) -> Iterator[Table]:
+    """Many processes on few connections, all the time: is anybody refused, or waiting for much longer than others?
+
+    Over PostgreSQL too, where $MPPOOL_BENCH_POSTGRES is the URL of one.
+    """
+    yield _many(quick, Napping(sqlite3.connect, ":memory:"), "select nap()", "")
+    url = os.environ.get(VARIABLE)
+    if url:
+        from mppool.psycopg import PsycopgRecipe
+
+        yield _many(quick, PsycopgRecipe(url), "select pg_sleep(0.005)", "PostgreSQL")
+
+
+def _many(quick: bool, recipe: Any, statement: str, database: str) -> Table:
     rounds, seconds, processes, connections = (1, 0.5, 8, 2) if quick else (3, 6.0, 64, 8)
     figures: dict[str, list[float]] = {}
 
     def contestant() -> float:
         with _host() as manager:
-            recipe = Napping(sqlite3.connect, ":memory:")
             pool = manager.pool("many", recipe, max_size=connections, placement="host")
-            _use(pool)
+            with pool.checkout(timeout=None) as connection:
+                connection.execute(statement).fetchone()
 
             def work(_: int) -> list[float]:
                 until, took = time.monotonic() + seconds, []
@@ -269,7 +309,7 @@ def many(quick: bool) -> Table:
                     began = time.perf_counter()
                     with pool.checkout(timeout=None) as connection:
                         took.append(time.perf_counter() - began)
-                        connection.execute("select nap()").fetchone()
+                        connection.execute(statement).fetchone()
                 return took
 
             waits = sorted(itertools.chain.from_iterable(in_processes(processes, work)))
@@ -287,8 +327,9 @@ def many(quick: bool) -> Table:
 
     samples = interleaved({HOST: contestant}, rounds, warm_up=False)
     return Table(
-        "hosting_many",
-        f"{processes} processes on {connections} connections, statements of 5 ms, no pause",
+        f"hosting_many_{database}" if database else "hosting_many",
+        f"{processes} processes on {connections} connections{f' of {database}' if database else ''}, statements of 5 ms, "
+        "no pause",
         "statements/s",
         samples,
         (),
@@ -300,9 +341,18 @@ def many(quick: bool) -> Table:
 
 def _memory_of_hosts(pool: Any) -> float:
     """MiB, resident, of all of them."""
-    hosts = [one["pid"] for one in pool.stats()["processes"] if one["label"].startswith("host")]
-    pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in hosts]
+    pages = [int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in _pids_of_hosts(pool)]
     return sum(pages) * os.sysconf("SC_PAGESIZE") / 2**20
+
+
+def _pids_of_hosts(pool: Any) -> list[int]:
+    return [one["pid"] for one in pool.stats()["processes"] if one["label"].startswith("host")]
+
+
+def _cpu_micros(pid: int) -> float:
+    """What all threads of a process have spent on the CPU."""
+    tasks = Path(f"/proc/{pid}/task").iterdir()
+    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1000
 
 
 # --- how rows are encoded ---------------------------------------------------------------------------------------
@@ -373,6 +423,16 @@ def _micros(function: Callable[[], Any], repetitions: int) -> float:
     return (time.perf_counter() - began) / repetitions * 1e6
 
 
+def _median_micros(function: Callable[[], Any], repetitions: int) -> float:
+    """Of single calls: what interrupts some of them does not count."""
+    clock, took = time.perf_counter_ns, []
+    for _ in range(repetitions):
+        began = clock()
+        function()
+        took.append(clock() - began)
+    return median(took) / 1000
+
+
 @contextlib.contextmanager
 def _host() -> Iterator[PoolManager]:
     """A manager whose hosts end with the block."""
@@ -381,8 +441,8 @@ def _host() -> Iterator[PoolManager]:
 
 
 @contextlib.contextmanager
-def _echo() -> Iterator[Callable[[], None]]:
-    """Sends some bytes to another process and reads them again."""
+def _echo() -> Iterator[tuple[Callable[[], None], int]]:
+    """Sends some bytes to another process and reads them again; and the process."""
     ours, theirs = socket.socketpair()
     child = os.fork()
     if child == 0:
@@ -397,7 +457,7 @@ def _echo() -> Iterator[Callable[[], None]]:
         ours.recv(4096)
 
     try:
-        yield there_and_back
+        yield there_and_back, child
     finally:
         ours.close()
         os.waitpid(child, 0)

@@ -58,7 +58,8 @@ TABLES = {
     brake: {"brake"},
     shares: {"shares_5"},
     hosting: {
-        "hosting_calls",
+        "hosting_calls_on_one_CPU",
+        "hosting_calls_on_all_CPUs",
         "hosting_rows",
         "hosting_alone",
         "hosting_crowd_5_0",
