@@ -12,6 +12,7 @@ The server is not in the way of the data: it keeps the books of the host, and kn
 
 Both sides
   frames.py     what travels, and how it is framed; request numbers
+  pipes.py      what is small goes through pipes
   values.py     how values travel: to the host without pickle
   travel.py     how a recipe gets to a host, and why one cannot
   launch.py     a host is found, or started
@@ -21,6 +22,7 @@ The worker
   pool.py       HostedPool
   lease.py      its leases
   streams.py    the connections of this process to hosts, and one call on one of them; stream_table.py has them all
+  answers.py    what an answer says that is no value
   aio.py        checkouts for asyncio
   proxies.py    stands for any object in a host
   dbapi.py      stands for PEP 249 connections and cursors
@@ -32,6 +34,7 @@ The host
   __main__.py   the process
   host.py       accepts streams, watches their processes, and leaves when nobody is there
   session.py    serves one stream
+  requests.py   its requests and answers
   lending.py    the lease of a stream
   asked.py      what is asked of a resource, and how the answer leaves
   rows.py       rows leave in blocks

@@ -11,7 +11,8 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 from mppool.hosting import frames
-from mppool.hosting.streams import SLICE_S, HostGone, token_of
+from mppool.hosting.answers import token_of
+from mppool.hosting.streams import SLICE_S, HostGone
 from mppool.process.fork import notice_fork
 from mppool.worker.awaited import AwaitedCheckout
 from mppool.worker.tasks import in_thread

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 from typing_extensions import Self
 
 from mppool.hosting import frames
+from mppool.hosting.answers import raise_error
 from mppool.hosting.proxies import Facts, Hold, Hosted
 from mppool.hosting.rows import MOST_DESCRIPTIONS, unpacked
 from mppool.hosting.shapes import maker_of
-from mppool.hosting.streams import raise_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -164,8 +164,11 @@ class HostedCursor(Hosted):
         """Execute a statement; its first rows come along."""
         if kwargs or self._closed:
             return self._run("execute", False, args, kwargs)
-        self._result.forget_rows()
-        return self._took(*self._hold.execute(self._handle, False, args))
+        try:
+            return self._took(*self._hold.execute(self._handle, False, args))
+        except BaseException:
+            self._result.forget_rows()  # wherever it struck: no row of another statement is fetched
+            raise
 
     def executemany(self, statement: Any, rows: Iterable[Any], *args: Any, **kwargs: Any) -> Any:
         """Execute a statement for each row of parameters."""
@@ -205,7 +208,10 @@ class HostedCursor(Hosted):
         result.lastrowid = lastrowid
         result.is_done = is_done
         result.trouble = trouble
-        if rows is not None:
+        result.at = 0
+        if rows is None:
+            result.rows = []
+        else:
             if type(rows) is bytes:
                 rows = unpacked(rows)
             result.rows = rows if shape is None else maker_of(shape, description)(rows)

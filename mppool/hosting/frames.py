@@ -4,6 +4,9 @@ To the host: a length, the number of the request (8 bytes), and a msgpack array 
 Back: a length, the number of the request that it answers, a kind (9 bytes in all), and what the kind says. Several frames
 may answer one request: `TOKEN_WANTED` asks back, `MORE` is followed by further rows.
 
+Both go through pipes (pipes.py) where they are small. Of what is not, the head alone does, with BIG in its length: what
+follows is on the socket.
+
 An answer that does not carry the number of the request is never read as its answer: the stream is closed.
 """
 
@@ -11,10 +14,12 @@ from __future__ import annotations
 
 import struct
 
-PROTOCOL = 3
+from mppool.hosting.pipes import SMALLEST_PIPE
+
+PROTOCOL = 4
 
 # --- what a worker asks for ---
-HELLO = 0  # protocol, epoch, pid, birth, linger
+HELLO = 0  # protocol, pid, birth, member, linger, whether it takes pipes
 CHECKOUT = 1  # timeout, identity, whether there is a token to be had, label, who asks ("": not noted), lane
 RELEASE = 2  # how; not answered
 CALL = 3  # handle, name, args, kwargs
@@ -48,5 +53,8 @@ REQUEST = struct.Struct("<II")
 ANSWER = struct.Struct("<IIB")
 """How many bytes follow the first four, the number of the request, and the kind."""
 REST_OF_ANSWER = ANSWER.size - 4
+BIG = 1 << 31
+SMALL = SMALLEST_PIPE - ANSWER.size
+"""Longer ones are big."""
 READ_BYTES = 960
 """So much is read at once; what is longer is read into a buffer of its length. More would have to be allocated for each."""

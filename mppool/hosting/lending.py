@@ -163,15 +163,17 @@ class Lending:
         of_connection: bool,
         statement: str,
         parameters: Any,
-        *,
         may_replace: bool,
     ) -> tuple[int, bytes]:
         """The same for Use.execute."""
-        self._pins.executes(statement)
+        pins = self._pins
+        pins.is_open, pins.statement = True, statement  # what `executes` does
         if self._guards:
             self._noting("execute", (statement, parameters)[: 1 if parameters is None else 2])
         use: Any = self._use
-        self._lease.resource  # type: ignore[union-attr]  # noqa: B018  # raises, as in `living`
+        lease: Any = self._lease
+        if lease._held[0].killed:
+            lease.resource  # noqa: B018  # raises, as in `living`
         try:
             answer: tuple[int, bytes] = use.execute(handle, of_connection, statement, parameters)
         except Exception:

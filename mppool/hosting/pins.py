@@ -54,67 +54,68 @@ def probe_of(resource: Any) -> Probe | None:
 
 
 class LeasePins:
-    """What ties the lease of one stream. It belongs to the stream's thread."""
+    """What ties the lease of one stream. It belongs to the stream's thread.
+
+    is_open, statement: whether something was executed since the last commit, and what, where it was not looked at yet.
+    """
 
     def __init__(self, all_pins: pins.Pins) -> None:
         self._pins = all_pins
         self._probe: Probe | None = None
         self._has_mode = False
-        self._is_open = False
+        self.is_open = False
         self._in_transaction = False
         self._has_rows = False
-        self._statement: str | None = None
+        self.statement: str | None = None
 
     def begin(self, resource: Any) -> None:
         """A lease begins."""
         self._probe = probe_of(resource)
         self._has_mode = self._probe is None and hasattr(resource, "autocommit")
-        self._is_open = False
+        self.is_open = False
 
     def end(self) -> None:
         """It ends."""
         self._in_transaction = self._has_rows = False
-        self._statement = None
+        self.statement = None
         self._pins.lease_ends(id(self), monotonic())
 
     def said(self, name: str, statement: Any) -> None:
         """A method is called, with this as its first argument."""
         if name in ("commit", "rollback", "__exit__"):
-            self._is_open = False
+            self.is_open = False
         elif name.startswith("execute"):
             self.executes(statement if type(statement) is str else None)
 
     def executes(self, statement: str | None) -> None:
         """A statement begins; None: its text is not known."""
-        self._is_open = True
+        self.is_open = True
         if statement is not None:
-            self._statement = statement
+            self.statement = statement
 
     def look(self, use: Use) -> None:
         """See what ties the lease now."""
         if self._probe is not None or self._has_mode:
-            is_in_one = self._is_in_transaction(use.resource)
+            try:
+                if self._probe is not None:
+                    is_in_one = self._probe(use.resource)
+                else:
+                    is_in_one = self.is_open and use.resource.autocommit is False
+            except Exception:
+                log.debug("whether a connection is in a transaction cannot be told", exc_info=True)
+                is_in_one = False
             if is_in_one != self._in_transaction:
                 self._in_transaction = is_in_one
                 self._changes(pins.TRANSACTION, is_in_one)
-        if bool(use.unread) is not self._has_rows:
+        if self._has_rows is not (len(use.unread) > 0):
             self._has_rows = not self._has_rows
             self._changes(pins.CURSOR, self._has_rows)
-        statement = self._statement
+        statement = self.statement
         if statement is not None:
-            self._statement = None
+            self.statement = None
             left = left_by(statement)
             if left is not None:
                 self._changes(left, True)
-
-    def _is_in_transaction(self, resource: Any) -> bool:
-        try:
-            if self._probe is not None:
-                return self._probe(resource)
-            return self._is_open and resource.autocommit is False
-        except Exception:
-            log.debug("whether a connection is in a transaction cannot be told", exc_info=True)
-            return False
 
     def _changes(self, reason: str, begins: bool) -> None:
         (self._pins.begins if begins else self._pins.ends)(id(self), reason, monotonic())

@@ -21,11 +21,12 @@ from mppool.errors import (
     PoolClosed,
 )
 from mppool.hosting import dbapi, frames, launch
+from mppool.hosting.answers import raise_error
 from mppool.hosting.declared import Declared
 from mppool.hosting.lease import HostedLease
 from mppool.hosting.proxies import Hold
 from mppool.hosting.stream_table import Streams
-from mppool.hosting.streams import GREETING_S, HostGone, Stream, raise_error
+from mppool.hosting.streams import GREETING_S, HostGone, Stream
 from mppool.hosting.travel import Luggage, main_script, pickled
 from mppool.logs import Log
 from mppool.options import checked_lease_label

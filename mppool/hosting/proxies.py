@@ -13,8 +13,9 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from mppool.errors import ForkedLease, LeaseReleased, PoolError, StaleLease
 from mppool.hosting import frames
+from mppool.hosting.answers import raise_error
 from mppool.hosting.lost import lost
-from mppool.hosting.streams import HostGone, raise_error
+from mppool.hosting.streams import HostGone
 from mppool.hosting.values import PLAIN, FromHost, ToHost, encode
 
 if TYPE_CHECKING:
@@ -28,9 +29,7 @@ _COMMITS = frozenset({"commit", "__exit__"})
 
 
 def _are_plain(parameters: Any) -> bool:
-    """A tuple, or a dictionary by name, of values that msgpack carries as they are."""
-    if type(parameters) is tuple:
-        return _PLAIN.issuperset(map(type, parameters))
+    """A dictionary by name, of values that msgpack carries as they are."""
     return (
         type(parameters) is dict
         and _TEXT.issuperset(map(type, parameters))
@@ -134,12 +133,15 @@ class Hold:
 
     def execute(self, handle: int, of_connection: bool, args: tuple[Any, ...]) -> tuple[int, Any]:
         """What `answered` does, for a statement: at once where it is a text, with a tuple or a dictionary of plain values."""
-        parameters = args[1] if len(args) == 2 else None
-        is_plain = (
-            0 < len(args) <= 2
-            and type(args[0]) is str
-            and (len(args) == 1 or _are_plain(parameters))
-        )
+        # This is in the way of each statement, so tuples are looked at here.
+        parameters, count = None, len(args)
+        is_plain = 0 < count <= 2 and type(args[0]) is str
+        if is_plain and count == 2:
+            parameters = args[1]
+            if type(parameters) is tuple:
+                is_plain = _PLAIN.issuperset(map(type, parameters))
+            else:
+                is_plain = _are_plain(parameters)
         if not is_plain or self.is_over:
             head = [handle, of_connection, "execute"]
             return self.answered("execute", frames.RUN, head, args, {})

@@ -14,7 +14,7 @@ from mppool.hosting import columns
 
 FIRST_ROWS = 64
 """So many leave with the answer to `execute`: what a small result has needs no second round trip."""
-_FEW = 8
+FEW = 8
 """So many are looked at first: where they are wide, no more leave."""
 _WIDE = 8192
 NEXT_ROWS = 256
@@ -89,18 +89,18 @@ class Reader:
         self.cursor = cursor
         self._rows = NEXT_ROWS
 
-    def first(self) -> tuple[list[Any], bool]:
-        """The rows that leave with the answer to `execute`, and whether these are all."""
+    def first(self, few: Any = None) -> tuple[list[Any], bool]:
+        """The rows that leave with the answer to `execute`, and whether these are all. few: the first ones, read already."""
         self._rows = NEXT_ROWS
-        rows = self.cursor.fetchmany(_FEW)
+        rows = self.cursor.fetchmany(FEW) if few is None else few
         if type(rows) is not list:
             rows = list(rows)
-        if len(rows) < _FEW:
+        if len(rows) < FEW:
             return rows, True
         if _are_wide(rows):
-            self._rows = _FEW
+            self._rows = FEW
             return rows, False
-        rows += self.cursor.fetchmany(FIRST_ROWS - _FEW)
+        rows += self.cursor.fetchmany(FIRST_ROWS - FEW)
         return rows, len(rows) < FIRST_ROWS
 
     def block(self, at_least: int) -> tuple[bytes, Shape, bool]:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import socket
 import threading
 from contextvars import ContextVar
 from time import monotonic
@@ -15,12 +13,14 @@ from mppool.errors import OpenFailed, PoolError, ProtocolError
 from mppool.hosting import frames
 from mppool.hosting.asked import error_body
 from mppool.hosting.lending import Lending
+from mppool.hosting.requests import Gone, Requests
 from mppool.hosting.values import encode
 from mppool.ids import ProcessId, own_process
 from mppool.logs import Log
 from mppool.rendezvous.liveness import watch_peer
 
 if TYPE_CHECKING:
+    import socket
     from collections.abc import Callable
 
     from mppool.hosting.keeping import Kept
@@ -32,10 +32,6 @@ log = Log("mppool.hosting")
 _asking: ContextVar[Session | None] = ContextVar("mppool-hosting-asking", default=None)
 """Whose checkout this is. A thread that opens on behalf of another one has a copy of its context."""
 
-_LONGEST_REQUEST = 1 << 31
-_READ_BYTES = frames.READ_BYTES
-_HEAD, _REST = frames.REQUEST.size, frames.REST_OF_ANSWER
-_head, _answer = frames.REQUEST.unpack_from, frames.ANSWER.pack
 _ATTACH_S = 30.0
 
 
@@ -46,10 +42,6 @@ def ask_for_token(refused: bool) -> Any:
     """
     session = _asking.get()
     return None if session is None else session.token(refused)
-
-
-class Gone(Exception):
-    """The worker has closed the stream, or is dead."""
 
 
 class Session:
@@ -79,7 +71,8 @@ class Session:
         pins: what ties leases of the host to their sessions.
         """
         self.connection = connection
-        self._recv, self._sendall = connection.recv, connection.sendall
+        self._requests = Requests(connection)
+        self._read, self._send = self._requests.read, self._requests.send
         self.number = number
         self.process: ProcessId | None = None
         self.pidfd: int | None = None
@@ -96,8 +89,6 @@ class Session:
         self._exchange = threading.Lock()
         self._in_checkout = False
         self._has_token = False
-        self._surplus = b""
-        self._request = 0
         self.is_running = False
         self.is_gone = False
         self.last_heard = monotonic()
@@ -132,39 +123,7 @@ class Session:
             with self._busy:
                 # Between two calls it is given back, which rolls back; in the middle of one nobody knows.
                 self._lending.end(frames.GIVEN_BACK if is_clean else frames.DISCARDED)
-            self.connection.close()
-
-    def _read(self) -> Any:
-        """The next request; its number is `_request`. Raises Gone."""
-        data, self._surplus = self._surplus, b""
-        while len(data) < _HEAD:
-            more = self._recv(_READ_BYTES)
-            if not more:
-                raise Gone
-            data = data + more if data else more
-        length, self._request = _head(data)
-        end = length + _HEAD
-        if len(data) == end:
-            return data[_HEAD:]
-        if len(data) > end:
-            # A release is not waited for, so the next request may come with it.
-            self._surplus = data[end:]
-            return data[_HEAD:end]
-        if length > _LONGEST_REQUEST:
-            raise ProtocolError(f"a request of {length} bytes")
-        return self._rest(data, length)
-
-    def _rest(self, data: bytes, length: int) -> memoryview:
-        whole = bytearray(length)
-        got = len(data) - _HEAD
-        whole[:got] = data[_HEAD:]
-        view = memoryview(whole)
-        while got < length:
-            count = self.connection.recv_into(view[got:])
-            if not count:
-                raise Gone
-            got += count
-        return view
+            self._requests.close()
 
     def _serve(self, body: Any) -> None:
         lending = self._lending
@@ -202,15 +161,17 @@ class Session:
             raise ProtocolError(f"lease {lease} was never given")
         self._send(frames.ERROR, error_body(self._lending.stale()))
 
-    def _send(self, kind: int, body: bytes) -> None:
-        try:
-            self._sendall(_answer(_REST + len(body), self._request, kind) + body)
-        except OSError as error:  # not the resource's: nobody is there to be told
-            raise Gone from error
-
     # --- requests ---------------------------------------------------------------------------------------------
 
-    def _hello(self, protocol: int, pid: int, birth: int, member: int, linger: float) -> None:
+    def _hello(
+        self,
+        protocol: int,
+        pid: int,
+        birth: int,
+        member: int,
+        linger: float,
+        has_pipes: bool = False,
+    ) -> None:
         if protocol != frames.PROTOCOL:
             self._send(
                 frames.ERROR,
@@ -228,13 +189,9 @@ class Session:
         own = own_process()
         body = encode([self._epoch, self.number, own.pid, own.birth])
         right = self._lending.right
-        if right is None or self._kept is None:
-            self._send(frames.VALUE, body)
-            return
-        data = frames.ANSWER.pack(_REST + len(body), self._request, frames.VALUE) + body
-        descriptors = [right.fileno(), self._kept.flag.fileno()]
-        if socket.send_fds(self.connection, [data], descriptors) != len(data):
-            raise Gone  # its first bytes do not fit: nobody reads there
+        has_kept = right is not None and self._kept is not None
+        more = [right.fileno(), self._kept.flag.fileno()] if has_kept else []  # type: ignore[union-attr]
+        self._requests.send_first(frames.VALUE, body, more, has_pipes=has_pipes)
 
     def _checkout(
         self,
@@ -308,10 +265,11 @@ class Session:
     def _execute(self, handle: int, of_connection: bool, statement: str, parameters: Any) -> None:
         if type(parameters) is list:
             parameters = tuple(parameters)
-        kind, body = self._lending.execute(
-            handle, of_connection, statement, parameters, may_replace=not self._has_token
+        self._send(
+            *self._lending.execute(
+                handle, of_connection, statement, parameters, not self._has_token
+            )
         )
-        self._send(kind, body)
 
     def _fetch(self, handle: int, count: int | None) -> None:
         for kind, body in self._lending.living().fetch(handle, count):
@@ -351,9 +309,7 @@ class Session:
         """The process is dead, or has closed the stream: what runs on its behalf is cancelled."""
         self.is_gone = True
         self.cancel_for_the_gone()
-        # A forked child may have a copy of the descriptor, so that nobody sees an end of file.
-        with contextlib.suppress(OSError):
-            self.connection.shutdown(socket.SHUT_RDWR)
+        self._requests.end()
 
     def cancel_for_the_gone(self) -> None:
         """Nobody waits for what runs. In a thread, because a cancel may take its time; again and again, for one that comes

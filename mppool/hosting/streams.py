@@ -8,7 +8,6 @@ sent and cleared after the last one was read, so it tells wherever the exception
 from __future__ import annotations
 
 import os
-import pickle
 import select
 import socket
 import threading
@@ -19,7 +18,9 @@ import msgspec
 
 from mppool.errors import CheckoutTimeout, PoolError, ProtocolError
 from mppool.hosting import frames
+from mppool.hosting.answers import raise_error, token_of
 from mppool.hosting.keeping import KEPT_S, Flag, Right
+from mppool.hosting.pipes import WorkerPipes, from_socket, takes_pipes
 from mppool.hosting.values import encode
 from mppool.ids import is_stopped, own_process
 from mppool.process.fork import own_mark
@@ -38,7 +39,7 @@ GREETING_S = 10.0
 
 _decode = msgspec.msgpack.Decoder().decode
 _HEAD = frames.ANSWER.size
-_READ_BYTES = frames.READ_BYTES
+_READ_BYTES, _SMALL, _BIG = frames.READ_BYTES, frames.SMALL, frames.BIG
 _request, _answer = frames.REQUEST.pack, frames.ANSWER.unpack_from
 
 
@@ -59,7 +60,9 @@ class Stream:
 
     def __init__(self, connection: socket.socket, pool: str, host: int) -> None:
         self._connection = connection
-        self._sendall, self._recv = connection.sendall, connection.recv
+        self._pipes: WorkerPipes | None = None
+        self._write: Any = connection.sendall
+        self._read: Any = connection.recv
         self._pool = pool
         self._calling = threading.RLock()
         self._pending = False
@@ -87,11 +90,17 @@ class Stream:
     def greet(self, linger: float, deadline: float) -> None:
         """Introduce this process. Raises HostGone, TimeoutError, ProtocolError."""
         own = own_process()
-        said = [frames.PROTOCOL, own.pid, own.birth, own.member, linger]
+        has_pipes = takes_pipes(self._connection)
+        said = [frames.PROTOCOL, own.pid, own.birth, own.member, linger, has_pipes]
         with self._lock():
             self._begin(encode([0, frames.HELLO, [], *said]))
             self._wait_for_answer(deadline, GREETING_S)
             self._left, descriptors = self._first_words()
+            if has_pipes and len(descriptors) >= 2:
+                self._pipes = pipes = WorkerPipes(*descriptors[:2])
+                self._write, self._read = pipes.write, pipes.read
+                self._poll = None  # it waits at the socket
+                del descriptors[:2]
             if descriptors:
                 self._right, self._flag = Right(descriptors[0]), Flag(descriptors[1])
             kind, body = self._receive()
@@ -105,7 +114,7 @@ class Stream:
         """What comes first, and the descriptors that come with it."""
         try:
             data, descriptors, _, _ = socket.recv_fds(
-                self._connection, frames.READ_BYTES, 2, socket.MSG_CMSG_CLOEXEC
+                self._connection, frames.READ_BYTES, 4, socket.MSG_CMSG_CLOEXEC
             )
         except OSError as error:
             raise HostGone from error
@@ -120,7 +129,12 @@ class Stream:
                 self._connection.shutdown(socket.SHUT_RDWR)
             except OSError:
                 pass  # the host was faster
+        self._close_all()
+
+    def _close_all(self) -> None:
         self._connection.close()
+        if self._pipes is not None:
+            self._pipes.close()
 
     def wait_for_end(self, seconds: float) -> None:
         """Until the process of the host has ended; so many seconds at most."""
@@ -136,12 +150,12 @@ class Stream:
     def close_inherited(self) -> None:
         """In a forked child: nothing is said on it, and the parent goes on using it."""
         self.is_closed = True
-        self._connection.close()
+        self._close_all()
         self._right = self._flag = None
 
     def __del__(self) -> None:
         # Nobody uses it any more. Closing the copy of a forked child says nothing to the host.
-        self._connection.close()
+        self._close_all()
 
     # --- calls --------------------------------------------------------------------------------------------------
 
@@ -163,8 +177,12 @@ class Stream:
                 self._refuse_unusable()
             self._request = number = (self._request + 1) & 0xFFFFFFFF
             self._pending = True
-            self._sendall(_request(len(body), number) + body)
-            data = self._recv(_READ_BYTES)
+            size = len(body)
+            if size <= _SMALL:
+                self._write(_request(size, number) + body)
+            else:
+                self._send(body)
+            data = self._read(_READ_BYTES)
             if len(data) >= _HEAD:
                 length, answered, kind = _answer(data)
                 if answered == number and len(data) == length + 4:  # nearly always
@@ -176,7 +194,7 @@ class Stream:
             answer = self._receive()
             self._pending = False
             return answer
-        except OSError as error:
+        except (OSError, ValueError) as error:  # ValueError: it was closed here
             self.close()
             raise HostGone from error
         except BaseException:
@@ -276,7 +294,7 @@ class Stream:
 
     def fileno(self) -> int:
         """To wait for what comes."""
-        return self._connection.fileno()
+        return self._connection.fileno() if self._pipes is None else self._pipes.fileno()
 
     # --- what the host keeps for us -----------------------------------------------------------------------------
 
@@ -299,7 +317,7 @@ class Stream:
             return False
         if self._poll is None:
             self._poll = select.poll()
-            self._poll.register(self._connection.fileno(), select.POLLIN)
+            self._poll.register(self.fileno(), select.POLLIN)
         if self._poll.poll(0):  # nothing is to be said, so that is its end
             self.close()
             return False
@@ -331,48 +349,49 @@ class Stream:
         self._send(body)
 
     def _send(self, body: bytes) -> None:
+        size, number = len(body), self._request
         try:
-            self._connection.sendall(frames.REQUEST.pack(len(body), self._request) + body)
-        except (BrokenPipeError, ConnectionResetError, OSError) as error:
+            if size <= _SMALL or self._pipes is None:
+                self._write(_request(size, number) + body)
+            else:
+                self._write(_request(size | _BIG, number))
+                self._connection.sendall(body)
+        except (OSError, ValueError) as error:
             self.close()
             raise HostGone from error
 
     def _receive(self) -> tuple[int, Any]:
         """The next frame that belongs to this request. Raises HostGone."""
         data, self._left = self._left, b""
-        while len(data) < frames.ANSWER.size:
-            more = self._read()
-            data = more if not data else data + more
-        length, request, kind = frames.ANSWER.unpack_from(data)
+        while len(data) < _HEAD:
+            data = data + self._more() if data else self._more()
+        length, request, kind = _answer(data)
         if request != self._request:
             self.close()
             raise ProtocolError(
                 f"pool {self._pool!r}: an answer to request {request} has come instead of {self._request}"
             )
+        if length & _BIG:
+            self._left = data[_HEAD:]
+            return kind, self._from_socket((length ^ _BIG) - frames.REST_OF_ANSWER, b"")
         end = length + 4
-        if len(data) == end:
-            return kind, memoryview(data)[frames.ANSWER.size :]
-        if len(data) > end:
-            self._left = data[end:]
-            return kind, memoryview(data)[frames.ANSWER.size : end]
-        whole = bytearray(end - frames.ANSWER.size)
-        got = len(data) - frames.ANSWER.size
-        whole[:got] = data[frames.ANSWER.size :]
-        view = memoryview(whole)
-        while got < len(whole):
-            try:
-                count = self._connection.recv_into(view[got:])
-            except OSError as error:
-                raise HostGone from error
-            if not count:
-                raise HostGone
-            got += count
-        return kind, view
+        if self._pipes is None and len(data) < end:
+            return kind, self._from_socket(length - frames.REST_OF_ANSWER, data[_HEAD:])
+        while len(data) < end:
+            data += self._more()
+        self._left = data[end:]
+        return kind, memoryview(data)[_HEAD:end]
 
-    def _read(self) -> bytes:
+    def _from_socket(self, length: int, begun: bytes) -> memoryview:
         try:
-            data = self._connection.recv(frames.READ_BYTES)
+            return from_socket(self._connection, length, begun)
         except OSError as error:
+            raise HostGone from error
+
+    def _more(self) -> bytes:
+        try:
+            data: bytes = self._read(_READ_BYTES)
+        except (OSError, ValueError) as error:
             raise HostGone from error
         if not data:
             raise HostGone
@@ -387,7 +406,7 @@ class Stream:
             return
         if self._poll is None:
             self._poll = select.poll()
-            self._poll.register(self._connection.fileno(), select.POLLIN)
+            self._poll.register(self.fileno(), select.POLLIN)
         while True:
             left = deadline - monotonic()
             if self._poll.poll((left if left > 0 else SLICE_S) * 1000):
@@ -426,23 +445,3 @@ class _Exclusive:
                 stream.close()
         finally:
             stream._calling.release()
-
-
-def token_of(token: Callable[[bool], tuple[Any, Any]], refused: bool) -> list[Any]:
-    """A token, its end, and what went wrong."""
-    try:
-        found, expires_on = token(refused)
-    except Exception as error:  # noqa: BLE001  # raised where it was wanted, as a failed opening
-        return [None, None, f"{type(error).__name__}: {error}"]
-    return [found, expires_on, None]
-
-
-def raise_error(body: Any, pool: str) -> NoReturn:
-    """Raise what the host has raised."""
-    try:
-        error, cause = pickle.loads(body)  # noqa: S301  # see values.py
-    except Exception as unreadable:
-        raise PoolError(
-            f"pool {pool!r}: the host raised an error that cannot be read here: {unreadable}"
-        ) from unreadable
-    raise error from cause

@@ -1,10 +1,11 @@
-"""Bugs of leases that stay with their worker in advance: decision 0086."""
+"""Bugs of leases that stay with their worker in advance (decision 0086), and of the pipes of a stream (0101)."""
 
 from __future__ import annotations
 
 from tests.planted.bugs import Bug
 
 _KEPT = ("tests/hosting/test_kept_purely.py",)
+_PIPES = ("tests/hosting/test_pipes.py",)
 
 HOSTING_BUGS = [
     # --- the host's end ----------------------------------------------------------------------------------
@@ -198,5 +199,62 @@ HOSTING_BUGS = [
         "keeps = keeps and right is not None",
         "each release of a contended pool costs its host a needless reset of what is kept",
         _KEPT,
+    ),
+    # --- the pipes of a stream ---------------------------------------------------------------------------
+    Bug(
+        "rows-fill-a-pipe",
+        "hosting/requests.py",
+        "            if (length <= _SMALL and kind != frames.MORE) or self._pipes is None:\n",
+        "            if length <= _SMALL or self._pipes is None:\n",
+        "a thread of the host waits for good for a worker that has stopped, and whose child has a copy of the pipe",
+        _PIPES,
+    ),
+    Bug(
+        "no-bell",
+        "hosting/requests.py",
+        "            self._pipes.ring(_BELL)\n",
+        "            pass\n",
+        "a lease does not end with its worker",
+        _PIPES,
+    ),
+    Bug(
+        "bell-is-a-request",
+        "hosting/requests.py",
+        "            data = self._read(_READ_BYTES)\n            if self.is_over:\n                raise Gone\n",
+        "            data = self._read(_READ_BYTES)\n",
+        "what wakes a thread is served as a request",
+        _PIPES,
+    ),
+    Bug(
+        "ended-while-it-began",
+        "hosting/requests.py",
+        "        if self.is_over:  # looked at after the pipes were there: see `end`\n            raise Gone\n",
+        "",
+        "a worker that dies while it is greeted leaves a thread in the host",
+        _PIPES,
+    ),
+    Bug(
+        "second-request-lost",
+        "hosting/requests.py",
+        "        self._surplus = data[end:]\n",
+        "",
+        "a checkout that follows a release is never answered",
+        _PIPES,
+    ),
+    Bug(
+        "waits-at-the-socket",
+        "hosting/streams.py",
+        "                self._poll = None  # it waits at the socket\n",
+        "",
+        "each checkout waits for its whole timeout",
+        _PIPES,
+    ),
+    Bug(
+        "closed-is-an-error",
+        "hosting/streams.py",
+        "        except (OSError, ValueError) as error:  # ValueError: it was closed here\n",
+        "        except OSError as error:\n",
+        "a call on a stream that was just closed raises what nobody handles",
+        _PIPES,
     ),
 ]

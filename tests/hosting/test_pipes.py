@@ -1,0 +1,242 @@
+"""What is small goes through pipes, and the rest through the socket; both ends in this process. See hosting/pipes.py."""
+
+from __future__ import annotations
+
+import os
+import socket
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+from time import monotonic
+from typing import Any
+
+import pytest
+
+from mppool.errors import ProtocolError
+from mppool.hosting import frames
+from mppool.hosting.pipes import SMALLEST_PIPE, HostPipes, takes_pipes
+from mppool.hosting.requests import Gone, Requests
+from mppool.hosting.streams import HostGone, Stream
+from mppool.hosting.values import encode
+from tests.helpers import PATIENCE, wait_until
+
+
+class Echo:
+    """A host that answers each request with itself. heard: requests. parts: in how many frames it answers."""
+
+    def __init__(self, *, has_pipes: bool = True) -> None:
+        self.has_pipes = has_pipes
+        ours, theirs = socket.socketpair()
+        self.requests = Requests(theirs)
+        self.heard: list[bytes] = []
+        self.parts = 1
+        self.is_over = False
+        self.thread = threading.Thread(target=self._serve)
+        self.thread.start()
+        self.stream = Stream(ours, "p", 0)
+        self.stream.greet(1.0, monotonic() + PATIENCE)
+
+    def _serve(self) -> None:
+        try:
+            self.requests.read()
+            self.requests.send_first(
+                frames.VALUE, encode([1, 7, 0, 0]), [], has_pipes=self.has_pipes
+            )
+            while True:
+                body = bytes(self.requests.read())
+                self.heard.append(body)
+                for _ in range(self.parts - 1):
+                    self.requests.send(frames.MORE, body)
+                self.requests.send(frames.VALUE, body)
+        except (Gone, OSError):
+            self.is_over = True
+        finally:
+            self.requests.close()
+
+    def end(self) -> None:
+        self.requests.end()
+        self.thread.join(PATIENCE)
+        assert self.is_over
+        self.stream.close()
+
+
+@pytest.fixture
+def echo() -> Iterator[Echo]:
+    made = Echo()
+    yield made
+    made.end()
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
+
+
+SIZES = [
+    0,
+    1,
+    950,
+    951,
+    952,
+    953,
+    frames.SMALL - 5,
+    frames.SMALL,
+    frames.SMALL + 1,
+    5000,
+    1_000_000,
+]
+
+
+@pytest.mark.parametrize("has_pipes", [True, False])
+def test_requests_and_answers_of_all_sizes_arrive(has_pipes: bool) -> None:
+    echo = Echo(has_pipes=has_pipes)
+    for size in (*SIZES, *reversed(SIZES)):
+        body = os.urandom(size)
+        kind, answer = echo.stream.ask(body)
+        assert kind == frames.VALUE
+        assert bytes(answer) == body
+    echo.end()
+
+
+@pytest.mark.parametrize("has_pipes", [True, False])
+@pytest.mark.parametrize("size", [10, 5000])
+def test_an_answer_in_many_parts_fills_no_pipe(size: int, has_pipes: bool) -> None:
+    echo = Echo(has_pipes=has_pipes)
+    echo.parts = 3000
+    body, parts = os.urandom(size), []
+    _, last = echo.stream.ask_for_all(body, lambda part: parts.append(bytes(part)))
+    assert [*parts, bytes(last)] == [body] * 3000
+    echo.parts = 1
+    assert bytes(echo.stream.ask(b"more")[1]) == b"more"
+    echo.end()
+
+
+def test_where_gevent_has_patched_sockets_there_are_no_pipes() -> None:
+    class Patched(socket.socket):
+        __module__ = "gevent._socket3"
+
+    with socket.socket() as plain, Patched() as patched:
+        assert takes_pipes(plain)
+        assert not takes_pipes(patched)
+
+
+def test_what_is_not_waited_for_comes_before_what_follows(echo: Echo) -> None:
+    stream = echo.stream
+    for size in (10, 5000):
+        stream._request += 1
+        stream._send(b"x" * size)
+    stream._request += 1
+    stream._send(b"last")
+    answers = []
+    for number in range(stream._request - 2, stream._request + 1):
+        stream._request = number
+        answers.append(len(stream._receive()[1]))
+    assert answers == [10, 5000, 4]
+
+
+def test_an_answer_is_waited_for_where_it_comes(echo: Echo) -> None:
+    stream = echo.stream
+    stream._request += 1
+    stream._send(b"x")
+    stream._wait_for_answer(monotonic() + PATIENCE, 0.0)
+    assert stream._receive()[1] == b"x"
+
+
+def test_nothing_on_a_pipe_is_longer_than_any_pipe() -> None:
+    assert frames.SMALL + max(frames.ANSWER.size, frames.REQUEST.size) <= SMALLEST_PIPE
+
+
+def test_an_answer_to_another_request_is_not_read(echo: Echo) -> None:
+    stream = echo.stream
+    stream._request += 1
+    stream._send(b"left")
+    wait_until(lambda: echo.heard, "the request")
+    with pytest.raises(ProtocolError, match="instead of"):
+        stream.ask(b"next")
+    assert stream.is_closed
+
+
+@pytest.mark.parametrize("where", ["pipe", "socket"])
+def test_who_waits_for_a_request_ends_although_others_have_copies(where: str) -> None:
+    echo = Echo()
+    stream: Any = echo.stream
+    copies = [os.dup(stream._connection.fileno()), os.dup(stream._pipes._requests.fileno())]
+    if where == "socket":
+        stream._write(frames.REQUEST.pack(5000 | frames.BIG, 9))  # and nothing follows
+    echo.end()
+    for copy in copies:
+        os.close(copy)
+
+
+@pytest.mark.parametrize(("parts", "size"), [(10_000, 10), (100, 1_000_000)])
+def test_who_waits_for_a_worker_to_read_ends(parts: int, size: int) -> None:
+    echo = Echo()
+    echo.parts = parts
+    stream = echo.stream
+    stream._request += 1
+    stream._send(b"x" * size)
+    wait_until(lambda: echo.heard, "the request")
+    echo.end()
+
+
+def test_an_end_before_the_pipes_are_there_is_an_end() -> None:
+    ours, theirs = socket.socketpair()
+    requests = Requests(theirs)
+    requests.end()
+    with pytest.raises(Gone):
+        requests.send_first(frames.VALUE, b"", [], has_pipes=True)
+    requests.close()
+    ours.close()
+
+
+def test_an_end_while_the_pipes_are_made_is_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, theirs = socket.socketpair()
+    requests = Requests(theirs)
+    sent = HostPipes.sent
+
+    def end_too(pipes: HostPipes) -> None:
+        requests.end()
+        sent(pipes)
+
+    monkeypatch.setattr(HostPipes, "sent", end_too)
+    with pytest.raises(Gone):
+        requests.send_first(frames.VALUE, b"", [], has_pipes=True)
+    requests.close()
+    ours.close()
+
+
+def test_a_host_that_is_gone_is_seen_by_the_worker(echo: Echo) -> None:
+    stream = echo.stream
+    echo.end()
+    with pytest.raises(HostGone):
+        stream.ask(b"x")
+    with pytest.raises(HostGone):
+        stream.ask(b"x" * 10_000)
+    assert stream.is_closed
+
+
+def test_a_stream_that_was_closed_here_is_gone(echo: Echo) -> None:
+    stream = echo.stream
+    stream.close()
+    stream.is_closed = False  # another thread has just closed it
+    with pytest.raises(HostGone):
+        stream.ask(b"x")
+
+
+def test_nothing_stays_open() -> None:
+    before = open_files()
+    for _ in range(3):
+        Echo().end()
+    pipes = HostPipes()
+    pipes.ring(b"x")
+    pipes.close()
+    pipes.ring(b"x")  # too late, and no error
+    assert open_files() == before
+
+
+def test_a_bell_never_waits() -> None:
+    pipes = HostPipes()
+    for _ in range(70):
+        pipes.ring(b"x" * 1000)
+    os.set_blocking(pipes._requests.fileno(), False)
+    assert pipes.read(1 << 20)
+    pipes.close()
