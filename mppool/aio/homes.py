@@ -162,6 +162,11 @@ class Home:
             if lent_at > entry.released_at and entry.inventory.kill(entry, lent_at):
                 close_soon(entry, "discarded")
         retire(self.local, self.entries())
+        for entry in self.entries():
+            if (
+                entry.state == "open"
+            ):  # a task has it that is never run: it was giving it back, or checked it
+                close_soon(entry, "discarded")
 
 
 def _nothing() -> PoolEntry:

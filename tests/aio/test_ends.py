@@ -13,7 +13,7 @@ from mppool import AsyncPool, CheckoutTimeout
 from mppool.aio import bridge
 from mppool.base_manager import Manager
 from mppool.recipe import LoopIsOver
-from tests.aio.things import Thing, ThingRecipe, until
+from tests.aio.things import CarefulRecipe, Thing, ThingRecipe, take_all, until
 from tests.helpers import wait_until
 
 
@@ -68,3 +68,21 @@ def test_a_hook_that_the_collector_ends_says_that_its_loop_is_over() -> None:
     running.close()
     with pytest.raises(LoopIsOver):
         handed.wait(None)
+
+
+def test_what_was_being_given_back_when_its_loop_was_closed_is_not_lost(manager: Manager) -> None:
+    """The task that was to give it back has not even begun."""
+    recipe = CarefulRecipe()
+    pool: AsyncPool[Thing] = manager.apool("p", recipe, max_size=1)
+
+    async def main() -> None:
+        (await pool.checkout()).release_soon()
+
+    loop = asyncio.new_event_loop()
+    loop.run_until_complete(main())
+    left = asyncio.all_tasks(loop)
+    loop.close()
+    asyncio.run(take_all(pool, 1))  # type: ignore[arg-type]
+    assert recipe.most == 1
+    for task in left:
+        task.get_coro().close()
