@@ -18,6 +18,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from tests.simulation.runs import SECONDS, Total, run_many, run_seed, shrink, told
+from tests.simulation.source import HANDLERS
 
 PER_TURN = 40
 """Seeds for one interpreter, which has to load mppool twice."""
@@ -32,7 +33,11 @@ def main() -> int:
     parser.add_argument("--seconds", type=float, default=SECONDS, help="of faults in each world")
     parser.add_argument("-j", "--jobs", type=int, default=2, help="at a time (default: 2)")
     parser.add_argument("--only", type=int, help="run this seed alone")
-    parser.add_argument("--marks", action="store_true", help="say how often each line was logged")
+    parser.add_argument(
+        "--marks",
+        action="store_true",
+        help="say how often each line was logged, and each handler reached",
+    )
     parser.add_argument("--turn", nargs=2, type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.turn:
@@ -46,6 +51,7 @@ def main() -> int:
 
 def _all(first: int, arguments: argparse.Namespace) -> int:
     total, began, failed = Total(), time.monotonic(), []
+    handlers: set[str] = set()
 
     def turn(number: int) -> None:
         if total.seconds >= arguments.hours * 3600:
@@ -66,7 +72,8 @@ def _all(first: int, arguments: argparse.Namespace) -> int:
         total.runs += PER_TURN
         total.seconds += said["seconds"]
         total.cpu_s += said["cpu_s"]
-        for name in ("faults", "done", "marks"):
+        handlers.update(said["handlers"])
+        for name in ("faults", "done", "marks", "reached"):
             getattr(total, name).update(Counter(said[name]))
         for text in said["failed"]:
             failed.append(text)
@@ -81,7 +88,11 @@ def _all(first: int, arguments: argparse.Namespace) -> int:
     )
     print(", ".join(f"{count} {kind}" for kind, count in total.faults.most_common()))
     if arguments.marks:
-        print("\n".join(f"{count:8} {text}" for text, count in total.marks.most_common()))
+        never = handlers - set(total.reached)
+        print(f"reached {len(handlers) - len(never)} of {len(handlers)} handlers of exceptions")
+        for counted in (total.marks, total.reached, dict.fromkeys(sorted(never), 0)):
+            ordered = sorted(counted.items(), key=lambda one: -one[1])
+            print("\n".join(f"{count:8} {text}" for text, count in ordered))
     return bool(failed)
 
 
@@ -89,7 +100,7 @@ def _turn(first: int, count: int, seconds: float) -> int:
     total = run_many(range(first, first + count), seconds)
     said = {
         "seconds": total.seconds, "cpu_s": total.cpu_s, "faults": total.faults, "done": total.done,
-        "marks": total.marks, "failed": [told(one) for one in total.failed],
+        "marks": total.marks, "reached": total.reached, "handlers": sorted(HANDLERS), "failed": [told(one) for one in total.failed],
     }  # fmt: skip
     print(json.dumps(said))
     return 0

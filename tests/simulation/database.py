@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.scheduler import current_thread
 
 if TYPE_CHECKING:
-    from tests.simulation.modules import Copy
     from tests.simulation.processes import Process
     from tests.simulation.world import World
 
 
 class Session:
-    """What a pool lends here. user: the lease that it is lent to. is_opening: its login is not over. release: of what was opened."""
+    """What a pool lends here. user: the lease that it is lent to. is_opening: its login is not over. release: of what was opened.
+
+    loop: in which it was opened, and is used; None: it blocks.
+    """
 
     def __init__(self, number: int, process: Process, identity: str | None, release: int) -> None:
         self.number, self.process, self.identity = number, process, identity
         self.release = release
+        self.loop: Any = asyncio._get_running_loop()
         self.user: Any = None
         self.is_gone = self.has_ended = False
         self.is_opening = True
@@ -75,7 +79,21 @@ class Database:
             self.world.trouble(f"{session} of {session.identity} is lent for {identity}")
         if session.release != release:
             self.world.trouble(f"{session} is lent to who would open something else")
+        if session.loop is not None and asyncio._get_running_loop() is not None:
+            self.is_in_its_loop(session)
         session.user = me
+
+    def is_in_its_loop(self, session: Session) -> None:
+        if asyncio._get_running_loop() is not session.loop:
+            self.world.trouble(f"{session} is used in another event loop")
+
+    def leave(self, loop: Any) -> None:
+        """It was closed: nobody uses what belongs to it. What it has half open nobody knows; the collector ends that."""
+        for session in list(self.sessions):
+            if session.loop is loop:
+                session.user = None
+                if session.is_opening:
+                    del self.sessions[session]
 
     def give_back(self, session: Session) -> None:
         session.user = None
@@ -84,55 +102,3 @@ class Database:
         """All sessions are dead: checks find that."""
         for session in self.sessions:
             session.is_gone = True
-
-
-class Recipes:
-    """Makes recipes for the copy of mppool."""
-
-    def __init__(self, copy: Copy, database: Database) -> None:
-        kind = _recipe_class(copy)
-        self.made = [kind(database, release) for release in range(2)]
-
-
-def _recipe_class(copy: Copy) -> Any:
-    base: Any = copy.recipe.Recipe
-
-    class Simulated(base):  # type: ignore[misc]
-        """Opens sessions of the simulated database."""
-
-        def __init__(self, database: Database, release: int) -> None:
-            self._database = database
-            self._release = release
-
-        def fingerprint(self) -> str:
-            return f"simulated {self._release}"
-
-        def open(self, opening: Any) -> Session:
-            database, world = self._database, self._database.world
-            session = database.begin(opening.identity, self._release)
-            chance, settings = world.chance, world.settings
-            seconds = settings.login * chance.uniform(0.5, 1.5)
-            if database.hangs and chance.random() < database.hangs:
-                world.outcome.faults["hung login"] += 1
-                seconds += chance.uniform(1.0, 5.0)
-            world.scheduler.sleep(seconds)
-            if database.fails and chance.random() < database.fails:
-                world.outcome.faults["failed login"] += 1
-                database.end(session)
-                raise ConnectionError("the database refuses")
-            session.is_opening = False
-            return session
-
-        def check(self, resource: Session) -> bool:
-            world = self._database.world
-            world.scheduler.sleep(world.settings.check)
-            if resource.is_gone:
-                raise ConnectionError("the backend is gone")
-            return True
-
-        def close(self, resource: Session) -> None:
-            world = self._database.world
-            world.scheduler.sleep(world.settings.close * world.chance.random() * 2)
-            self._database.end(resource)
-
-    return Simulated

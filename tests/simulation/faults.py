@@ -16,6 +16,7 @@ if TYPE_CHECKING:
 RECOVERY_S = 3.0
 """So long after a fault the server may not answer at once."""
 LONGEST_S = 4.0
+LONGEST_SUSPEND_S = 500.0
 
 
 class Faults:
@@ -44,6 +45,11 @@ class Faults:
             "exec": self._exec,
             "visitor": self._visitor,
             "redeploy": self._redeploy,
+            "freeze": self._freeze,
+            "suspend": self._suspend,
+            "issuer fails": self._issuer_fails,
+            "issuer hangs": self._issuer_hangs,
+            "tokens revoked": self._tokens_revoked,
         }
 
     def plan(self, history: list[Fault]) -> None:
@@ -97,6 +103,19 @@ class Faults:
             return False
         process.stop()
         self._for_a_while(seconds, process.go_on)
+        return True
+
+    def _freeze(self, fault: Fault) -> bool:
+        """The whole machine stands still, but for its clock."""
+        seconds = fault.b**2 * LONGEST_S
+        self._ill_for(seconds)
+        for process in list(self.world.kernel.processes.values()):
+            self._stop(process, seconds)
+        return True
+
+    def _suspend(self, fault: Fault) -> bool:
+        """The machine sleeps. Its monotonic clock does too, but not the one that tokens end by."""
+        self.world.scheduler.suspended += fault.b**2 * LONGEST_SUSPEND_S
         return True
 
     def _leave(self, fault: Fault) -> bool:
@@ -240,6 +259,30 @@ class Faults:
         self._for_a_while(fault.b * LONGEST_S, end)
         return True
 
+    def _issuer_fails(self, fault: Fault) -> bool:
+        issuer = self.world.issuer
+        issuer.fails = 0.3 + 0.7 * fault.a
+
+        def end() -> None:
+            issuer.fails = 0.0
+
+        self._for_a_while(fault.b * LONGEST_S, end)
+        return True
+
+    def _issuer_hangs(self, fault: Fault) -> bool:
+        issuer = self.world.issuer
+        issuer.hangs = fault.a
+
+        def end() -> None:
+            issuer.hangs = 0.0
+
+        self._for_a_while(fault.b * LONGEST_S, end)
+        return True
+
+    def _tokens_revoked(self, fault: Fault) -> bool:
+        self.world.issuer.revoke()
+        return True
+
     def _backend_gone(self, fault: Fault) -> bool:
         self.world.database.backend_gone()
         return True
@@ -270,7 +313,7 @@ class Faults:
 
     def _reset(self, fault: Fault) -> bool:
         over = 0.0 if fault.b < 0.5 else fault.b
-        return self._command(fault, lambda worker: worker.pool.reset(over=over))
+        return self._command(fault, lambda worker: worker.reset(over))
 
     def _resize(self, fault: Fault) -> bool:
         world = self.world
@@ -279,4 +322,4 @@ class Faults:
             return False
         world.database.most = max(world.database.most, size)
         world.largest = max(world.largest, size)
-        return self._command(fault, lambda worker: worker.pool.resize(max_size=size))
+        return self._command(fault, lambda worker: worker.resize(size))

@@ -52,6 +52,7 @@ class Healing:
         kernel.files.is_full, kernel.files.failing = False, 0.0
         kernel.delayed = 0.0
         world.database.fails = world.database.hangs = 0.0
+        world.issuer.fails = world.issuer.hangs = 0.0
 
     def _demand(self, what: str, is_so: Callable[[], bool]) -> bool:
         """Wait until it is so; a problem where it never is."""
@@ -92,7 +93,7 @@ class Healing:
         def resize(worker: Any) -> None:
             while True:
                 try:
-                    worker.pool.resize(max_size=self.size)
+                    worker.resize(self.size)
                     break
                 except worker.errors.PoolError:
                     self.world.scheduler.sleep(0.5)

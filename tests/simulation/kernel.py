@@ -7,12 +7,9 @@ import fcntl as real_fcntl
 import os as real_os
 import random
 import struct
-import sys
 from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
-
-from greenlet import GreenletExit
 
 from tests.simulation import streams
 from tests.simulation.files import Files, files
@@ -100,18 +97,11 @@ class Kernel:
     def end(self) -> None:
         """The world has ended. The collector cannot see into a frame that is not run, so all are left."""
         self.is_running = False
-        hook = sys.unraisablehook
-        sys.unraisablehook = lambda what: (
-            None if what.exc_type is GreenletExit else hook(what)
-        )  # of finalizers that come to a point
-        try:
-            for process in self._all:
-                for thread in list(process.threads):
-                    if thread:
-                        thread.throw()
-                process.threads.clear()
-        finally:
-            sys.unraisablehook = hook
+        for process in self._all:
+            for thread in list(process.threads):
+                if thread:
+                    thread.throw()
+            process.threads.clear()
 
     # --- /proc ---------------------------------------------------------------------------------------------
 

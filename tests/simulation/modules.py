@@ -9,7 +9,6 @@ With `statements` the source has a point before each statement of the process's 
 
 from __future__ import annotations
 
-import ast
 import builtins
 import itertools
 import logging as real_logging
@@ -19,6 +18,7 @@ import sys
 import weakref
 from collections import deque
 from collections.abc import Callable
+from concurrent.futures import _base
 from functools import cache
 from pathlib import Path as RealPath
 from types import ModuleType, SimpleNamespace
@@ -28,6 +28,7 @@ import mppool
 from tests.simulation import files, kernel, streams, threads
 from tests.simulation.processes import Process
 from tests.simulation.scheduler import Over, current_thread, here, point
+from tests.simulation.source import compiled
 
 ROOT = "mppool"
 COPY = "simulated_mppool"
@@ -50,13 +51,18 @@ STATE: dict[tuple[str, str], Callable[[], Any]] = {
     ("worker.member", "_says_farewell_in"): int,
     ("tokens.in_process", "_all"): weakref.WeakSet,
     ("tokens.in_process", "_listing"): threads.Lock,
+    ("credentials.objects", "_serials"): itertools.count,
+    ("credentials.objects", "_known"): dict,
+    ("credentials.objects", "_copies"): dict,
+    ("credentials.objects", "_belongings"): dict,
+    ("credentials.objects", "_lock"): threads.Lock,
     ("manager", "_members"): weakref.WeakKeyDictionary,
     ("manager", "_finding"): threads.Lock,
     ("manager", "_entered"): weakref.WeakKeyDictionary,
 }  # type: ignore[dict-item]
 """What modules keep for their process, and how it begins. The marks are made by `new_mark` in the process itself."""
 
-_WITH_STATEMENTS = ("link", "worker", "process", "tokens", "server", "manager", "rendezvous")
+_WITH_STATEMENTS = ("aio", "link", "worker", "process", "tokens", "server", "manager", "rendezvous")
 
 
 class Mark:
@@ -84,14 +90,25 @@ REPLACED: dict[str, Any] = {
 """Functions of mppool that speak to the system without the standard library, wherever they stand."""
 
 
+def mark(name: str) -> None:
+    """An exception has come to this handler of mppool's."""
+    here.scheduler.reached[name] += 1
+
+
 class Copy:
     """The modules. statements: whether another thread may run between any two statements."""
 
     def __init__(self, *, statements: bool) -> None:
         self.name = f"{COPY}_{'statements' if statements else 'primitives'}"
         self._statements = statements
-        self._builtins = {**vars(builtins), "__import__": self._import, "simulated_point": point}
+        self._builtins = {
+            **vars(builtins),
+            "__import__": self._import,
+            "simulated_point": point,
+            "simulated_mark": mark,
+        }
         self._substitutes = _substitutes(self)
+        self._substitutes["concurrent"] = SimpleNamespace(futures=self._over_primitives(_base))
         self._modules: dict[str, ModuleType] = {}
         self.replaced: set[str] = set()
         self.load(ROOT)
@@ -124,13 +141,21 @@ class Copy:
         if is_package:
             module.__path__ = [str(path.parent)]
         self._modules[name] = sys.modules[module.__name__] = module
-        exec(compiled(path, self._has_points(name)), module.__dict__)
+        exec(compiled(path, name, self._has_points(name)), module.__dict__)
         for function in REPLACED.keys() & vars(module).keys():
             if vars(module)[function].__module__ == module.__name__:
                 setattr(module, function, REPLACED[function])
                 self.replaced.add(function)
         if parent is not None:
             setattr(parent, last, module)
+        return module
+
+    def _over_primitives(self, real: ModuleType) -> ModuleType:
+        """A module of the standard library that is written in Python, over simulated primitives."""
+        assert real.__file__ is not None
+        module = ModuleType(f"{self.name}_{real.__name__}")
+        module.__dict__["__builtins__"] = self._builtins
+        exec(compiled(RealPath(real.__file__), "", False), module.__dict__)
         return module
 
     def _has_points(self, name: str) -> bool:
@@ -202,51 +227,6 @@ def _fresh(process: Process) -> dict[tuple[str, str], Any]:
     for key, make in STATE.items():
         process.state[key] = mark if make is None else make()
     return process.state
-
-
-@cache
-def compiled(path: RealPath, has_points: bool) -> Any:
-    tree = ast.parse(path.read_text(encoding="utf-8"))
-    if has_points:
-        tree = ast.fix_missing_locations(_Points().visit(tree))
-    return compile(tree, str(path), "exec", dont_inherit=True)
-
-
-class _Points(ast.NodeTransformer):
-    """Puts a point before each statement of each function. Not in finalizers, which may run anywhere."""
-
-    _UNTOUCHED = ("__del__", "abandon", "descriptors", "__str__", "__repr__", "__hash__", "__eq__")
-
-    def visit_FunctionDef(self, node: ast.FunctionDef) -> ast.AST:
-        if node.name not in self._UNTOUCHED:
-            node.body = self._with_points(node.body, is_function=True)
-        return node
-
-    def visit_AsyncFunctionDef(self, node: ast.AsyncFunctionDef) -> ast.AST:
-        return node
-
-    def _with_points(self, body: list[ast.stmt], *, is_function: bool = False) -> list[ast.stmt]:
-        found: list[ast.stmt] = []
-        for index, statement in enumerate(body):
-            for field in ("body", "orelse", "finalbody"):
-                inner = getattr(statement, field, None)
-                if inner and not isinstance(statement, (ast.FunctionDef, ast.ClassDef)):
-                    setattr(statement, field, self._with_points(inner))
-            for handler in getattr(statement, "handlers", ()):
-                handler.body = self._with_points(handler.body)
-            if isinstance(statement, ast.FunctionDef):
-                statement = self.visit_FunctionDef(statement)  # type: ignore[assignment]
-            is_text = isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
-            is_name = isinstance(statement, (ast.Global, ast.Nonlocal, ast.Import, ast.ImportFrom))
-            if not (is_name or (is_function and index == 0 and is_text)):
-                found.append(ast.copy_location(_point(), statement))
-            found.append(statement)
-        return found
-
-
-def _point() -> ast.Expr:
-    name = ast.Name("simulated_point", ast.Load())
-    return ast.Expr(ast.Call(name, [], []))
 
 
 # --- what is replaced ------------------------------------------------------------------------------------

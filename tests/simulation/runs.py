@@ -11,7 +11,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 
 from tests.simulation.settings import Fault, Settings, drawn
-from tests.simulation.world import Outcome, World
+from tests.simulation.world import Outcome, World, unraisable
 
 SECONDS = 60.0
 LONGEST_TOLD = 20
@@ -20,7 +20,8 @@ LONGEST_TOLD = 20
 def run(settings: Settings, history: list[Fault], *, traced: bool = False) -> Outcome:
     """One world, from its begin to its end."""
     outcome = World(settings, history, traced=traced).run()
-    gc.collect()  # frames of killed processes, which nothing else may finalize earlier
+    with unraisable(lambda _: None):
+        gc.collect()  # frames of killed processes, which nothing else may finalize earlier
     _collect_no_modules(settings.statements)
     return outcome
 
@@ -45,6 +46,7 @@ class Total:
     faults: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)
     marks: Counter[str] = field(default_factory=Counter)
+    reached: Counter[str] = field(default_factory=Counter)
     failed: list[Outcome] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
@@ -53,6 +55,7 @@ class Total:
         self.faults += outcome.faults
         self.done += outcome.done
         self.marks += outcome.marks
+        self.reached += outcome.reached
         if outcome.problems:
             self.failed.append(outcome)
 
@@ -60,7 +63,7 @@ class Total:
         pace = self.seconds / 3600 / self.cpu_s if self.cpu_s else 0.0
         return (
             f"{self.runs} seeds, {self.seconds / 3600:.2f} simulated hours, {sum(self.faults.values())} faults, "
-            f"{self.done['checkouts']} checkouts in {self.cpu_s:.0f} s of a CPU ({pace:.4f} hours a second); "
+            f"{self.done['checkouts'] + self.done['checkouts of tasks']} checkouts in {self.cpu_s:.0f} s of a CPU ({pace:.4f} hours a second); "
             f"{len(self.failed)} failed"
         )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import heapq
 import random
+from collections import Counter
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ class SimThread(greenlet):
         self.number = scheduler.threads
         self.token = self.spins = 0
         self.is_blocked = self.timed_out = self.has_ended = False
+        self.loop: Any = None  # the event loop that it runs
         self.values: dict[Any, Any] = {}
         self.joiners: list[SimThread] = []
 
@@ -68,17 +70,22 @@ class Scheduler:
     """Who runs now, who could, and who sleeps until when.
 
     patience: so many points pass on average before another thread is chosen. load: takes the state of a process in, so
-    that its threads can run.
+    that its threads can run. exchange: has asyncio know which event loop runs now.
     """
 
     def __init__(
-        self, chance: random.Random, patience: float, load: Callable[[Process], None]
+        self,
+        chance: random.Random,
+        patience: float,
+        load: Callable[[Process], None],
+        exchange: Callable[[Any, Any], None],
     ) -> None:
-        self.chance, self.load = chance, load
+        self.chance, self.load, self.exchange = chance, load, exchange
         self._random = chance.random
         self._spread = 2 * patience
         self.hub = getcurrent()
         self.now = 1000.0
+        self.suspended = 0.0  # seconds for which the machine was
         self.loaded: Process | None = None
         self.runnable: list[SimThread] = []
         self.timers: list[tuple[float, int, Any, int]] = []
@@ -86,6 +93,9 @@ class Scheduler:
         self._watched_at = self.now
         self.countdown = 1.0
         self.trace: list[str] | None = None
+        self.running: Any = None  # the event loop of the thread that runs
+        self.tasks = 0
+        self.reached: Counter[str] = Counter()  # handlers of exceptions
 
     # --- chosen --------------------------------------------------------------------------------------------
 
@@ -132,6 +142,9 @@ class Scheduler:
             if process is not self.loaded:
                 self.load(process)
                 self.loaded = process
+            if thread.loop is not self.running:
+                self.exchange(self.running, thread.loop)
+                self.running = thread.loop
             thread.switch()
             return
 
@@ -213,8 +226,11 @@ class Scheduler:
 class Over:
     """What stands in a scheduler's place when its world has ended: what is still finalized does nothing."""
 
-    now = 0.0
+    now = suspended = 0.0
     countdown = 0.0
+
+    def __init__(self) -> None:
+        self.reached: Counter[str] = Counter()
 
     def preempt(self) -> None:
         self.countdown = 0.0

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -30,6 +31,9 @@ FAULTS = {
 }
 """The kinds, and how often each is drawn beside the others."""
 
+MORE = ("freeze", "suspend", "issuer fails", "issuer hangs", "tokens revoked")
+"""Kinds with numbers of their own, so that worlds without them stay what they are. All but the first two need tokens."""
+
 
 class Fault(NamedTuple):
     """Something goes wrong. a, b: two numbers between 0 and 1, which say with whom and how."""
@@ -49,6 +53,10 @@ class Settings:
 
     patience: points between two choices of a thread. statements: there is a point before each statement. two_members: each
         process has two copies of the library.
+    tasks: "apool": all processes use an AsyncPool; "acheckout": about half of them have tasks that use a Pool. loops: of such a
+        process at one time. loop_life: of each, on average. cancelled: how likely a task is. rough: how likely a loop is
+        closed without a word. more_hooks: its recipe also has on_checkout and reset.
+    tokens: a login is done with one. issuer: how long it takes to give one; token_life: how long it is good.
     hold, pause: of a lease, between two checkouts, on average. quiet: how likely a pause is a hundred times as long.
     """
 
@@ -77,6 +85,15 @@ class Settings:
     most_pids: int = 1 << 22
     kinds: tuple[str, ...] = ()
     two_members: bool = False
+    tasks: str = ""
+    loops: int = 1
+    loop_life: float = math.inf
+    cancelled: float = 0.1
+    rough: float = 0.0
+    more_hooks: bool = False
+    tokens: bool = False
+    issuer: float = 0.05
+    token_life: float = 20.0
 
     def may_be_logged(self, text: str) -> bool:
         """Whether such a line of level ERROR says what this world has done."""
@@ -150,7 +167,42 @@ def drawn(seed: int, seconds: float = 60.0) -> tuple[Settings, list[Fault]]:
         kinds=kinds,
     )
     settings.two_members = chance.random() < 0.2
-    return settings, _history(chance, settings)
+    history = _history(chance, settings)
+    _draw_tasks(settings)
+    history += _draw_more(settings)
+    if settings.tasks == "apool":  # a visitor has threads
+        settings.kinds = tuple(kind for kind in settings.kinds if kind != "visitor")
+    return settings, sorted(fault for fault in history if fault.kind in settings.kinds)
+
+
+def _draw_tasks(settings: Settings) -> None:
+    """From numbers of its own, so that worlds without tasks stay what they are."""
+    chance = random.Random(f"tasks {settings.seed}")
+    settings.tasks = chance.choice(("", "", "", "apool", "acheckout"))
+    settings.loops = chance.choice((1, 1, 2))
+    settings.loop_life = chance.choice((math.inf, math.inf, 10.0, 2.0))
+    settings.cancelled = chance.choice((0.0, 0.1, 0.5))
+    settings.rough = chance.choice((0.0, 0.0, 0.3, 1.0))
+    settings.more_hooks = chance.random() < 0.5
+
+
+def _draw_more(settings: Settings) -> list[Fault]:
+    chance = random.Random(f"more {settings.seed}")
+    settings.tokens = chance.random() < 0.25
+    settings.issuer = chance.choice((0.0, 0.05, 0.5))
+    settings.token_life = chance.choice((3.0, 20.0, 400.0))
+    names = chance.choice((("anna",), ("anna", "bert")))
+    if settings.tokens:
+        settings.identities = names
+    found = []
+    for kind in MORE if settings.tokens else MORE[:2]:
+        if not settings.kinds or chance.random() < 0.5:
+            continue
+        settings.kinds += (kind,)
+        at, pause = 0.0, chance.choice((3.0, 10.0, 30.0))
+        while (at := at + chance.expovariate(1 / pause)) < settings.seconds:
+            found.append(Fault(at, kind, chance.random(), chance.random()))
+    return found
 
 
 def _history(chance: random.Random, settings: Settings) -> list[Fault]:

@@ -294,8 +294,13 @@ def _sleep(seconds: float) -> None:
     here.scheduler.sleep(seconds)
 
 
-def _wall_clock() -> float:
-    return 1_700_000_000.0 + monotonic()
+def wall_clock() -> float:
+    return 1_700_000_000.0 + boot_clock()
+
+
+def boot_clock() -> float:
+    """It goes on while the machine is suspended."""
+    return monotonic() + float(here.scheduler.suspended)
 
 
 threading = SimpleNamespace(
@@ -304,8 +309,8 @@ threading = SimpleNamespace(
 )  # fmt: skip
 _thread = SimpleNamespace(RLock=RLock, get_native_id=get_ident, allocate_lock=Lock)
 time = SimpleNamespace(
-    monotonic=monotonic, time=_wall_clock, sleep=_sleep, perf_counter=monotonic,
-    clock_gettime=lambda _clock: monotonic(), CLOCK_BOOTTIME=7,
+    monotonic=monotonic, time=wall_clock, sleep=_sleep, perf_counter=monotonic,
+    clock_gettime=lambda _clock: boot_clock(), CLOCK_BOOTTIME=7,
     gmtime=real_time.gmtime, localtime=real_time.gmtime, strftime=real_time.strftime,
 )  # fmt: skip
 queues = SimpleNamespace(SimpleQueue=SimpleQueue, Empty=queue.Empty, Queue=queue.Queue)

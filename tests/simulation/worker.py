@@ -5,9 +5,12 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
+from tests.simulation.issuer import Credential
 from tests.simulation.scheduler import current_thread, monotonic
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from tests.simulation.processes import Process
     from tests.simulation.world import World
 
@@ -38,19 +41,28 @@ class Worker:
                     "simulated", runtime_dir=DIRECTORY, linger=self.settings.linger, label="worker"
                 )
             )
-        recipe = world.recipes.made[self.release]
-        self.pools: list[Any] = [one.pool(POOL, recipe, **options) for one in self.managers]
+        self.pools: list[Any] = [self._declare(one, POOL, options) for one in self.managers]
         self.manager: Any = self.managers[0]
         self.pool = self.pools[0]
+        self.credentials: dict[str | None, Credential] = {}
+        if self.settings.tokens:
+            names = [name for name in self.settings.identities if name is not None]
+            self.credentials = {name: Credential(world.issuer, name) for name in names}
         self.busy = 0
         self.leaves = False
 
-    def live(self) -> None:
-        """In its main thread."""
+    def _declare(self, manager: Any, name: str, options: dict[str, Any]) -> Any:
+        return manager.pool(name, self.world.recipes.made[self.release], **options)
+
+    def _start_actors(self) -> None:
         for number in range(self.settings.threads):
             self.process.start_thread(self._act, f"actor {number}")
             self.busy += 1
-        while self.busy or not self.leaves:
+
+    def live(self) -> None:
+        """In its main thread."""
+        self._start_actors()
+        while self._is_busy() or not self.leaves:
             self.world.scheduler.sleep(0.5 if self.leaves or self.world.is_healing else 1.0)
         if self.world.is_healing:
             while not self.leaves:
@@ -58,19 +70,23 @@ class Worker:
         for manager in self.managers:
             manager.close()
 
+    def _is_busy(self) -> bool:
+        return bool(self.busy)
+
     def is_over(self) -> bool:
         return self.leaves or self.world.is_healing
 
     def _act(self) -> None:
         try:
             while not self.is_over():
-                pause = self.chance.expovariate(1.0) * self.settings.pause
-                if self.chance.random() < self.settings.quiet:
-                    pause *= 100
-                self._pause(pause)
+                self._pause(self._length_of_pause())
                 self._check_out_and_use()
         finally:
             self.busy -= 1
+
+    def _length_of_pause(self) -> float:
+        pause = self.chance.expovariate(1.0) * self.settings.pause
+        return pause * 100 if self.chance.random() < self.settings.quiet else pause
 
     def _pause(self, seconds: float) -> None:
         until = monotonic() + seconds
@@ -108,47 +124,64 @@ class Worker:
             if drawn < 0.06:
                 lease.release()  # refused
 
-    def _refused(self, error: Exception) -> None:
-        """A checkout has got nothing: for a reason that there may be?"""
+    def _refused(self, error: Exception) -> bool:
+        """A checkout has got nothing: for a reason that there may be? True: who caused it may go on for a while."""
         errors, kinds = self.errors, self.settings.kinds
         expected = (
             errors.CheckoutTimeout, errors.OpenFailed, errors.TooManyWaiting, errors.ServerUnavailable,
         )  # fmt: skip
-        if not isinstance(error, expected):
-            if "visitor" not in kinds:  # whose server may have been the first
-                raise error
-            self.world.scheduler.sleep(0.5)
+        is_expected = isinstance(error, expected)
+        if not is_expected and "visitor" not in kinds:  # whose server may have been the first
+            raise error
         self.world.refused(type(error).__name__, str(error))
+        return not is_expected
 
     def check_out(self, timeout: float | None, identity: str | None = None) -> Any:
         """A lease; None where it was refused for a reason that there may be."""
-        world, errors = self.world, self.errors
+        judge, found = self._waits(timeout), []
+        try:
+            pool = self.chance.choice(self.pools) if self.settings.two_members else self.pool
+            credential = self.credentials.get(identity)
+            found.append(pool.checkout(timeout, identity=identity, credential=credential))
+        except self.errors.PoolError as error:
+            if self._refused(error):
+                self.world.scheduler.sleep(0.5)
+        else:
+            self.world.outcome.done["checkouts"] += 1
+        judge()
+        return found.pop() if found else None
+
+    def _waits(self, timeout: float | None) -> Callable[[], None]:
+        """A checkout begins. What it returns is called when it has ended, and judges how long it has waited."""
+        world, settings = self.world, self.settings
         began, stopped = monotonic(), self.process.stopped_so_far()
         is_served = world.server is not None and world.server.told is not None
         ill = world.ill_until if is_served else began
-        try:
-            pool = self.chance.choice(self.pools) if self.settings.two_members else self.pool
-            lease = pool.checkout(timeout, identity=identity)
-        except errors.PoolError as error:
-            self._refused(error)
-            lease = None
-        else:
-            world.outcome.done["checkouts"] += 1
-        if timeout is not None:
+
+        def judge() -> None:
+            if timeout is None:
+                return
             waited = monotonic() - began - (self.process.stopped_so_far() - stopped)
             is_ill = ill >= began or world.ill_until >= began
             grace = TROUBLED_GRACE_S if is_ill else GRACE_S
             # Hooks are work, and no waiting: checks, and the closes of what fails them.
-            grace += (self.settings.check + 2 * self.settings.close) * world.largest
+            grace += (settings.check + 2 * settings.close) * world.largest
+            if settings.tokens:  # who fetches one is not hurried
+                grace += 3 * settings.issuer + (6.0 if "issuer hangs" in settings.kinds else 0.0)
             if not timeout:  # what is granted at once is opened, however long that takes
-                grace += 1.5 * self.settings.login + (
-                    5.0 if "logins hang" in self.settings.kinds else 0.0
-                )
+                grace += 1.5 * settings.login + (5.0 if "logins hang" in settings.kinds else 0.0)
             if waited > timeout + grace:
                 world.trouble(
                     f"{current_thread().name} of {self.process} waited {waited:.3f} s with a timeout of {timeout}"
                     f"{' (ill)' if is_ill else ''}"
                 )
-        found = [lease]
-        del lease
-        return found.pop()
+
+        return judge
+
+    # --- commands, in threads of their own -----------------------------------------------------------------
+
+    def resize(self, size: int) -> None:
+        self.pool.resize(max_size=size)
+
+    def reset(self, over: float) -> None:
+        self.pool.reset(over=over)

@@ -5,18 +5,26 @@ from __future__ import annotations
 import gc
 import logging
 import random
+import sys
+import warnings
 from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from tests.simulation.database import Database, Recipes
+from tests.simulation.database import Database
 from tests.simulation.faults import RECOVERY_S, Faults
 from tests.simulation.healing import Healing
+from tests.simulation.issuer import Issuer
 from tests.simulation.kernel import Kernel
+from tests.simulation.loop import exchange
 from tests.simulation.modules import the_copy
 from tests.simulation.processes import Process
+from tests.simulation.recipes import Recipes
 from tests.simulation.scheduler import Over, Scheduler, Stuck, current_thread, here
 from tests.simulation.settings import Fault, Settings
+from tests.simulation.tasks import TaskWorker
 from tests.simulation.worker import Worker
 
 DIRECTORY = "/run/simulated"
@@ -33,7 +41,7 @@ class Release:
 
 @dataclass
 class Outcome:
-    """What came of a run."""
+    """What came of a run. marks: what was logged. reached: handlers of exceptions, in mppool."""
 
     settings: Settings
     history: list[Fault]
@@ -42,7 +50,21 @@ class Outcome:
     faults: Counter[str] = field(default_factory=Counter)
     done: Counter[str] = field(default_factory=Counter)
     marks: Counter[str] = field(default_factory=Counter)
+    reached: Counter[str] = field(default_factory=Counter)
     trace: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def unraisable(tell: Callable[[str], None]) -> Iterator[None]:
+    """What finalizers raise goes there; and nobody is warned of coroutines that a world leaves behind."""
+    hook = sys.unraisablehook
+    sys.unraisablehook = lambda what: tell(f"{what.object!r} has raised {what.exc_value!r}")
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "coroutine .* was never awaited", RuntimeWarning)
+            yield
+    finally:
+        sys.unraisablehook = hook
 
 
 class World:
@@ -53,7 +75,8 @@ class World:
         self.outcome = Outcome(settings, history)
         self.chance = random.Random(settings.seed)
         self.copy = the_copy(statements=settings.statements)
-        self.scheduler = Scheduler(self.chance, settings.patience, self.copy.switcher())
+        self.scheduler = Scheduler(self.chance, settings.patience, self.copy.switcher(), exchange)
+        self.scheduler.reached = self.outcome.reached
         self.scheduler.hear = self.hear  # type: ignore[attr-defined]
         if traced:
             self.scheduler.trace = self.outcome.trace
@@ -64,6 +87,7 @@ class World:
         kernel.delayed, kernel.longest_delay = settings.delayed, settings.longest_delay
         kernel.knows_peerpidfd, kernel.most_pids = settings.knows_peerpidfd, settings.most_pids
         self.database = Database(self)
+        self.issuer = Issuer(self)
         self.recipes = Recipes(self.copy, self.database)
         self.workers: dict[int, Process] = {}
         self.is_healing = False
@@ -205,13 +229,22 @@ class World:
     def _work(self) -> None:
         """What a worker's main thread does."""
         process = current_thread().process
-        worker = Worker(self, process)
+        worker = self._kind_of_worker()(self, process)
         process.told = worker
         worker.live()
+
+    def _kind_of_worker(self) -> type[Worker]:
+        tasks = self.settings.tasks
+        has_loop = tasks == "apool" or (tasks != "" and self.chance.random() < 0.5)
+        return TaskWorker if has_loop else Worker
 
     # --- the run -------------------------------------------------------------------------------------------
 
     def run(self) -> Outcome:
+        with unraisable(self.trouble):
+            return self._run_to_its_end()
+
+    def _run_to_its_end(self) -> Outcome:
         was_enabled = gc.isenabled()
         gc.disable()
         here.scheduler = self.scheduler
@@ -224,6 +257,7 @@ class World:
             self.outcome.seconds = self.scheduler.now - began
             here.scheduler = Over()
             self.kernel.end()
+            exchange(None, None)
             self.copy.forget()
             if was_enabled:
                 gc.enable()
