@@ -357,3 +357,13 @@ def test_a_queued_answer_says_which_ticket_waits() -> None:
     desk.opened(P)
     decisions = desk.say(P, Checkout(POOL, "k", Ticket(77), None))
     assert decisions[0] == Queued(Ticket(77))
+
+
+def test_a_plain_refusal_is_for_open_pools_and_sessions_that_go_on() -> None:
+    """Decision 0100: the server asks for one before it applies the event, and the desk compares the two."""
+    desk = Desk(P, Q, max_size=1)
+    desk.opened(P)
+    assert desk.ask(Q, timeout=0.0).reason == "timeout"
+    assert desk.say(Q, Checkout(POOL, "k", Ticket(90), 0.0), session=0) == []
+    desk.command(ClosePool(POOL))
+    assert desk.ask(Q, timeout=0.0).reason == "closed"

@@ -226,6 +226,20 @@ BUGS = [
         "a server that is busy for ever: a deadline that has come is never done with",
     ),
     Bug(
+        "refused-at-once-although-closed",
+        "core/pool.py",
+        "if self.generations.closed or self.breakers or self.waiting.by_name:",
+        "if self.breakers or self.waiting.by_name:",
+        "who asks a closed pool again and again is told that it is full, and goes on",
+    ),
+    Bug(
+        "refused-under-an-old-session",
+        "core/books.py",
+        "self.pools.get(event.pool) if self._sessions.get(process) == session else None",
+        "self.pools.get(event.pool)",
+        "a process whose session is over is refused again and again, and never attaches",
+    ),
+    Bug(
         "closed-forgets-waiters",
         "core/refusals.py",
         '            self.refuse(waiter.process, waiter.ticket, "closed", text)\n',
