@@ -168,8 +168,8 @@ def _start_locked(
 ) -> bool:
     """Start a server under the start lock. True if one is there now, ours or another.
 
-    False if somebody else has the lock, or the alive lock is still held by a server that cannot be
-    reached. whatever: start without the lock. beforehand: done under the lock.
+    False if somebody else has the lock, if the alive lock is still held by a server that cannot be
+    reached, or if ours takes very long. whatever: start without the lock. beforehand: done under the lock.
     """
     return shielded(
         lambda: _start_under_lock(paths, told, deadline, whatever=whatever, beforehand=beforehand)
@@ -222,7 +222,7 @@ def server_is_there(paths: ManagerPaths) -> bool:
 
 
 def _start(paths: ManagerPaths, told: _ForServer, deadline: float) -> bool:
-    """Start a server and wait until it listens (True) or has found another one (False)."""
+    """Start a server and wait until it listens (True), has found another one, or takes very long (False)."""
     interpreter.check_startable(paths.name)
     log_size = paths.log.stat().st_size if paths.log.exists() else 0
     reading, writing = os.pipe()  # neither is inheritable
@@ -252,8 +252,9 @@ def _start(paths: ManagerPaths, told: _ForServer, deadline: float) -> bool:
         raise ConfigurationError(
             f"manager {paths.name!r}: {answer.removeprefix(REFUSED).decode(errors='replace')}"
         )
-    if answer is None and time.monotonic() >= deadline:
-        # It goes on starting; the next caller finds it.
+    if answer is None:  # it goes on starting
+        if time.monotonic() < deadline:
+            return False
         raise NotReadyYet(
             f"manager {paths.name!r}: the server was started but is not ready yet; allow for more time"
         )

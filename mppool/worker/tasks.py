@@ -24,6 +24,7 @@ from mppool.core.events import Abandoned, Checkout, Starves
 from mppool.link.connection import ASK_GRACE_S, SESSION_PAUSE_S, SessionLost
 from mppool.logs import Log
 from mppool.process.waiter import LocalWaiter, give_to_oldest
+from mppool.rendezvous.readiness import NotReadyYet
 from mppool.worker.deadlines import Deadlines
 from mppool.worker.inventory import PoolEntry
 from mppool.worker.opening import Failure, open_beside
@@ -274,7 +275,7 @@ class Desk:
             else:
                 threading.Event().wait(SESSION_PAUSE_S)  # the server may be saying farewell
                 local.idle.line.ticket_ended(ticket, None)
-        except TimeoutError as error:
+        except (TimeoutError, NotReadyYet) as error:
             member.tell(Abandoned(ticket))
             self._unanswered(waiter, ticket, str(error))
         except BaseException as error:  # noqa: BLE001  # the task raises it

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import socket
 import threading
 import time
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,10 +23,13 @@ from mppool import (
     Opening,
     PoolClosed,
     PoolError,
+    PoolManager,
     StaleLease,
     TooManyWaiting,
 )
 from mppool.base_manager import Manager
+from mppool.rendezvous.locator import ServerLocator
+from mppool.rendezvous.readiness import NotReadyYet
 from tests.aio.things import CarefulRecipe, Thing, ThingRecipe, take_all, until
 
 Pool = AsyncPool[Thing]
@@ -429,3 +434,27 @@ def test_outside_of_an_event_loop_the_way_out_is_named(manager: Manager) -> None
     stray: Any = pool.checkout()._lease()
     with pytest.raises(ConfigurationError, match=r"trio\.to_thread"):
         stray.send(None)
+
+
+def test_a_server_that_starts_slowly_is_waited_for(
+    runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    connect = ServerLocator.connect
+    early = iter([NotReadyYet("the server was started but is not ready yet")])
+
+    def slowly(locator: ServerLocator, deadline: float) -> socket.socket:
+        for error in early:
+            raise error
+        return connect(locator, deadline)
+
+    monkeypatch.setattr(ServerLocator, "connect", slowly)
+    manager = PoolManager("slow", linger=0.2)
+    pool: AsyncPool[Thing] = manager.apool("p", ThingRecipe(), max_size=1)
+
+    async def main() -> None:
+        (lease,) = await take_all(pool, 1)
+        await lease.release()
+
+    asyncio.run(main())
+    assert list(early) == []
+    manager.shutdown()

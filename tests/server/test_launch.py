@@ -318,6 +318,23 @@ def test_a_deadline_too_short_for_the_start_does_not_stop_it(paths: ManagerPaths
     assert not own_zombies()
 
 
+def test_a_start_that_takes_long_is_waited_for_while_there_is_time(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    answers = iter([None])
+    answer_of = launch.answer_of
+
+    def late_once(reading: int, until: float) -> bytes | None:
+        return next(answers, answer_of(reading, until))
+
+    monkeypatch.setattr(launch, "answer_of", late_once)
+    connection = launch.find_or_start(paths, linger=1.0, deadline=soon())
+    connection.close()
+    assert list(answers) == []
+    wait_until(lambda: "mppool-reaper" not in {t.name for t in threading.enumerate()}, "the reaper")
+    assert not own_zombies()
+
+
 def test_why_a_start_failed_is_said(paths: ManagerPaths) -> None:
     paths.prepare()
     paths.journal.mkdir()
