@@ -125,7 +125,7 @@ class Books:
         elif isinstance(event, Died):
             self._died(process, now)
         elif isinstance(event, JournalFailed):
-            self._journal_failed(event)
+            self._journal_failed(event, now)
         return self._outbox.take_out()
 
     def tick(self, now: float) -> list[Addressed]:
@@ -418,10 +418,10 @@ class Books:
             for name in () if self._awaited else pools:
                 self._touch(self.pools[name]).tick(now)
 
-    def _journal_failed(self, event: JournalFailed) -> None:
+    def _journal_failed(self, event: JournalFailed, now: float) -> None:
         slot = self._slots.get(event.number)
         if slot is not None:
-            self._touch(self.pools[slot.pool]).revoke(slot, event.error)
+            self._touch(self.pools[slot.pool]).revoke(slot, event.error, now)
 
     def _command(self, pool: PoolBooks, process: ProcessId, event: Command, now: float) -> None:
         if isinstance(event, Resize):

@@ -21,6 +21,9 @@ class Decision(msgspec.Struct, frozen=True, array_like=True, tag=True):
 NOBODY = Ticket(0)
 """The ticket of a grant for which nobody waits."""
 
+NO_GRANT = GrantNumber(0)
+"""The number of no grant."""
+
 
 class Grant(Decision, frozen=True, tag=True):
     """The right to have one resource open.
@@ -30,6 +33,8 @@ class Grant(Decision, frozen=True, tag=True):
     ticket: the waiter's; or NOBODY: the resource is opened for the shelf, to keep `min_size` open.
     opened_before: resources that the pool had opened before (what the open hook is told).
     opening_s: what opening a resource lately takes; 0 where nobody knows.
+    instead_of: the resource with this number, which the process has brought back, is closed first; both are one slot, so
+        nothing is said of its end. 0: there is none.
     """
 
     pool: str
@@ -40,6 +45,7 @@ class Grant(Decision, frozen=True, tag=True):
     fresh: bool
     opened_before: int
     opening_s: float = 0.0
+    instead_of: GrantNumber = NO_GRANT
 
 
 class Queued(Decision, frozen=True, tag=True):
@@ -178,6 +184,7 @@ class Record(Decision, frozen=True, tag=True):
     """Write down that the process holds the slot, before it is told so.
 
     budget: the name of that against which it counts too; "": none.
+    instead_of: the number that the slot had so far, of which nothing is left; 0: it is a new one.
     """
 
     pool: str
@@ -186,6 +193,7 @@ class Record(Decision, frozen=True, tag=True):
     process: ProcessId
     generation: int
     budget: str = ""
+    instead_of: GrantNumber = NO_GRANT
 
 
 class Erase(Decision, frozen=True, tag=True):

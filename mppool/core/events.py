@@ -156,13 +156,15 @@ class Declined(Event, frozen=True, tag=True):
 
 
 class Returned(Event, frozen=True, tag=True):
-    """A contended process brings a slot back. Answered by Grant (kept open), Keep or Close.
+    """A contended process brings a slot back. Answered by Grant (kept open, or one instead of it), Keep or Close.
 
     idle_s: for how long its resource has lain idle.
+    exchanges: the process can close it and open another one in the same slot, see `Grant.instead_of`.
     """
 
     number: GrantNumber
     idle_s: float = 0.0
+    exchanges: bool = False
 
 
 class IdleTooLong(Event, frozen=True, tag=True):

@@ -10,13 +10,14 @@ from collections import Counter
 from collections.abc import Mapping
 
 from mppool.core.breaker import Breaker, Breakers
-from mppool.core.decisions import Close, Erase, Grant, Keep, Record
+from mppool.core.decisions import NO_GRANT, Close, Erase, Grant, Keep, Record
 from mppool.core.events import CloseReason, Held, OpeningFailed, Remembered
 from mppool.core.lanes import Lanes
 from mppool.core.outbox import Outbox
 from mppool.core.sharing import ANSWER_S
 from mppool.core.slot import Slot, SlotState
 from mppool.core.table import SlotTable
+from mppool.core.waiter import Waiter
 from mppool.ids import GrantNumbers, ProcessId, Ticket, epoch_of
 from mppool.stats.names import SERVER_COUNTERS
 
@@ -68,10 +69,11 @@ class Ledger:
         opening_s: float,
         now: float,
         lane: str = "",
+        instead_of: Slot | None = None,
     ) -> None:
         """Give a process the right to open a resource, for a waiter or (NOBODY) for its shelf.
 
-        opening_s: what an opening lately takes.
+        opening_s: what an opening lately takes. instead_of: see `exchange`.
         """
         number = self._numbers.next()
         opened_before = self.counters["opened"] + self.slots.in_state(SlotState.OPENING)
@@ -86,13 +88,33 @@ class Ledger:
             opened_before,
             self._pool,
         )
+        slot.instead_of = instead_of
         self.slots.add(slot)
         if self.lanes is not None and ticket:
             self.lanes.lent(slot, lane)
-        self._outbox.write_down(Record(self._pool, key, number, process, generation, self.budget))
+        old = NO_GRANT if instead_of is None else instead_of.number
+        self._outbox.write_down(
+            Record(self._pool, key, number, process, generation, self.budget, old)
+        )
         if self._breakers:
             self._breakers.granted(key, number, now)
         self._tell_grant(slot, ticket, opening_s, fresh=True)
+
+    def exchange(
+        self, old: Slot, waiter: Waiter, generation: int, opening_s: float, now: float
+    ) -> None:
+        """A resource that was brought back is closed, and its slot goes on for a waiter of the same process.
+
+        From here on the new number stands for both: the process opens when it has closed. So nothing is said of the
+        close, and the slot counts all the time.
+        """
+        self.counters["moved"] += 1
+        self.counters["closed"] += 1
+        self.slots.remove(old)
+        if self._breakers:
+            self._breakers.probe_lost(old.key, old.number)
+        process, key, ticket = waiter.process, waiter.key, waiter.ticket
+        self.grant(process, key, ticket, generation, opening_s, now, waiter.lane, old)
 
     def remember(self, item: Remembered, now: float) -> None:
         """A slot from the journal: held until its process attaches, or is proved dead."""
@@ -145,6 +167,7 @@ class Ledger:
         """The resource is open."""
         self.slots.move(slot, SlotState.OPEN)
         slot.opened_at = now
+        slot.instead_of = None
         self.counters["opened"] += 1
         self._breakers.forget(slot.key)
 
@@ -168,6 +191,17 @@ class Ledger:
         self.slots.move(slot, SlotState.CLOSING)
         self.slots.expect_end(slot, now + ANSWER_S, promised_to)
         self._outbox.tell(slot.process, Close(slot.number, reason))
+
+    def take_back(self, slot: Slot, now: float) -> None:
+        """A grant could not be written down: it was not given. What was to be closed for it is closed all the same."""
+        old = slot.instead_of
+        self.free(slot)
+        if old is not None:
+            old.state = SlotState.OPEN
+            self.slots.add(old)
+            self.counters["moved"] -= 1
+            self.counters["closed"] -= 1
+            self.close(old, "moved", now)
 
     # --- it ends -----------------------------------------------------------------------------------------
 
@@ -233,5 +267,6 @@ class Ledger:
             fresh,
             slot.opened_before,
             opening_s,
+            NO_GRANT if slot.instead_of is None else slot.instead_of.number,
         )
         self._outbox.tell(slot.process, grant)

@@ -165,9 +165,8 @@ class PoolBooks:
         """What a checkout that waits for nobody and gets nothing is told. That changes nothing at all."""
         if event.timeout != 0 or self.capacity.is_below_cap() or self.kinds.set_aside:
             return None
-        if self.generations.closed or self.breakers or self.waiting.by_name:
-            return None
-        if (process, event.ticket) in self.slots.by_ticket:
+        is_known = (process, event.ticket) in self.slots.by_ticket
+        if is_known or self.generations.closed or self.breakers or self.waiting.by_name:
             return None
         if self.declarations.options.prefill and not self.min_size.wanted:
             return None
@@ -222,8 +221,7 @@ class PoolBooks:
             if self.budget is not None:
                 self.budget.settle(self, now)
             else:
-                for asked, order in self.reclaimer.plan(now):
-                    self._outbox.tell(asked, order)
+                self._ask_for_slots(now)
 
     def abandon(self, waiter: Waiter, now: float) -> None:
         """A waiter waits no longer."""
@@ -243,7 +241,7 @@ class PoolBooks:
             return
         self.slots.give_up_openings(now)
         if isinstance(event, Returned):
-            self._brought_back(slot, now, event.idle_s)
+            self._brought_back(slot, now, event.idle_s, exchanges=event.exchanges)
         elif isinstance(event, IdleTooLong):
             self._idle_too_long(slot, now)
         elif isinstance(event, Opened):
@@ -260,13 +258,10 @@ class PoolBooks:
             self.lanes.lent(slot, lane)
             self._settle(now)
 
-    def revoke(self, slot: Slot, error: str) -> None:
-        """The grant could not be written down, so it was not given.
-
-        A slot that came from an inventory is held, whether it is written down or not.
-        """
+    def revoke(self, slot: Slot, error: str, now: float) -> None:
+        """The grant could not be written down, so it was not given. What an inventory tells of is held all the same."""
         if slot.state is SlotState.OPENING and slot.ticket is not None:
-            self.ledger.free(slot)
+            self.ledger.take_back(slot, now)
             text = f"pool {self.name!r}: the server cannot write its journal: {error}"
             self.refusals.refuse(slot.process, slot.ticket, "journal", text)
 
@@ -289,7 +284,7 @@ class PoolBooks:
         if was_open and not self.slots.by_key[key] and key != self.declarations.key:
             self.ledger.count("evicted_identities")
 
-    def _brought_back(self, slot: Slot, now: float, idle_s: float) -> None:
+    def _brought_back(self, slot: Slot, now: float, idle_s: float, *, exchanges: bool) -> None:
         """Carry out the verdict. Exactly one of Close, Grant and Keep goes to the process of the slot."""
         process = slot.process
         if self.lanes is not None:
@@ -303,12 +298,18 @@ class PoolBooks:
             if self.budget is not None:
                 self.budget.gave(self, now)
         elif isinstance(verdict, Moved):
-            self.ledger.close(slot, "moved", now, verdict.to)
+            successor = self.returns.successor(slot, verdict, now) if exchanges else None
+            if successor is None:
+                self.ledger.close(slot, "moved", now, verdict.to)
+            else:
+                self.waiting.served(process, successor.ticket)
+                generation, opening_s = self.generations.of(successor.key), self.openings.measured()
+                self.ledger.exchange(slot, successor, generation, opening_s, now)
+                self._was_freed(slot.key, SlotState.OPEN)
             if verdict.to != process:
                 self.waiting.gave(process, now)
         # A process that is not contended any more must know it before the resource lies on its shelf.
-        told = self.reclaimer.brought_back(process, now, given=given)
-        if told is not None:
+        if (told := self.reclaimer.brought_back(process, now, given=given)) is not None:
             self._outbox.tell(process, told)
         if isinstance(verdict, Waiter):
             self.waiting.served(process, verdict.ticket)
@@ -317,14 +318,11 @@ class PoolBooks:
             self.ledger.keep(slot)
 
     def _idle_too_long(self, slot: Slot, now: float) -> None:
-        """A resource was brought back because it was idle for `max_idle`: it goes, but for `min_size`.
-
-        It stays, too, while somebody asks for one of its identity (`eviction`).
-        """
+        """It was idle for `max_idle`: it goes, but for `min_size`, and while somebody asks for its identity (`eviction`)."""
         if self.min_size.can_spare(slot) and not self.waiting.count_of_key(slot.key):
             self.ledger.close(slot, "expired_idle", now)
         else:
-            self._brought_back(slot, now, math.inf)
+            self._brought_back(slot, now, math.inf, exchanges=False)
 
     def died(self, process: ProcessId, now: float) -> None:
         """Everything that the process had is free."""
@@ -363,7 +361,7 @@ class PoolBooks:
         for item in held:
             returned = self.slots.get(item.number) if item.state == "returned" else None
             if returned is not None and returned.process == process:
-                self._brought_back(returned, now, 0.0)
+                self._brought_back(returned, now, 0.0, exchanges=False)
         self._settle(now)
 
     def _forget_process(self, process: ProcessId) -> None:
@@ -409,11 +407,14 @@ class PoolBooks:
 
     def finish(self, now: float) -> None:
         """All that can be has been served: ask the processes for what is wanted of them, and sweep."""
-        for process, order in self.reclaimer.plan(now):
-            self._outbox.tell(process, order)
+        self._ask_for_slots(now)
         if self.breakers:
             self.eviction.sweep(now)
         self._settled_at = now
+
+    def _ask_for_slots(self, now: float) -> None:
+        for process, order in self.reclaimer.plan(now):
+            self._outbox.tell(process, order)
 
     def _serve(self, now: float) -> None:
         """Give free slots to those who wait, as far as the bounds allow."""

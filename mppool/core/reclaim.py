@@ -84,9 +84,19 @@ class Reclaimer:
         self._pause = sharing.FIRST_LOOK_S
         # Where the pool has lanes: processes that bring back everything while anybody waits.
         self._called: dict[ProcessId, _Called] = {}
+        # Processes that have given all that was asked for, and are to hear it unless they are asked again.
+        self._gave_all: dict[ProcessId, None] = {}
 
     def plan(self, now: float) -> list[Order]:
         """Ask for as many slots as are short, where the policy finds somebody to ask."""
+        orders = self._orders(now)
+        if self._gave_all:
+            known = {**dict(orders), **self.asked, **self._called}
+            orders += [(one, self._at_ease()) for one in self._gave_all if one not in known]
+            self._gave_all.clear()
+        return orders
+
+    def _orders(self, now: float) -> list[Order]:
         self._earned_at = math.inf
         above_cap, elsewhere = self._capacity.above_cap(), self._capacity.wanted_elsewhere
         if not self._waiting.by_name and not above_cap and not elsewhere:
@@ -119,29 +129,31 @@ class Reclaimer:
         return min((at for at in candidates if at > since), default=math.inf)
 
     def brought_back(self, process: ProcessId, now: float, *, given: bool) -> Reclaim | None:
-        """A process brought a slot back; returns what it must be told of that.
+        """A process brought a slot back; returns what it must be told of that before it knows what becomes of the slot.
 
         given: it was taken from it. One that was not ends the asking: what comes next may help no more.
         """
         asked = self.asked.get(process)
-        if asked is None:
-            # It believes that somebody waits. Told nothing, it would bring all of its slots back for ever.
-            return None if process in self._called else self._at_ease()
-        self._want(process, asked, -1)
-        if asked.takers:
-            self._promise(asked.takers.popleft(), -1)
-        if not given:
-            self._in_peace[process] = now + sharing.ANSWER_S
-        if asked.wanted > 0 and given:
-            return None
-        self._expect_nothing(process)
-        return None if process in self._called else self._at_ease()
+        if asked is not None:
+            self._want(process, asked, -1)
+            if asked.takers:
+                self._promise(asked.takers.popleft(), -1)
+            if not given:
+                self._in_peace[process] = now + sharing.ANSWER_S
+            if asked.wanted > 0 and given:
+                return None
+            self._expect_nothing(process)
+        # It believes that somebody waits. Told nothing, it would bring all of its slots back for ever.
+        if given:
+            self._gave_all[process] = None  # mostly the next plan asks it again
+        return None if given or process in self._called else self._at_ease()
 
     def forget(self, process: ProcessId) -> None:
         """The process is dead, or has a new session and knows nothing of what it was asked."""
         self._expect_nothing(process)
         self._in_peace.pop(process, None)
         self._called.pop(process, None)
+        self._gave_all.pop(process, None)
 
     def _at_ease(self, process: ProcessId | None = None) -> Reclaim:
         settled = None if process is None else self._called.get(process, _UNCALLED).settled
@@ -189,7 +201,9 @@ class Reclaimer:
     def _in_line(self, now: float) -> Iterator[Waiter]:
         """The oldest waiter of every group that may open, the neediest first."""
         breakers = self._capacity.breakers
-        return (head for head in self._waiting.in_line() if breakers.permit(head.key, now))
+        # What one of a process cannot get its others cannot either, where nothing but the cap stands in their way.
+        line = self._waiting.in_line(of_processes=not (breakers or self._capacity.has_inner))
+        return (head for head in line if breakers.permit(head.key, now))
 
     def _asked_for(self, now: float) -> int:
         """Slots that are counted on although nobody has brought them yet."""
@@ -240,8 +254,7 @@ class Reclaimer:
                 orders.append(self._ask(donor, now))
             return donor is not None
         for taker in self._takers(now):
-            donor = self._donor(taker, now)
-            if donor is not None:
+            if (donor := self._donor(taker, now)) is not None:
                 # A sweep knows nothing of keys: where only one key helps, all that is idle is looked at.
                 everything = self._capacity.blocked_by_identity(taker)
                 orders.append(self._ask(donor, now, taker.process, everything=everything))
@@ -306,9 +319,10 @@ class Reclaimer:
                 return
             if self._left(process) == -minus_left and process not in seen:
                 seen.add(process)
-                spare = self._spare(process, now)
-                if spare > 0:
+                if (spare := self._spare(process, now)) > 0:
                     yield process, spare
+                if len(seen) == len(self._slots.levels):
+                    return
 
     def _takers(self, now: float) -> Iterator[Waiter]:
         """For whom slots may be asked for, the neediest first.

@@ -70,6 +70,25 @@ class Returns:
             return "elsewhere" if self._min_size.can_spare(slot) else None
         return home
 
+    def successor(self, slot: Slot, moved: Moved, now: float) -> Waiter | None:
+        """For whom a slot that is to be closed for its own process goes on there; None: it has to be free first.
+
+        It goes on where that is what would come of it if it were free now. Where more than the cap, the process and the
+        identity of those who wait decides about that (lanes, bounds of identities, other pools), nobody guesses.
+        """
+        capacity, waiting = self._capacity, self._waiting
+        budget = capacity.budget
+        if moved.to != slot.process or waiting.lanes is not None or capacity.has_inner:
+            return None
+        if capacity.must_give() or (budget is not None and budget.total.size > budget.cap):
+            return None
+        if capacity.awaited or capacity.opens_enough():
+            return None
+        if waiting.first(slot.process, slot.key) is not None:
+            return None
+        first = waiting.first_if_freed(slot.process, lambda key: capacity.breakers.permit(key, now))
+        return first if first is not None and first.process == slot.process else None
+
     def _by_right(
         self, slot: Slot, lanes: ByLane, now: float, idle_s: float
     ) -> Moved | Waiter | None:

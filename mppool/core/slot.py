@@ -11,6 +11,8 @@
        | Closed        v                                       v
        +-----------> FREE <------------------------------------+
 
+What is brought back may also go on under a new number, in OPENING: see `Ledger.exchange`.
+
 The death of the process, or an inventory without the number, frees a slot from any state. An event
 that the table does not name is stale or a duplicate: it is refused and changes nothing.
 """
@@ -65,12 +67,15 @@ class Slot:
     promised_to: while CLOSING, the process for which it is closed, if for any.
     pool: the name of its pool.
     lane: for which lane its resource is in use, as far as is known; None: for none. See `Lanes`.
+    instead_of: while OPENING, the slot that it was under another number, whose resource is closed first; None: there is
+        none.
     """
 
     __slots__ = (
         "expected_until",
         "generation",
         "granted_at",
+        "instead_of",
         "key",
         "lane",
         "number",
@@ -108,6 +113,7 @@ class Slot:
         self.opened_at = granted_at
         self.expected_until = granted_at
         self.promised_to: ProcessId | None = None
+        self.instead_of: Slot | None = None
 
     def after(self, event: Event) -> SlotState | None:
         """The state that the event leads to, or None if it is not legal now."""

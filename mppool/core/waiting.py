@@ -72,8 +72,7 @@ class Waiting:
     levels, levels_of_keys: slots by process, and by process and key, kept by somebody else, who calls `level_changed`
         after every change.
     anywhere: the waiters of all pools, for those who look for the pool of one; a process gives a ticket once.
-    by_name: all of them, in order of arrival.
-    noted: is told of the key of every waiter that has come (1) or gone (-1).
+    by_name: all of them, in order of arrival. noted: is told of the key of each that has come (1) or gone (-1).
     lanes: the same waiters by lane, which decides about their order; None: the pool has no lanes.
 
     A group is what is interchangeable: the waiters of one process for one key, oldest first. A group starves
@@ -250,20 +249,32 @@ class Waiting:
 
     # --- the order of service ----------------------------------------------------------------------------
 
-    def in_line(self) -> Iterator[Waiter]:
-        """The oldest waiter of every group, in the order of `place`.
+    def in_line(self, *, of_processes: bool = False) -> Iterator[Waiter]:
+        """The oldest waiter of every group, in the order of `place`; of_processes: one of each, and what starves.
 
         Only as far as it is asked; nothing may be changed meanwhile.
         """
         if self.lanes is not None:
             return self.lanes.in_line()
-        ranked = (w for w in self._in_order_of_rank() if not self.is_starving(w))
+        line = self._poorest_in_line() if of_processes else self._in_order_of_rank()
+        ranked = (w for w in line if not self.is_starving(w))
         if not self._starving:
             return ranked
         starving = (
             next(iter(self._groups[process][key].values())) for process, key in self._starving
         )
         return heapq.merge(starving, ranked, key=self.place)
+
+    def first_if_freed(self, process: ProcessId, may_open: Callable[[str], bool]) -> Waiter | None:
+        """Who comes first as soon as a process has one slot less, of a key for which nobody waits there."""
+        first = next((head for head in self.in_line() if may_open(head.key)), None)
+        if first is None or first.process == process or process not in self._groups:
+            return first
+        own = next((head for head in self._heads_in_line(process) if may_open(head.key)), None)
+        if own is None or self.is_starving(own):  # it stands in line as if its process had nothing
+            return first
+        level, *others = self.place(own)
+        return own if (level - 1, *others) < self.place(first) else first
 
     def place(self, waiter: Waiter) -> tuple[int, int, float, int]:
         """The lowest comes first."""
@@ -345,9 +356,10 @@ class Waiting:
             process = entry[-1]
             if process not in seen and self._is_current(entry):
                 seen.add(process)
-                first = self._first_of(process)
-                if first is not None:
+                if (first := self._first_of(process)) is not None:
                     yield first
+                if len(seen) == len(self._groups):
+                    return  # what is left has been overtaken by events
 
     def _is_current(self, entry: _Entry) -> bool:
         """Whether an entry of `_poorest` has not been overtaken by events."""
@@ -405,8 +417,7 @@ class Waiting:
         gone = []
         while self.next_deadline() <= now:
             _, _, process, ticket = heapq.heappop(self._deadlines)
-            waiter = self.remove(process, ticket)
-            if waiter is not None:
+            if (waiter := self.remove(process, ticket)) is not None:
                 gone.append(waiter)
         return gone
 

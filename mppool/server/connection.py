@@ -97,11 +97,11 @@ class Connection:
         self.is_done = True
         self._wants_attention(self)
 
-    def send(self, message: msgspec.Struct) -> None:
+    def send(self, *messages: msgspec.Struct) -> None:
         """Send now what can be sent, keep the rest. Failures show in `broken`."""
         if self.broken is not None:
             return
-        frame = encode(message)
+        frame = encode(messages[0]) if len(messages) == 1 else b"".join(map(encode, messages))
         if self.unsent:
             self.unsent += frame
             if len(self.unsent) > MAX_UNSENT_BYTES:

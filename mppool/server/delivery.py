@@ -39,11 +39,13 @@ class Delivery:
         """Write and send, in order. True if the direct answer was sent on `reply_to`: that to the checkout
         with this ticket, or, without one, Draining or Readiness.
 
-        A grant that cannot be written down is not sent; what the books decide instead follows.
+        A grant that cannot be written down is not sent; what the books decide instead follows. What a process is told on
+        its errand channel is sent at once, when all is written: each time it wakes up takes longer than to read.
 
         adopted: grants that the journal is told of late, because an inventory has just said that they are there.
         """
         answered = False
+        told: dict[ProcessId, list[Decision]] = {}
         failed: set[GrantNumber] = set()
         pending = deque(decisions)
         while pending:
@@ -64,7 +66,9 @@ class Delivery:
                 reply_to.send(decision)
                 answered = True
             else:
-                self._processes.tell(process, decision)
+                told.setdefault(process, []).append(decision)
+        for process, errands in told.items():
+            self._processes.tell(process, *errands)
         return answered
 
     def heard(self, process: ProcessId) -> None:

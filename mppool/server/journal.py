@@ -219,7 +219,13 @@ class Journal:
         block = self._block(decision)
         identity = _identity(decision)
         place = self._places.get(identity)
-        if place is None:
+        if type(decision) is Record and decision.instead_of in self._places:
+            # One write: a server that is killed in between leaves the one or the other.
+            place = self._places[decision.instead_of]
+            self._write_at(place, block)
+            del self._places[decision.instead_of]
+            self._places[identity] = place
+        elif place is None:
             if not self._free:
                 self._grow()
             place = self._free[-1]

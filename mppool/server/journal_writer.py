@@ -46,6 +46,8 @@ class JournalWriter:
         else:
             if self._owed:
                 self._owed.pop(_debt(decision), None)
+                if isinstance(decision, Record):
+                    self._owed.pop(decision.instead_of, None)
         if isinstance(decision, Erase):
             self._owed.pop(decision.number, None)
         return None

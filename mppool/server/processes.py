@@ -140,11 +140,11 @@ class ProcessRegistry:
         known = self.get(connection.process)
         return known is not None and known.errand is connection
 
-    def tell(self, process: ProcessId, message: msgspec.Struct) -> None:
-        """Send it on the process's errand channel, where there is one; its next inventory says the rest."""
+    def tell(self, process: ProcessId, *messages: msgspec.Struct) -> None:
+        """Send these on the process's errand channel, where there is one; its next inventory says the rest."""
         known = self._known.get(process)
         if known is not None and known.errand is not None:
-            known.errand.send(message)
+            known.errand.send(*messages)
 
     def tell_all(self, message: msgspec.Struct) -> None:
         """Send it to all that can be told something."""

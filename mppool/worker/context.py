@@ -142,6 +142,10 @@ class Context(ABC):
         inventory.opening_ended(grant.number)
         self.flush()
 
+    @abstractmethod
+    def go_on(self, successor: Any) -> None:
+        """What was closed for this entry is closed: it is opened now."""
+
     def is_gone(self) -> None:
         """One resource less: the books are told, and a process that is leaving may leave."""
         if self.inventory.mark[0]:

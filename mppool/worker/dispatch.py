@@ -28,6 +28,7 @@ from mppool.tokens.in_process import forget_all
 from mppool.wire.messages import Done, EndSessions, Failed
 from mppool.worker.context import Context
 from mppool.worker.ending import (
+    close_for_successor,
     close_soon,
     drop_token,
     end_leases,
@@ -130,10 +131,22 @@ class Dispatch:
             pool.idle.line.ticket_ended(grant.ticket, None)
             pool.idle.give(entry, grant.ticket)
         elif self.register(grant, session):
-            if grant.ticket == NOBODY:
+            if grant.instead_of:
+                self._exchange(pool, grant)
+            elif grant.ticket == NOBODY:
                 self._context.chores.add(lambda: open_for_shelf(pool, grant))
             else:
                 use_grant(pool, grant)
+
+    def _exchange(self, pool: LocalPool, grant: Grant) -> None:
+        """What was brought back is closed, and what is granted is opened then."""
+        entry = self._context.inventory.take_aside(grant.instead_of)
+        if entry is not None:
+            close_for_successor(entry)
+            pool.idle.line.expects_opening(grant.key)
+        elif grant.number in self._context.inventory.table:
+            use_grant(pool, grant)
+        # Else an interrupted thread has lost what is to be closed. It is closed by the audit, which goes on then.
 
     def _on_keep(self, keep: Keep, session: Session) -> None:
         entry = self._context.inventory.take_aside(keep.number)

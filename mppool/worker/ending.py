@@ -44,6 +44,18 @@ def close_soon(entry: PoolEntry, reason: CloseReason) -> None:
         entry.local.member.chores.add(lambda: finish_close(entry, reason))
 
 
+def close_for_successor(entry: PoolEntry) -> None:
+    """Close a resource that the caller owns, and open what comes in its slot, in one thread of those that open."""
+    openers = entry.local.member.openers
+
+    def close_and_open() -> None:
+        with openers.done_here():
+            finish_close(entry, "moved")
+
+    if begin_close(entry):
+        openers.add(close_and_open)
+
+
 @logged_afterwards
 def finish_close(entry: PoolEntry, reason: CloseReason) -> None:
     """Run the hook, and tell the books when it has returned."""
@@ -62,7 +74,9 @@ def finish_close(entry: PoolEntry, reason: CloseReason) -> None:
         raise
     finally:
         if entry.inventory.mark[0]:
-            entry.inventory.closed(entry, reason)
+            successor = entry.inventory.closed(entry, reason)
+            if successor is not None:
+                local.member.go_on(successor)
             local.member.is_gone()
 
 

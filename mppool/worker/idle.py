@@ -36,6 +36,7 @@ class Idle:
     has_lanes: whose turn it is, the books decide: while anybody waits, here or elsewhere, all goes there.
     settled: but for this lane, which waits alone and has its right; None: there is none. Guarded as `contended`, and over
         when nobody waits here.
+    exchanges: whether what is brought back may be closed for another one, which is opened by the thread that has closed it.
     own_key: of the pool's own identity, whose shelf stays. borrowed: what a background check has taken for a moment.
     lent_ahead: what is lent to somebody who has not asked yet, and lies as idle as on a shelf (hosts do that).
     on_contended: told of each change, without a lock.
@@ -60,6 +61,7 @@ class Idle:
         self._close_soon = close_soon
         self._forgotten = forgotten
         self.own_key = ""
+        self.exchanges = False
         self.contended = False
         self.settled: str | None = None
         self.attention = False
@@ -205,9 +207,12 @@ class Idle:
     def set_contended(self, contended: bool, settled: str | None = None) -> None:
         """Whether every released resource is brought back. settled: but for those of this lane."""
         with self._inventory.lock:
+            is_new = (contended, settled) != (self.contended, self.settled)
             self.contended = contended
             self.settled = settled
             self.look_whether_attention()
+        if not is_new:  # as most of the time: those who came later have seen it
+            return
         if self.on_contended is not None:
             self.on_contended(contended)
         if contended:  # the books must know what is wanted here
@@ -244,7 +249,8 @@ class Idle:
 
     def bring_back(self, entry: PoolEntry, event: Returned | IdleTooLong | None = None) -> None:
         """Lay a resource aside until the books say what becomes of it."""
-        event = event or Returned(entry.number, monotonic() - entry.released_at)
+        if event is None:
+            event = Returned(entry.number, monotonic() - entry.released_at, self.exchanges)
         entry.inventory.bring_back(entry, event)
         self._context.flush()
 

@@ -21,7 +21,7 @@ import math
 import threading
 from collections import deque
 from collections.abc import Iterable
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from mppool.core.decisions import Grant
 from mppool.core.events import (
@@ -48,31 +48,6 @@ LONG_CLOSE_S = 2.0
 """A close that takes longer is warned of: until it returns, the slot is not free."""
 
 MOST_VOIDED = 10_000
-
-
-class Home(Protocol):
-    """The pool that a resource belongs to, as the inventory knows it. Called with the inventory's lock held."""
-
-    name: str
-
-    @property
-    def idle(self) -> Any:
-        """What lies idle in it, and who waits. Kept by its resources, for a release to go there at once."""
-
-    def shelf_of(self, key: str) -> deque[PoolEntry]:
-        """Where it lies when it is idle."""
-
-    def granted(self, entry: PoolEntry, grant: Grant, now: float) -> None:
-        """It is in the table, and will be opened."""
-
-    def opened(self, entry: PoolEntry, seconds: float, now: float) -> None:
-        """It is open; that took so many seconds."""
-
-    def closing(self, entry: PoolEntry) -> None:
-        """It is being closed."""
-
-    def gone(self, entry: PoolEntry) -> None:
-        """It has left the table."""
 
 
 class PoolEntry:
@@ -194,6 +169,9 @@ class Inventory:
         finalized by accident, least of all in a child (rule 5).
     given_up: resources whose checks hang; they have no slot any more, and are closed should the checks return.
     side: resources that were brought back; only the server's Grant, Keep or Close takes them out (rule 6).
+    successors: by the number of a resource that is closed for it, what is opened in the same slot then. Both count once:
+        the successor is in the table as soon as the other one has left it. No inventory tells of it, so the next session
+        begins without.
     outbox: events not sent yet. Appended to and popped from without the lock (atomic operations).
     leaked: entries whose lease was collected. Finalizers append; the errand thread empties.
     mark: of the process that holds all this; see fork.py. In a child it says no, from the first instruction on.
@@ -206,6 +184,7 @@ class Inventory:
         self.table: dict[GrantNumber, PoolEntry] = {}
         self.given_up: dict[GrantNumber, Any] = {}
         self.side: dict[GrantNumber, PoolEntry] = {}
+        self.successors: dict[GrantNumber, PoolEntry] = {}
         self.voided: dict[GrantNumber, None] = {}
         self.session: Session | None = None
         self.outbox: deque[Event] = deque()
@@ -257,6 +236,9 @@ class Inventory:
             if isinstance(event, besides):
                 self.outbox.append(event)
         self.voided.clear()
+        for successor in self.successors.values():
+            successor.local.gone(successor)
+        self.successors.clear()
 
     # --- coming in -------------------------------------------------------------------------------------------
 
@@ -266,14 +248,17 @@ class Inventory:
             if self.session != session or grant.number in self.voided:
                 return False
             entry.grant = grant
-            self.table[grant.number] = entry
+            if grant.instead_of in self.table:
+                self.successors[grant.instead_of] = entry
+            else:
+                self._enters(entry)
             entry.local.granted(entry, grant, now)
         return True
 
     def disown(self, number: GrantNumber) -> bool:
         """The books ask about a grant. False: it is here. Else it will never be used, and the books are told."""
         with self.lock:
-            if number in self.table:
+            if number in self.table or any(e.number == number for e in self.successors.values()):
                 return False
             self.voided[number] = None
             if len(self.voided) > MOST_VOIDED:  # the oldest was overtaken long ago
@@ -394,14 +379,25 @@ class Inventory:
             entry.closing_at = now
         return True
 
-    def closed(self, entry: PoolEntry, reason: CloseReason) -> None:
-        """The close hook has returned, so the slot is free; it is already where the closing was given up."""
+    def closed(self, entry: PoolEntry, reason: CloseReason) -> PoolEntry | None:
+        """The close hook has returned, so the slot is free; it is already where the closing was given up.
+
+        Returns what is to be opened in it now, if that is known. Nothing is told of the close then.
+        """
         with self.lock:
             entry.resource = None
-            if entry.number in self.table:
-                self._leaves(entry, Closed(entry.number, reason))
-            else:
+            if entry.number not in self.table:
                 self.given_up.pop(entry.number, None)
+                return None
+            successor = self.successors.get(entry.number)
+            if successor is None:
+                self._leaves(entry, Closed(entry.number, reason))
+                return None
+            # In this order: an interrupt in between leaves one too many, and the audit closes once more.
+            self._enters(successor)
+            self._leaves(entry)
+            del self.successors[entry.number]
+            return successor
 
     def give_up(self, entry: PoolEntry, now: float) -> bool:
         """Free the slot of a resource whose check hangs: nobody can close what is in use there.
@@ -418,7 +414,14 @@ class Inventory:
         with self.lock:
             if entry.number in self.table:
                 self.given_up[entry.number] = entry.resource
-                self._leaves(entry, Closed(entry.number, "unhealthy"))
+                # The books know the slot by its new number where it has one. Nobody opens in it: a thread hangs here.
+                successor = self.successors.get(entry.number)
+                if successor is None:
+                    self._leaves(entry, Closed(entry.number, "unhealthy"))
+                else:
+                    self._leaves(entry, Declined(successor.number))
+                    del self.successors[entry.number]
+                    successor.local.gone(successor)
                 entry.resource = None
 
     def take_given_up(self, entry: PoolEntry) -> Any:
@@ -430,10 +433,15 @@ class Inventory:
         if entry.state == "closing":
             entry.state = "open"
 
-    def _leaves(self, entry: PoolEntry, event: Event) -> None:
+    def _enters(self, entry: PoolEntry) -> None:
+        """An entry is held from now on. Caller holds the lock."""
+        self.table[entry.number] = entry
+
+    def _leaves(self, entry: PoolEntry, event: Event | None = None) -> None:
         """An entry is gone. Caller holds the lock."""
         # Told first: an interrupt in between leaves it in the table, where the audit finds it.
-        self.outbox.append(event)
+        if event is not None:
+            self.outbox.append(event)
         self.side.pop(entry.number, None)
         del self.table[entry.number]
         entry.local.gone(entry)

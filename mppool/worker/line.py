@@ -360,11 +360,16 @@ class Line:
         return f"{text}; {self.elsewhere}" if self.elsewhere else text
 
     def poke(self, key: str, *, all_of_them: bool = False) -> None:
-        """Less is on its way for a key than before: have a thread that could ask for more look around, or each of them."""
+        """Less is on its way for a key than before: have a thread that could ask for more look around, or each of them.
+
+        Nobody is woken where as much is on its way as threads wait: that thread would find out no more than this.
+        """
         if not self.waiters.get(key):
             return
         with self._inventory.lock:
             demand, now = self.demand_for(key), monotonic()
+            if not (self.asks_at_once or demand.wants_more(now)):
+                return
             for waiter in demand.waiting:
                 if waiter.is_ready and self._may_ask(demand, waiter, now):
                     waiter.poke()

@@ -128,8 +128,8 @@ class LocalPool:
             self.identities.forget_name,
         )
         self.idle.own_key = self.default_key
-        self.closed_here = self.closed_everywhere = False
-        self.warned_of_event_loop = False
+        self.idle.exchanges = not (self.recipe.belongs_to_loop or self.recipe.open_in_caller)
+        self.closed_here = self.closed_everywhere = self.warned_of_event_loop = False
         self.retired: dict[str | None, int] = {}
         self.counters: Counter[str] = Counter(dict.fromkeys(WORKER_COUNTERS, 0))
         self.histograms = {name: [0] * (len(BOUNDS) + 1) for name in HISTOGRAMS}

@@ -45,7 +45,7 @@ from mppool.worker.ending import (
 from mppool.worker.housekeeping import Housekeeper
 from mppool.worker.inventory import PoolEntry
 from mppool.worker.local_pool import LocalPool
-from mppool.worker.opening import open_resource
+from mppool.worker.opening import open_resource, use_grant
 from mppool.worker.report import PatientReport, Reporter
 
 if TYPE_CHECKING:
@@ -226,6 +226,10 @@ class Member(Context):
     def deliver(self, decision: Any, session: Session) -> None:
         """Do what the books decided. Called in the order of the decisions, by one thread at a time."""
         self.dispatch.carry_out(decision, session)
+
+    def go_on(self, successor: PoolEntry) -> None:
+        """See Context."""
+        use_grant(successor.local, successor.grant)
 
     def session_lost(self) -> None:
         """Nobody can be told anything now: those who wait ask again, under the next session."""

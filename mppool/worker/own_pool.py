@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any, Protocol
 
-from mppool.worker.inventory import Home, PoolEntry
+from mppool.worker.inventory import PoolEntry
 
 if TYPE_CHECKING:
+    from collections import deque
     from collections.abc import Callable
 
+    from mppool.core.decisions import Grant
     from mppool.core.events import Declaration
     from mppool.options import PoolOptions
     from mppool.recipe import Recipe
@@ -17,6 +19,31 @@ if TYPE_CHECKING:
     from mppool.worker.hooks import Hooks
     from mppool.worker.idle import Idle
     from mppool.worker.inventory import Inventory
+
+
+class Home(Protocol):
+    """The pool that a resource belongs to, as the inventory knows it. Called with the inventory's lock held."""
+
+    name: str
+
+    @property
+    def idle(self) -> Any:
+        """What lies idle in it, and who waits. Kept by its resources, for a release to go there at once."""
+
+    def shelf_of(self, key: str) -> deque[PoolEntry]:
+        """Where it lies when it is idle."""
+
+    def granted(self, entry: PoolEntry, grant: Grant, now: float) -> None:
+        """It is in the table, and will be opened."""
+
+    def opened(self, entry: PoolEntry, seconds: float, now: float) -> None:
+        """It is open; that took so many seconds."""
+
+    def closing(self, entry: PoolEntry) -> None:
+        """It is being closed."""
+
+    def gone(self, entry: PoolEntry) -> None:
+        """It has left the table."""
 
 
 class Runner(Protocol):

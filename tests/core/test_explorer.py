@@ -37,6 +37,8 @@ TWO_IN_USE: dict[str, Any] = {**CONTENDED, "waiting": (), "checkouts": (0, 1)}
 HELD: dict[str, Any] = {"using": ((0, 0),), "checkouts": (0, 1)}
 # P has two threads and one resource.
 AT_HOME: dict[str, Any] = {"processes": 1, "threads": 2, "using": ((0, 1),), "checkouts": (1,)}
+# P uses the only resource for one identity, and another thread of it is going to want one for another.
+EXCHANGE: dict[str, Any] = {**AT_HOME, "keys": ("alice", "bob")}
 
 WORLDS: dict[str, dict[str, Any]] = {
     "two checkouts": {"budget": Budget()},
@@ -103,6 +105,10 @@ WORLDS: dict[str, dict[str, Any]] = {
         "keeping": True,
     },
     "at home": {"budget": Budget(gives_up=1), **AT_HOME},
+    "identities exchange a slot": {
+        "budget": Budget(call_ends=1, errand_ends=1, server_kills=1, gives_up=1, moments=1),
+        **EXCHANGE,
+    },
     "identities": {
         "budget": Budget(moments=4),
         "keys": ("alice", "bob"),
@@ -112,6 +118,22 @@ WORLDS: dict[str, dict[str, Any]] = {
         "checkouts": (0, 1),
     },
 }
+
+# Parts of a world above, to the end of which nobody gets.
+if EVERYTHING:
+    WORLDS |= {
+        "a slot is exchanged and somebody gives up": {
+            "budget": Budget(gives_up=1, moments=1),
+            **EXCHANGE,
+        },
+        "a slot is exchanged and a call ends": {"budget": Budget(call_ends=1), **EXCHANGE},
+        "a slot is exchanged and a channel ends": {"budget": Budget(errand_ends=1), **EXCHANGE},
+        "a slot is exchanged and the server is killed": {
+            "budget": Budget(server_kills=1),
+            **EXCHANGE,
+        },
+    }
+    del WORLDS["identities exchange a slot"]
 
 
 @pytest.mark.timeout(0 if EVERYTHING else 300)
@@ -158,6 +180,9 @@ HOLES: list[tuple[str, dict[str, Any], str]] = [
     ),
     ("returned_lies_aside", {"budget": Budget(moments=3), "checkouts": (2, 1)}, "in use"),
     ("unheard_attach", {"budget": Budget(server_kills=1, discards=1), **HELD}, "LEAK"),
+    ("successors_open_late", {"budget": Budget(), **EXCHANGE}, "OVER CAP"),
+    ("successors_end_with_session", {"budget": Budget(errand_ends=1), **EXCHANGE}, "LEAK"),
+    ("successors_are_held", {"budget": Budget(call_ends=1), **EXCHANGE}, "OVER CAP"),
     ("end_of_errands_is_no_death", {"budget": Budget(errand_ends=1), **HELD}, "OVER CAP"),
     ("children_start_empty", {"budget": Budget(forks=1), **HELD}, "OVER CAP"),
     ("children_close_copies", {"budget": Budget(forks=1, gives_up=1), **BOTH_ASK}, "LEAK"),
@@ -176,6 +201,8 @@ FAR = (
     "not_mine_voids",
     "old_grants_are_discarded",
     "unheard_attach",
+    "successors_end_with_session",
+    "successors_are_held",
 )
 """Found after ten seconds and more: only with MPPOOL_EXPLORE=all."""
 

@@ -35,8 +35,8 @@ BUDGET_BUGS = [
     Bug(
         "journal-without-budget",
         "core/ledger.py",
-        "Record(self._pool, key, number, process, generation, self.budget)",
-        "Record(self._pool, key, number, process, generation)",
+        "Record(self._pool, key, number, process, generation, self.budget, old)",
+        'Record(self._pool, key, number, process, generation, "", old)',
         "the next server does not know that a slot counts against a budget",
         BUDGETS,
     ),

@@ -129,8 +129,8 @@ BUGS = [
     Bug(
         "grant-before-record",
         "core/ledger.py",
-        "        self._outbox.write_down(Record(self._pool, key, number, process, generation, self.budget))\n        if self._breakers:\n            self._breakers.granted(key, number, now)\n        self._tell_grant(slot, ticket, opening_s, fresh=True)\n",
-        "        if self._breakers:\n            self._breakers.granted(key, number, now)\n        self._tell_grant(slot, ticket, opening_s, fresh=True)\n        self._outbox.write_down(Record(self._pool, key, number, process, generation, self.budget))\n",
+        "        self._outbox.write_down(\n            Record(self._pool, key, number, process, generation, self.budget, old)\n        )\n        if self._breakers:\n            self._breakers.granted(key, number, now)\n        self._tell_grant(slot, ticket, opening_s, fresh=True)\n",
+        "        if self._breakers:\n            self._breakers.granted(key, number, now)\n        self._tell_grant(slot, ticket, opening_s, fresh=True)\n        self._outbox.write_down(\n            Record(self._pool, key, number, process, generation, self.budget, old)\n        )\n",
         "a server that is killed in between has granted what its successor does not know",
     ),
     Bug(
@@ -157,7 +157,7 @@ BUGS = [
     Bug(
         "returned-is-forgotten",
         "core/pool.py",
-        "            if returned is not None and returned.process == process:\n                self._brought_back(returned, now, 0.0)\n",
+        "            if returned is not None and returned.process == process:\n                self._brought_back(returned, now, 0.0, exchanges=False)\n",
         "            pass\n",
         "what was brought back under an old session lies aside for ever",
     ),
@@ -199,8 +199,8 @@ BUGS = [
     Bug(
         "journal-fault-frees-held",
         "core/pool.py",
-        "        if slot.state is SlotState.OPENING and slot.ticket is not None:\n            self.ledger.free(slot)",
-        "        if slot.ticket is not None:\n            self.ledger.free(slot)",
+        "        if slot.state is SlotState.OPENING and slot.ticket is not None:\n            self.ledger.take_back(slot, now)",
+        "        if slot.ticket is not None:\n            self.ledger.take_back(slot, now)",
         "a full disk frees what is in use",
     ),
     # --- waiting ------------------------------------------------------------------------------------------
@@ -264,8 +264,8 @@ BUGS = [
     Bug(
         "keep-before-calm",
         "core/pool.py",
-        "        told = self.reclaimer.brought_back(process, now, given=given)\n        if told is not None:\n            self._outbox.tell(process, told)\n        if isinstance(verdict, Waiter):\n            self.waiting.served(process, verdict.ticket)\n            self.ledger.give(slot, verdict.ticket, self.openings.measured(), verdict.lane)\n        elif verdict is None:\n            self.ledger.keep(slot)\n",
-        "        if isinstance(verdict, Waiter):\n            self.waiting.served(process, verdict.ticket)\n            self.ledger.give(slot, verdict.ticket, self.openings.measured(), verdict.lane)\n        elif verdict is None:\n            self.ledger.keep(slot)\n        told = self.reclaimer.brought_back(process, now, given=given)\n        if told is not None:\n            self._outbox.tell(process, told)\n",
+        "        if (told := self.reclaimer.brought_back(process, now, given=given)) is not None:\n            self._outbox.tell(process, told)\n        if isinstance(verdict, Waiter):\n            self.waiting.served(process, verdict.ticket)\n            self.ledger.give(slot, verdict.ticket, self.openings.measured(), verdict.lane)\n        elif verdict is None:\n            self.ledger.keep(slot)\n",
+        "        if isinstance(verdict, Waiter):\n            self.waiting.served(process, verdict.ticket)\n            self.ledger.give(slot, verdict.ticket, self.openings.measured(), verdict.lane)\n        elif verdict is None:\n            self.ledger.keep(slot)\n        if (told := self.reclaimer.brought_back(process, now, given=given)) is not None:\n            self._outbox.tell(process, told)\n",
         "what is kept is brought back at once: a round trip for nothing",
     ),
     Bug(

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from tests.planted.bugs import Bug
 
+_EXCHANGE = ("tests/core/test_exchange.py",)
+
 SHARING_BUGS = [
     Bug(
         "the-rich-keep",
@@ -276,9 +278,73 @@ SHARING_BUGS = [
     Bug(
         "contended-by-itself",
         "core/reclaim.py",
-        "            return None if process in self._called else self._at_ease()\n        self._want",
-        "            return None\n        self._want",
+        "return None if given or process in self._called else self._at_ease()",
+        "return None if given or asked is None or process in self._called else self._at_ease()",
         "a process that believes that somebody waits brings its slots back for ever",
+    ),
+    Bug(
+        "gave-all-and-is-not-told",
+        "core/reclaim.py",
+        "            self._gave_all[process] = None  # mostly the next plan asks it again\n",
+        "            pass\n",
+        "a process that has given all that it was asked for brings its slots back for ever",
+    ),
+    # --- a slot goes on in its process -------------------------------------------------------------------
+    Bug(
+        "exchanged-out-of-turn",
+        "core/returns.py",
+        "        first = waiting.first_if_freed(slot.process, lambda key: capacity.breakers.permit(key, now))\n",
+        "        first = waiting.first_for_other_key(slot.process, slot.key)\n",
+        "a process with many identities keeps its slots although another one has none",
+        _EXCHANGE,
+    ),
+    Bug(
+        "exchanged-as-rich-as-before",
+        "core/waiting.py",
+        "(level - 1, *others) < ",
+        "(level, *others) < ",
+        "equals exchange slots where several identities want one",
+        _EXCHANGE,
+    ),
+    Bug(
+        "exchanged-within-bounds",
+        "core/returns.py",
+        "waiting.lanes is not None or capacity.has_inner:",
+        "waiting.lanes is not None:",
+        "an identity has more resources open than `max_per_identity` while one is being closed",
+        _EXCHANGE,
+    ),
+    Bug(
+        "exchanged-above-the-cap",
+        "core/returns.py",
+        "        if capacity.must_give() or (",
+        "        if (",
+        "other pools of a budget get nothing while identities of this one take turns",
+        _EXCHANGE,
+    ),
+    Bug(
+        "exchanged-while-nothing-may-open",
+        "core/returns.py",
+        "        if capacity.awaited or capacity.opens_enough():\n            return None\n",
+        "        if capacity.opens_enough():\n            return None\n",
+        "after a torn journal something is opened before everybody has been heard",
+        _EXCHANGE,
+    ),
+    Bug(
+        "two-records-of-one-slot",
+        "core/ledger.py",
+        "generation, self.budget, old)\n",
+        "generation, self.budget)\n",
+        "the journal keeps a record that nobody erases, and the next server counts a slot too many",
+        _EXCHANGE,
+    ),
+    Bug(
+        "journal-fault-forgets-what-was-returned",
+        "core/ledger.py",
+        "        if old is not None:\n            old.state",
+        "        if False:\n            old.state",
+        "with a full disk a resource lies aside for ever, and more are opened than the cap allows",
+        _EXCHANGE,
     ),
     Bug(
         "openings-of-min-size",

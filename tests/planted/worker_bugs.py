@@ -26,6 +26,38 @@ WORKER_BUGS = [
         "a grant is used that the books were told is not ours: over the cap",
         _INVENTORY,
     ),
+    Bug(
+        "opened-beside-what-is-closed-for-it",
+        "worker/inventory.py",
+        "            if grant.instead_of in self.table:\n",
+        "            if False:\n",
+        "two resources are open in one slot while the first is being closed",
+        _INVENTORY,
+    ),
+    Bug(
+        "successor-disowned",
+        "worker/inventory.py",
+        " or any(e.number == number for e in self.successors.values()):",
+        ":",
+        "the books free a slot whose resource is being closed, and in which another one will be opened",
+        _INVENTORY,
+    ),
+    Bug(
+        "successor-outlives-its-session",
+        "worker/inventory.py",
+        "            successor.local.gone(successor)\n        self.successors.clear()\n",
+        "            successor.local.gone(successor)\n",
+        "something is opened that no server has granted",
+        _INVENTORY,
+    ),
+    Bug(
+        "successor-of-a-hung-close",
+        "worker/inventory.py",
+        "                    self._leaves(entry, Declined(successor.number))\n",
+        '                    self._leaves(entry, Closed(entry.number, "unhealthy"))\n',
+        "the slot of a close that hangs is lost, where another resource was to be opened in it",
+        _INVENTORY,
+    ),
     # --- idle resources and waiting threads --------------------------------------------------------------
     Bug(
         "no-look-at-waiters",

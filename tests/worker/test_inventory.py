@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
@@ -94,6 +95,8 @@ class InventoryMachine(RuleBasedStateMachine):
 
     def pick(self, which: int, *states: str) -> PoolEntry | None:
         found = self.in_state(*states)
+        if "closing" not in states:  # what has a successor is closed by somebody
+            found = [entry for entry in found if entry.number not in self.inventory.successors]
         return found[which % len(found)] if found else None
 
     def flush(self) -> None:
@@ -123,8 +126,9 @@ class InventoryMachine(RuleBasedStateMachine):
     @rule(which=st.integers(0, 99))
     def is_asked_about(self, which: int) -> None:
         number = GrantNumber(which % (self.serial + 3) + 1)
-        assert self.inventory.disown(number) == (number not in self.inventory.table)
-        if number not in self.inventory.table and number > self.serial:
+        held = {*self.inventory.table, *(one.number for one in self.inventory.successors.values())}
+        assert self.inventory.disown(number) == (number not in held)
+        if number not in held and number > self.serial:
             self.serial = number
             late = PoolEntry(self.local, self.inventory, number, "a", 0, 0)
             assert not self.inventory.register(late, grant_of(number), SESSION, self.now)
@@ -179,6 +183,23 @@ class InventoryMachine(RuleBasedStateMachine):
         if expected is not None:
             self.books.slots[number] = "open"
 
+    @rule(which=st.integers(0, 99))
+    def exchange(self, which: int) -> None:
+        """What was brought back is closed for another one, and the books know the slot by the new number from then on."""
+        self.flush()
+        old = self.pick(which, "returned")
+        if old is None:
+            return
+        self.serial += 1
+        grant = msgspec.structs.replace(grant_of(self.serial, "b"), instead_of=old.number)
+        entry = PoolEntry(self.local, self.inventory, grant.number, "b", 0, 0)
+        assert self.inventory.register(entry, grant, SESSION, self.now)
+        assert grant.number not in self.inventory.table, "not before the other one is closed"
+        del self.books.slots[old.number]
+        self.books.slots[grant.number] = "opening"
+        assert self.inventory.take_aside(old.number) is old
+        assert self.inventory.begin_close(old, self.now)
+
     @rule(generation=st.integers(0, 3), key=st.sampled_from(["a", "b", None]), hung=st.booleans())
     def retire(self, generation: int, key: str | None, hung: bool) -> None:
         with self.inventory.lock:
@@ -195,8 +216,9 @@ class InventoryMachine(RuleBasedStateMachine):
 
     @rule(which=st.integers(0, 99))
     def begin_close(self, which: int) -> None:
-        entry = self.pick(which, "open")
-        if entry is not None:
+        found = self.in_state("open")
+        if found:
+            entry = found[which % len(found)]
             assert self.inventory.begin_close(entry, self.now)
             assert not self.inventory.begin_close(entry, self.now), "one closes it"
             assert not self.inventory.kill(entry, entry.lent_at)
@@ -206,7 +228,9 @@ class InventoryMachine(RuleBasedStateMachine):
         entry = self.pick(which, "closing")
         if entry is not None:
             self.uses_of_the_gone += entry.uses
-            self.inventory.closed(entry, "drained")
+            successor = self.inventory.successors.get(entry.number)
+            assert self.inventory.closed(entry, "drained") is successor
+            assert successor is None or self.inventory.table[successor.number] is successor
 
     @rule(which=st.integers(0, 99))
     def its_close_is_interrupted(self, which: int) -> None:
@@ -269,6 +293,9 @@ class InventoryMachine(RuleBasedStateMachine):
         for event in self.inventory.outbox:
             told.hear(event)
         held = {number: entry.state for number, entry in self.inventory.table.items()}
+        for number, successor in self.inventory.successors.items():
+            del held[number]
+            held[successor.number] = successor.state
         assert told.slots.keys() == held.keys()
         assert all(held[number] in (state, "closing") for number, state in told.slots.items())
 
@@ -281,7 +308,8 @@ class InventoryMachine(RuleBasedStateMachine):
         for key in "abc":
             demand = self.local.idle.line.demands.get(key)
             usable = {one.number for one in self.in_state("open", "returned") if one.key == key}
-            coming = {one.number for one in self.in_state("opening") if one.key == key}
+            opening = [*self.in_state("opening"), *self.inventory.successors.values()]
+            coming = {one.number for one in opening if one.key == key}
             reopened = {one.number for one in self.in_state("open", "returned") if one.closing_at}
             if demand is None:
                 assert not (usable - reopened) | coming
@@ -328,6 +356,71 @@ def test_what_ends_is_told_first_so_that_an_interrupt_leaves_it_where_the_audit_
         inventory.closed(entry, "drained")
     assert isinstance(inventory.outbox[-1], Closed)
     assert list(inventory.table) == [entry.number]
+
+
+def an_exchange(inventory: Inventory, local: Any) -> tuple[PoolEntry, PoolEntry]:
+    """A resource that is being closed, and what is opened in its slot then."""
+    old = an_entry(inventory, local)
+    inventory.opened(old, 0.0, NOW, math.inf)
+    inventory.bring_back(old, Returned(old.number, 0.0, exchanges=True))
+    grant = msgspec.structs.replace(grant_of(2, "other"), instead_of=old.number)
+    entry = PoolEntry(local, inventory, grant.number, "other", 0, 0)
+    assert inventory.register(entry, grant, SESSION, NOW)
+    assert inventory.take_aside(old.number) is old
+    assert inventory.begin_close(old, NOW)
+    inventory.outbox.clear()
+    return old, entry
+
+
+def renewed() -> tuple[Any, Inventory]:
+    local, inventory = InProcessManager().pool("p", object)._local, new_inventory()
+    local.renew(inventory)
+    return local, inventory
+
+
+def test_a_successor_is_in_the_table_when_the_other_one_is_closed_and_nothing_is_said() -> None:
+    local, inventory = renewed()
+    old, entry = an_exchange(inventory, local)
+    assert [one.number for one in inventory.held()] == [old.number]
+    assert not inventory.disown(entry.number), "it is as good as held"
+    assert inventory.closed(old, "moved") is entry
+    assert [(one.number, one.state) for one in inventory.held()] == [(entry.number, "opening")]
+    assert not inventory.outbox
+    assert not inventory.successors
+
+
+def test_a_new_session_begins_without_successors() -> None:
+    local, inventory = renewed()
+    old, entry = an_exchange(inventory, local)
+    with inventory.lock:
+        inventory.told_as_a_whole(besides=())
+        assert [one.state for one in inventory.held()] == ["closing"]
+    assert inventory.closed(old, "moved") is None
+    assert list(inventory.outbox) == [Closed(old.number, "moved")]
+    assert entry.number not in inventory.table
+    assert local.idle.line.is_void("other")
+
+
+def test_where_a_close_is_given_up_its_successor_is_declined() -> None:
+    local, inventory = renewed()
+    old, entry = an_exchange(inventory, local)
+    inventory.give_up_closing(old)
+    assert list(inventory.outbox) == [Declined(entry.number)], "the books know this number alone"
+    assert not inventory.table
+    assert local.idle.line.is_void("other")
+    assert inventory.closed(old, "moved") is None
+
+
+def test_an_interrupt_between_the_two_leaves_one_too_many_for_the_audit() -> None:
+    local, inventory = renewed()
+    old, entry = an_exchange(inventory, local)
+    table, inventory.table = inventory.table, _Interrupting(inventory.table)
+    with pytest.raises(KeyboardInterrupt):
+        inventory.closed(old, "moved")
+    inventory.table = {**table, **inventory.table}
+    assert set(inventory.table) == {old.number, entry.number}
+    assert inventory.closed(old, "moved") is entry
+    assert set(inventory.table) == {entry.number}
 
 
 def test_what_is_brought_back_is_told_first() -> None:

@@ -53,6 +53,12 @@ class Rules:
         self.late_grants_are_declined = True
         # Rule 3: a process that lost a session attaches again although it has nothing, for the journal may count more.
         self.unheard_attach = True
+        # Two numbers of one slot: the second resource is opened when the first is closed.
+        self.successors_open_late = True
+        # What waits for that close is void with its session.
+        self.successors_end_with_session = True
+        # It is not disowned meanwhile.
+        self.successors_are_held = True
         # Hazard 7: the end of an errand channel is not the death of its process.
         self.end_of_errands_is_no_death = True
         # Hazard 1: a forked child has nothing of its parent's.
@@ -75,6 +81,8 @@ class Entry:
         self.state: HeldState = "opening"
         self.idle_since = 0.0
         self.reason: Any = "discarded"
+        # While it is closed for it: what is opened in the same slot then.
+        self.successor: Grant | None = None
         # The server knows that this one is idle: it answered Keep, or wanted fewer than there were.
         self.spared = False
 

@@ -45,6 +45,7 @@ class Journal:
 
     def write(self, decision: Any) -> None:
         if isinstance(decision, Record):
+            self.slots.pop(decision.instead_of, None)
             self.slots[decision.number] = decision
         elif isinstance(decision, Erase):
             if self.slots.pop(decision.number, None) is None:

@@ -72,6 +72,8 @@ class Worker:
         self.now = 0.0
         self.alive = True
         self.stopped = False
+        # Every other process does not know how: it opens in its caller, or is of an older release.
+        self.exchanges = process.pid % 2 == 0
         # Whether it attaches although it needs nothing: at the beginning, and after a session was lost.
         self.unheard = True
         # The server has it on file (members.py).
@@ -242,7 +244,10 @@ class Worker:
 
     def finish_close(self, number: GrantNumber) -> None:
         entry = self.table.pop(number)
-        self.tell(Closed(number, entry.reason))
+        if entry.successor is None:
+            self.tell(Closed(number, entry.reason))
+        else:
+            self._use_fresh(entry.successor)
 
     # --- the errand thread ---------------------------------------------------------------------------------
 
@@ -252,6 +257,9 @@ class Worker:
         self.attached = self.unheard = False
         self.voided.clear()
         self.sweeping = None
+        if self.rules.successors_end_with_session:
+            for entry in self.table.values():
+                entry.successor = None
         held = [
             Held(POOL, e.key, e.number, e.state, e.generation, e.opened_before)
             for e in self.table.values()
@@ -346,24 +354,47 @@ class Worker:
                 raise Violation(
                     f"{grant} hands out a resource of key {self.table[grant.number].key!r}"
                 )
-        elif grant.number not in self.voided:
-            self._enter(grant)
+        elif grant.number in self.voided:
+            return
+        elif grant.instead_of:
+            self._exchange(grant)
+            return
         else:
+            self._use_fresh(grant)
             return
         waiter = self._waiter_for(grant)
         if waiter is not None:
             self._give(waiter, grant.number)
-        elif grant.fresh and self.rules.late_grants_are_declined:
-            del self.table[grant.number]
-            self.tell(Declined(grant.number))
-        elif grant.fresh:
-            del self.table[grant.number]  # forgotten without a word
         else:
             self._shelve(grant.number)
             self.attend(grant.key, self.contended)
 
+    def _exchange(self, grant: Grant) -> None:
+        """One resource is closed, and another one opened in its slot then."""
+        if not self._take_aside(grant.instead_of):
+            raise Violation(f"{grant} ends what was not brought back")
+        self._begin_close(self.table[grant.instead_of], "moved")
+        if self.rules.successors_open_late:
+            self.table[grant.instead_of].successor = grant
+        else:
+            self._use_fresh(grant)
+
+    def _use_fresh(self, grant: Grant) -> None:
+        self._enter(grant)
+        waiter = self._waiter_for(grant)
+        if waiter is not None:
+            self._give(waiter, grant.number)
+        elif self.rules.late_grants_are_declined:
+            del self.table[grant.number]
+            self.tell(Declined(grant.number))
+        else:
+            del self.table[grant.number]  # forgotten without a word
+
     def _asked(self, number: GrantNumber) -> None:
         mine = number in self.table if self.rules.asks_by_number else bool(self.table)
+        if self.rules.successors_are_held:
+            successors = [entry.successor for entry in self.table.values()]
+            mine = mine or any(one is not None and one.number == number for one in successors)
         if not mine:
             self.voided.add(number)
             self.tell(NotMine(number))
@@ -415,7 +446,7 @@ class Worker:
             self.shelf.remove(number)
         self.side.append(number)
         self.table[number].state = "returned"
-        self.tell(Returned(number, idle_s))
+        self.tell(Returned(number, idle_s, self.exchanges))
 
     def _take_aside(self, number: GrantNumber) -> bool:
         if number not in self.side:

@@ -339,7 +339,7 @@ class World:
         channels += [w.errand for w in self.living() if w.errand is not None]
         on_the_way = [m for channel in channels for m in channel.to_process]
         on_the_way += [t.grant for w in self.living() for t in w.threads if t.grant is not None]
-        return held + sum(isinstance(message, Grant) and message.fresh for message in on_the_way)
+        return held + sum(isinstance(m, Grant) and m.fresh and not m.instead_of for m in on_the_way)
 
     def _check_holders(self) -> None:
         holders = Counter(number for worker in self.living() for number in worker.table)
