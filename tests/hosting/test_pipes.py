@@ -31,7 +31,7 @@ class Echo:
         self.heard: list[bytes] = []
         self.parts = 1
         self.is_over = False
-        self.thread = threading.Thread(target=self._serve)
+        self.thread = threading.Thread(target=self._serve, daemon=True)
         self.thread.start()
         self.stream = Stream(ours, "p", 0)
         self.stream.greet(1.0, monotonic() + PATIENCE)
