@@ -163,7 +163,8 @@ class TaskWorker(Worker):
         began, stopped = monotonic(), self.process.stopped_so_far()
         await asyncio.wait([use])
         waited = monotonic() - began - (self.process.stopped_so_far() - stopped)
-        if waited > GRACE_S:
+        # It gives back what it has, which may be closed, or checked.
+        if waited > GRACE_S + 2 * (settings.close + settings.check):
             self.world.trouble(
                 f"a task of {self.process} ends {waited:.3f} s after it was cancelled"
             )
