@@ -350,9 +350,12 @@ def _pids_of_hosts(pool: Any) -> list[int]:
 
 
 def _cpu_micros(pid: int) -> float:
-    """What all threads of a process have spent on the CPU."""
-    tasks = Path(f"/proc/{pid}/task").iterdir()
-    return sum(int((task / "schedstat").read_text().split()[0]) for task in tasks) / 1000
+    """What all threads of a process have spent on the CPU. One that ends meanwhile is left out."""
+    spent = 0
+    for task in Path(f"/proc/{pid}/task").iterdir():
+        with contextlib.suppress(OSError):
+            spent += int((task / "schedstat").read_text().split()[0])
+    return spent / 1000
 
 
 # --- how rows are encoded ---------------------------------------------------------------------------------------

@@ -228,8 +228,8 @@ BUGS = [
     Bug(
         "refused-at-once-although-closed",
         "core/pool.py",
-        "if self.generations.closed or self.breakers or self.waiting.by_name:",
-        "if self.breakers or self.waiting.by_name:",
+        "if is_known or self.generations.closed or self.breakers or self.waiting.by_name:",
+        "if is_known or self.breakers or self.waiting.by_name:",
         "who asks a closed pool again and again is told that it is full, and goes on",
     ),
     Bug(

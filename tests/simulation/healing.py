@@ -102,9 +102,10 @@ class Healing:
         # Who has the newest declaration: no newer one says anything else of the bounds.
         newest = self.world.start_worker()
         self._demand("a worker does not start", lambda: bool(newest.told))
+        database = self.world.database
+        database.most = max(database.most, self.size)  # from when the books hear of it
         self._in_worker(newest, resize, "resize")
         if self._demand("the pool cannot be resized", lambda: bool(done)):
-            database = self.world.database
             if self._demand("too many are open", lambda: len(database.sessions) <= self.size):
                 database.most = self.size
                 self._another_server_and_worker()

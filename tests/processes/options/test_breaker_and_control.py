@@ -156,10 +156,10 @@ def test_the_pool_starts_although_the_database_is_down_and_heals_by_itself(
     scene.switch("down")
     pool = declare(min_size=2)
     with pytest.raises(CheckoutTimeout):
-        pool.wait_ready(0.1)
+        pool.wait_ready(2.0)
     wait_until(lambda: scene.count("refused") > 2, "it to be tried though nobody asks")
     with pytest.raises(CheckoutTimeout, match="the database is down"):
-        pool.wait_ready(0.1)
+        pool.wait_ready(2.0)
     scene.switch("down", on=False)
     wait_until(lambda: pool.stats()["idle"] == 2, "min_size to be open, though nobody asks")
 
