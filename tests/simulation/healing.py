@@ -105,10 +105,11 @@ class Healing:
         database = self.world.database
         database.most = max(database.most, self.size)  # from when the books hear of it
         self._in_worker(newest, resize, "resize")
-        if self._demand("the pool cannot be resized", lambda: bool(done)):
-            if self._demand("too many are open", lambda: len(database.sessions) <= self.size):
-                database.most = self.size
-                self._another_server_and_worker()
+        if self._demand("the pool cannot be resized", lambda: bool(done)) and self._demand(
+            "too many are open", lambda: len(database.sessions) <= self.size
+        ):
+            database.most = self.size
+            self._another_server_and_worker()
 
     def _another_server_and_worker(self) -> None:
         """Neither the next server nor a worker that is born now undoes a resize."""
