@@ -163,9 +163,8 @@ class Home:
                 close_soon(entry, "discarded")
         retire(self.local, self.entries())
         for entry in self.entries():
-            if (
-                entry.state == "open"
-            ):  # a task has it that is never run: it was giving it back, or checked it
+            if entry.state == "open":
+                # A task has it that is never run again: it was giving it back, or checking it.
                 close_soon(entry, "discarded")
 
 

@@ -49,7 +49,7 @@ def describe(error: Exception, said: Any = None) -> Failure:
     """
     text = f"{type(error).__name__}: {redacted(str(error))}"
     if isinstance(error, json.JSONDecodeError):
-        text += " (the identity endpoint answered something other than JSON, so there is no token)"
+        text += " (the identity endpoint answered something other than JSON)"
     if isinstance(error, OnlyHere) or wants_sign_in(error):
         return Failure(text, 0.0)  # in another process somebody may have signed in
     if isinstance(error, TokenUnavailable):

@@ -1,9 +1,9 @@
 """What is small travels through two pipes beside the socket of a stream: a round trip takes two thirds of the time.
 
-A socket of the kernel allocates and accounts a buffer for each message, and wakes whoever waits at the other end once more when
+A socket of the kernel allocates and accounts a buffer for each message, and wakes the other end once more when
 it was read. A pipe does neither. Requests and answers of up to a page go through pipes, and the first bytes of longer
-ones, which say that the rest is on the socket. So nothing that is written to a pipe waits for its reader: whoever waits does
-that on the socket, where the end of the other side is noticed.
+ones, which say that the rest is on the socket. So nothing that is written to a pipe waits for its reader. All waiting is done
+on the socket, where the end of the other side is noticed.
 
 The socket is also what says who is at the other end, and whether it is still there.
 """
@@ -69,7 +69,7 @@ class HostPipes:
         self._requests, self._their_requests = FileIO(reading, "r"), FileIO(writing, "w")
         reading, writing = os.pipe()
         self._their_answers, self._answers = FileIO(reading, "r"), FileIO(writing, "w")
-        # Opened anew: a copy of the descriptor would share its flags with the worker's.
+        # Opened a second time: a copy of the descriptor would share its flags with the worker's.
         path = f"/proc/self/fd/{self._requests.fileno()}"
         self._bell = FileIO(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC), "w")
         self.write, self.read = self._answers.write, self._requests.read
@@ -85,7 +85,7 @@ class HostPipes:
         self._their_answers.close()
 
     def ring(self, data: bytes) -> None:
-        """Have whoever waits for a request read this; from any thread."""
+        """Wake the thread that waits for a request, which reads this; from any thread."""
         with contextlib.suppress(OSError, ValueError):  # full, so nobody waits; closed
             self._bell.write(data)
 

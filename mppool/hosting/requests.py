@@ -102,7 +102,7 @@ class Requests:
             raise Gone
 
     def end(self) -> None:
-        """Nobody is there any more: whoever waits for a request, or for the worker to read, does not any longer."""
+        """The worker has gone: no thread waits any longer for a request, or for the worker to read."""
         self.is_over = True
         # A forked child may have copies of the descriptors, so that nobody sees an end of file.
         with contextlib.suppress(OSError):

@@ -40,7 +40,7 @@ def _why_not() -> str | None:
     if os.environ.get(PYTHON_VARIABLE):
         return None
     if is_frozen():
-        return f"it is a frozen program, and {sys.executable or 'its file'} is not a Python interpreter"
+        return f"it is a frozen program, so {sys.executable or 'its file'} need not be a Python interpreter"
     if not sys.executable:
         return "sys.executable is empty, so it is not known where there is a Python interpreter"
     names = (os.path.basename(sys.executable), os.path.basename(os.path.realpath(sys.executable)))

@@ -163,6 +163,7 @@ def test_who_waits_for_a_request_ends_although_others_have_copies(where: str) ->
     if where == "socket":
         stream._write(frames.REQUEST.pack(5000 | frames.BIG, 9))  # and nothing follows
     echo.end()
+    assert not echo.thread.is_alive()
     for copy in copies:
         os.close(copy)
 
@@ -176,6 +177,7 @@ def test_who_waits_for_a_worker_to_read_ends(parts: int, size: int) -> None:
     stream._send(b"x" * size)
     wait_until(lambda: echo.heard, "the request")
     echo.end()
+    assert not echo.thread.is_alive()
 
 
 def test_an_end_before_the_pipes_are_there_is_an_end() -> None:

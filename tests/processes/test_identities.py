@@ -265,8 +265,8 @@ def test_a_failing_close_is_logged_and_the_identity_is_gone(
 
     pool = manager.pool("p", Failing(), max_size=4, max_idle=0.1)
     use(pool, identity="alice")
-    wait_until(lambda: "closing failed" in caplog.text, "the log line")
     wait_until(lambda: figures(pool) == (0, 1), "the idle identity to be evicted")
+    assert wait_until(lambda: "closing failed" in caplog.text, "the log line")
     pool.close()
 
 

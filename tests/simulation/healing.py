@@ -22,9 +22,8 @@ class Healing:
         settings = world.settings
         self.size: int = settings.options["max_size"]
         self.is_resized = bool({"resize", "redeploy"} & set(settings.kinds))
-        if (
-            self.is_resized
-        ):  # to something else than what was declared, so that a resize that does not hold is seen
+        if self.is_resized:
+            # To something else than what was declared, so that a resize that does not hold is seen.
             self.size = max(1 + settings.seed % 6, settings.options.get("min_size", 1))
 
     def run(self) -> None:
