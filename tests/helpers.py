@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pickle
+import random
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -37,6 +40,19 @@ def wait_until(
         if time.monotonic() > deadline:
             pytest.fail(f"not within {timeout} s: {what}")
         time.sleep(interval)
+
+
+def free_port() -> int:
+    """A port on which nobody listens just now.
+
+    The kernel gives none of these to outgoing connections: it could give away what it had named as free.
+    """
+    candidates = random.SystemRandom()
+    while True:
+        port = candidates.randrange(20_000, 32_768)
+        with contextlib.suppress(OSError), socket.socket() as probe:
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def component_is_missing(reason: str) -> NoReturn:

@@ -11,8 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from tests.helpers import wait_until
-from tests.integrations.webserver import free_port
+from tests.helpers import free_port, wait_until
 from tests.secrecy import MARK
 
 PASSWORD = f"{MARK}mariadb"

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import pwd
 import shutil
-import socket
 import subprocess
 import tempfile
 from collections.abc import Iterator, Sequence
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from mppool.odbc import driver_manager
+from tests.helpers import free_port
 
 DRIVER = "PostgreSQL Unicode"
 
@@ -101,7 +101,7 @@ class PostgresqlServer(Postgresql):
     def start(self, port: int | None = None) -> None:
         """Start on a free port, or on that one, and wait until it answers."""
         for attempt in range(5):
-            self.port = port or _free_port()
+            self.port = port or free_port()
             options = (
                 f"-p {self.port} -c listen_addresses=127.0.0.1 -c unix_socket_directories='' "
                 "-c fsync=off -c max_connections=400"
@@ -235,10 +235,3 @@ def _has_user(name: str) -> bool:
     except KeyError:
         return False
     return True
-
-
-def _free_port() -> int:
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port: int = probe.getsockname()[1]
-        return port

@@ -19,9 +19,9 @@ import pytest
 from mppool import PoolManager
 from mppool.asyncpg import AsyncpgRecipe
 from tests.aio.things import take_all
-from tests.helpers import ROOT, is_alive, wait_until
+from tests.helpers import ROOT, free_port, is_alive, wait_until
 from tests.integrations.postgresql import Database
-from tests.integrations.webserver import Load, WebServer, children_of, free_port
+from tests.integrations.webserver import Load, WebServer, children_of
 
 CAP = 8
 

@@ -13,10 +13,10 @@ from typing import Any
 import pytest
 
 from mppool import PoolManager
-from tests.helpers import ROOT, run_python, wait_until
+from tests.helpers import ROOT, free_port, run_python, wait_until
 from tests.integrations.postgresql import Database
 from tests.integrations.test_sqlalchemy_pages import counted
-from tests.integrations.webserver import Load, WebServer, control_socket, free_port
+from tests.integrations.webserver import Load, WebServer, control_socket
 from tests.secrecy import MARK
 from tests.tds.double import TdsDouble
 

@@ -12,11 +12,11 @@ from typing import Any
 import pytest
 
 from mppool import PoolManager
-from tests.helpers import ROOT
+from tests.helpers import ROOT, free_port
 from tests.integrations.postgresql import Database
 from tests.integrations.test_django import say, settings_of
 from tests.integrations.test_sqlalchemy_pages import counted
-from tests.integrations.webserver import Load, WebServer, free_port
+from tests.integrations.webserver import Load, WebServer
 
 SETTINGS = """
 SECRET_KEY = "x"

@@ -22,8 +22,7 @@ import pytest
 
 from mppool import InProcessManager, OpenFailed, Pool, PoolManager
 from mppool.integrations import asgi, wsgi
-from tests.helpers import ROOT, run_python, wait_until
-from tests.integrations.webserver import free_port
+from tests.helpers import ROOT, free_port, run_python, wait_until
 
 
 class Database:

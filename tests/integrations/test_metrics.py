@@ -20,8 +20,7 @@ from typing import Any
 import pytest
 
 from mppool import InProcessManager, Pool, PoolManager
-from tests.helpers import ROOT, Fork, component_is_missing, run_python, wait_until
-from tests.integrations.webserver import free_port
+from tests.helpers import ROOT, Fork, component_is_missing, free_port, run_python, wait_until
 
 prometheus_client = pytest.importorskip("prometheus_client")
 pytest.importorskip("opentelemetry.exporter.otlp.proto.http")

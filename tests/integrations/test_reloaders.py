@@ -15,8 +15,8 @@ from typing import Any, NamedTuple
 import pytest
 
 from mppool import PoolManager
-from tests.helpers import ROOT, is_alive, wait_until
-from tests.integrations.webserver import WebServer, children_of, free_port, session_of
+from tests.helpers import ROOT, free_port, is_alive, wait_until
+from tests.integrations.webserver import WebServer, children_of, session_of
 from tests.integrations.witness import Witness
 
 CAP = 2

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.helpers import ROOT
-from tests.integrations.webserver import WebServer, control_socket, free_port
+from tests.helpers import ROOT, free_port
+from tests.integrations.webserver import WebServer, control_socket
 
 EXAMPLES = ROOT / "examples"
 

@@ -19,10 +19,10 @@ from sqlalchemy.ext.asyncio import AsyncEngine, create_async_engine
 
 from mppool import ConfigurationError, PoolManager
 from mppool.integrations.sqlalchemy import shared_async_pool
-from tests.helpers import ROOT, wait_until
+from tests.helpers import ROOT, free_port, wait_until
 from tests.integrations.postgresql import Database
 from tests.integrations.test_async_server import counted
-from tests.integrations.webserver import Load, WebServer, free_port
+from tests.integrations.webserver import Load, WebServer
 
 Make = Callable[..., AsyncEngine]
 

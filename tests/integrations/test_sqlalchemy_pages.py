@@ -17,9 +17,9 @@ from pathlib import Path
 import pytest
 
 from mppool import PoolManager
-from tests.helpers import ROOT, component_is_missing, wait_until
+from tests.helpers import ROOT, component_is_missing, free_port, wait_until
 from tests.integrations.postgresql import Database
-from tests.integrations.webserver import Load, WebServer, control_socket, free_port
+from tests.integrations.webserver import Load, WebServer, control_socket
 
 CAP = 5
 

@@ -179,13 +179,6 @@ class Load:
         )
 
 
-def free_port() -> int:
-    """A port on which nobody listens just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
 def children_of(pid: int) -> list[int]:
     """Its living children (zombies are none)."""
     found: list[int] = []

@@ -10,7 +10,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
-from tests.helpers import component_is_missing, wait_until
+from tests.helpers import component_is_missing, free_port, wait_until
 
 PROGRAMS = ("redis-server", "valkey-server")
 
@@ -33,9 +33,7 @@ class RedisServer:
         self._rules: tuple[str, ...] = ()
         if rules is not None:
             self._rules, self._arguments = (str(rules),), ("--sentinel",)
-        with socket.socket() as sock:
-            sock.bind(("127.0.0.1", 0))
-            self.port: int = sock.getsockname()[1]
+        self.port = free_port()
         self._process: subprocess.Popen[bytes] | None = None
         try:
             self.start()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import queue
-import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from mppool.machines.address import AddressError, parsed, secrets_in
 from mppool.machines.calling import Caller, key_of
 from mppool.machines.needs import PoolSaid, Said, Told
 from mppool.machines.settings import Settings
-from tests.helpers import PATIENCE, wait_until
+from tests.helpers import PATIENCE, free_port, wait_until
 from tests.machines.redis_server import RedisServer
 
 Servers = Callable[..., RedisServer]
@@ -116,13 +115,6 @@ def servers(tmp_path: Path) -> Iterator[Servers]:
     yield one
     for each in all_of_them:
         each.kill()
-
-
-def free_port() -> int:
-    with socket.socket() as sock:
-        sock.bind(("127.0.0.1", 0))
-        port: int = sock.getsockname()[1]
-        return port
 
 
 def test_over_tls_with_an_authority_of_ones_own(
