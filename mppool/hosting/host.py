@@ -13,6 +13,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool.hosting.keeping import KEPT_S, Kept, may_be_kept
+from mppool.hosting.pipes import Turns
 from mppool.hosting.session import Session
 from mppool.logs import Log
 from mppool.rendezvous.liveness import peer_of
@@ -69,6 +70,7 @@ class Host:
         if may_be_kept(pool._local.recipe, pool.options):
             self._kept = Kept(call_in_all=self._call_in, call_in_one=lambda: self._call_in(most=1))
             pool._local.idle.on_contended = self._kept.contended
+        self._turns = Turns()
         self._looks_for_kept = False
         self._pins = pool._local.pins = Pins()
         self._lock = threading.Lock()
@@ -204,6 +206,7 @@ class Host:
             is_leaving=lambda: self._leaving,
             kept=self._kept,
             pins=self._pins,
+            turns=self._turns,
         )
         self._had_workers = True
         with self._lock:

@@ -12,12 +12,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import select
 from io import FileIO
-from typing import TYPE_CHECKING
+from time import monotonic
+from typing import TYPE_CHECKING, final
+
+from mppool.process.alertness import Alertness
 
 if TYPE_CHECKING:
     import socket
+    from collections.abc import Callable
 
+BRISK_S = 0.001
+"""A sleep is short that ends so soon. Where one is followed by the other, the next wait begins awake (see Alertness),"""
+AWAKE_S = 0.0001
+"""and ends after so long: a small statement has been served by then."""
 SMALLEST_PIPE = 4096
 """What any pipe takes at once, as a whole, if it is empty."""
 
@@ -40,13 +49,69 @@ def from_socket(connection: socket.socket, length: int, begun: bytes = b"") -> m
     return view
 
 
+@final
+class Turns:
+    """Whose wait was the last one, of the threads that share an interpreter: where two wait in turns, none does so awake.
+
+    They would take the interpreter from each other, and from the one that has something to do.
+    """
+
+    __slots__ = ("alertness", "last")
+
+    def __init__(self) -> None:
+        self.alertness = Alertness()
+        self.last: object = None
+
+
+@final
+class AwakeReader:
+    """Reads a pipe. Waits for it awake, for a moment, where that has paid; others may have our CPU meanwhile."""
+
+    __slots__ = ("_alertness", "_own", "_poll", "_sleep", "_turns")
+
+    def __init__(self, pipe: FileIO, turns: Turns) -> None:
+        self._sleep = pipe.read
+        poll = select.poll()
+        poll.register(pipe, select.POLLIN)
+        self._poll = poll.poll
+        self._turns, self._alertness, self._own = turns, turns.alertness, object()
+
+    def read(self, size: int) -> bytes:
+        """What has come, so many bytes at most; b"" at its end. Raises OSError, and ValueError where it was closed."""
+        turns, alertness = self._turns, self._alertness
+        if alertness.is_awake and turns.last is self._own:
+            if self._comes_soon():
+                alertness.has_paid()
+            else:
+                alertness.was_in_vain()
+            return self._sleep(size)
+        brisk_until = monotonic() + BRISK_S
+        data = self._sleep(size)
+        alertness.has_slept(briefly=turns.last is self._own and monotonic() < brisk_until)
+        turns.last = self._own
+        return data
+
+    def _comes_soon(self) -> bool:
+        poll, until = self._poll, monotonic() + AWAKE_S
+        while not poll(0):
+            if monotonic() >= until:
+                return False
+            os.sched_yield()
+        return True
+
+
+def reader_of(pipe: FileIO, turns: Turns) -> Callable[[int], bytes]:
+    """What reads the pipe. With a single CPU nothing could come while we are awake."""
+    return AwakeReader(pipe, turns).read if len(os.sched_getaffinity(0)) > 1 else pipe.read
+
+
 class WorkerPipes:
     """The ends of a worker. Closing them is safe at any instruction."""
 
-    def __init__(self, requests: int, answers: int) -> None:
-        """Descriptors, which belong to this from now on."""
+    def __init__(self, requests: int, answers: int, turns: Turns) -> None:
+        """Descriptors, which belong to this from now on. turns: of all streams of the process."""
         self._requests, self._answers = FileIO(requests, "w"), FileIO(answers, "r")
-        self.write, self.read = self._requests.write, self._answers.read
+        self.write, self.read = self._requests.write, reader_of(self._answers, turns)
 
     def fileno(self) -> int:
         """Where answers come."""
@@ -64,7 +129,8 @@ class HostPipes:
     _bell: writes requests too, for the thread that finds out that the worker has gone. It never waits.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, turns: Turns) -> None:
+        """turns: of all streams of the host."""
         reading, writing = os.pipe()
         self._requests, self._their_requests = FileIO(reading, "r"), FileIO(writing, "w")
         reading, writing = os.pipe()
@@ -72,7 +138,7 @@ class HostPipes:
         # Opened a second time: a copy of the descriptor would share its flags with the worker's.
         path = f"/proc/self/fd/{self._requests.fileno()}"
         self._bell = FileIO(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC), "w")
-        self.write, self.read = self._answers.write, self._requests.read
+        self.write, self.read = self._answers.write, reader_of(self._requests, turns)
 
     @property
     def theirs(self) -> list[int]:

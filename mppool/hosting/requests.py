@@ -7,7 +7,7 @@ import socket
 from typing import Any
 
 from mppool.hosting import frames
-from mppool.hosting.pipes import HostPipes, from_socket
+from mppool.hosting.pipes import HostPipes, Turns, from_socket
 
 _READ_BYTES, _SMALL, _BIG = frames.READ_BYTES, frames.SMALL, frames.BIG
 _HEAD, _REST = frames.REQUEST.size, frames.REST_OF_ANSWER
@@ -26,8 +26,9 @@ class Requests:
     come of the next one.
     """
 
-    def __init__(self, connection: socket.socket) -> None:
-        self._connection = connection
+    def __init__(self, connection: socket.socket, turns: Turns) -> None:
+        """turns: of all streams of the host."""
+        self._connection, self._turns = connection, turns
         self._pipes: HostPipes | None = None
         self._read: Any = connection.recv
         self._write: Any = connection.sendall
@@ -81,7 +82,7 @@ class Requests:
 
     def send_first(self, kind: int, body: bytes, more: list[int], *, has_pipes: bool) -> None:
         """The first answer, with the worker's ends of pipes, where there are any, and more descriptors. Raises Gone."""
-        pipes = HostPipes() if has_pipes else None
+        pipes = HostPipes(self._turns) if has_pipes else None
         descriptors = more if pipes is None else [*pipes.theirs, *more]
         data = _answer(_REST + len(body), self._number, kind) + body
         try:

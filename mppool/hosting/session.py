@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
     from mppool.hosting.keeping import Kept
+    from mppool.hosting.pipes import Turns
     from mppool.stats.pins import Pins
     from mppool.worker.pool import Pool
 
@@ -65,13 +66,14 @@ class Session:
         session_of: Callable[[int], Session | None],
         kept: Kept | None,
         pins: Pins,
+        turns: Turns,
     ) -> None:
         """watch: has its process watched. leave: told that a worker asks the host to leave. session_of: by its number.
         tell_of_kept: called when a lease is kept. is_leaving: whether the host lends nothing any more. kept: what the host keeps for its workers; None: nothing.
-        pins: what ties leases of the host to their sessions.
+        pins: what ties leases of the host to their sessions. turns: of all streams of the host.
         """
         self.connection = connection
-        self._requests = Requests(connection)
+        self._requests = Requests(connection, turns)
         self._read, self._send = self._requests.read, self._requests.send
         self.number = number
         self.process: ProcessId | None = None

@@ -20,7 +20,7 @@ from mppool.errors import CheckoutTimeout, PoolError, ProtocolError
 from mppool.hosting import frames
 from mppool.hosting.answers import raise_error, token_of
 from mppool.hosting.keeping import KEPT_S, Flag, Right
-from mppool.hosting.pipes import WorkerPipes, from_socket, takes_pipes
+from mppool.hosting.pipes import Turns, WorkerPipes, from_socket, takes_pipes
 from mppool.hosting.values import encode
 from mppool.ids import is_stopped, own_process
 from mppool.process.fork import own_mark
@@ -41,6 +41,8 @@ _decode = msgspec.msgpack.Decoder().decode
 _HEAD = frames.ANSWER.size
 _READ_BYTES, _SMALL, _BIG = frames.READ_BYTES, frames.SMALL, frames.BIG
 _request, _answer = frames.REQUEST.pack, frames.ANSWER.unpack_from
+_TURNS = Turns()
+"""Of all streams of this process."""
 
 
 class HostGone(Exception):
@@ -97,7 +99,7 @@ class Stream:
             self._wait_for_answer(deadline, GREETING_S)
             self._left, descriptors = self._first_words()
             if has_pipes and len(descriptors) >= 2:
-                self._pipes = pipes = WorkerPipes(*descriptors[:2])
+                self._pipes = pipes = WorkerPipes(descriptors[0], descriptors[1], _TURNS)
                 self._write, self._read = pipes.write, pipes.read
                 self._poll = None  # it waits at the socket
                 del descriptors[:2]

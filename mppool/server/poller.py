@@ -12,17 +12,16 @@ from collections import deque
 from time import monotonic
 from typing import Generic, TypeVar
 
+from mppool.process.alertness import Alertness
+
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
 EVENTS_AT_ONCE = 256
 
-BRISK, BRISK_S = 8, 0.001
-"""Where the same peers have ended so many sleeps in a row so soon, the server waits for them awake the next time,"""
+BRISK_S = 0.001
+"""Where the same peers end one sleep after the other so soon, the server waits for them awake the next time (see Alertness),"""
 AWAKE_S = 0.0002
-"""for so long: a process that is woken on an idle CPU has asked again by then. If none comes, the server sleeps
-again, and the counting starts again;"""
-MOST_BRISK = 1024
-"""with twice as many as before, up to so many. So those that ask at another pace cost next to nothing."""
+"""for so long: a process that is woken on an idle CPU has asked again by then."""
 FEW = 2
 """More peers than this are not waited for awake: where three or more ask again and again, one of them mostly has asked
 before the server is ready for the next."""
@@ -36,15 +35,14 @@ class Poller(Generic[H]):
     A process that asks one question after the other would have us woken for each, on another CPU; that takes
     longer than the whole exchange. So such a one, or two, are waited for awake for a moment, while others may have our CPU.
 
-    _few: the peers that ended the last sleeps; _brisk: how many in a row these have ended almost at once; _enough: how many
-    it takes for the next to be waited for awake. is_awake: whether it will be.
+    _few: the peers that ended the last sleeps. _alertness: counts those that these have ended almost at once.
     """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._concerned: dict[int, H] = {}
         self._few: deque[H] = deque(maxlen=FEW)
-        self._brisk, self._enough, self.is_awake = 0, BRISK, False
+        self._alertness = Alertness()
         self._has_one_cpu = len(os.sched_getaffinity(0)) == 1  # nobody could ask while we are awake
 
     def register(self, descriptor: int, concerned: H) -> None:
@@ -61,6 +59,11 @@ class Poller(Generic[H]):
         if self._concerned.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
 
+    @property
+    def is_awake(self) -> bool:
+        """Whether the next wait begins awake."""
+        return self._alertness.is_awake
+
     def at_once(self) -> list[tuple[H, int]]:
         """The parts that are concerned, and the events, without sleeping.
 
@@ -76,9 +79,7 @@ class Poller(Generic[H]):
             return ready
         brisk_until = monotonic() + BRISK_S
         ready = self._ready(timeout)
-        is_brisk = self._are_known(ready) and monotonic() < brisk_until
-        self._brisk = self._brisk + 1 if is_brisk else 0
-        self.is_awake = self._brisk >= self._enough
+        self._alertness.has_slept(briefly=self._are_known(ready) and monotonic() < brisk_until)
         return ready
 
     def close(self) -> None:
@@ -101,12 +102,12 @@ class Poller(Generic[H]):
         while not ready and monotonic() < until:
             os.sched_yield()
             ready = self._ready(0.0)
-        if self._are_known(ready):
-            self._enough = BRISK
+        if not ready:
+            self._alertness.was_in_vain()
+        elif self._are_known(ready):
+            self._alertness.has_paid()
         else:
-            self._brisk, self.is_awake = 0, False
-            if not ready:
-                self._enough = min(2 * self._enough, MOST_BRISK)
+            self._alertness.begin_again()
         return ready
 
     def _are_known(self, ready: list[tuple[H, int]]) -> bool:

@@ -6,6 +6,7 @@ import os
 import socket
 import threading
 from collections.abc import Iterator
+from io import FileIO
 from pathlib import Path
 from time import monotonic
 from typing import Any
@@ -14,10 +15,12 @@ import pytest
 
 from mppool.errors import ProtocolError
 from mppool.hosting import frames
-from mppool.hosting.pipes import SMALLEST_PIPE, HostPipes, takes_pipes
+from mppool.hosting import pipes as module
+from mppool.hosting.pipes import SMALLEST_PIPE, HostPipes, Turns, reader_of, takes_pipes
 from mppool.hosting.requests import Gone, Requests
 from mppool.hosting.streams import HostGone, Stream
 from mppool.hosting.values import encode
+from mppool.process.alertness import BRISK
 from tests.helpers import PATIENCE, wait_until
 
 
@@ -27,7 +30,7 @@ class Echo:
     def __init__(self, *, has_pipes: bool = True) -> None:
         self.has_pipes = has_pipes
         ours, theirs = socket.socketpair()
-        self.requests = Requests(theirs)
+        self.requests = Requests(theirs, Turns())
         self.heard: list[bytes] = []
         self.parts = 1
         self.is_over = False
@@ -182,7 +185,7 @@ def test_who_waits_for_a_worker_to_read_ends(parts: int, size: int) -> None:
 
 def test_an_end_before_the_pipes_are_there_is_an_end() -> None:
     ours, theirs = socket.socketpair()
-    requests = Requests(theirs)
+    requests = Requests(theirs, Turns())
     requests.end()
     with pytest.raises(Gone):
         requests.send_first(frames.VALUE, b"", [], has_pipes=True)
@@ -192,7 +195,7 @@ def test_an_end_before_the_pipes_are_there_is_an_end() -> None:
 
 def test_an_end_while_the_pipes_are_made_is_an_end(monkeypatch: pytest.MonkeyPatch) -> None:
     ours, theirs = socket.socketpair()
-    requests = Requests(theirs)
+    requests = Requests(theirs, Turns())
     sent = HostPipes.sent
 
     def end_too(pipes: HostPipes) -> None:
@@ -228,15 +231,121 @@ def test_nothing_stays_open() -> None:
     before = open_files()
     for _ in range(3):
         Echo().end()
-    pipes = HostPipes()
+    pipes = HostPipes(Turns())
     pipes.ring(b"x")
     pipes.close()
     pipes.ring(b"x")  # too late, and no error
     assert open_files() == before
 
 
+# --- waiting awake ------------------------------------------------------------------------------------------
+
+
+class Pipes:
+    """So many pipes of one process, each with its reader."""
+
+    def __init__(self, count: int) -> None:
+        turns = Turns()
+        self.ends = [os.pipe() for _ in range(count)]
+        self.files = [FileIO(reading, "r") for reading, _ in self.ends]
+        self.reads = [reader_of(file, turns) for file in self.files]
+        self.turns = turns
+
+    def write(self, which: int = 0) -> None:
+        os.write(self.ends[which][1], b"x")
+
+    def exchange(self, which: int = 0, times: int = 1) -> None:
+        """Something is there already when it is waited for."""
+        for _ in range(times):
+            self.write(which)
+            assert self.reads[which](10) == b"x"
+
+    def close(self) -> None:
+        for file, (_, writing) in zip(self.files, self.ends, strict=True):
+            file.close()
+            os.close(writing)
+
+
+@pytest.fixture
+def two_pipes(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pipes]:
+    """A sleep that ends within 20 s is short, and awake means for 1,000 s: a test in which nothing comes would not end."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
+    monkeypatch.setattr(module, "BRISK_S", 20.0)
+    monkeypatch.setattr(module, "AWAKE_S", 1000.0)
+    made = Pipes(2)
+    yield made
+    made.close()
+
+
+def test_one_that_is_answered_soon_again_and_again_waits_awake(
+    two_pipes: Pipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_pipes.exchange(times=BRISK + 1)  # the first one only makes it known
+    assert two_pipes.turns.alertness.is_awake
+    yields = []
+    monkeypatch.setattr(os, "sched_yield", lambda: yields.append(two_pipes.write()))
+    assert two_pipes.reads[0](10) == b"x", "it came while others had the CPU"
+    assert len(yields) == 1
+    assert two_pipes.turns.alertness.is_awake
+
+
+def test_what_does_not_come_soon_is_waited_for_asleep(
+    two_pipes: Pipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    two_pipes.exchange(times=BRISK + 1)
+    monkeypatch.setattr(module, "AWAKE_S", 0.0)
+    later = threading.Timer(0.05, two_pipes.write)
+    later.start()
+    assert two_pipes.reads[0](10) == b"x"
+    later.join()
+    assert not two_pipes.turns.alertness.is_awake
+    two_pipes.exchange(times=2 * BRISK)
+    assert two_pipes.turns.alertness.is_awake, "after twice as many"
+
+
+def test_nobody_waits_awake_beside_another(two_pipes: Pipes) -> None:
+    two_pipes.exchange(times=BRISK + 1)
+    later = threading.Timer(0.05, two_pipes.write, [1])
+    later.start()
+    assert two_pipes.reads[1](10) == b"x"
+    later.join()
+    for _ in range(BRISK):
+        two_pipes.exchange(0)
+        two_pipes.exchange(1)
+        assert not two_pipes.turns.alertness.is_awake
+
+
+def test_nobody_waits_awake_on_a_single_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
+    pipes = Pipes(1)
+    assert pipes.reads[0] == pipes.files[0].read
+    pipes.close()
+
+
+def test_an_end_is_seen_by_one_that_waits_awake(two_pipes: Pipes) -> None:
+    two_pipes.exchange(times=BRISK + 1)
+    reading, writing = two_pipes.ends[0]
+    os.close(writing)
+    assert two_pipes.reads[0](10) == b""
+    two_pipes.files[0].close()
+    with pytest.raises(ValueError, match="closed"):
+        two_pipes.reads[0](10)
+    two_pipes.ends[0] = (reading, os.open(os.devnull, os.O_WRONLY))
+
+
+def test_a_worker_that_goes_ends_a_host_that_waits_awake(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
+    monkeypatch.setattr(module, "BRISK_S", 20.0)
+    echo = Echo()
+    for _ in range(2 * BRISK):
+        echo.stream.ask(b"x")
+    monkeypatch.setattr(module, "AWAKE_S", 1000.0)
+    assert bytes(echo.stream.ask(b"y")[1]) == b"y"
+    echo.end()
+
+
 def test_a_bell_never_waits() -> None:
-    pipes = HostPipes()
+    pipes = HostPipes(Turns())
     for _ in range(70):
         pipes.ring(b"x" * 1000)
     os.set_blocking(pipes._requests.fileno(), False)

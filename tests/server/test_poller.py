@@ -10,8 +10,9 @@ from time import monotonic
 
 import pytest
 
+from mppool.process.alertness import BRISK
 from mppool.server import poller as module
-from mppool.server.poller import BRISK, READ, WRITE, Poller
+from mppool.server.poller import READ, WRITE, Poller
 
 Pairs = list[tuple[socket.socket, socket.socket]]
 
