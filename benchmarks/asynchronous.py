@@ -1,7 +1,8 @@
 """AsyncPool beside asyncpg's own pool and psycopg's AsyncConnectionPool, over one PostgreSQL.
 
-The database is named by $MPPOOL_BENCH_POSTGRES, a URL; without it there is no table. It needs the group `bench`. Nothing is executed but what the
-pools themselves send: asyncpg's reset at each release, which both it and AsyncpgRecipe do.
+The database is named by $MPPOOL_BENCH_POSTGRES, a URL; without it there is no table. It needs the group `bench`. In the first two
+tables nothing is executed but what the pools themselves send: asyncpg's reset at each release, which both it and
+AsyncpgRecipe do. In the third each use executes a statement, as a user does.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import asyncio
 import os
 import sys
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
 from typing import Any
 
@@ -21,6 +22,7 @@ from benchmarks.tables import Table
 VARIABLE = "MPPOOL_BENCH_POSTGRES"
 SIZE = 8
 TASKS = 64
+STATEMENT = "select 1"
 
 ASYNCPG, OURS_ASYNCPG = "asyncpg.Pool", "mppool, AsyncpgRecipe"
 PSYCOPG, OURS_PSYCOPG = "AsyncConnectionPool", "mppool, AsyncPsycopgRecipe"
@@ -35,7 +37,7 @@ def run(quick: bool) -> list[Table]:
         print(f"asynchronous: left out; ${VARIABLE} names no database", file=sys.stderr)
         return []
     rounds, uses = (3, 50) if quick else (15, 1000)
-    warm, contended = asyncio.run(_samples(url, rounds, uses))
+    warm, contended, working = asyncio.run(_samples(url, rounds, uses))
     aims = [
         f"{OURS_ASYNCPG}: at most 1 x {ASYNCPG}",
         f"{OURS_PSYCOPG}: at most 1 x {PSYCOPG}",
@@ -57,23 +59,37 @@ def run(quick: bool) -> list[Table]:
             (ASYNCPG, PSYCOPG),
             aims=aims,
         ),
+        Table(
+            "asynchronous working",
+            f"asyncio: the same, and each use executes `{STATEMENT}`",
+            "ns",
+            working,
+            (ASYNCPG, PSYCOPG),
+            aims=aims,
+        ),
     ]
 
 
-async def _samples(
-    url: str, rounds: int, uses: int
-) -> tuple[dict[str, list[float]], dict[str, list[float]]]:
+async def _samples(url: str, rounds: int, uses: int) -> list[dict[str, list[float]]]:
+    """Alone, together, and together with a statement in each use."""
     async with _pools(url) as checkouts:
-        warm: dict[str, list[float]] = {name: [] for name in checkouts}
-        contended: dict[str, list[float]] = {name: [] for name in checkouts}
+        measured: list[dict[str, list[float]]] = [
+            {name: [] for name in checkouts} for _ in range(3)
+        ]
         for _ in range(rounds + 1):  # the first one opens
             for name, checkout in checkouts.items():
-                warm[name].append(await _alone(checkout, uses))
-                contended[name].append(await _together(checkout, uses))
-        return (
-            {name: samples[1:] for name, samples in warm.items()},
-            {name: samples[1:] for name, samples in contended.items()},
-        )
+                measured[0][name].append(await _alone(checkout, uses))
+                measured[1][name].append(await _together(checkout, uses, _nothing))
+                measured[2][name].append(await _together(checkout, uses, _a_statement))
+        return [{name: samples[1:] for name, samples in figures.items()} for figures in measured]
+
+
+async def _nothing(_: Any) -> None:
+    await asyncio.sleep(0)
+
+
+async def _a_statement(connection: Any) -> None:
+    await connection.execute(STATEMENT)
 
 
 async def _alone(checkout: Checkout, uses: int) -> float:
@@ -84,11 +100,11 @@ async def _alone(checkout: Checkout, uses: int) -> float:
     return (time.perf_counter_ns() - began) / uses
 
 
-async def _together(checkout: Checkout, uses: int) -> float:
+async def _together(checkout: Checkout, uses: int, work: Callable[[Any], Awaitable[None]]) -> float:
     async def use() -> None:
         for _ in range(uses // TASKS + 1):
-            async with checkout():
-                await asyncio.sleep(0)
+            async with checkout() as connection:
+                await work(connection)
 
     began = time.perf_counter_ns()
     await asyncio.gather(*(use() for _ in range(TASKS)))

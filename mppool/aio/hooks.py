@@ -24,7 +24,6 @@ from mppool.worker.tasks import in_thread
 if TYPE_CHECKING:
     from collections.abc import Callable
 
-    from mppool.aio.homes import Home
     from mppool.core.events import CloseReason
     from mppool.worker.inventory import PoolEntry
     from mppool.worker.local_pool import LocalPool
@@ -34,12 +33,11 @@ log = Log("mppool")
 
 
 class TaskHooks:
-    """The hooks of one pool in one loop."""
+    """The hooks of one pool. Each is awaited in the loop that owns the resource, which the entry knows."""
 
-    def __init__(self, local: LocalPool, home: Home) -> None:
+    def __init__(self, local: LocalPool) -> None:
         assert isinstance(local.recipe, LoopRecipe)
         self._local = local
-        self._home = home
         self._recipe = local.recipe.asynchronous
 
     # --- before a caller gets it ----------------------------------------------------------------------------
@@ -111,7 +109,7 @@ class TaskHooks:
         local, limit = self._local, self._local.options.check_timeout
         local.count("checks")
         entry.checked_at = monotonic()
-        check = self._home.spawn(self._outcome(entry, limit))
+        check = entry.resource.home.spawn(self._outcome(entry, limit))
         left = None
         if deadline is not None:
             left = max(deadline - monotonic(), CHECK_GRACE_S)
@@ -133,7 +131,7 @@ class TaskHooks:
         """True, False, or what the check raised."""
         try:
             checking = settled(self._recipe.check(entry.resource.resource))
-            return bool(await self._home.watch.bounded(checking, limit))
+            return bool(await entry.resource.home.watch.bounded(checking, limit))
         except Exception as error:  # noqa: BLE001  # it is judged, logged and counted by the owner of the resource
             return error
 
@@ -213,7 +211,7 @@ class TaskHooks:
             said = call(entry.resource.resource)
             if type(said) is not CoroutineType:
                 said = settled(said)
-            await self._home.watch.bounded(said, limit)
+            await entry.resource.home.watch.bounded(said, limit)
         except Exception as error:
             local.count("hook_errors")
             log.warning("pool %r: the hook %s raised", local.name, hook, exc_info=True)

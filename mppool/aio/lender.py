@@ -37,6 +37,7 @@ class Lender:
         self.homes = recipe.homes_of(local)
         self.by_loop = self.homes.by_loop
         self._recipe = recipe
+        self._hooks = TaskHooks(local)
 
     async def check_out(
         self, seconds: float | None, identity: str | None, credential: Any, lane: str | None
@@ -65,9 +66,7 @@ class Lender:
                 principal.key = key
                 if principal.fetched is not None and seconds is not None:
                     seconds = max(0.0, seconds - (monotonic() - started))
-            entry = await TaskCheckout(
-                home.desk, TaskHooks(local, home), key, seconds, principal, lane
-            ).run()
+            entry = await TaskCheckout(home.desk, self._hooks, key, seconds, principal, lane).run()
         finally:
             try:
                 opens_in.reset(where)
@@ -122,7 +121,7 @@ class Lender:
         home = self._home_of_released(entry)
         if home is None:
             return None
-        work = TaskHooks(self.local, home).give_back(entry, suspect=suspect)
+        work = self._hooks.give_back(entry, suspect=suspect)
         if home.loop is running_loop():
             return home.finish(work)
         return asyncio.shield(
@@ -133,9 +132,7 @@ class Lender:
         """The same, where nothing can be awaited. Called by any thread."""
         home = self._home_of_released(entry)
         if home is not None:
-            asyncio.run_coroutine_threadsafe(
-                TaskHooks(self.local, home).give_back(entry, suspect=False), home.loop
-            )
+            asyncio.run_coroutine_threadsafe(self._hooks.give_back(entry, suspect=False), home.loop)
 
     def _home_of_released(self, entry: PoolEntry) -> Home | None:
         """Where what was released is looked after; None: it is gone, or being closed."""

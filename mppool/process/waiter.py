@@ -149,19 +149,26 @@ def give_to_oldest(queue: deque[LocalWaiter], answer: Any) -> bool:
     """Give to the first that is ready to take it; False if none is."""
     # Waiters leave the queue by themselves: one that was taken out before it is given anything could be
     # forgotten, if this thread is interrupted between the two.
+    while (waiter := first_ready(queue)) is not None:
+        if waiter.give(answer):
+            return True
+    return False
+
+
+def first_ready(queue: deque[LocalWaiter]) -> LocalWaiter | None:
+    """The one that has waited for longest of those that would take what they are given at once."""
     while True:
         try:
-            for waiter in queue:  # noqa: SIM110  # `any` takes a generator, which costs more than all of this
-                if waiter.is_ready and waiter.give(answer):
-                    return True
-            return False
+            for waiter in queue:  # not a copy: thousands of tasks may wait
+                if waiter.is_ready:
+                    return waiter
+            return None
         except RuntimeError:  # somebody has come, or left, meanwhile
             continue
 
 
 def wake_oldest(queue: deque[LocalWaiter]) -> None:
     """Have the first that is ready look around: there is something to take."""
-    for waiter in list(queue):
-        if waiter.is_ready:
-            waiter.poke()
-            return
+    waiter = first_ready(queue)
+    if waiter is not None:
+        waiter.poke()

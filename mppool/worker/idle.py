@@ -8,7 +8,7 @@ from time import monotonic
 from typing import TYPE_CHECKING
 
 from mppool.core.events import CloseReason, IdleTooLong, Returned
-from mppool.process.waiter import LocalWaiter, give_to_oldest, wake_oldest
+from mppool.process.waiter import LocalWaiter, first_ready, give_to_oldest, wake_oldest
 from mppool.worker.inventory import AT_ONCE, Inventory, PoolEntry
 from mppool.worker.line import Line
 from mppool.worker.shelves import NO_SHELF, Shelves, lay_where_it_lay, remove
@@ -158,17 +158,13 @@ class Idle:
             wake_oldest(queue)
             return
         shelf = entry.shelf
-        for waiter in list(queue):
-            if not shelf:
-                return
-            if not waiter.is_ready:
-                continue
+        while shelf and first_ready(queue) is not None:
             try:
                 given = shelf.popleft()
             except IndexError:
                 return
             given.handed_at = now
-            if not (waiter.give(given) or give_to_oldest(queue, given)):
+            if not give_to_oldest(queue, given):
                 self.put_back(given)  # and look again: somebody else may wait by now
                 return
 

@@ -70,8 +70,8 @@ WORKER_BUGS = [
     Bug(
         "gives-to-a-caller",
         "process/waiter.py",
-        "                if waiter.is_ready and waiter.give(answer):",
-        "                if waiter.give(answer):",
+        "                if waiter.is_ready:\n                    return waiter\n",
+        "                if waiter.is_open:\n                    return waiter\n",
         "a thread that waits for a stopped server holds what others could use",
         _LINE,
     ),
