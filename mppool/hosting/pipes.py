@@ -13,6 +13,7 @@ from __future__ import annotations
 import contextlib
 import os
 import select
+import stat
 from io import FileIO
 from time import monotonic
 from typing import TYPE_CHECKING, final
@@ -34,6 +35,11 @@ SMALLEST_PIPE = 4096
 def takes_pipes(connection: socket.socket) -> bool:
     """Whether this worker reads pipes. Not where gevent has patched sockets: only at those other greenlets go on meanwhile."""
     return not type(connection).__module__.startswith("gevent")
+
+
+def is_pipe(descriptor: int) -> bool:
+    """Whether a descriptor that has come is one of a pipe: a host that had none left has sent none."""
+    return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
 
 
 def from_socket(connection: socket.socket, length: int, begun: bytes = b"") -> memoryview:
@@ -130,14 +136,18 @@ class HostPipes:
     """
 
     def __init__(self, turns: Turns) -> None:
-        """turns: of all streams of the host."""
-        reading, writing = os.pipe()
-        self._requests, self._their_requests = FileIO(reading, "r"), FileIO(writing, "w")
-        reading, writing = os.pipe()
-        self._their_answers, self._answers = FileIO(reading, "r"), FileIO(writing, "w")
-        # Opened a second time: a copy of the descriptor would share its flags with the worker's.
-        path = f"/proc/self/fd/{self._requests.fileno()}"
-        self._bell = FileIO(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC), "w")
+        """turns: of all streams of the host. Raises OSError where no descriptor is left."""
+        with contextlib.ExitStack() as made:
+            reading, writing = os.pipe()
+            self._requests = made.enter_context(FileIO(reading, "r"))
+            self._their_requests = made.enter_context(FileIO(writing, "w"))
+            reading, writing = os.pipe()
+            self._their_answers = made.enter_context(FileIO(reading, "r"))
+            self._answers = made.enter_context(FileIO(writing, "w"))
+            # Opened a second time: a copy of the descriptor would share its flags with the worker's.
+            path = f"/proc/self/fd/{self._requests.fileno()}"
+            self._bell = FileIO(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC), "w")
+            made.pop_all()
         self.write, self.read = self._answers.write, reader_of(self._requests, turns)
 
     @property

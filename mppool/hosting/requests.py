@@ -8,6 +8,9 @@ from typing import Any
 
 from mppool.hosting import frames
 from mppool.hosting.pipes import HostPipes, Turns, from_socket
+from mppool.logs import Log
+
+log = Log("mppool.hosting")
 
 _READ_BYTES, _SMALL, _BIG = frames.READ_BYTES, frames.SMALL, frames.BIG
 _HEAD, _REST = frames.REQUEST.size, frames.REST_OF_ANSWER
@@ -82,7 +85,7 @@ class Requests:
 
     def send_first(self, kind: int, body: bytes, more: list[int], *, has_pipes: bool) -> None:
         """The first answer, with the worker's ends of pipes, where there are any, and more descriptors. Raises Gone."""
-        pipes = HostPipes(self._turns) if has_pipes else None
+        pipes = self._made_pipes() if has_pipes else None
         descriptors = more if pipes is None else [*pipes.theirs, *more]
         data = _answer(_REST + len(body), self._number, kind) + body
         try:
@@ -101,6 +104,13 @@ class Requests:
         self._pipes = pipes
         if self.is_over:  # looked at after the pipes were there: see `end`
             raise Gone
+
+    def _made_pipes(self) -> HostPipes | None:
+        try:
+            return HostPipes(self._turns)
+        except OSError as error:
+            log.warning("a worker's requests travel over its socket, without pipes: %s", error)
+            return None
 
     def end(self) -> None:
         """The worker has gone: no thread waits any longer for a request, or for the worker to read."""

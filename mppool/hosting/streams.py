@@ -20,7 +20,7 @@ from mppool.errors import CheckoutTimeout, PoolError, ProtocolError
 from mppool.hosting import frames
 from mppool.hosting.answers import raise_error, token_of
 from mppool.hosting.keeping import KEPT_S, Flag, Right
-from mppool.hosting.pipes import Turns, WorkerPipes, from_socket, takes_pipes
+from mppool.hosting.pipes import Turns, WorkerPipes, from_socket, is_pipe, takes_pipes
 from mppool.hosting.values import encode
 from mppool.ids import is_stopped, own_process
 from mppool.process.fork import own_mark
@@ -92,13 +92,12 @@ class Stream:
     def greet(self, linger: float, deadline: float) -> None:
         """Introduce this process. Raises HostGone, TimeoutError, ProtocolError."""
         own = own_process()
-        has_pipes = takes_pipes(self._connection)
-        said = [frames.PROTOCOL, own.pid, own.birth, own.member, linger, has_pipes]
+        said = [frames.PROTOCOL, own.pid, own.birth, own.member, linger]
         with self._lock():
-            self._begin(encode([0, frames.HELLO, [], *said]))
+            self._begin(encode([0, frames.HELLO, [], *said, takes_pipes(self._connection)]))
             self._wait_for_answer(deadline, GREETING_S)
             self._left, descriptors = self._first_words()
-            if has_pipes and len(descriptors) >= 2:
+            if descriptors and is_pipe(descriptors[0]):
                 self._pipes = pipes = WorkerPipes(descriptors[0], descriptors[1], _TURNS)
                 self._write, self._read = pipes.write, pipes.read
                 self._poll = None  # it waits at the socket

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import socket
 import threading
@@ -16,6 +17,7 @@ import pytest
 from mppool.errors import ProtocolError
 from mppool.hosting import frames
 from mppool.hosting import pipes as module
+from mppool.hosting.keeping import Flag, Right
 from mppool.hosting.pipes import SMALLEST_PIPE, HostPipes, Turns, reader_of, takes_pipes
 from mppool.hosting.requests import Gone, Requests
 from mppool.hosting.streams import HostGone, Stream
@@ -27,8 +29,9 @@ from tests.helpers import PATIENCE, wait_until
 class Echo:
     """A host that answers each request with itself. heard: requests. parts: in how many frames it answers."""
 
-    def __init__(self, *, has_pipes: bool = True) -> None:
-        self.has_pipes = has_pipes
+    def __init__(self, *, has_pipes: bool = True, more: tuple[int, ...] = ()) -> None:
+        """more: descriptors that are sent too."""
+        self.has_pipes, self.more = has_pipes, list(more)
         ours, theirs = socket.socketpair()
         self.requests = Requests(theirs, Turns())
         self.heard: list[bytes] = []
@@ -43,7 +46,7 @@ class Echo:
         try:
             self.requests.read()
             self.requests.send_first(
-                frames.VALUE, encode([1, 7, 0, 0]), [], has_pipes=self.has_pipes
+                frames.VALUE, encode([1, 7, 0, 0]), self.more, has_pipes=self.has_pipes
             )
             while True:
                 body = bytes(self.requests.read())
@@ -207,6 +210,43 @@ def test_an_end_while_the_pipes_are_made_is_an_end(monkeypatch: pytest.MonkeyPat
         requests.send_first(frames.VALUE, b"", [], has_pipes=True)
     requests.close()
     ours.close()
+
+
+def test_a_host_without_descriptors_goes_on_over_the_socket(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    before, opened = open_files(), os.open
+
+    def fails(path: Any, *more: Any) -> int:
+        if str(path).startswith("/proc/self/fd/"):
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return opened(path, *more)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "open", fails)
+        echo = Echo()
+    assert "without pipes" in caplog.text
+    assert open_files() == before + 2, "both ends of the socket, and nothing of pipes"
+    for size in (10, 5_000, 100_000):
+        assert bytes(echo.stream.ask(b"x" * size)[1]) == b"x" * size
+    echo.end()
+    assert open_files() == before
+
+
+@pytest.mark.parametrize("has_pipes", [True, False])
+def test_what_says_that_a_lease_is_kept_is_taken_for_no_pipe(has_pipes: bool) -> None:
+    before = open_files()
+    right, flag = Right(), Flag()
+    echo = Echo(has_pipes=has_pipes, more=(right.fileno(), flag.fileno()))
+    assert bytes(echo.stream.ask(b"x")[1]) == b"x"
+    flag.set(True)
+    assert echo.stream._flag is not None
+    assert echo.stream._flag.is_set()
+    echo.end()
+    echo.stream._right = echo.stream._flag = None
+    os.close(flag.fileno())
+    del right, flag
+    assert open_files() == before
 
 
 def test_a_host_that_is_gone_is_seen_by_the_worker(echo: Echo) -> None:

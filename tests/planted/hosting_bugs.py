@@ -1,4 +1,4 @@
-"""Bugs of leases that stay with their worker in advance (decision 0086), and of the pipes of a stream (0101)."""
+"""Bugs of leases that stay with their worker in advance (decision 0086), and of the pipes of a stream (0101, 0105)."""
 
 from __future__ import annotations
 
@@ -256,5 +256,62 @@ HOSTING_BUGS = [
         "        except OSError as error:\n",
         "a call on a stream that was just closed raises what nobody handles",
         _PIPES,
+    ),
+    Bug(
+        "no-descriptor-ends-the-stream",
+        "hosting/requests.py",
+        "        except OSError as error:\n            log.warning(",
+        "        except ZeroDivisionError as error:\n            log.warning(",
+        "a host that runs out of descriptors serves no new worker",
+        _PIPES,
+    ),
+    Bug(
+        "takes-any-descriptor-for-a-pipe",
+        "hosting/streams.py",
+        "if descriptors and is_pipe(descriptors[0]):",
+        "if descriptors:",
+        "what says that a lease is kept is read as an answer",
+        _PIPES,
+    ),
+    # --- waiting awake: decision 0105 --------------------------------------------------------------------
+    Bug(
+        "awake-beside-another",
+        "hosting/pipes.py",
+        "briefly=turns.last is self._own and monotonic() < brisk_until",
+        "briefly=monotonic() < brisk_until",
+        "the threads of a host take the interpreter from each other",
+        _PIPES,
+    ),
+    Bug(
+        "awake-for-ever",
+        "hosting/pipes.py",
+        "            if monotonic() >= until:\n                return False\n",
+        "",
+        "a host whose worker computes for an hour computes for an hour too",
+        _PIPES,
+    ),
+    Bug(
+        "awake-on-a-single-cpu",
+        "hosting/pipes.py",
+        "if len(os.sched_getaffinity(0)) > 1 else pipe.read",
+        "if True else pipe.read",
+        "who waits has the CPU that the other one needs",
+        _PIPES,
+    ),
+    Bug(
+        "in-vain-as-often",
+        "process/alertness.py",
+        "        self._enough = min(2 * self._enough, MOST_BRISK)\n",
+        "",
+        "what comes at another pace is waited for awake each time",
+        ("tests/process/test_alertness.py",),
+    ),
+    Bug(
+        "awake-after-a-long-sleep",
+        "process/alertness.py",
+        "self._brisk + 1 if briefly else 0",
+        "self._brisk + 1",
+        "who asks once an hour is waited for awake",
+        ("tests/process/test_alertness.py",),
     ),
 ]
