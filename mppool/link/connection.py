@@ -132,13 +132,17 @@ class Connection:
         """
         poll = self.poll
         try:
-            self.send(message, deadline)
+            frame = encode(message)
+            try:
+                sent = 0 if poll is None else self.sock.send(frame)
+            except BlockingIOError:  # the server does not read just now
+                sent = 0
+            if sent < len(frame):
+                self._send(frame[sent:], deadline)
             if is_stopped is None:
                 self._wait(poll, deadline)
             elif poll is None or not poll.poll(_AT_ONCE_MS):
-                if is_stopped():
-                    raise ServerStopped("the server is stopped")
-                self._wait(poll, deadline)
+                self._wait_unless(is_stopped, poll, deadline)
             while True:
                 try:
                     data = self.sock.recv(_RECEIVE_BYTES)
@@ -155,19 +159,17 @@ class Connection:
                         "the server sent two answers to one call; this is a bug in mppool"
                     )
                 self._wait(poll, deadline)
-        except TimeoutError:
+        except BaseException as error:
             self.close()
-            raise
-        except OSError as error:
-            self.close()
-            raise SessionLost(str(error)) from error
-        except BaseException:
-            self.close()
+            if isinstance(error, OSError) and not isinstance(error, TimeoutError):
+                raise SessionLost(str(error)) from error
             raise
 
     def send(self, message: Event | Message, deadline: float | None) -> None:
         """Send one message whole."""
-        frame = encode(message)
+        self._send(encode(message), deadline)
+
+    def _send(self, frame: bytes, deadline: float | None) -> None:
         while frame:
             if self.poll is None:
                 self._wait(None, deadline)
@@ -177,6 +179,14 @@ class Connection:
                 writable = select.poll()
                 writable.register(self.sock.fileno(), select.POLLOUT)
                 self._wait(writable, deadline)
+
+    def _wait_unless(
+        self, is_stopped: Callable[[], bool], poll: select.poll | None, deadline: float | None
+    ) -> None:
+        """Wait, but not for a server that is stopped."""
+        if is_stopped():
+            raise ServerStopped("the server is stopped")
+        self._wait(poll, deadline)
 
     def _wait(self, poll: select.poll | None, deadline: float | None) -> None:
         """Wait until the socket is ready, or have gevent's next operation end at the deadline."""

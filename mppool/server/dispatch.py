@@ -73,8 +73,10 @@ class Dispatcher:
             # Hosts ask again and again without waiting. Most of that is refused, with nothing to write down and
             # nobody else to be told.
             assert connection.process is not None
-            asked = connection.process, connection.session, message
-            if (refuse := self._books.refuses_at_once(*asked, now)) is not None:
+            refuse = self._books.refuses_at_once(
+                connection.process, connection.session, message, now
+            )
+            if refuse is not None:
                 connection.ticket = message.ticket
                 connection.send(refuse)
                 return True

@@ -24,7 +24,7 @@ from mppool.server.acceptor import Acceptor
 from mppool.server.connection import Connection
 from mppool.server.journal import Journal
 from mppool.server.members import Members
-from mppool.server.poller import READ, WRITE, Poller
+from mppool.server.poller import NOT_READ, NOT_WRITE, READ, WRITE, Poller
 from mppool.server.removals import Removals
 from mppool.server.service import Service
 from mppool.wire.messages import Rejected, ToServer
@@ -72,6 +72,7 @@ class Server:
         self._keep_up = keep_up
         self._rendezvous = Rendezvous(paths)
         self._poller: Poller[Connection | Callable[[], None]] = Poller()
+        self._alertness = self._poller.alertness
         self._wake_reading, self._wake_writing = socket.socketpair()
         self._wake_reading.setblocking(False)
         self._wake_writing.setblocking(False)
@@ -206,9 +207,9 @@ class Server:
 
         Where the next deadline is still known, no look is needed: a peer that is ready ends the sleep at once.
         """
-        is_quick = self._due is not None and not self._poller.is_awake
-        looks_first = not is_quick and self._busy_turns < BUSY_TURNS
-        ready = self._poller.at_once() if looks_first else None
+        ready = None
+        if (self._due is None or self._alertness.is_awake) and self._busy_turns < BUSY_TURNS:
+            ready = self._poller.at_once()
         if ready:
             self._busy_turns += 1
             self._serve_ready(ready)
@@ -282,9 +283,9 @@ class Server:
         """A connection can be read or written."""
         now = monotonic()
         try:
-            if connection.unsent and events & ~READ:
+            if connection.unsent and events & NOT_READ:
                 connection.flush()
-            if events & ~WRITE:
+            if events & NOT_WRITE:
                 for message in connection.receive():
                     if connection.role is None:
                         self._due = None

@@ -16,6 +16,8 @@ from mppool.process.alertness import Alertness
 
 READ = select.EPOLLIN
 WRITE = select.EPOLLOUT
+NOT_READ, NOT_WRITE = ~READ, ~WRITE
+"""Whatever else there is, errors and ends among it."""
 EVENTS_AT_ONCE = 256
 
 BRISK_S = 0.001
@@ -35,14 +37,15 @@ class Poller(Generic[H]):
     A process that asks one question after the other would have us woken for each, on another CPU; that takes
     longer than the whole exchange. So such a one, or two, are waited for awake for a moment, while others may have our CPU.
 
-    _few: the peers that ended the last sleeps. _alertness: counts those that these have ended almost at once.
+    _few: the peers that ended the last sleeps. alertness: counts those that these have ended almost at once, and says
+        whether the next wait begins awake.
     """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._concerned: dict[int, H] = {}
         self._few: deque[H] = deque(maxlen=FEW)
-        self._alertness = Alertness()
+        self.alertness = Alertness()
         self._has_one_cpu = len(os.sched_getaffinity(0)) == 1  # nobody could ask while we are awake
 
     def register(self, descriptor: int, concerned: H) -> None:
@@ -59,27 +62,22 @@ class Poller(Generic[H]):
         if self._concerned.pop(descriptor, None) is not None:
             self._epoll.unregister(descriptor)
 
-    @property
-    def is_awake(self) -> bool:
-        """Whether the next wait begins awake."""
-        return self._alertness.is_awake
-
     def at_once(self) -> list[tuple[H, int]]:
         """The parts that are concerned, and the events, without sleeping.
 
         An event that is not asked for, an error or an end, concerns reading and writing.
         """
-        return self._awake() if self.is_awake else self._ready(0.0)
+        return self._awake() if self.alertness.is_awake else self._ready(0.0)
 
     def wait(self, timeout: float) -> list[tuple[H, int]]:
         """The same, empty after `timeout` seconds."""
         if self._has_one_cpu:
             return self._ready(timeout)
-        if self.is_awake and (ready := self._awake()):
+        if self.alertness.is_awake and (ready := self._awake()):
             return ready
         brisk_until = monotonic() + BRISK_S
         ready = self._ready(timeout)
-        self._alertness.has_slept(briefly=self._are_known(ready) and monotonic() < brisk_until)
+        self.alertness.has_slept(briefly=self._are_known(ready) and monotonic() < brisk_until)
         return ready
 
     def close(self) -> None:
@@ -103,11 +101,11 @@ class Poller(Generic[H]):
             os.sched_yield()
             ready = self._ready(0.0)
         if not ready:
-            self._alertness.was_in_vain()
+            self.alertness.was_in_vain()
         elif self._are_known(ready):
-            self._alertness.has_paid()
+            self.alertness.has_paid()
         else:
-            self._alertness.begin_again()
+            self.alertness.begin_again()
         return ready
 
     def _are_known(self, ready: list[tuple[H, int]]) -> bool:

@@ -50,11 +50,13 @@ REFUSAL_GRACE_S = 0.005
 """How much longer than its timeout a checkout waits to be told why there was nothing."""
 
 
-def check_out_at_once(local: LocalPool) -> PoolEntry:
+def check_out_at_once(local: LocalPool) -> PoolEntry | str:
     """A checkout with a timeout of 0, for the pool's own identity, that has found nothing on the shelf.
 
     Nearly always there is nothing to be had, and a thread that asks again and again pays for every function that is
     passed (decision 11). So this one knows only that case; all else is left to ColdCheckout.
+
+    A text: of the CheckoutTimeout that the caller raises. To raise it here would pass two functions more.
     """
     member, answer = local.member, None
     if not (local.closed_here or local.closed_everywhere):
@@ -67,7 +69,11 @@ def check_out_at_once(local: LocalPool) -> PoolEntry:
             member.tell(Abandoned(ticket))
             raise
         if type(answer) is Refuse and answer.reason == "timeout":
-            raise refused_at_once(local, answer.text)
+            until, said, text = local.refusals.said
+            if said != answer.text or monotonic() >= until:
+                return refused_at_once(local, answer.text)
+            local.refusals.uncounted.append(None)
+            return text
     return ColdCheckout(local, local.default_key, 0.0).run(answer)
 
 
@@ -88,16 +94,12 @@ def timed_out(local: LocalPool, timeout: float | None, text: str) -> CheckoutTim
     )
 
 
-def refused_at_once(local: LocalPool, why: str) -> CheckoutTimeout:
-    """The same for one that waits for nobody. The books say the same for a moment, and so does this process."""
-    now = monotonic()
-    until, said, text = local.said_at_once
-    if said != why or now >= until:
-        error = timed_out(local, 0.0, why)
-        local.said_at_once = (now + FRESH_S, why, str(error))
-        return error
-    local.count("timeouts")
-    return CheckoutTimeout(text)
+def refused_at_once(local: LocalPool, why: str) -> str:
+    """What one is told that waits for nobody. The books say the same for a moment, and so does this process."""
+    local.count("timeouts", local.refusals.take())
+    text = str(timed_out(local, 0.0, why))
+    local.refusals.said = (monotonic() + FRESH_S, why, text)
+    return text
 
 
 def refusal(local: LocalPool, timeout: float | None, refuse: Refuse) -> PoolError:

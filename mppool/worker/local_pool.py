@@ -28,6 +28,7 @@ from mppool.worker.hooks import Hooks
 from mppool.worker.idle import Idle
 from mppool.worker.inventory import AT_ONCE, PoolEntry
 from mppool.worker.principals import Principals
+from mppool.worker.refusals import Refusals
 from mppool.worker.shelves import NO_SHELF
 
 if TYPE_CHECKING:
@@ -115,7 +116,7 @@ class LocalPool:
         """
         self.inventory = inventory
         self.is_sealed = self.asks_plainly = False
-        self.said_of_own_leases, self.said_at_once = (-math.inf, ""), (-math.inf, "", "")
+        self.said_of_own_leases, self.refusals = (-math.inf, ""), Refusals()
         self.surveyed: Survey | None = None
         self.fence = Fence(self)
         self.holders = Holders(self.member, self.name, self.options)
@@ -434,16 +435,15 @@ class LocalPool:
 
     # --- figures -----------------------------------------------------------------------------------------
 
-    def count(self, counter: str) -> None:
+    def count(self, counter: str, times: int = 1) -> None:
         """Count something rare. (Checkouts are counted by their entry, which has one owner.)"""
         with self.inventory.lock:
-            self.counters[counter] += 1
+            self.counters[counter] += times
 
     def observe(self, histogram: str, seconds: float) -> None:
         """Enter a duration into a histogram.
 
-        Two threads may lose one of two simultaneous observations; a lock here would cost more than the
-        figure is worth.
+        Of two that are entered together one may be lost: a lock would cost more than the figure is worth.
         """
         self.histograms[histogram][bisect_left(BOUNDS, seconds)] += 1
         if histogram == "use":

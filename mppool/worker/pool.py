@@ -100,16 +100,12 @@ class Pool(Generic[T]):
     ) -> Lease[T]:
         """Lend a resource: the one that this process used last, or else one that the whole application can spare.
 
-        timeout: seconds to wait; None: forever; 0: do not wait for anybody (opening a new resource within
-            the cap is not waiting). It bounds waiting, not hooks.
-        identity: whose resource; only one that was opened for the same identity is handed out. Any text; it
-            takes precedence over the credential.
-        credential: a token credential (azure-identity's, or any with `get_token`) for the token that the
-            recipe opens with; it names the identity too. None: the recipe's own. A token is fetched when
-            a resource is opened, and before that only if nothing else tells the identity.
+        timeout: seconds to wait, for others and not for hooks; None: forever; 0: not at all (an opening is no waiting).
+        identity: whose resource; only one opened for the same identity is handed out. Any text; it overrides the credential.
+        credential: a token credential (azure-identity's, or any with `get_token`) that the recipe opens with, and whose it is;
+            None: the recipe's own. A token is fetched for an opening, and before that only if nothing else tells the identity.
         lane: one of the pool's `lanes`, each of which has resources reserved; None: the common one.
-        label: what the lease is for, 1 to 100 printable characters. Statistics, `mppool leases`, `mppool top` and errors
-            show it.
+        label: what the lease is for, 1 to 100 printable characters; shown by statistics, errors and `mppool leases`.
 
         Raises ConfigurationError for an argument that is not valid, CheckoutTimeout, TooManyWaiting, PoolClosed,
         ServerUnavailable, OpenFailed (its cause is what the recipe raised). A BaseException in a hook passes through.
@@ -140,15 +136,19 @@ class Pool(Generic[T]):
                         return lease
                     return self._checkout_prepared(local, entry, now, timeout)
                 wanted = local.options.timeout if timeout is _DEFAULT else timeout
-                if wanted == 0 and local.asks_plainly:
-                    return self._lease(check_out_at_once(local))
-                return self._checkout_anew(local, timeout, None, None)
-            return self._checkout_for(local, timeout, identity, credential, lane, label)
+                if wanted != 0 or not local.asks_plainly:
+                    return self._checkout_anew(local, timeout, None, None)
+                got = check_out_at_once(local)
+                if not isinstance(got, str):
+                    return self._lease(got)
+            else:
+                return self._checkout_for(local, timeout, identity, credential, lane, label)
         except BaseException as error:
-            entry = None  # the traceback keeps this frame, and must not keep it
+            entry = got = None  # type: ignore[assignment]  # this frame is kept by the traceback, and must keep neither
             if not isinstance(error, PoolError):
                 local.member.interrupted(error)
             raise
+        raise CheckoutTimeout(got)  # not above: nothing is held that would have to be let go of
 
     def _checkout_prepared(
         self, local: LocalPool, entry: PoolEntry, now: float, timeout: float | None

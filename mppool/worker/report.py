@@ -196,6 +196,7 @@ def _of_pool(local: LocalPool, hooks: bool) -> PoolReport:
     with inventory.lock:
         entries = [entry for entry in inventory.table.values() if entry.local is local]
         past = local.past_uses
+        local.count("timeouts", local.refusals.take())
         counters = dict(local.counters)
     idle = {entry.number for entry in local.idle.shelves.all()}
     if (borrowed := local.idle.borrowed) is not None:  # a background check is no use

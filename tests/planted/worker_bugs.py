@@ -7,8 +7,42 @@ from tests.planted.bugs import Bug
 _INVENTORY = ("tests/worker/test_inventory.py",)
 _IDLE = ("tests/worker/test_idle.py",)
 _LINE = ("tests/worker/test_line.py",)
+_ASKING = ("tests/processes/test_asking.py",)
 
 WORKER_BUGS = [
+    # --- asking ------------------------------------------------------------------------------------------
+    Bug(
+        "refusals-uncounted",
+        "worker/report.py",
+        '        local.count("timeouts", local.refusals.take())\n',
+        "",
+        "the last refusals of a process are missing in the statistics",
+        _ASKING,
+    ),
+    Bug(
+        "refusals-counted-again",
+        "worker/refusals.py",
+        "            while True:\n                self.uncounted.pop()\n                taken += 1\n",
+        "            return len(self.uncounted)\n",
+        "refusals are counted again with each look at the statistics",
+        _ASKING,
+    ),
+    Bug(
+        "refusal-in-its-own-traceback",
+        "worker/pool.py",
+        "        raise CheckoutTimeout(got)  # not",
+        "        why = CheckoutTimeout(got)\n        raise why  # not",
+        "each refusal is garbage that only the collector finds",
+        _ASKING,
+    ),
+    Bug(
+        "frame-within-a-frame",
+        "wire/framing.py",
+        "            and not self._buffer\n",
+        "",
+        "a piece of a message that looks like a whole one is taken for it",
+        ("tests/wire/test_framing.py",),
+    ),
     # --- the inventory -----------------------------------------------------------------------------------
     Bug(
         "table-before-word",

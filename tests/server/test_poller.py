@@ -81,18 +81,18 @@ def test_one_that_was_waited_for_in_vain_has_to_ask_more_often_before_it_is_agai
     poller: Poller[str], pairs: Pairs
 ) -> None:
     _ask(poller, pairs[0], BRISK + 1)
-    assert poller.is_awake
+    assert poller.alertness.is_awake
     assert poller.at_once() == []
     _ask(poller, pairs[0], 2 * BRISK - 1)
-    assert not poller.is_awake
+    assert not poller.alertness.is_awake
     _ask(poller, pairs[0])
-    assert poller.is_awake
+    assert poller.alertness.is_awake
     pairs[0][1].send(b"?")
     assert poller.at_once() == [("alice", READ)]
     pairs[0][0].recv(1)
     assert poller.at_once() == []
     _ask(poller, pairs[0], 2 * BRISK)
-    assert poller.is_awake, "it did come in between"
+    assert poller.alertness.is_awake, "it did come in between"
 
 
 def test_two_that_ask_in_turns_are_waited_for_awake(
@@ -101,7 +101,7 @@ def test_two_that_ask_in_turns_are_waited_for_awake(
     """Decision 0099: with two clients each question would wake the server."""
     monkeypatch.setattr(module, "AWAKE_S", 20.0)
     for turn in range(BRISK + 2):  # the first of each only makes it known
-        assert not poller.is_awake
+        assert not poller.alertness.is_awake
         _ask(poller, pairs[turn % 2])
     later = threading.Timer(0.05, pairs[1][1].send, [b"?"])
     later.start()
@@ -109,7 +109,7 @@ def test_two_that_ask_in_turns_are_waited_for_awake(
     later.join()
     pairs[0][1].send(b"?")  # and both together
     assert sorted(poller.at_once()) == [("alice", READ), ("bob", READ)]
-    assert poller.is_awake
+    assert poller.alertness.is_awake
 
 
 def test_nobody_is_waited_for_awake_where_more_than_two_ask(

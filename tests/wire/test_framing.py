@@ -28,6 +28,7 @@ from mppool.wire.messages import (
     Done,
     Hello,
     Leave,
+    Rejected,
     Stats,
     ToProcess,
     ToServer,
@@ -60,6 +61,32 @@ def test_pieces_do_not_matter(messages: list[msgspec.Struct], data: st.DataObjec
         stream = stream[size:]
     assert heard == messages
     assert reader.pending == 0
+
+
+@pytest.mark.parametrize("length", [*range(500, 520), 65535, 65536])
+def test_the_length_of_a_message_does_not_matter(length: int) -> None:
+    """Headers of short ones are looked up, those of others are made."""
+    message = Rejected("leaving", "x" * length)
+    frame = encode(message)
+    assert frame[:HEADER_BYTES] == (len(frame) - HEADER_BYTES).to_bytes(HEADER_BYTES, "big")
+    reader = process_side_reader()
+    assert reader.feed(frame) == [message]
+    assert reader.feed(frame[:3]) == []
+    assert reader.feed(frame[3:]) == [message]
+    assert reader.feed(frame + frame) == [message, message]
+    assert reader.pending == 0
+
+
+def test_a_frame_within_a_message_is_no_frame() -> None:
+    """A piece of a message may look like one."""
+    inner = encode(Done())
+    message = Stats({}, b"before " + inner + b" after")
+    frame = encode(message)
+    at = frame.index(inner)
+    reader = process_side_reader()
+    assert reader.feed(frame[:at]) == []
+    assert reader.feed(frame[at : at + len(inner)]) == []
+    assert reader.feed(frame[at + len(inner) :]) == [message]
 
 
 def test_every_message_of_both_directions_has_a_tag_of_its_own() -> None:
