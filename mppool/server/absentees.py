@@ -54,7 +54,7 @@ class Absentees:
 
     def deadline(self) -> float:
         """When to look next; infinity if none is in doubt."""
-        return min(self._due.values(), default=math.inf)
+        return min(self._due.values()) if self._due else math.inf
 
     def _forget(self, process: ProcessId) -> None:
         self._due.pop(process, None)

@@ -199,7 +199,7 @@ class Collector:
         """When `tick` is wanted next; infinity if no client waits."""
         if self._answers:
             return -math.inf  # as soon as everybody else has been served
-        return min((one.deadline for one in self._wanted), default=math.inf)
+        return min(one.deadline for one in self._wanted) if self._wanted else math.inf
 
     def _answer_complete(self, now: float) -> None:
         complete = [one for one in self._wanted if not one.missing]

@@ -72,7 +72,6 @@ class Server:
         self._keep_up = keep_up
         self._rendezvous = Rendezvous(paths)
         self._poller: Poller[Connection | Callable[[], None]] = Poller()
-        self._alertness = self._poller.alertness
         self._wake_reading, self._wake_writing = socket.socketpair()
         self._wake_reading.setblocking(False)
         self._wake_writing.setblocking(False)
@@ -97,8 +96,8 @@ class Server:
         self._is_open = False
         self._superseded = False
         self._busy_turns = 0  # since the deadlines were looked at
-        # The next deadline, where nothing has happened since that changes it.
-        self._due: float | None = None
+        self._is_crowded = True  # whether somebody may have become ready while the last was served
+        self._due: float | None = None  # the next deadline; None: it may have changed
 
     @property
     def address(self) -> str:
@@ -205,11 +204,10 @@ class Server:
     def _turn(self) -> None:
         """Serve the peers that are ready. Where there is none, or after some turns, look at the deadlines, too.
 
-        Where the next deadline is still known, no look is needed: a peer that is ready ends the sleep at once.
+        No look is needed where the next deadline is still known, or a peer is alone on our only CPU (decision 0107).
         """
-        ready = None
-        if (self._due is None or self._alertness.is_awake) and self._busy_turns < BUSY_TURNS:
-            ready = self._poller.at_once()
+        looks_first = (self._due is None and self._is_crowded) or self._poller.alertness.is_awake
+        ready = self._poller.at_once() if looks_first and self._busy_turns < BUSY_TURNS else None
         if ready:
             self._busy_turns += 1
             self._serve_ready(ready)
@@ -229,7 +227,9 @@ class Server:
         deadline = self._due
         if deadline is None:
             deadline = self._due = self._next_deadline(now)
-        self._serve_ready(self._poller.wait(deadline - now if deadline > now else 0.0))
+        ready = self._poller.wait(deadline - now if deadline > now else 0.0)
+        self._is_crowded = len(ready) > 1 or not self._poller.has_one_cpu
+        self._serve_ready(ready)
         now = monotonic()
         if now >= deadline:
             if self._attention:

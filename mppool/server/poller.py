@@ -38,7 +38,7 @@ class Poller(Generic[H]):
     longer than the whole exchange. So such a one, or two, are waited for awake for a moment, while others may have our CPU.
 
     _few: the peers that ended the last sleeps. alertness: counts those that these have ended almost at once, and says
-        whether the next wait begins awake.
+        whether the next wait begins awake. has_one_cpu: it never does.
     """
 
     def __init__(self) -> None:
@@ -46,7 +46,7 @@ class Poller(Generic[H]):
         self._concerned: dict[int, H] = {}
         self._few: deque[H] = deque(maxlen=FEW)
         self.alertness = Alertness()
-        self._has_one_cpu = len(os.sched_getaffinity(0)) == 1  # nobody could ask while we are awake
+        self.has_one_cpu = len(os.sched_getaffinity(0)) == 1  # nobody could ask while we are awake
 
     def register(self, descriptor: int, concerned: H) -> None:
         """Wait for something to read. OSError where the system has no room for it (fs.epoll.max_user_watches)."""
@@ -71,7 +71,7 @@ class Poller(Generic[H]):
 
     def wait(self, timeout: float) -> list[tuple[H, int]]:
         """The same, empty after `timeout` seconds."""
-        if self._has_one_cpu:
+        if self.has_one_cpu:
             return self._ready(timeout)
         if self.alertness.is_awake and (ready := self._awake()):
             return ready

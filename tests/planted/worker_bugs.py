@@ -43,6 +43,22 @@ WORKER_BUGS = [
         "a piece of a message that looks like a whole one is taken for it",
         ("tests/wire/test_framing.py",),
     ),
+    Bug(
+        "looks-for-one-peer-twice",
+        "server/loop.py",
+        "        self._is_crowded = len(ready) > 1 or ",
+        "        self._is_crowded = bool(ready) or ",
+        "each word of a process that is alone costs the server a look that finds nobody",
+        ("tests/server/test_deadlines.py",),
+    ),
+    Bug(
+        "reckons-for-each-of-a-crowd",
+        "server/loop.py",
+        "        self._is_crowded = len(ready) > 1 or ",
+        "        self._is_crowded = ",
+        "the more processes speak, the more often deadlines are reckoned",
+        ("tests/server/test_deadlines.py",),
+    ),
     # --- the inventory -----------------------------------------------------------------------------------
     Bug(
         "table-before-word",

@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import os
 import threading
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
 
 from mppool.core.decisions import Grant, Queued, Refuse
-from mppool.core.events import Checkout, Opened, Resize
+from mppool.core.events import Abandoned, Checkout, Opened, Resize
 from mppool.ids import Ticket
 from mppool.rendezvous.paths import ManagerPaths
-from mppool.server.loop import Server
+from mppool.server.loop import BUSY_TURNS, Server
 from mppool.wire.messages import Done
 from tests.helpers import PATIENCE
 from tests.server.clients import Background, Client, Member
@@ -54,6 +56,63 @@ def test_a_refusal_changes_none(paths: ManagerPaths, reckoned: list[float]) -> N
         for _ in range(200):
             _refused(member)
         assert len(reckoned) < 20  # the server looks around now and then
+
+
+@pytest.fixture
+def by_hand(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[tuple[Server, Member]]:
+    """A server on one CPU whose turns the test takes, and a member of it."""
+    monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0})
+    server = Server(paths, linger=60.0)
+    server.open()
+    ended = threading.Event()
+
+    def serve() -> None:
+        while not ended.is_set():
+            server._turn()
+
+    serving = threading.Thread(target=serve)
+    serving.start()
+    try:
+        member = Member(paths, start=False)
+    finally:
+        ended.set()
+        server._wake_up()
+        serving.join()
+    yield server, member
+    member.close()
+    server.leave()
+    server.serve_forever()
+
+
+def test_for_one_peer_alone_no_look_is_taken_before_the_sleep(
+    by_hand: tuple[Server, Member], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Decision 0107: there was one before each, and it found nobody."""
+    server, member = by_hand
+    looks: list[object] = []
+    monkeypatch.setattr(server._poller, "at_once", lambda: looks.append(None) or [])
+    for _ in range(20):
+        member.errand.send(Abandoned(Ticket(10**9)))
+        server._turn()
+    assert len(looks) <= 1, "the last of the handshake"
+
+
+def test_where_several_speak_deadlines_are_reckoned_now_and_then(
+    by_hand: tuple[Server, Member], reckoned: list[float]
+) -> None:
+    server, member = by_hand
+    for _ in range(BUSY_TURNS):
+        for connection in (member.errand, member.call):
+            connection.send(Abandoned(Ticket(10**9)))
+        server._turn()
+    assert len(reckoned) <= 3
+    for _ in range(BUSY_TURNS):
+        for connection in (member.errand, member.call):
+            connection.send(Abandoned(Ticket(10**9)))
+        server._turn()
+    assert len(reckoned) >= 1, "nothing would ever be due"
 
 
 def test_what_is_due_after_many_refusals_is_done_in_time(paths: ManagerPaths) -> None:
