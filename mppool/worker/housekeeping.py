@@ -34,6 +34,9 @@ log = Log("mppool")
 KEEPER_PAUSE_S = 5.0
 """A keeper that failed is looked at again after so long."""
 
+LATE_RELEASE_S = 1.0
+"""So long after the end of what is in use, it is looked at once more."""
+
 CHECK_PAUSE_S = 0.25
 """While somebody waits, so long is nothing checked, and then looked whether that is over."""
 
@@ -147,8 +150,10 @@ class Housekeeper:
             due = entry.lent_at + (
                 local.options.max_lease_kill or NEVER if entry.warned else local.first_lease_limit_s
             )
-        if entry.retire_at > now:  # else its release closes it
-            due = min(due, entry.retire_at)
+        # After its end its release closes it. One that had looked at the clock just before lays it on the shelf.
+        ends = entry.retire_at if entry.retire_at > now else entry.retire_at + LATE_RELEASE_S
+        if ends > now:
+            due = min(due, ends)
         soonest = min(local.options.max_idle or NEVER, local.options.check_interval or NEVER)
         return min(due, now + soonest)
 

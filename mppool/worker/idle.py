@@ -121,9 +121,10 @@ class Idle:
         """What was put on a shelf may be wanted elsewhere, or not be wanted at all any more.
 
         A thread that changes either sets it first and sweeps the shelf afterwards. So either that thread finds the
-        resource on the shelf, or the change is seen here.
+        resource on the shelf, or the change is seen here. Its end may have come while a hook ran: the housekeeper
+        has not found it on the shelf then.
         """
-        if entry.retire_at == AT_ONCE:
+        if entry.retire_at <= monotonic():
             self._close_if_shelved(entry, entry.retire_reason)
         if self.attention:
             self._attend(entry)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from time import monotonic
 from types import SimpleNamespace
 from typing import Any
 
@@ -12,7 +13,7 @@ import pytest
 from mppool import AsyncPool, CheckoutTimeout
 from mppool.aio import bridge
 from mppool.base_manager import Manager
-from mppool.recipe import LoopIsOver
+from mppool.recipe import LoopIsOver, Opening
 from tests.aio.things import CarefulRecipe, Thing, ThingRecipe, take_all, until
 from tests.helpers import wait_until
 
@@ -86,3 +87,26 @@ def test_what_was_being_given_back_when_its_loop_was_closed_is_not_lost(manager:
     assert recipe.most == 1
     for task in left:
         task.get_coro().close()
+
+
+def test_what_reaches_its_end_while_it_is_reset_does_not_outlive_it(manager: Manager) -> None:
+    """The housekeeper looks at that instant, and does not find it on the shelf."""
+    closed: list[Thing] = []
+
+    async def open_thing(opening: Opening) -> Thing:
+        return Thing()
+
+    async def reset(thing: Thing) -> None:
+        (entry,) = pool._local.entries()
+        entry.retire_at = monotonic()
+
+    pool: AsyncPool[Thing] = manager.apool(
+        "p", open_thing, reset=reset, close=closed.append, max_idle=None
+    )
+
+    async def main() -> None:
+        async with pool.checkout() as thing:
+            pass
+        await until(lambda: closed == [thing], "it to be closed")
+
+    asyncio.run(main())

@@ -110,6 +110,14 @@ WORKER_BUGS = [
     ),
     # --- idle resources and waiting threads --------------------------------------------------------------
     Bug(
+        "ends-on-the-way-to-the-shelf",
+        "worker/idle.py",
+        "if entry.retire_at <= monotonic():",
+        "if entry.retire_at == AT_ONCE:",
+        "what reaches its end while it is reset lies idle for ever",
+        _IDLE,
+    ),
+    Bug(
         "no-look-at-waiters",
         "worker/idle.py",
         "        if self.attention:\n            self._attend(entry)\n",

@@ -306,6 +306,28 @@ def test_what_has_been_idle_for_longest_is_brought_back_first_and_only_if_for_lo
     assert len(scene.inventory.side) == 2
 
 
+def test_what_has_reached_its_end_on_the_way_to_its_shelf_does_not_stay_there(scene: Scene) -> None:
+    """The housekeeper looked at that instant, and did not find it on the shelf: a hook ran."""
+    entries = [scene.opened("a") for _ in range(2)]
+    for entry in entries:
+        entry.retire_at, entry.retire_reason = NOW - 0.01, "retired"
+    scene.idle.put_back(entries[0])
+    scene.idle.put_where_it_lay(entries[1])
+    assert scene.closed == entries
+    assert not scene.lying()
+
+
+def test_what_is_released_at_its_end_is_looked_at_once_more(scene: Scene) -> None:
+    """A release may have read the clock before the end, and lays it on the shelf after the housekeeper has looked."""
+    entry = scene.opened("a")
+    entry.retire_at = NOW
+    due = scene.local.member.housekeeper._due
+    again = due(scene.local, entry, False, NOW)
+    assert NOW < again < NOW + 60.0
+    assert due(scene.local, entry, False, again) > NOW + 60.0
+    assert due(scene.local, entry, True, again) <= again, "it lies there, and is closed"
+
+
 # --- lanes ----------------------------------------------------------------------------------------------------
 
 

@@ -24,6 +24,7 @@ class Thing:
         self.identity = opening.identity
         self.pid = os.getpid()
         self.closed = False
+        self.entry: Any = None
 
     def __repr__(self) -> str:
         return f"<Thing {self.number}>"

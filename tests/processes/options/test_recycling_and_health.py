@@ -13,7 +13,7 @@ from mppool import Pool, PoolManager
 from mppool.worker import housekeeping
 from mppool.worker.ending import retire_older_than
 from tests.helpers import wait_until
-from tests.processes.options.scene import CheckedThings, HookedThings, Scene
+from tests.processes.options.scene import CheckedThings, HookedThings, Scene, Thing, Things
 
 Declare = Callable[..., Pool[Any]]
 Hire = Callable[..., Any]
@@ -122,6 +122,24 @@ def test_what_is_released_before_the_end_of_its_life_does_not_outlive_it(
     with pool.checkout():
         other.checkout().release()
         wait_until(lambda: gone, "the housekeeper to look")
+    wait_until(lambda: scene.count("close") == 1, "it to be closed")
+
+
+class EndsInReset(Things):
+    """What has an end of its own reaches it while it is reset: the housekeeper looks then, and finds nothing idle."""
+
+    def reset(self, thing: Thing) -> None:
+        assert thing.entry is not None
+        thing.entry.retire_at = time.monotonic()
+
+
+def test_what_reaches_its_end_while_it_is_reset_does_not_outlive_it(
+    declare: Declare, scene: Scene
+) -> None:
+    """A session with the old password stayed open. Found with asyncpg, whose reset is a round trip."""
+    pool = declare(EndsInReset, max_idle=None)
+    with pool.checkout() as thing:
+        (thing.entry,) = pool._local.entries()
     wait_until(lambda: scene.count("close") == 1, "it to be closed")
 
 
