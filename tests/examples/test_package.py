@@ -5,6 +5,7 @@ from __future__ import annotations
 import email
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tarfile
@@ -122,3 +123,16 @@ def test_the_address_of_the_project_stands_in_two_files_only() -> None:
     if listed.returncode == 128:
         pytest.skip("no clone of the repository: git knows no files here")
     assert listed.stdout.split() == [".github/ISSUE_TEMPLATE/config.yml", "pyproject.toml"]
+
+
+def test_the_oldest_dependencies_are_those_of_the_extras_that_are_asked_for(tmp_path: Path) -> None:
+    """With a comment behind its bracket, an extra was read as far as the next one without."""
+    (tmp_path / "tools").mkdir()
+    tool = shutil.copy(ROOT / "tools" / "oldest-dependencies", tmp_path / "tools")
+    (tmp_path / "pyproject.toml").write_text(
+        'dependencies = [\n    "one>=1.0",  # with [a] "reason>=0"\n]\n'
+        'two = ["two[more]>=2.1"]  # why\nthree = ["three>=3", "mppool[two]"]\n'
+    )
+    assert run(sys.executable, tool) == "one==1.0\n"
+    assert run(sys.executable, tool, "two") == "one==1.0\ntwo==2.1\n"
+    assert run(sys.executable, tool, "three") == "one==1.0\nthree==3\n"

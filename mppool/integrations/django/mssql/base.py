@@ -18,7 +18,9 @@ class DatabaseWrapper(SharedPoolMixin, base.DatabaseWrapper):  # type: ignore[mi
 
     def get_new_connection(self, conn_params: dict[str, Any]) -> Any:
         """Without the drivers' own pools."""
-        if self._uses_mssql_python(conn_params):
+        # mssql-django knows mssql-python from 2.0 on.
+        chosen = getattr(self, "_uses_mssql_python", None)
+        if chosen is not None and chosen(conn_params):
             turn_pooling_off(base._load_mssql_python())
         return super().get_new_connection(conn_params)
 
