@@ -6,13 +6,11 @@ clock, are only passed on, and let each process find out that the machine was su
 
 from __future__ import annotations
 
-import hashlib
-
 import msgspec
 
 from mppool.core.decisions import Decision, Grant, Queued, Refuse
 from mppool.core.events import Event
-from mppool.ids import Ticket
+from mppool.ids import Ticket, sha256_of
 
 USABLE_S = 10.0
 """A token with less left is not given to anybody any more; of very short ones half the life counts."""
@@ -195,7 +193,7 @@ def is_answer(decision: Decision, ticket: Ticket) -> bool:
 
 def digest_of(token: str) -> str:
     """Tells tokens apart without showing them."""
-    return hashlib.sha256(token.encode()).hexdigest()[:32]
+    return sha256_of(token.encode())[:32]
 
 
 def life_of(expires_in: float) -> float:

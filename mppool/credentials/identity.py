@@ -6,12 +6,12 @@ none: its tokens tell (their hash), or the application does (`identity=`).
 
 from __future__ import annotations
 
-import hashlib
 import logging
 from collections.abc import Callable
 from typing import Any
 
 from mppool.errors import ConfigurationError
+from mppool.ids import sha256_of
 from mppool.logs import Log
 
 log = Log("mppool")
@@ -64,7 +64,7 @@ def compute_identity_key(
             f"token_struct must be bytes that are not empty, and is a {type(token_struct).__name__} of "
             f"length {len(token_struct) if hasattr(token_struct, '__len__') else 'unknown'}"
         )
-    return f"tok:{hashlib.sha256(token_struct).hexdigest()}"
+    return f"tok:{sha256_of(token_struct)}"
 
 
 def _checked_id(name: str, value: str | None) -> str | None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import secrets
 
 from mppool.ids import ProcessId, own_process, witness_name
 
@@ -27,7 +26,8 @@ class Witness:
         known = self._processes.get(None)
         if known is None:
             own = own_process()
-            number = secrets.randbits(_MEMBER_BITS) << 1 | hasattr(os, "memfd_create")
+            chance = int.from_bytes(os.urandom(8), "big") >> (64 - _MEMBER_BITS)
+            number = chance << 1 | hasattr(os, "memfd_create")
             known = self._processes.setdefault(None, ProcessId(own.pid, own.birth, number))
         return known
 

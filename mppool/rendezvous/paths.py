@@ -21,7 +21,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import re
 import shlex
@@ -32,7 +31,7 @@ from pathlib import Path
 import msgspec
 
 from mppool.errors import ConfigurationError
-from mppool.ids import ProcessId
+from mppool.ids import ProcessId, sha256_of
 from mppool.options import checked_name
 
 RUNTIME_DIR_VARIABLE = "MPPOOL_RUNTIME_DIR"
@@ -126,7 +125,7 @@ class ManagerPaths:
     @property
     def socket_prefix(self) -> str:
         """How the names of this manager's sockets begin."""
-        return f"s-{hashlib.sha256(self.name.encode()).hexdigest()[:12]}-"
+        return f"s-{sha256_of(self.name.encode())[:12]}-"
 
     def prepare(self) -> None:
         """Make the directories where they are missing, and refuse such as others could tamper with."""

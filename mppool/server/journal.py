@@ -14,10 +14,8 @@ one, until `settled` is called: everybody who might hold something has been hear
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
-import secrets
 import struct
 import time
 import zlib
@@ -27,7 +25,7 @@ import msgspec
 
 from mppool.core.decisions import Erase, JournalDecision, Record, RecordBudget, RecordPool
 from mppool.core.events import Remembered
-from mppool.ids import GrantNumber
+from mppool.ids import GrantNumber, sha256_of
 from mppool.rendezvous.world import boot_id, may_be_one_boot, pid_namespace_inode
 
 log = logging.getLogger(__name__)
@@ -136,9 +134,7 @@ class Journal:
         else:
             capacity = self._read_records(content, old)
             self.torn = self.torn or old.unsettled
-        header = Header(
-            FORMAT, boot, pid_namespace, epoch, secrets.token_bytes(16), capacity, self.torn
-        )
+        header = Header(FORMAT, boot, pid_namespace, epoch, os.urandom(16), capacity, self.torn)
         # Under the old header damaged records would be found again, so they go only after it is replaced.
         self._write_header(header)
         for place in self._free:
@@ -246,7 +242,7 @@ class Journal:
     def _block(self, item: Record | RecordPool | RecordBudget) -> bytes:
         payload = self._encoder.encode(item)
         if len(payload) > _PAYLOAD_BYTES and isinstance(item, Record):
-            digest = hashlib.sha256(item.key.encode()).hexdigest()
+            digest = sha256_of(item.key.encode())
             payload = self._encoder.encode(
                 msgspec.structs.replace(item, key=f"{LONG_KEY_MARK}\0{digest}")
             )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import pickle
 import subprocess
@@ -10,7 +11,7 @@ import sys
 import pytest
 
 from mppool import errors
-from mppool.ids import ProcessId, birth_of, grant_number, own_process
+from mppool.ids import ProcessId, birth_of, grant_number, own_process, sha256_of
 from tests.core.clock import ManualClock
 
 
@@ -66,3 +67,9 @@ def test_a_manual_clock_goes_forward_only() -> None:
     assert clock.advance(2.0) == clock() == 7.0
     with pytest.raises(ValueError, match="backwards"):
         clock.advance(-1.0)
+
+
+@pytest.mark.parametrize("data", [b"", b"key\0identity", b"x" * 10_000])
+def test_a_hash_is_the_same_for_every_release(data: bytes) -> None:
+    """Names of sockets, and keys in journals, are told by it."""
+    assert sha256_of(data) == hashlib.sha256(data).hexdigest()

@@ -208,6 +208,12 @@ def test_children_forked_while_a_server_is_starting_get_the_same_one(paths: Mana
         thread.join()
 
 
+def test_a_server_loads_no_openssl() -> None:
+    """It would be a sixth of its memory. hashlib and secrets bring it along."""
+    loaded = "[name for name in ('_hashlib', '_ssl', 'hashlib', 'secrets') if name in sys.modules]"
+    run_python(f"import sys, mppool.server.loop\nassert not {loaded}, {loaded}")
+
+
 def test_the_address_of_a_dead_server_is_replaced(paths: ManagerPaths) -> None:
     paths.prepare()
     paths.address.write_text('{"server": [1, 2], "epoch": 3, "socket": "s-gone", "version": "0"}')
