@@ -47,7 +47,17 @@ class Opening:
         timeout) should do so.
     """
 
-    __slots__ = ("asked", "expires_on", "identity", "label", "login", "number", "timeout", "token")
+    __slots__ = (
+        "asked",
+        "expires_on",
+        "identity",
+        "label",
+        "login",
+        "login_at",
+        "number",
+        "timeout",
+        "token",
+    )
 
     def __init__(
         self,
@@ -63,6 +73,7 @@ class Opening:
         self.expires_on: float | None = None
         self.label = ""
         self.login = ""
+        self.login_at = 0.0  # when a refused login was asked for anew (monotonic clock)
         self.asked: Any = None  # the recipe's own: what callables have said for this opening
 
     def __repr__(self) -> str:

@@ -67,6 +67,7 @@ def log_in(
     began = monotonic()
     outcome = attempt(asked)
     if asked.digest and isinstance(outcome, Exception) and refuses(outcome):
+        opening.login_at = monotonic()
         with newer_than(began):
             newer = ask()
         if newer.digest != asked.digest:

@@ -43,6 +43,7 @@ async def log_in(
     began = monotonic()
     outcome = await attempt(asked)
     if asked.digest and isinstance(outcome, Exception) and refuses(outcome):
+        opening.login_at = monotonic()
         with newer_than(began):
             newer = source.with_answers(await _answers(source.sources()))
         if newer.digest != asked.digest:

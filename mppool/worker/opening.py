@@ -96,7 +96,8 @@ def open_resource(
         bearer.note(entry, token)
     _enter_as_open(entry, started + seconds, seconds, opening)
     if opening.login and token is None:
-        member.housekeeper.expects(_let_older_logins_end(entry, started, opening.login))
+        asked_at = max(started, opening.login_at)
+        member.housekeeper.expects(_let_older_logins_end(entry, asked_at, opening.login))
     member.flush()
     member.housekeeper.expects(monotonic() if local.keepers else due_when_idle(local, entry))
 
@@ -135,17 +136,17 @@ def _enter_as_open(entry: PoolEntry, now: float, seconds: float, opening: Openin
     entry.inventory.opened(entry, seconds, now, ends_at)
 
 
-def _let_older_logins_end(entry: PoolEntry, began: float, login: str) -> float:
+def _let_older_logins_end(entry: PoolEntry, asked_at: float, login: str) -> float:
     """A secret has changed: what was opened with another one ends soon, each at its own instant.
 
-    began: when this opening began; what was open by then is older. login: its digest, which stands where that of a
+    asked_at: when this login was asked for; what was open by then is older. login: its digest, which stands where that of a
         token does for those who open with tokens. Returns when the first is due.
     """
     due = NEVER
     with entry.inventory.lock:
         entry.token = login
         for other in entry.inventory.table.values():
-            is_older = other.state == "open" and other.opened_at <= began
+            is_older = other.state == "open" and other.opened_at <= asked_at
             if (
                 is_older
                 and other.token != login

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import threading
+import time
 import traceback
 from collections.abc import Callable, Iterator
-from typing import Any
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
 
 import pytest
 
-from mppool import OpenFailed, PoolError, PoolManager
+from mppool import InProcessManager, OpenFailed, Opening, PoolError, PoolManager, Recipe
 from mppool.azure import StaticToken
 from mppool.odbc import OdbcRecipe
-from tests.helpers import Fork
+from mppool.secret import log_in
+from mppool.worker.opening import LOGIN_CHANGE_S
+from tests.helpers import PATIENCE, Fork
 
 PASSWORD, TOKEN = "hunter2-password", "eyJ0TOPSECRETTOKEN"
 
@@ -92,3 +97,45 @@ def test_the_applications_own_hook_keeps_its_frames(manager: PoolManager) -> Non
     with pytest.raises(OpenFailed) as failed:
         manager.pool("orders", opens, max_size=2).checkout(timeout=5)
     assert ("opens", "attempt", "third") in list(values_in_frames(failed.value))
+
+
+class _Asked(NamedTuple):
+    digest: str
+
+
+class _TwoPasswords(Recipe[object]):
+    """The first opening is refused with the old password, after others were accepted with it."""
+
+    open_in_caller = True
+
+    def __init__(self) -> None:
+        self.began, self.changed = threading.Event(), threading.Event()
+
+    def open(self, opening: Opening) -> object:
+        is_first = not self.began.is_set()
+        self.began.set()
+
+        def attempt(asked: _Asked) -> object:
+            if is_first and asked.digest == "old":
+                assert self.changed.wait(PATIENCE)
+                return PermissionError("the password has changed")
+            return object()
+
+        answers = iter(["old", "new"])
+        return log_in(opening, lambda: _Asked(next(answers)), attempt, lambda _: True)
+
+
+def test_what_was_opened_with_the_old_password_while_another_opening_went_on_ends_too() -> None:
+    """The other opening began earlier, so what it found open when it knew the new password was not taken for older."""
+    recipe = _TwoPasswords()
+    with InProcessManager() as manager:
+        pool = manager.pool("p", recipe, max_size=2, max_lifetime=None, max_idle=None)
+        with ThreadPoolExecutor() as threads:
+            late = threads.submit(pool.checkout)
+            assert recipe.began.wait(PATIENCE)
+            with pool.checkout():
+                (old,) = (one for one in pool._local.entries() if one.state == "open")
+                recipe.changed.set()
+                late.result().release()
+                assert old.retire_at <= time.monotonic() + LOGIN_CHANGE_S
+                assert old.retire_reason == "retired"
