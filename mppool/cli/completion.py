@@ -15,7 +15,7 @@ SHELLS = ("bash", "zsh", "fish")
 _BASH = """\
 _mppool() {{
   local word=${{COMP_WORDS[COMP_CWORD]}} command="" each
-  for each in "${{COMP_WORDS[@]:1:COMP_CWORD-1}}"; do
+  for each in "${{COMP_WORDS[@]:1:$((COMP_CWORD - 1))}}"; do
     case " {commands} " in *" $each "*) command=$each; break ;; esac
   done
   case $command in
@@ -26,6 +26,12 @@ complete -F _mppool mppool
 """
 
 _CASE = '    {command}) COMPREPLY=($(compgen -W "{options}{names}" -- "$word")) ;;\n'
+
+# A zsh that nobody has configured has no `compdef` yet, which bashcompinit needs.
+_ZSH = """\
+(( $+functions[compdef] )) || { autoload -U +X compinit && compinit -i -D; }
+autoload -U +X bashcompinit && bashcompinit
+"""
 
 _NAMES = " $(mppool list --names 2>/dev/null)"
 
@@ -47,7 +53,7 @@ def script(shell: str, commands: Mapping[str, argparse.ArgumentParser]) -> str:
         for name, options in known.items()
     )
     bash = _BASH.format(commands=" ".join(known), cases=cases)
-    return f"autoload -U +X bashcompinit && bashcompinit\n{bash}" if shell == "zsh" else bash
+    return f"{_ZSH}{bash}" if shell == "zsh" else bash
 
 
 def _options(parser: argparse.ArgumentParser) -> list[str]:

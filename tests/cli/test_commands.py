@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -282,6 +283,39 @@ complete_at mppool drain --ti
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=50)
     assert done.stderr == ""
     assert done.stdout.splitlines() == ["shutdown", "shop", "--timeout"]
+
+
+def test_zsh_that_nobody_has_configured_completes_them_too(
+    orders: Pool[Thing], tmp_path: Path
+) -> None:
+    """It said `compdef: command not found`, and did not know how bash counts words."""
+    if shutil.which("zsh") is None:
+        pytest.skip("there is no zsh here")
+    command = f"""
+mppool() {{ {sys.executable} -m mppool "$@"; }}
+source <(mppool completion zsh)
+complete_at() {{
+  setopt localoptions ksharrays
+  COMP_WORDS=("$@"); COMP_CWORD=$(($# - 1)); _mppool; echo "${{COMPREPLY[@]}}"
+}}
+complete_at mppool sh
+complete_at mppool stats sh
+complete_at mppool drain shop --ti
+"""
+    done = subprocess.run(
+        ["zsh", "-f", "-c", command],
+        capture_output=True,
+        text=True,
+        timeout=50,
+        env={**os.environ, "HOME": str(tmp_path)},
+    )
+    assert done.stderr == ""
+    # zsh itself leaves out what does not begin as the word does.
+    commands, of_stats, of_drain = (line.split() for line in done.stdout.splitlines())
+    assert "shutdown" in commands
+    assert {"shop", "--json"} <= set(of_stats)
+    assert {"shop", "--timeout"} <= set(of_drain)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_pool_is_named_beside_those_that_there_are(orders: Pool[Thing]) -> None:
