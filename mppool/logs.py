@@ -9,6 +9,9 @@ So what it does must not come between taking a thing and finishing with it:
 - the background thread, for which others wait, hands its lines to other threads: `handed_to(...)`;
 - what a thread would log while it is in a handler already is left out. Else a handler that uses a pool would be
   called for what it has caused itself, without end.
+
+Equal warnings and errors reach the handlers once a minute, because a database that is away would else fill a disk. A line
+that is about a pool or a manager has its name as a field of its record, for those who write JSON.
 """
 
 from __future__ import annotations
@@ -21,11 +24,18 @@ import traceback
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from time import monotonic
 from typing import Any, TypeVar, cast
 
 F = TypeVar("F", bound=Callable[..., Any])
 
 Sink = Callable[[Callable[[], None]], None]
+
+EQUAL_LINES_S = 60.0
+"""Equal warnings of one process are this far apart, at least."""
+
+_MOST_TEXTS = 500
+"""Of so many texts it is known when they were logged."""
 
 
 class _Here(threading.local):
@@ -93,8 +103,33 @@ def handed_to(sink: Sink) -> Iterator[None]:
         _here.sink = before
 
 
+# When what was logged, and how many equal lines were left out since: by logger, text and what was raised. No lock guards it:
+# two threads that say the same at once may both be heard.
+_said: dict[tuple[str, str, str], tuple[float, int]] = {}
+
+
+def _is_new(record: logging.LogRecord) -> bool:
+    """Whether nothing equal was logged in the last minute. The first after those that were left out says how many."""
+    raised = repr(record.exc_info[1]) if record.exc_info else ""
+    text = record.getMessage()
+    key, now = (record.name, text, raised), monotonic()
+    at, left_out = _said.get(key, (now - EQUAL_LINES_S, 0))
+    if now - at < EQUAL_LINES_S:
+        _said[key] = (at, left_out + 1)
+        return False
+    if len(_said) >= _MOST_TEXTS:
+        _said.clear()
+    _said[key] = (now, 0)
+    if left_out:
+        record.msg, record.args = f"{text} ({left_out} equal lines were left out)", ()
+    return True
+
+
 class Log:
-    """A logger of the standard library as this library uses it. The same methods, and no more."""
+    """A logger of the standard library as this library uses it. The same methods, and no more.
+
+    each: the line is said once of each lease or resource, so one that is equal says something else.
+    """
 
     def __init__(self, name: str) -> None:
         self._logger = logging.getLogger(name)
@@ -128,7 +163,13 @@ class Log:
         self._say(level, text, arguments, **more)
 
     def _say(
-        self, level: int, text: str, arguments: tuple[Any, ...], *, exc_info: Any = None
+        self,
+        level: int,
+        text: str,
+        arguments: tuple[Any, ...],
+        *,
+        exc_info: Any = None,
+        each: bool = False,
     ) -> None:
         logger = self._logger
         if _here.is_logging or not logger.isEnabledFor(level):
@@ -143,23 +184,27 @@ class Log:
             exc_info or None, caller.f_code.co_name,
         )  # fmt: skip
         del caller
+        for about in ("pool", "manager"):
+            if arguments and text.startswith(f"{about} %r"):
+                setattr(record, f"mppool_{about}", arguments[0])
         if _here.noted is not None:
-            _here.noted.append(lambda: _emit(logger, record))
+            _here.noted.append(lambda: _emit(logger, record, each))
         elif _here.sink is not None:
             _here.is_logging = True  # what the sink itself would log goes back to the sink
             try:
-                _here.sink(lambda: _emit(logger, record))
+                _here.sink(lambda: _emit(logger, record, each))
             finally:
                 _here.is_logging = False
         else:
-            _emit(logger, record)
+            _emit(logger, record, each)
 
 
-def _emit(logger: logging.Logger, record: logging.LogRecord) -> None:
+def _emit(logger: logging.Logger, record: logging.LogRecord, each: bool) -> None:
     """Have the handlers see a line, and nobody else see what they raise."""
     _here.is_logging = True
     try:
-        logger.handle(record)
+        if each or record.levelno < logging.WARNING or _is_new(record):
+            logger.handle(record)
     except Exception:  # noqa: BLE001  # whatever it is, it is not the caller's
         if logging.raiseExceptions and sys.stderr is not None:
             sys.stderr.write(f"mppool: a log handler raised; the line was: {record.msg}\n")

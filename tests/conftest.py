@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from mppool import logs
 from tests import secrecy
 from tests.helpers import PATIENCE, is_alive, is_server, processes_using
 
@@ -34,6 +35,12 @@ def pytest_runtest_teardown() -> Generator[None, None, None]:
     yield
     if seen := secrecy.WATCH.take():
         pytest.fail("a secret was seen in\n" + "\n".join(seen), pytrace=False)
+
+
+@pytest.fixture(autouse=True)
+def every_line_is_new() -> None:
+    """What an earlier test had logged does not keep a line of this one from being logged."""
+    logs._said.clear()
 
 
 @pytest.fixture

@@ -190,6 +190,7 @@ def _complain(local: LocalPool, entry: PoolEntry, age: float, limit: str) -> Non
         entry.thread,
         os.getpid(),
         f" at\n{entry.stack}" if entry.stack else "; track_leaks=True would tell where",
+        each=True,
     )
 
 
@@ -205,6 +206,7 @@ def _watch_close(local: LocalPool, entry: PoolEntry, now: float) -> None:
             local.name,
             now - entry.closing_at,
             os.getpid(),
+            each=True,
         )
 
 

@@ -247,3 +247,19 @@ print(answer.status_code, "OK", answer.content)
     said = run_python(found[1] + ask).stdout
     assert "200 OK" in said
     assert '"status": "ok"' in said
+
+
+def test_the_page_on_logs() -> None:
+    page = (ROOT / "docs" / "monitoring.md").read_text()
+    found = re.search(r"```python title=logs\n(.*?)```", page, re.DOTALL)
+    assert found
+    use = """
+from mppool import InProcessManager
+pool = InProcessManager().pool("orders", object)
+lease = pool.checkout()
+for _ in range(3):
+    lease.release()
+"""
+    (line,) = map(json.loads, run_python(found[1] + use).stderr.splitlines())
+    assert (line["level"], line["pool"]) == ("WARNING", "orders")
+    assert "released a second time" in line["text"]

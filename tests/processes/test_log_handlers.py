@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from mppool import InProcessManager, Pool, PoolManager
+from mppool import InProcessManager, Pool, PoolManager, logs
 from mppool.logs import Log, afterwards, handed_to
 from tests.helpers import Fork, wait_until
 from tests.processes.witness import Witness
@@ -231,3 +231,55 @@ def test_what_is_logged_within_a_handler_is_left_out(install: Callable[..., _Han
     handler = install(lambda record: log.warning("again"))
     log.warning("once")
     assert handler.seen == ["once"]
+
+
+# --- equal lines, and fields ----------------------------------------------------------------------------
+
+
+def test_equal_warnings_are_logged_once_a_minute_and_the_next_says_how_many_were_left_out(
+    install: Callable[..., _Handler], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A database that was away filled the disk of a log: each checkout of each worker logged the same."""
+    clock = [1000.0]
+    monkeypatch.setattr(logs, "monotonic", lambda: clock[0])
+    handler, log = install(lambda record: None), Log("mppool")
+    for _ in range(3):
+        log.warning("pool %r: away", "a")
+        log.warning("pool %r: away", "b")
+        log.info("pool %r: not a warning", "a")
+    clock[0] += logs.EQUAL_LINES_S
+    log.warning("pool %r: away", "a")
+    log.warning("pool %r: away", "a")
+    assert [line for line in handler.seen if "away" in line] == [
+        "pool 'a': away",
+        "pool 'b': away",
+        "pool 'a': away (2 equal lines were left out)",
+    ]
+
+
+def test_errors_are_equal_only_if_the_same_was_raised(install: Callable[..., _Handler]) -> None:
+    handler, log = install(lambda record: None), Log("mppool")
+    for error in (ValueError("one"), ValueError("one"), ValueError("other")):
+        try:
+            raise error
+        except ValueError:
+            log.exception("pool %r: a hook raised", "a")
+    assert len(handler.seen) == 2
+
+
+def test_how_many_texts_are_remembered_is_bounded(install: Callable[..., _Handler]) -> None:
+    handler, log = install(lambda record: None), Log("mppool")
+    for number in range(logs._MOST_TEXTS * 3):
+        log.warning("%d", number)
+    assert len(handler.seen) == logs._MOST_TEXTS * 3
+    assert len(logs._said) <= logs._MOST_TEXTS
+
+
+def test_a_line_has_the_name_of_its_pool_as_a_field(install: Callable[..., _Handler]) -> None:
+    fields = []
+    install(lambda record: fields.append(getattr(record, "mppool_pool", None)))
+    pool = InProcessManager().pool("orders", object)
+    lease = pool.checkout()
+    lease.release()
+    lease.release()
+    assert fields == ["orders"]

@@ -46,6 +46,7 @@ STATE: dict[tuple[str, str], Callable[[], Any]] = {
     ("process.fork", "_renewing"): dict,
     ("process.fork", "_preparing"): threads.RLock,
     ("process.fork", "_ending"): deque,
+    ("logs", "_said"): dict,
     ("worker.member", "_members"): weakref.WeakSet,
     ("worker.member", "_process_name"): str,
     ("worker.member", "_says_farewell_in"): int,
