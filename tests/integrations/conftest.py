@@ -13,6 +13,7 @@ import pytest
 from mppool import PoolManager
 from mppool.errors import ConfigurationError
 from mppool.odbc import driver_manager
+from mppool.worker import demand
 from tests.helpers import component_is_missing
 from tests.integrations import mariadb as maria
 from tests.integrations.postgresql import Database, Postgresql, what_is_missing
@@ -20,6 +21,12 @@ from tests.sharing import shared
 from tests.tds.fixtures import microsoft_driver, tds
 
 __all__ = ["microsoft_driver", "tds"]
+
+
+@pytest.fixture(autouse=True)
+def a_slow_login_is_not_late(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a busy machine a login takes seconds. The pool would open one more, and tests count them."""
+    monkeypatch.setattr(demand, "SHORTEST_LATE_S", 20.0)
 
 
 @pytest.fixture(scope="session")

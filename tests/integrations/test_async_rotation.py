@@ -70,8 +70,6 @@ def test_a_changed_password_fails_no_checkout_and_ends_old_sessions_gently(
     make: Make, vault: Vault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mppool.worker.opening.LOGIN_CHANGE_S", 0.2)
-    # On a busy machine a login takes longer, and the pool would open one more.
-    monkeypatch.setattr("mppool.worker.demand.SHORTEST_LATE_S", 600.0)
     recipe = make(vault, Secret(vault.read))
     key = recipe.fingerprint()
 

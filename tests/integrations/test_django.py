@@ -431,7 +431,7 @@ def test_workers_and_threads_share_one_cap(
         with counted(postgresql) as seen, Load(web, address, threads=16) as load:
             load.more(60)
             if server == "gunicorn":
-                wait_until(lambda: max(seen) >= CAP, "the whole capacity to be used")
+                wait_until(lambda: max(seen, default=0) >= CAP, "the whole capacity to be used")
             wait_until(lambda: len(load.pids) > 1, "several processes to answer")
             load.more(60)
         assert load.refused == []

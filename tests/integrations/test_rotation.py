@@ -198,8 +198,6 @@ def test_what_was_opened_with_the_old_password_ends_soon_and_not_at_once(
     recipe: Recipe[Any], vault: Vault, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("mppool.worker.opening.LOGIN_CHANGE_S", 0.2)
-    # On a busy machine a login takes longer, and the pool would open one more.
-    monkeypatch.setattr("mppool.worker.demand.SHORTEST_LATE_S", 600.0)
     manager = InProcessManager()
     pool = manager.pool("orders", recipe, max_size=4)
     with pool.checkout() as old:

@@ -389,7 +389,7 @@ def test_commands_are_seen_by_all_processes(
     with pool.checkout(timeout=5), pytest.raises(CheckoutTimeout):
         pool.checkout(timeout=0)
     held = pool.checkout(timeout=5)
-    assert fork(pool.drain, 0.1).result() == 1
+    assert fork(pool.drain, 2.0).result() == 1  # the child has to attach within that
     held.release()
     assert fork(pool.drain, 5.0).result() == 0
     held = pool.checkout(timeout=20)
