@@ -130,8 +130,9 @@ class TaskHooks:
     async def _outcome(self, entry: PoolEntry, limit: float | None) -> Any:
         """True, False, or what the check raised."""
         try:
-            checking = settled(self._recipe.check(entry.resource.resource))
-            return bool(await entry.resource.home.watch.bounded(checking, limit))
+            held = entry.resource
+            checking = settled(self._recipe.check(held.resource))
+            return bool(await held.home.watch.bounded(checking, limit))
         except Exception as error:  # noqa: BLE001  # it is judged, logged and counted by the owner of the resource
             return error
 
@@ -208,10 +209,11 @@ class TaskHooks:
         """Run a hook; False, logged and counted, if it raised."""
         local = self._local
         try:
-            said = call(entry.resource.resource)
+            held = entry.resource  # once: a lease may be ended meanwhile
+            said = call(held.resource)
             if type(said) is not CoroutineType:
                 said = settled(said)
-            await entry.resource.home.watch.bounded(said, limit)
+            await held.home.watch.bounded(said, limit)
         except Exception as error:
             local.count("hook_errors")
             log.warning("pool %r: the hook %s raised", local.name, hook, exc_info=True)

@@ -79,6 +79,7 @@ class Host:
         self._epoll = select.epoll()
         self._wake_reading, self._wake_writing = socket.socketpair()
         self._leaving = False
+        self._accepts = True
         self._had_workers = False
         self._idle_since = monotonic()
         self._inode = 0
@@ -185,13 +186,29 @@ class Host:
             except BlockingIOError:
                 return
             except OSError as error:
-                log.warning("a worker cannot be let in: %s", error)
+                log.warning("no worker can be let in for a moment: %s", error)
+                self._pause_accepting()
                 return
             connection.setblocking(True)
             if self._leaving or peer_of(connection).uid not in (os.geteuid(), 0):
                 connection.close()
                 continue
-            self._begin(connection)
+            try:
+                self._begin(connection)
+            # No descriptor, or thread, is left; those that are here go on.
+            except (OSError, RuntimeError) as error:
+                log.warning("a worker cannot be let in: %s", error)
+                connection.close()
+
+    def _pause_accepting(self) -> None:
+        """Until the next look around: it would be ready again at once."""
+        self._unwatch(self._listener.fileno())
+        self._accepts = False
+
+    def _accept_again(self) -> None:
+        if not self._accepts:
+            self._epoll.register(self._listener.fileno(), select.EPOLLIN)
+            self._accepts = True
 
     def _begin(self, connection: socket.socket) -> None:
         session = Session(
@@ -212,10 +229,15 @@ class Host:
         with self._lock:
             self._sessions[session.number] = session
             self._watched[connection.fileno()] = session
-        self._epoll.register(connection.fileno(), select.EPOLLRDHUP)
-        threading.Thread(
-            target=self._serve, args=(session,), name="mppool-host", daemon=True
-        ).start()
+        try:
+            self._epoll.register(connection.fileno(), select.EPOLLRDHUP)
+            threading.Thread(
+                target=self._serve, args=(session,), name="mppool-host", daemon=True
+            ).start()
+        except BaseException:
+            with self._lock:
+                del self._sessions[session.number], self._watched[connection.fileno()]
+            raise
 
     def _serve(self, session: Session) -> None:
         descriptor = session.connection.fileno()
@@ -250,6 +272,7 @@ class Host:
     # --- now and then ---------------------------------------------------------------------------------------------
 
     def _look_around(self, now: float) -> None:
+        self._accept_again()
         with self._lock:
             sessions = list(self._sessions.values())
         seen: set[Any] = set()

@@ -37,6 +37,7 @@ class Right:
 
     def __init__(self, descriptor: int | None = None) -> None:
         """descriptor: of a right that the other end has made; None: a new one."""
+        self._descriptor = -1
         self._descriptor = (
             os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK) if descriptor is None else descriptor
         )
@@ -72,15 +73,17 @@ class Flag:
     __slots__ = ("_descriptor", "_memory")
 
     def __init__(self, descriptor: int | None = None) -> None:
-        """descriptor: of a flag of a host, which is closed here; None: a new one."""
+        """descriptor: of a flag of a host, which is closed here, in any case; None: a new one."""
         if descriptor is None:
             descriptor = os.memfd_create("mppool-wanted", os.MFD_CLOEXEC)
             os.ftruncate(descriptor, 1)
             self._memory = mmap.mmap(descriptor, 1)
             self._descriptor = descriptor
         else:
-            self._memory = mmap.mmap(descriptor, 1, prot=mmap.PROT_READ)
-            os.close(descriptor)
+            try:
+                self._memory = mmap.mmap(descriptor, 1, prot=mmap.PROT_READ)
+            finally:
+                os.close(descriptor)
             self._descriptor = -1
 
     def fileno(self) -> int:

@@ -25,9 +25,12 @@ if TYPE_CHECKING:
     from collections.abc import Callable
 
 BRISK_S = 0.001
-"""A sleep is short that ends so soon. Where one is followed by the other, the next wait begins awake (see Alertness),"""
+"""A sleep that ends within this is short."""
 AWAKE_S = 0.0001
-"""and ends after so long: a small statement has been served by then."""
+"""So long does a wait stay awake: a small statement has been served by then."""
+AWAY_S = AWAKE_S / 2
+"""If others had our CPU for so long, the machine is busy. There who sleeps gets it back earlier than who offers it."""
+
 SMALLEST_PIPE = 4096
 """What any pipe takes at once, as a whole, if it is empty."""
 
@@ -57,7 +60,7 @@ def from_socket(connection: socket.socket, length: int, begun: bytes = b"") -> m
 
 @final
 class Turns:
-    """Whose wait was the last one, of the threads that share an interpreter: where two wait in turns, none does so awake.
+    """Whose wait was the last one, of the threads that share an interpreter: where two take turns, neither waits awake.
 
     They would take the interpreter from each other, and from the one that has something to do.
     """
@@ -80,7 +83,8 @@ class AwakeReader:
         poll = select.poll()
         poll.register(pipe, select.POLLIN)
         self._poll = poll.poll
-        self._turns, self._alertness, self._own = turns, turns.alertness, object()
+        self._turns, self._alertness = turns, turns.alertness
+        self._own = object()  # not we ourselves: `turns` would keep a closed pipe
 
     def read(self, size: int) -> bytes:
         """What has come, so many bytes at most; b"" at its end. Raises OSError, and ValueError where it was closed."""
@@ -98,16 +102,19 @@ class AwakeReader:
         return data
 
     def _comes_soon(self) -> bool:
-        poll, until = self._poll, monotonic() + AWAKE_S
+        poll, now = self._poll, monotonic()
+        until = now + AWAKE_S
         while not poll(0):
-            if monotonic() >= until:
-                return False
+            offered_at = now
             os.sched_yield()
+            now = monotonic()
+            if now >= until or now - offered_at > AWAY_S:
+                return False
         return True
 
 
 def reader_of(pipe: FileIO, turns: Turns) -> Callable[[int], bytes]:
-    """What reads the pipe. With a single CPU nothing could come while we are awake."""
+    """What reads the pipe. With a single CPU to wait awake saves nothing: it has to be given away in any case."""
     return AwakeReader(pipe, turns).read if len(os.sched_getaffinity(0)) > 1 else pipe.read
 
 

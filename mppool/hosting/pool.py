@@ -28,6 +28,7 @@ from mppool.hosting.proxies import Hold
 from mppool.hosting.stream_table import Streams
 from mppool.hosting.streams import GREETING_S, HostGone, Stream
 from mppool.hosting.travel import Luggage, main_script, pickled
+from mppool.link.troubles import pool_error
 from mppool.logs import Log
 from mppool.options import checked_lease_label
 from mppool.process.fork import call_in_children, notice_fork
@@ -234,6 +235,8 @@ class HostedPool(Pool[T]):
             raise CheckoutTimedOut(
                 f"pool {self.name!r}: no host could be reached in time: {error}"
             ) from error
+        except OSError as error:
+            raise (pool_error(local.member.name, error) or error) from error
         return stream
 
     def _tend(self, stream: Stream) -> None:

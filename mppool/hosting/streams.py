@@ -19,10 +19,12 @@ import msgspec
 from mppool.errors import CheckoutTimeout, PoolError, ProtocolError
 from mppool.hosting import frames
 from mppool.hosting.answers import raise_error, token_of
+from mppool.hosting.greeting import greeting_on
 from mppool.hosting.keeping import KEPT_S, Flag, Right
-from mppool.hosting.pipes import Turns, WorkerPipes, from_socket, is_pipe, takes_pipes
+from mppool.hosting.pipes import Turns, WorkerPipes, from_socket, takes_pipes
 from mppool.hosting.values import encode
 from mppool.ids import is_stopped, own_process
+from mppool.link.troubles import LACKING
 from mppool.process.fork import own_mark
 from mppool.process.locks import release_own
 from mppool.rendezvous.liveness import peer_of
@@ -90,36 +92,28 @@ class Stream:
     # --- life ---------------------------------------------------------------------------------------------------
 
     def greet(self, linger: float, deadline: float) -> None:
-        """Introduce this process. Raises HostGone, TimeoutError, ProtocolError."""
+        """Introduce this process. Raises HostGone, TimeoutError, ProtocolError, and OSError where the system is short of something."""
         own = own_process()
         said = [frames.PROTOCOL, own.pid, own.birth, own.member, linger]
         with self._lock():
             self._begin(encode([0, frames.HELLO, [], *said, takes_pipes(self._connection)]))
             self._wait_for_answer(deadline, GREETING_S)
-            self._left, descriptors = self._first_words()
-            if descriptors and is_pipe(descriptors[0]):
-                self._pipes = pipes = WorkerPipes(descriptors[0], descriptors[1], _TURNS)
-                self._write, self._read = pipes.write, pipes.read
+            try:
+                greeting = greeting_on(self._connection, _TURNS)
+            except OSError as error:
+                if error.errno in LACKING:
+                    raise
+                raise HostGone from error
+            self._left, self._pipes, self._right, self._flag = greeting
+            if self._pipes is not None:
+                self._write, self._read = self._pipes.write, self._pipes.read
                 self._poll = None  # it waits at the socket
-                del descriptors[:2]
-            if descriptors:
-                self._right, self._flag = Right(descriptors[0]), Flag(descriptors[1])
             kind, body = self._receive()
             self._pending = False
         if kind == frames.ERROR:
             self.close()
             raise_error(body, self._pool)
         _, self.number, *_ = _decode(body)
-
-    def _first_words(self) -> tuple[bytes, list[int]]:
-        """What comes first, and the descriptors that come with it."""
-        try:
-            data, descriptors, _, _ = socket.recv_fds(
-                self._connection, frames.READ_BYTES, 4, socket.MSG_CMSG_CLOEXEC
-            )
-        except OSError as error:
-            raise HostGone from error
-        return data, descriptors
 
     def close(self) -> None:
         """For good. Safe at any instruction, and in a finalizer: it is a system call and no lock."""

@@ -1,8 +1,8 @@
 """Whether it pays to wait awake for what comes next, instead of sleeping until it is there.
 
-To wake up a thread takes 20 to 100 µs where its CPU has stopped meanwhile: longer than many an answer. Who waits awake
-for a moment spends that time too, and it is wasted if nothing comes. So it is tried only where sleeps were short, and the more
-seldom the more often it was in vain.
+Waking a thread takes 20 to 100 µs where its CPU has stopped meanwhile: longer than many an answer. Whoever waits awake
+for a moment spends that time too, and it is wasted if nothing comes. So it is tried only where sleeps were short, and less
+often the more often it was in vain.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ MOST_BRISK = 1024
 class Alertness:
     """Counts sleeps and waits; time, and what a short sleep is, are the caller's.
 
-    It belongs to one thread; if others count too, the worst is a wait that begins the wrong way.
+    Threads may share it: at worst a wait begins the wrong way.
     is_awake: how the next wait begins. _brisk: how many sleeps in a row were short; _enough: how many it takes.
     """
 

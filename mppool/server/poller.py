@@ -96,11 +96,13 @@ class Poller(Generic[H]):
 
     def _awake(self) -> list[tuple[H, int]]:
         """Wait for the same peers awake. If none comes, or others do, the next sleeps begin the counting again."""
-        ready, until = self._ready(0.0), monotonic() + AWAKE_S
-        while not ready and monotonic() < until:
+        ready, until, is_soon = self._ready(0.0), monotonic() + AWAKE_S, True
+        while not ready and is_soon:
             os.sched_yield()
-            ready = self._ready(0.0)
-        if not ready:
+            ready, is_soon = self._ready(0.0), monotonic() < until
+        if not (
+            ready and is_soon
+        ):  # what comes later has found our CPU with others, and a sleeper gets it back earlier
             self.alertness.was_in_vain()
         elif self._are_known(ready):
             self.alertness.has_paid()

@@ -159,13 +159,13 @@ class Idle:
             wake_oldest(queue)
             return
         shelf = entry.shelf
-        while shelf and first_ready(queue) is not None:
+        while shelf and (waiter := first_ready(queue)) is not None:
             try:
                 given = shelf.popleft()
             except IndexError:
                 return
             given.handed_at = now
-            if not give_to_oldest(queue, given):
+            if not (waiter.give(given) or give_to_oldest(queue, given)):
                 self.put_back(given)  # and look again: somebody else may wait by now
                 return
 

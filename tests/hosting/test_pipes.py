@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from mppool.errors import ProtocolError
-from mppool.hosting import frames
+from mppool.hosting import frames, streams
 from mppool.hosting import pipes as module
 from mppool.hosting.keeping import Flag, Right
 from mppool.hosting.pipes import SMALLEST_PIPE, HostPipes, Turns, reader_of, takes_pipes
@@ -329,29 +329,74 @@ def test_one_that_is_answered_soon_again_and_again_waits_awake(
     assert two_pipes.turns.alertness.is_awake
 
 
+def _in_vain(pipes: Pipes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nothing comes while pipe 0 is waited for awake; it comes when the reader sleeps."""
+    reader = pipes.reads[0].__self__  # type: ignore[attr-defined]
+    assert pipes.turns.alertness.is_awake
+    sleep = reader._sleep
+
+    def sleeps(size: int) -> bytes:
+        pipes.write()
+        data: bytes = sleep(size)
+        return data
+
+    yields = iter(range(1000))
+    with monkeypatch.context() as patched:
+        patched.setattr(module, "AWAKE_S", 0.0)
+        patched.setattr(os, "sched_yield", lambda: next(yields))
+        patched.setattr(reader, "_sleep", sleeps)
+        assert reader.read(10) == b"x"
+    assert not pipes.turns.alertness.is_awake
+
+
 def test_what_does_not_come_soon_is_waited_for_asleep(
     two_pipes: Pipes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     two_pipes.exchange(times=BRISK + 1)
-    monkeypatch.setattr(module, "AWAKE_S", 0.0)
-    later = threading.Timer(0.05, two_pipes.write)
-    later.start()
-    assert two_pipes.reads[0](10) == b"x"
-    later.join()
+    _in_vain(two_pipes, monkeypatch)
+    two_pipes.exchange(times=2 * BRISK - 1)
     assert not two_pipes.turns.alertness.is_awake
-    two_pipes.exchange(times=2 * BRISK)
+    two_pipes.exchange()
     assert two_pipes.turns.alertness.is_awake, "after twice as many"
+    two_pipes.exchange()  # it pays
+    _in_vain(two_pipes, monkeypatch)
+    two_pipes.exchange(times=2 * BRISK)
+    assert two_pipes.turns.alertness.is_awake, "it did pay in between"
+
+
+@pytest.mark.parametrize("away_s", [0.09, 0.2])
+def test_where_others_want_the_cpu_nobody_waits_awake(
+    two_pipes: Pipes, monkeypatch: pytest.MonkeyPatch, away_s: float
+) -> None:
+    """Who offers its CPU on a busy machine gets it back late; what has come by then has not paid."""
+    monkeypatch.setattr(module, "AWAKE_S", 0.1)
+    monkeypatch.setattr(module, "AWAY_S", 0.05)
+    now = [0.0]
+    monkeypatch.setattr(module, "monotonic", lambda: now[0])
+    two_pipes.exchange(times=BRISK + 1)
+
+    def others_run() -> None:
+        now[0] += away_s
+        two_pipes.write()
+
+    monkeypatch.setattr(os, "sched_yield", others_run)
+    assert two_pipes.reads[0](10) == b"x"
+    assert not two_pipes.turns.alertness.is_awake
+
+
+def test_after_long_sleeps_nobody_waits_awake(
+    two_pipes: Pipes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "BRISK_S", 0.0)
+    two_pipes.exchange(times=3 * BRISK)
+    assert not two_pipes.turns.alertness.is_awake
 
 
 def test_nobody_waits_awake_beside_another(two_pipes: Pipes) -> None:
     two_pipes.exchange(times=BRISK + 1)
-    later = threading.Timer(0.05, two_pipes.write, [1])
-    later.start()
-    assert two_pipes.reads[1](10) == b"x"
-    later.join()
     for _ in range(BRISK):
-        two_pipes.exchange(0)
         two_pipes.exchange(1)
+        two_pipes.exchange(0)
         assert not two_pipes.turns.alertness.is_awake
 
 
@@ -373,15 +418,35 @@ def test_an_end_is_seen_by_one_that_waits_awake(two_pipes: Pipes) -> None:
     two_pipes.ends[0] = (reading, os.open(os.devnull, os.O_WRONLY))
 
 
-def test_a_worker_that_goes_ends_a_host_that_waits_awake(monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def brisk(monkeypatch: pytest.MonkeyPatch) -> Turns:
+    """Both ends wait awake after some exchanges. Returns what the worker's streams share."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _pid: {0, 1})
     monkeypatch.setattr(module, "BRISK_S", 20.0)
+    monkeypatch.setattr(module, "AWAKE_S", 20.0)
+    monkeypatch.setattr(module, "AWAY_S", 20.0)
+    turns = Turns()
+    monkeypatch.setattr(streams, "_TURNS", turns)
+    return turns
+
+
+def test_both_ends_of_a_stream_wait_awake(brisk: Turns) -> None:
     echo = Echo()
     for _ in range(2 * BRISK):
-        echo.stream.ask(b"x")
-    monkeypatch.setattr(module, "AWAKE_S", 1000.0)
-    assert bytes(echo.stream.ask(b"y")[1]) == b"y"
-    echo.end()
+        assert bytes(echo.stream.ask(b"x")[1]) == b"x"
+    assert brisk.alertness.is_awake
+    assert echo.requests._turns.alertness.is_awake
+    echo.end()  # which ends a host that waits awake
+
+
+def test_streams_of_a_worker_that_take_turns_are_not_waited_for_awake(brisk: Turns) -> None:
+    echoes = [Echo(), Echo()]
+    for _ in range(2 * BRISK):
+        for echo in echoes:
+            assert bytes(echo.stream.ask(b"x")[1]) == b"x"
+            assert not brisk.alertness.is_awake
+    for echo in echoes:
+        echo.end()
 
 
 def test_a_bell_never_waits() -> None:

@@ -77,6 +77,23 @@ def test_if_he_does_not_come_there_is_sleep_again(
     assert poller.at_once() == []
 
 
+def test_what_comes_late_has_not_paid(
+    poller: Poller[str], pairs: Pairs, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Others had our CPU for so long: on a busy machine one that sleeps gets it back earlier."""
+    _ask(poller, pairs[0], BRISK + 1)
+    now = [0.0]
+    monkeypatch.setattr(module, "monotonic", lambda: now[0])
+
+    def others_run() -> None:
+        now[0] += 2 * module.AWAKE_S
+        pairs[0][1].send(b"?")
+
+    monkeypatch.setattr(os, "sched_yield", others_run)
+    assert poller.at_once() == [("alice", READ)]
+    assert not poller.alertness.is_awake
+
+
 def test_one_that_was_waited_for_in_vain_has_to_ask_more_often_before_it_is_again(
     poller: Poller[str], pairs: Pairs
 ) -> None:

@@ -402,3 +402,52 @@ def test_when_another_lane_waits_all_that_hoped_ask(laned: Scene) -> None:
     assert not any(line.must_ask(one, None) for one in waiters)
     laned.idle.set_contended(True)
     assert all(is_poked(one) and line.must_ask(one, None) for one in waiters)
+
+
+class Leaving(LocalWaiter):
+    """Its thread leaves in the instant in which it is given something."""
+
+    def give(self, answer: Any) -> bool:
+        assert self.withdraw() is None
+        return super().give(answer)
+
+
+def _leaving(scene: Scene, key: str) -> Leaving:
+    waiter = Leaving(scene.local.member.next_ticket(), key)
+    scene.idle.line.enqueue(waiter)
+    return waiter
+
+
+def test_what_the_oldest_has_left_to_goes_to_the_next_that_waits(scene: Scene) -> None:
+    entry = scene.opened("a")
+    _leaving(scene, "a")
+    _leaving(scene, "a")
+    third = scene.waiting("a")
+    scene.idle.put_back(entry)
+    assert third.withdraw() is entry
+    assert scene.lying() == []
+
+
+def test_what_all_have_left_to_lies_on_its_shelf(scene: Scene) -> None:
+    entry = scene.opened("a")
+    leaving = [_leaving(scene, "a") for _ in range(3)]
+    scene.idle.put_back(entry)
+    assert scene.lying() == [entry]
+    assert not any(waiter.is_open for waiter in leaving)
+
+
+def test_a_line_that_changes_while_it_is_looked_at_is_looked_at_again(scene: Scene) -> None:
+    entry = scene.opened("a")
+
+    class Changing(LocalWaiter):
+        """Somebody comes to wait while it is asked."""
+
+        @property
+        def is_ready(self) -> bool:
+            if len(scene.idle.line.waiters["a"]) == 1:
+                scene.waiting("a")
+            return False
+
+    scene.idle.line.enqueue(Changing(scene.local.member.next_ticket(), "a"))
+    scene.idle.put_back(entry)
+    assert scene.idle.line.waiters["a"][1].withdraw() is entry
