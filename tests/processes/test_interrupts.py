@@ -129,7 +129,7 @@ def _run(
         where = _interrupt(pool, event, number)
         if not where:
             missed += 1  # CPython 3.13 does not trace opcodes of a frame at once
-        if missed > 5 or time.monotonic() > ends_at:
+        if missed > 5 or (tried > 10 and time.monotonic() > ends_at):
             break
         if where:
             _all_is_there(pool, where)
