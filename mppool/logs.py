@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import functools
 import logging
+import os
 import sys
 import threading
 import traceback
@@ -103,16 +104,21 @@ def handed_to(sink: Sink) -> Iterator[None]:
         _here.sink = before
 
 
-# When what was logged, and how many equal lines were left out since: by logger, text and what was raised. No lock guards it:
-# two threads that say the same at once may both be heard.
-_said: dict[tuple[str, str, str], tuple[float, int]] = {}
+# When what was logged, and how many equal lines were left out since: by a hash, because texts may be long, and errors may say what
+# nobody should keep. No lock guards it: two threads that say the same at once may both be heard.
+_said: dict[int, tuple[float, int]] = {}
+
+
+def hear_everything() -> None:
+    """A manager begins: nothing that was said before keeps its lines from being logged."""
+    _said.clear()
 
 
 def _is_new(record: logging.LogRecord) -> bool:
     """Whether nothing equal was logged in the last minute. The first after those that were left out says how many."""
-    raised = repr(record.exc_info[1]) if record.exc_info else ""
-    text = record.getMessage()
-    key, now = (record.name, text, raised), monotonic()
+    text, now = record.getMessage(), monotonic()
+    # With the process: a child has a copy of all this, and has said nothing yet.
+    key = hash((os.getpid(), record.name, text, _shown(record.exc_info)))
     at, left_out = _said.get(key, (now - EQUAL_LINES_S, 0))
     if now - at < EQUAL_LINES_S:
         _said[key] = (at, left_out + 1)
@@ -123,6 +129,17 @@ def _is_new(record: logging.LogRecord) -> bool:
     if left_out:
         record.msg, record.args = f"{text} ({left_out} equal lines were left out)", ()
     return True
+
+
+def _shown(exc_info: Any) -> str:
+    """What was raised, as far as it can be shown."""
+    if not exc_info:
+        return ""
+    error = exc_info[1]
+    try:
+        return repr(error)
+    except Exception:  # noqa: BLE001  # it is the application's own class
+        return type(error).__name__
 
 
 class Log:

@@ -40,7 +40,7 @@ def pytest_runtest_teardown() -> Generator[None, None, None]:
 @pytest.fixture(autouse=True)
 def every_line_is_new() -> None:
     """What an earlier test had logged does not keep a line of this one from being logged."""
-    logs._said.clear()
+    logs.hear_everything()
 
 
 @pytest.fixture

@@ -91,7 +91,9 @@ class BackgroundThread:
         try:
             self.ensure_running()
         except RuntimeError as error:
-            log.warning("manager %r: no background thread: %s", self._name, error)
+            # From Python 3.12 on the end of the interpreter starts none, and nobody misses it.
+            say = log.debug if "shutdown" in str(error) else log.warning
+            say("manager %r: no background thread: %s", self._name, error)
 
     def interrupted(self) -> None:
         """The calling thread was interrupted somewhere in here, and has left."""

@@ -24,7 +24,7 @@ from mppool.core.tokens import TokenFetched
 from mppool.errors import PoolError, ServerUnavailable
 from mppool.ids import Session, Ticket
 from mppool.link.connection import SessionLost
-from mppool.logs import Log
+from mppool.logs import Log, hear_everything
 from mppool.process.fork import Turn, make_immortal, notice_fork, renew_in_children
 from mppool.process.naming import found_name
 from mppool.recipe import Recipe
@@ -122,6 +122,7 @@ class Member(Context):
         self.local_pools: dict[str, LocalPool] = {}
         self.budgets: dict[str, DeclaredBudget] = {}
         super().__init__(name)
+        hear_everything()
         self.tokens = TokenCache(self, LocalTokenBooks)
         self.link = make_link(self)
         renew_in_children(self, Turn.MEMBER)

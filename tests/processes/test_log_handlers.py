@@ -267,6 +267,34 @@ def test_errors_are_equal_only_if_the_same_was_raised(install: Callable[..., _Ha
     assert len(handler.seen) == 2
 
 
+def test_an_error_that_cannot_be_shown_is_logged(install: Callable[..., _Handler]) -> None:
+    class Shy(Exception):
+        def __repr__(self) -> str:
+            raise RuntimeError("no")
+
+    handler, log = install(lambda record: None), Log("mppool")
+    for _ in range(2):
+        try:
+            raise Shy
+        except Shy:
+            log.exception("a hook raised")
+    assert handler.seen == ["a hook raised"]
+
+
+def test_a_child_and_a_new_manager_have_said_nothing_yet(install: Callable[..., _Handler]) -> None:
+    handler, log = install(lambda record: None), Log("mppool")
+    log.warning("away")
+
+    def child() -> list[str]:
+        log.warning("away")
+        return list(handler.seen)
+
+    assert Fork(child).result() == ["away", "away"]
+    InProcessManager("begins")
+    log.warning("away")
+    assert handler.seen == ["away", "away"]
+
+
 def test_how_many_texts_are_remembered_is_bounded(install: Callable[..., _Handler]) -> None:
     handler, log = install(lambda record: None), Log("mppool")
     for number in range(logs._MOST_TEXTS * 3):
