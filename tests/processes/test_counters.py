@@ -8,12 +8,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mppool import PoolManager
-from tests.helpers import Fork, is_alive, wait_until
+from tests.helpers import PATIENCE, Fork, is_alive, wait_until
 
 Forks = Callable[..., Fork]
 
@@ -102,18 +103,22 @@ def test_counters_go_on_under_the_next_server(
     assert counted(manager)["closed"] >= 4
 
 
-def test_who_only_looks_on_carries_them_too(manager: PoolManager, fork: Forks) -> None:
-    """A monitor is attached to nothing; the workers that counted are gone with their server."""
+def test_who_only_looks_on_carries_them_too(runtime_dir: Path, fork: Forks) -> None:
+    """A monitor is attached to nothing; the workers that counted are gone with their server.
+
+    The server lingers until the monitor has looked: what nobody has seen that lives, nobody carries.
+    """
+    manager = PoolManager("t", linger=PATIENCE)
     pool = manager.pool("p", list, max_size=3)
     fork(_use_and_look, manager, pool).result()
     wait_until(lambda: not manager.stats()["processes"], "the end of who worked")
     seen = counted(manager)
     assert (seen["checkouts"], seen["opened"] > 0) == (5, True)
     replace_server(manager, "killed")
-    fork(
-        _use_and_look, manager, pool
-    ).result()  # the next server, which nobody has told anything yet
+    # The next server, which nobody has told anything yet.
+    fork(_use_and_look, manager, pool).result()
     after = counted(manager)
+    manager.shutdown()
     assert not fell(seen, after)
     assert after["checkouts"] == 10
     assert after["opened"] >= seen["opened"] + 3
