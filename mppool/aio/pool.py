@@ -141,7 +141,7 @@ class AsyncPool(Generic[T]):
         await self._lender.homes.here()
         while True:
             answer = await self._command(WantReady(self.name), deadline)
-            if self._local.closed:
+            if answer.closed or self._local.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed; nothing is opened any more")
             if answer.open >= answer.wanted:
                 return True

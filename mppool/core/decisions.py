@@ -165,12 +165,16 @@ class Draining(Decision, frozen=True, tag=True):
 
 
 class Readiness(Decision, frozen=True, tag=True):
-    """Answer to WantReady: resources that are open, of those that `min_size` wants; the last error."""
+    """Answer to WantReady: resources that are open, of those that `min_size` wants; the last error.
+
+    closed: the pool is. The process may just have heard that it is open, from before.
+    """
 
     pool: str
     open: int
     wanted: int
     error: str
+    closed: bool = False
 
 
 class Notice(Decision, frozen=True, tag=True):

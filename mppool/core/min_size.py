@@ -70,13 +70,13 @@ class MinSize:
         """Whether enough stay open without this one."""
         return slot.key != self._declarations.key or self.lacking() < 0
 
-    def readiness(self) -> Readiness:
-        """How much of it is open."""
+    def readiness(self, *, closed: bool) -> Readiness:
+        """How much of it is open. closed: the pool is."""
         key, cap = self._declarations.key, self._capacity.most()
         breaker = self._breakers.get(key)
         wanted = self.size if cap is None else min(self.size, cap)
         error = breaker.error if breaker else ""
-        return Readiness(self._pool, self._slots.open_for(key), wanted, error)
+        return Readiness(self._pool, self._slots.open_for(key), wanted, error, closed)
 
     def target(self) -> int:
         """How many are kept open, once anybody has wanted one."""

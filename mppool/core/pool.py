@@ -157,7 +157,7 @@ class PoolBooks:
         """Fill up to `min_size` from now on, and say how far that has come."""
         self.min_size.want()
         self._settle(now)
-        self._outbox.answer(process, self.min_size.readiness())
+        self._outbox.answer(process, self.min_size.readiness(closed=self.generations.closed))
 
     # --- checkouts ---------------------------------------------------------------------------------------
 

@@ -402,7 +402,7 @@ class Pool(Generic[T]):
         deadline = self._deadline(timeout)
         while True:
             answer = self._local.member.link.command(WantReady(self.name), deadline)
-            if self._local.closed:
+            if answer.closed or self._local.closed:
                 raise PoolClosed(f"pool {self.name!r} is closed; nothing is opened any more")
             if answer.open >= answer.wanted:
                 return True

@@ -430,3 +430,11 @@ def test_a_move_is_counted_where_it_is_decided_and_only_once() -> None:
     assert desk.brings_back(P, number) == Close(number, "moved")
     desk.say(P, Closed(number, "moved"))
     assert (counters(desk)["moved"], counters(desk)["closed"]) == (1, 1)
+
+
+def test_who_asks_whether_it_is_ready_is_told_that_it_is_closed() -> None:
+    """What the process knows may be older: the word of its attachment travels on another channel."""
+    desk = Desk(P, min_size=1)
+    assert not ready(desk).closed
+    desk.command(ClosePool(POOL), P)
+    assert ready(desk).closed

@@ -20,10 +20,12 @@ def flood(pool: Any, over: Flags, threads: int, lane: str | None) -> int:
     uses = [0] * threads
 
     def work(mine: int) -> None:
-        while not over[0]:
+        while True:  # once at least, however late this process begins
             with pool.checkout(lane=lane) as thing:
                 thing.slow(0.005)
             uses[mine] += 1
+            if over[0]:
+                return
 
     workers = [threading.Thread(target=work, args=(mine,)) for mine in range(threads)]
     for worker in workers:

@@ -43,15 +43,17 @@ class Flags:
 
 
 def flood(pool: Pool[Session], over: Flags, threads: int = 2, **how: Any) -> int:
-    """Use the pool all the time, in several threads, until the flag is set; how often."""
+    """Use the pool all the time, in several threads, until the flag is set; how often. All are served in the end."""
     uses = [0] * threads
 
     def work(mine: int) -> None:
-        while not over[0]:
+        while True:  # once at least, however late this process begins
             with pool.checkout(timeout=40, **how) as session:
                 session.ask("x")
                 time.sleep(0.001)
             uses[mine] += 1
+            if over[0]:
+                return
 
     workers = [threading.Thread(target=work, args=(mine,)) for mine in range(threads)]
     for worker in workers:
