@@ -267,9 +267,9 @@ HOSTING_BUGS = [
     ),
     Bug(
         "takes-any-descriptor-for-a-pipe",
-        "hosting/streams.py",
-        "if descriptors and is_pipe(descriptors[0]):",
-        "if descriptors:",
+        "hosting/greeting.py",
+        "has_pipes = bool(descriptors) and is_pipe(descriptors[0])",
+        "has_pipes = bool(descriptors)",
         "what says that a lease is kept is read as an answer",
         _PIPES,
     ),
