@@ -73,7 +73,7 @@ class Opening:
         self.expires_on: float | None = None
         self.label = ""
         self.login = ""
-        self.login_at = 0.0  # when a refused login was asked for anew (monotonic clock)
+        self.login_at = 0.0  # when a refused login was asked for again (monotonic clock)
         self.asked: Any = None  # the recipe's own: what callables have said for this opening
 
     def __repr__(self) -> str:

@@ -2,8 +2,8 @@
 
 A socket of the kernel allocates and accounts a buffer for each message, and wakes the other end once more when
 it was read. A pipe does neither. Requests and answers of up to a page go through pipes, and the first bytes of longer
-ones, which say that the rest is on the socket. So nothing that is written to a pipe waits for its reader. All waiting is done
-on the socket, where the end of the other side is noticed.
+ones, which say that the rest is on the socket. So nothing that is written to a pipe waits for its reader. A writer that has to
+wait does so on the socket, where the end of the other side is noticed.
 
 The socket is also what says who is at the other end, and whether it is still there.
 """
@@ -29,7 +29,7 @@ BRISK_S = 0.001
 AWAKE_S = 0.0001
 """So long does a wait stay awake: a small statement has been served by then."""
 AWAY_S = AWAKE_S / 2
-"""If others had our CPU for so long, the machine is busy. There who sleeps gets it back earlier than who offers it."""
+"""If others had our CPU for so long, the machine is busy. There a thread that sleeps gets it back earlier than one that offers it."""
 
 SMALLEST_PIPE = 4096
 """What any pipe takes at once, as a whole, if it is empty."""

@@ -100,9 +100,8 @@ class Poller(Generic[H]):
         while not ready and is_soon:
             os.sched_yield()
             ready, is_soon = self._ready(0.0), monotonic() < until
-        if not (
-            ready and is_soon
-        ):  # what comes later has found our CPU with others, and a sleeper gets it back earlier
+        # What came later found our CPU with others: on a busy machine one that sleeps gets it back earlier.
+        if not (ready and is_soon):
             self.alertness.was_in_vain()
         elif self._are_known(ready):
             self.alertness.has_paid()

@@ -14,6 +14,7 @@ import azure.identity.aio
 import pytest
 from azure.identity import AuthenticationRecord, ClientSecretCredential, ManagedIdentityCredential
 
+from mppool import logs
 from mppool.azure import StaticToken, compute_identity_key, identity_of, token_struct
 from mppool.credentials import identity as module
 from mppool.credentials.objects import serial_of
@@ -213,6 +214,8 @@ def test_the_default_credential_is_warned_of_once(
     credentials = [wing.DefaultAzureCredential() for wing in WINGS]
     with caplog.at_level(logging.WARNING, "mppool"), ThreadPoolExecutor(8) as threads:
         assert set(threads.map(identity_of, credentials * 100)) == {None}
+        logs.hear_everything()  # it is not left out as an equal line: it is not said
+        assert identity_of(credentials[0]) is None
     assert [record.getMessage()[:22] for record in caplog.records] == ["DefaultAzureCredential"]
 
 

@@ -109,6 +109,15 @@ def test_what_was_said_of_a_pool_before_it_is_declared_counts_when_it_is() -> No
     assert desk.books.demands()[POOL].may_have == 3
 
 
+def test_a_pool_of_which_nothing_was_said_has_what_new_ones_have() -> None:
+    desk = Desk(max_size=4)
+    desk.books.take_shares([], Share("", 1), desk.clock())
+    desk.attach(P)
+    desk.opened(P)
+    assert isinstance(desk.ask(P), Queued)
+    assert desk.books.snapshot()["pools"][POOL]["share"] == 1
+
+
 def test_of_what_only_the_journal_tells_nobody_knows_the_cap() -> None:
     desk = Desk(P, max_size=4)
     number = desk.opened(P)

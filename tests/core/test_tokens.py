@@ -294,6 +294,18 @@ def test_the_trouble_of_one_process_appoints_another_at_once_and_it_waits_itself
     assert given.ticket == again.ticket
 
 
+def test_of_those_that_wait_one_that_has_not_failed_is_next_although_it_came_later() -> None:
+    counter = Counter()
+    counter.fail(P, counter.want(P).fetch, 5.0, everybody=False)
+    counter.wait(6)
+    appointed = counter.want(R)
+    counter.want(P)
+    queued = counter.want(Q)
+    (passed,) = counter.fail(R, appointed.fetch, everybody=False)
+    assert isinstance(passed, FetchToken)
+    assert passed.ticket == queued.ticket
+
+
 def test_a_process_in_trouble_is_not_appointed_before_its_pause_is_over() -> None:
     counter = Counter()
     appointed = counter.want(P)

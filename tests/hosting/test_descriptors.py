@@ -60,7 +60,7 @@ with PoolManager("t") as manager:
         assert len(os.listdir("/proc/self/fd")) == before
         assert first.execute("select 2").fetchone() == (2,)
         with pool.checkout(timeout=30) as second:
-            assert second.execute("select 3").fetchone() == (3,)
+            print(second.execute("select 3").fetchone())
 """
 
 
@@ -69,7 +69,7 @@ def test_a_worker_without_room_for_the_descriptors_of_a_host_is_told(
     runtime_dir: Path, left: int
 ) -> None:
     """Four come; the memory that says whether a lease is kept needs a fifth for a moment."""
-    run_python(_WORKER.format(left=left))
+    assert run_python(_WORKER.format(left=left)).stdout == "(3,)\n"
 
 
 @contextmanager

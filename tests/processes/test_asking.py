@@ -22,6 +22,13 @@ from tests.helpers import Fork, wait_until
 Forks = Callable[..., Fork]
 
 
+@pytest.fixture
+def patient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process waits for the answer to its question: on a busy machine it comes late."""
+    monkeypatch.setattr("mppool.link.server_link.ASK_GRACE_S", 60.0)
+    monkeypatch.setattr("mppool.worker.checkout.ASK_GRACE_S", 60.0)
+
+
 def _is_stopped(pid: int) -> bool:
     with open(f"/proc/{pid}/stat") as stat:
         return stat.read().rpartition(")")[2].split()[0] == "T"
@@ -65,12 +72,9 @@ def test_a_refusal_passes_few_functions(
             assert "is_stopped" not in passed  # which reads a file
 
 
-def test_each_refusal_is_an_error_of_its_own_and_is_counted_once(
-    manager: PoolManager, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.usefixtures("patient")
+def test_each_refusal_is_an_error_of_its_own_and_is_counted_once(manager: PoolManager) -> None:
     """Also where several threads are refused together: no lock is taken for that (decision 0106)."""
-    monkeypatch.setattr("mppool.link.server_link.ASK_GRACE_S", 60.0)
-    monkeypatch.setattr("mppool.worker.checkout.ASK_GRACE_S", 60.0)
     pool = manager.pool("p", object, max_size=1)
     errors: list[CheckoutTimeout] = []
 
@@ -129,11 +133,8 @@ def test_what_can_be_had_is_opened(manager: PoolManager) -> None:
         pool.checkout(timeout=0)
 
 
-def test_it_is_seen_where_the_server_is_stopped_and_that_it_goes_on(
-    manager: PoolManager, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("mppool.link.server_link.ASK_GRACE_S", 60.0)
-    monkeypatch.setattr("mppool.worker.checkout.ASK_GRACE_S", 60.0)
+@pytest.mark.usefixtures("patient")
+def test_it_is_seen_where_the_server_is_stopped_and_that_it_goes_on(manager: PoolManager) -> None:
     pool = manager.pool("p", object, max_size=1)
     lease = pool.checkout(timeout=10)
     with pytest.raises(CheckoutTimeout, match="1 resource exists"):
