@@ -90,10 +90,7 @@ class AwakeReader:
         """What has come, so many bytes at most; b"" at its end. Raises OSError, and ValueError where it was closed."""
         turns, alertness = self._turns, self._alertness
         if alertness.is_awake and turns.last is self._own:
-            if self._comes_soon():
-                alertness.has_paid()
-            else:
-                alertness.was_in_vain()
+            self._wait_awake(alertness)
             return self._sleep(size)
         brisk_until = monotonic() + BRISK_S
         data = self._sleep(size)
@@ -101,16 +98,21 @@ class AwakeReader:
         turns.last = self._own
         return data
 
-    def _comes_soon(self) -> bool:
+    def _wait_awake(self, alertness: Alertness) -> None:
+        """Until something has come, for a moment at most."""
         poll, now = self._poll, monotonic()
         until = now + AWAKE_S
         while not poll(0):
             offered_at = now
             os.sched_yield()
             now = monotonic()
-            if now >= until or now - offered_at > AWAY_S:
-                return False
-        return True
+            if now - offered_at > AWAY_S:
+                alertness.others_had_the_cpu()
+                return
+            if now >= until:
+                alertness.was_in_vain()
+                return
+        alertness.has_paid()
 
 
 def reader_of(pipe: FileIO, turns: Turns) -> Callable[[int], bytes]:

@@ -42,6 +42,11 @@ class Alertness:
         self.begin_again()
         self._enough = min(2 * self._enough, MOST_BRISK)
 
+    def others_had_the_cpu(self) -> None:
+        """The machine is busy. To give the CPU away costs so much more than a sleep that it is not tried again for long."""
+        self.begin_again()
+        self._enough = MOST_BRISK
+
     def begin_again(self) -> None:
         """Something else has come: the next waits are sleeps, and counted."""
         self._brisk, self.is_awake = 0, False

@@ -22,7 +22,7 @@ from mppool.hosting.pipes import SMALLEST_PIPE, HostPipes, Turns, reader_of, tak
 from mppool.hosting.requests import Gone, Requests
 from mppool.hosting.streams import HostGone, Stream
 from mppool.hosting.values import encode
-from mppool.process.alertness import BRISK
+from mppool.process.alertness import BRISK, MOST_BRISK
 from tests.helpers import PATIENCE, wait_until
 
 
@@ -365,10 +365,10 @@ def test_what_does_not_come_soon_is_waited_for_asleep(
 
 
 @pytest.mark.parametrize("away_s", [0.09, 0.2])
-def test_where_others_want_the_cpu_nobody_waits_awake(
+def test_where_others_want_the_cpu_nobody_waits_awake_for_long(
     two_pipes: Pipes, monkeypatch: pytest.MonkeyPatch, away_s: float
 ) -> None:
-    """Who offers its CPU on a busy machine gets it back late; what has come by then has not paid."""
+    """A thread that offers its CPU on a busy machine gets it back late; what has come by then has not paid."""
     monkeypatch.setattr(module, "AWAKE_S", 0.1)
     monkeypatch.setattr(module, "AWAY_S", 0.05)
     now = [0.0]
@@ -381,7 +381,10 @@ def test_where_others_want_the_cpu_nobody_waits_awake(
 
     monkeypatch.setattr(os, "sched_yield", others_run)
     assert two_pipes.reads[0](10) == b"x"
+    two_pipes.exchange(times=MOST_BRISK - 1)
     assert not two_pipes.turns.alertness.is_awake
+    two_pipes.exchange()
+    assert two_pipes.turns.alertness.is_awake, "the machine may be calm by now"
 
 
 def test_after_long_sleeps_nobody_waits_awake(

@@ -285,7 +285,7 @@ HOSTING_BUGS = [
     Bug(
         "awake-for-ever",
         "hosting/pipes.py",
-        "            if now >= until or now - offered_at > AWAY_S:\n                return False\n",
+        "            if now >= until:\n                alertness.was_in_vain()\n                return\n",
         "",
         "a host whose worker computes for an hour computes for an hour too",
         _PIPES,
@@ -317,8 +317,8 @@ HOSTING_BUGS = [
     Bug(
         "awake-on-a-busy-machine",
         "hosting/pipes.py",
-        "now >= until or now - offered_at > AWAY_S",
-        "now >= until",
+        "                alertness.others_had_the_cpu()\n",
+        "                alertness.was_in_vain()\n",
         "whoever offers its CPU to others gets it back late, again and again",
         _PIPES,
     ),
