@@ -25,7 +25,7 @@ from mppool.cli.finding import (
 from mppool.errors import ConfigurationError, PoolError
 from mppool.ids import own_process
 from mppool.rendezvous.alone import is_alone
-from mppool.rendezvous.launch import server_pid
+from mppool.rendezvous.launch import START_PATIENCE_S, server_pid
 from mppool.rendezvous.liveness import SO_PEERPIDFD, check_watching
 from mppool.rendezvous.paths import check_trust, read_address
 from mppool.rendezvous.world import boot_id
@@ -41,6 +41,7 @@ if TYPE_CHECKING:
 
 _MANY_FETCHES = 5
 """So many tokens are no accident."""
+_LOOK_INTERVAL_S = 0.02
 
 
 def doctor(options: argparse.Namespace) -> int:
@@ -193,10 +194,11 @@ def _directory(directory: Path) -> Finding:
 
 def _manager(paths: ManagerPaths) -> Iterator[Finding]:
     subject = f"manager {paths.name}"
+    locked = _stays_locked(paths)
     pid = server_pid(paths)
     if pid is not None:
         yield from _server(paths, subject, pid)
-    elif _is_locked(paths.alive_lock):
+    elif locked:
         yield Finding(
             "FAULT",
             subject,
@@ -275,6 +277,19 @@ def _no_server(paths: ManagerPaths, subject: str) -> Finding:
     if living:
         text += f", which goes on with what {words.counted(len(living), 'living process holds', 'living processes hold')}"
     return Finding("note", subject, text)
+
+
+def _stays_locked(paths: ManagerPaths) -> bool:
+    """Whether the alive lock is held all the time that a start may take, and no living server has an address.
+
+    A server that starts holds the lock before it has an address, and one that leaves holds it for longer.
+    """
+    until = time.monotonic() + START_PATIENCE_S
+    while server_pid(paths) is None and _is_locked(paths.alive_lock):
+        if time.monotonic() >= until:
+            return True
+        time.sleep(_LOOK_INTERVAL_S)
+    return False
 
 
 def _is_locked(path: Path) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import re
@@ -16,8 +17,11 @@ from pathlib import Path
 import pytest
 
 from mppool import PoolClosed, PoolManager
+from mppool.cli import doctor
 from mppool.cli.looking import for_javascript
 from mppool.cli.output import Table, as_text
+from mppool.rendezvous.launch import server_pid
+from mppool.rendezvous.paths import ManagerPaths
 from mppool.worker.pool import Pool
 from tests.helpers import Fork, is_alive, wait_until
 
@@ -392,6 +396,47 @@ def test_doctor_finds_a_server_that_was_killed(manager: PoolManager, orders: Poo
     done = mppool("doctor")
     assert done.returncode == 0
     assert f"server {pid} died" in done.stdout or "serves" in done.stdout
+
+
+@pytest.fixture
+def locked(manager: PoolManager, orders: Pool[Thing], runtime_dir: Path) -> Iterator[int]:
+    """The alive lock is held, as by a server that has no address yet; the descriptor that holds it."""
+    manager.shutdown()
+    paths = ManagerPaths(runtime_dir, "shop")
+    wait_until(lambda: server_pid(paths) is None, "the end of the server")
+    descriptor = os.open(paths.alive_lock, os.O_RDWR)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX)
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def test_doctor_finds_a_lock_that_no_server_holds(
+    locked: int, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "START_PATIENCE_S", 0.1)
+    faults = [one.text for one in doctor.examine(str(runtime_dir)) if one.level == "FAULT"]
+    assert len(faults) == 1
+    assert "no living server has published its address" in faults[0]
+
+
+def test_doctor_takes_a_server_that_is_about_to_serve_for_none_that_is_stuck(
+    locked: int, runtime_dir: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks = 0
+
+    def look(paths: ManagerPaths) -> int | None:
+        nonlocal looks
+        looks += 1
+        if looks == 3:  # it has left, or is there
+            fcntl.flock(locked, fcntl.LOCK_UN)
+        return None
+
+    monkeypatch.setattr(doctor, "server_pid", look)
+    findings = list(doctor.examine(str(runtime_dir)))
+    assert looks >= 4
+    assert [one for one in findings if one.level == "FAULT"] == []
 
 
 def test_doctor_finds_a_server_that_does_not_answer(
