@@ -90,7 +90,7 @@ class AsyncLease(Generic[T]):
         local, now = entry.local, monotonic()
         used = now - entry.lent_at
         if used >= BRIEF_S and not entry.killed:
-            local.observe("use", used)
+            local.durations.used(used)
         if (
             now < entry.retire_at
             and (local.plain or self._lender.is_clean(entry))
@@ -124,7 +124,7 @@ class AsyncLease(Generic[T]):
         entry = self._take_out()
         if entry is not None:
             local = entry.local
-            local.observe("use", monotonic() - entry.lent_at)
+            local.durations.used(monotonic() - entry.lent_at)
             entry.lent_at = 0.0
             close_soon(entry, "discarded")
 

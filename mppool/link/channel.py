@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import socket
 import threading
-from collections.abc import Callable
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +16,7 @@ from mppool.wire.messages import Message
 
 if TYPE_CHECKING:
     from mppool.link.protocol import Inventory
+    from mppool.process.background import BackgroundThread
 
 log = Log("mppool")
 
@@ -49,9 +49,10 @@ class Outgoing:
     _sender: the thread that sends just now; a finalizer that runs within its sending must not overtake it.
     """
 
-    def __init__(self, inventory: Inventory, wake: Callable[[], None]) -> None:
+    def __init__(self, inventory: Inventory, thread: BackgroundThread) -> None:
+        """thread: hears the answers, and sends what could not be sent at once."""
         self._inventory = inventory
-        self._wake = wake
+        self._thread = thread
         self._sending = threading.RLock()
         self._sender: int | None = None
         self.channel: ErrandChannel | None = None
@@ -81,10 +82,13 @@ class Outgoing:
         """Send the outbox. With a deadline: wait for another thread that is sending just now.
 
         Call this after every append to the outbox. The thread that is sending looks at the outbox again before it
-        returns, so no event is stranded. Raises TimeoutError at the deadline.
+        returns, so no event is stranded. In a child of the process that owns the outbox nothing is sent. Raises
+        TimeoutError at the deadline.
         """
+        if self._thread.has_ended:
+            self._thread.revive()
         inventory = self._inventory
-        while inventory.outbox and inventory.session is not None:
+        while inventory.outbox and inventory.session is not None and inventory.mark[0]:
             if self._sender == threading.get_ident():
                 return
             if deadline is None:
@@ -125,7 +129,7 @@ class Outgoing:
             return
         del channel.unsent[:sent]
         if channel.unsent:
-            self._wake()
+            self._thread.wake()
 
     def push_more(self, channel: ErrandChannel) -> None:
         """The channel takes more again. Called by the errand thread."""

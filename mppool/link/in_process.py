@@ -197,10 +197,11 @@ class LocalLink:
         self._process.session_lost()
         self._whole = True  # last: where this is interrupted, the next one does it again
 
-    def flush(self, deadline: float | None = None) -> None:
+    def flush(self) -> None:
         """See Link."""
-        outbox = self._process.inventory.outbox
-        while outbox:
+        inventory = self._process.inventory
+        outbox = inventory.outbox
+        while outbox and inventory.mark[0]:
             with self._lock:
                 books = self._ready_books()
                 # Taken under the lock, so that two threads cannot swap the order of two events.

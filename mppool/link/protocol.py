@@ -10,6 +10,7 @@ from typing import Any, Protocol
 from mppool.core.decisions import Grant
 from mppool.core.events import Attach, Checkout, Event
 from mppool.ids import Session, Ticket
+from mppool.process.fork import Mark
 from mppool.wire.messages import Report
 
 
@@ -20,6 +21,7 @@ class Inventory(Protocol):
     session: the attachment under which things are said now; None: there is none.
     outbox: events that are not sent yet. The link takes them out, without the lock.
     table: what is held.
+    mark: whether this belongs to this process, and not to the one that it was forked from.
     """
 
     @property
@@ -30,6 +32,9 @@ class Inventory(Protocol):
 
     @property
     def outbox(self) -> deque[Event]: ...
+
+    @property
+    def mark(self) -> Mark: ...
 
     @property
     def table(self) -> Sized: ...
@@ -141,8 +146,9 @@ class Link(Protocol):
     def fingerprint_secret(self) -> bytes:
         """What fingerprints are hashed with before the books are told; b"": nothing. Raises ConfigurationError."""
 
-    def flush(self, deadline: float | None = None) -> None:
-        """Pass on the outbox, without waiting for anybody."""
+    @property
+    def flush(self) -> Callable[[], None]:
+        """Passes on the outbox, without waiting for anybody. In a child, not that of its parent."""
 
     def attend(self) -> None:
         """Be attached to the server that is there, if there is one, so as to hear what it says to all."""

@@ -32,6 +32,8 @@ from mppool.process.fork import close_quietly, make_immortal, notice_fork
 from mppool.wire.messages import Done, Failed, Message, Rejected, Stats, WantStats
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from mppool.link.protocol import Process
     from mppool.rendezvous.locator import ServerLocator
 
@@ -64,6 +66,7 @@ class ServerLink:
     def _start(self) -> None:
         self._inventory = self._process.inventory
         self._connections = self.session.connections
+        self.flush: Callable[[], None] = self.session.outgoing.flush
         self.errands = Errands(self._process, self.session, self.thread)
         self.thread.does(self.errands)
 
@@ -104,7 +107,7 @@ class ServerLink:
         if not self.thread.running.locked():
             self.thread.ensure_running()
         if inventory.outbox:
-            self.flush(deadline)
+            self.session.outgoing.flush(deadline)
         session = inventory.session
         if session is None:
             raise SessionLost("the server has just gone")
@@ -158,12 +161,6 @@ class ServerLink:
         # with it, and that is why the server asks what became of the grant.
         self._connections.idle.append(connection)
         return answer
-
-    def flush(self, deadline: float | None = None) -> None:
-        """See Link, and Outgoing.flush."""
-        if self.thread.is_missing():
-            self.thread.revive()
-        self.session.outgoing.flush(deadline)
 
     def retry_orphans(self) -> None:
         """Threads whose place in the queue ended with a connection that another thread broke ask again."""

@@ -66,7 +66,7 @@ class ServerSession:
         self._thread = thread
         self.witness = Witness()
         self.connections = Connections(self._locator, self.witness)
-        self.outgoing = Outgoing(self._process.inventory, thread.wake)
+        self.outgoing = Outgoing(self._process.inventory, thread)
         self.farewell = False
         self.unheard = False
 

@@ -34,10 +34,10 @@ class Work(Protocol):
 class BackgroundThread:
     """The thread, and how to wake it.
 
-    _starting: guards the start of the thread, and `_wake_up`, `_thread` and `_ended`. Nothing else happens
-        while it is held.
+    _starting: guards the start of the thread, and `_wake_up` and `_thread`. Nothing else happens while it is held.
     running: held by the thread for its life.
-    _ended: the thread is about to end, and hears nothing any more.
+    has_ended: there was a thread, and there is none any more, which nothing but an exit within it can do; or none could
+        be had. A single store, read without a lock.
     """
 
     _starting = LazyLock()
@@ -50,7 +50,7 @@ class BackgroundThread:
         self.running = threading.Lock()
         self._wake_up: WakeUp | None = None
         self._thread: threading.Thread | None = None
-        self._ended = False
+        self.has_ended = False
 
     def descriptors(self) -> list[int]:
         """What a forked child must close."""
@@ -63,13 +63,17 @@ class BackgroundThread:
     def ensure_running(self) -> None:
         """Start the thread if there is none; wake it in any case. RuntimeError where no thread can be had."""
         with self._starting:
-            if self._thread is None or self._ended or not self._thread.is_alive():
-                self._ended = False
+            if self._thread is None or self.has_ended or not self._thread.is_alive():
                 self._make_wake_up()
                 self._thread = threading.Thread(
                     target=self._run, name=f"mppool-errands-{self._name}", daemon=True
                 )
-                self._thread.start()
+                self.has_ended = False
+                try:
+                    self._thread.start()
+                except RuntimeError:
+                    self.has_ended = True
+                    raise
         self.wake()
 
     def prepare(self) -> None:
@@ -81,10 +85,6 @@ class BackgroundThread:
         """Caller holds `_starting`."""
         if self._wake_up is None:
             self._wake_up = WakeUp()
-
-    def is_missing(self) -> bool:
-        """Whether the thread has ended, which nothing but an exit within it can do."""
-        return self._thread is not None and not self.running.locked()
 
     def revive(self) -> None:
         """Start the thread again after it has ended. Where none can be had, the next caller tries again."""
@@ -131,8 +131,8 @@ class BackgroundThread:
                     self._guarded_turn(work)
         finally:
             work.ended()
-            self._ended = True
             self.running.release()
+            self.has_ended = True
 
     def _guarded_turn(self, work: Work) -> None:
         try:

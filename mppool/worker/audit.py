@@ -146,5 +146,5 @@ def give_up_opening(entry: PoolEntry, error: str | None = None, *, counted: bool
 
 def _tell_given_up(entry: PoolEntry, error: str | None, counted: bool) -> None:
     entry.inventory.opening_ended(entry.number, error, counted=counted)
-    entry.local.member.flush()
+    entry.local.member.link.flush()
     entry.local.idle.line.poke(entry.key)

@@ -172,8 +172,7 @@ class ColdCheckout:
                 entry = self._at_once(answer) if self._timeout == 0 else self._by_waiting()
             answer = None
             if entry is not None:
-                waited = monotonic() - self._started
-                self._local.observe("wait", waited)
+                self._local.durations.waited(monotonic() - self._started)
                 entry.lane = self._lane
                 return entry
             if self._timeout and self._left() == 0:  # what came was unusable, again and again

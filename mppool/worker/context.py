@@ -132,15 +132,10 @@ class Context(ABC):
         if self.inventory.session is not None:
             self.tell(event)
 
-    def flush(self) -> None:
-        """Send what is in the outbox, as far as that is possible without waiting."""
-        if self.inventory.mark[0]:  # else it is the outbox of our parent
-            self.link.flush()
-
     def decline(self, grant: Grant, inventory: Inventory) -> None:
         """A registered grant is not needed any more."""
         inventory.opening_ended(grant.number)
-        self.flush()
+        self.link.flush()
 
     @abstractmethod
     def go_on(self, successor: Any) -> None:
@@ -148,8 +143,7 @@ class Context(ABC):
 
     def is_gone(self) -> None:
         """One resource less: the books are told, and a process that is leaving may leave."""
-        if self.inventory.mark[0]:
-            self.link.flush()
+        self.link.flush()
         if self.leaving:
             self.wake()  # this may have been the last
 

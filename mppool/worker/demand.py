@@ -330,25 +330,3 @@ class Silence:
     def ends(self) -> None:
         """The books have answered, or there are others."""
         self.until, self._pause_s = -math.inf, 0.0
-
-
-class Recent:
-    """What opening, or using, a resource of a pool lately takes, as far as this process knows: seconds, or 0."""
-
-    __slots__ = ("seconds",)
-
-    _WEIGHT = 0.3
-
-    def __init__(self) -> None:
-        self.seconds = 0.0
-
-    def told(self, grant: Any) -> None:
-        """A grant says what the books know, which have seen the openings of all processes."""
-        if grant.opening_s > 0:
-            self.seconds = grant.opening_s
-
-    def measured(self, seconds: float) -> None:
-        """It took so long in this process."""
-        self.seconds = (
-            seconds if not self.seconds else self.seconds + self._WEIGHT * (seconds - self.seconds)
-        )

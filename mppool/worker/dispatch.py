@@ -187,7 +187,7 @@ class Dispatch:
 
     def _on_ask(self, ask: Ask, session: Session) -> None:
         if self._context.inventory.disown(ask.number):
-            self._context.flush()
+            self._context.link.flush()
 
     def _on_pool_changed(self, changed: PoolChanged, session: Session) -> None:
         pool = self._pools.get(changed.pool)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from mppool.core.events import CloseReason
 from mppool.logs import Log, logged_afterwards
-from mppool.worker.inventory import AT_ONCE, LONG_CLOSE_S, PoolEntry
+from mppool.worker.inventory import AT_ONCE, PoolEntry
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from mppool.worker.own_pool import OwnPool
 
 log = Log("mppool")
+
+LONG_CLOSE_S = 2.0
+"""A close that takes longer is warned of: until it returns, the slot is not free."""
 
 # Not the application's generator: it may have seeded that one, and count on its numbers.
 _chance = random.SystemRandom()

@@ -19,8 +19,8 @@ from mppool.core.events import IdleTooLong
 from mppool.logs import Log
 from mppool.worker.callers import noted
 from mppool.worker.due import check_due, recycling_due
-from mppool.worker.ending import close_limit, close_soon, give_up_closing
-from mppool.worker.inventory import LONG_CLOSE_S, NEVER
+from mppool.worker.ending import LONG_CLOSE_S, close_limit, close_soon, give_up_closing
+from mppool.worker.inventory import NEVER
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -173,7 +173,7 @@ class Housekeeper:
         if limit is not None and age >= limit:
             if entry.inventory.kill(entry, lent_at):
                 _complain(local, entry, age, f"max_lease_kill={limit:g} s; its resource is closed")
-                local.observe("use", age)
+                local.durations.used(age)
                 close_soon(entry, "killed")
         elif warn is not None and age >= warn and not entry.warned:
             entry.warned = True

@@ -11,12 +11,15 @@ from mppool.core.events import CloseReason, IdleTooLong, Returned
 from mppool.process.waiter import LocalWaiter, first_ready, give_to_oldest, wake_oldest
 from mppool.worker.inventory import AT_ONCE, Inventory, PoolEntry
 from mppool.worker.line import Line
-from mppool.worker.shelves import NO_SHELF, Shelves, lay_where_it_lay, remove
+from mppool.worker.shelves import NO_SHELF, Shelves, lay_where_it_lay
 
 if TYPE_CHECKING:
+    from collections import deque
+
     from mppool.ids import GrantNumber
     from mppool.options import PoolOptions
     from mppool.worker.context import Context
+    from mppool.worker.durations import Durations
 
 TURN_S = 0.005
 """For so long after a resource was handed to a waiting thread, its releases wake the next thread and do not hand it
@@ -49,6 +52,7 @@ class Idle:
         context: Context,
         inventory: Inventory,
         options: PoolOptions,
+        durations: Durations,
         plain: bool,
         close_soon: Callable[[PoolEntry, CloseReason], None],
         forgotten: Callable[[str], None],
@@ -69,7 +73,7 @@ class Idle:
         self.lent_ahead: set[GrantNumber] = set()
         self.on_contended: Callable[[bool], None] | None = None
         self.shelves = Shelves(is_lifo=options.order == "lifo")
-        self.line = Line(context, inventory, options, self)
+        self.line = Line(context, inventory, options, durations, self)
 
     def own_popper(self, *, is_known: bool) -> Callable[[], PoolEntry]:
         """What a checkout that names nobody takes from at once.
@@ -139,7 +143,7 @@ class Idle:
 
     def _close_if_shelved(self, entry: PoolEntry, reason: CloseReason) -> None:
         """Close a resource that is not to be lent any more, unless somebody has taken it from its shelf."""
-        if remove(entry.shelf, entry):
+        if entry.take_from_shelf():
             self._close_soon(entry, reason)
 
     def _attend(self, entry: PoolEntry) -> None:
@@ -149,7 +153,7 @@ class Idle:
             if self.settled is not None and self._stays_in_lane(entry, self.settled):
                 return
             # Not more than lies here now: where the books are in this process, what they do not want is back at once.
-            self.sweep(key, len(entry.shelf), 0.0)
+            self.sweep(entry.shelf, len(entry.shelf), 0.0)
             return
         queue = self.line.waiters.get(key)
         if not queue:
@@ -176,7 +180,7 @@ class Idle:
         for waiter in list(self.line.waiters.get(entry.key, ())):
             if waiter.lane != lane or not waiter.is_ready:
                 continue
-            if not remove(entry.shelf, entry):
+            if not entry.take_from_shelf():
                 return True  # a checkout was quicker
             if waiter.give(entry):
                 return True
@@ -227,21 +231,28 @@ class Idle:
 
         This comes again and again while somebody waits.
         """
-        for key in self.shelves.keys_with_any():
+        for shelf in self.shelves.with_any():
             if most <= 0:
                 break
-            most -= self.sweep(key, most, idle_for)
+            most -= self.sweep(shelf, most, idle_for)
 
-    def sweep(self, key: str, most: float, idle_for: float) -> int:
-        """Bring back up to `most` idle resources of a key, those idle for longest first; how many."""
+    def sweep(self, shelf: deque[PoolEntry], most: float, idle_for: float) -> int:
+        """Bring back up to `most` resources of a shelf, those idle for longest first; how many.
+
+        Each stays on the shelf until it is taken, so that no checkout finds the shelf empty meanwhile.
+        """
         brought = 0
         while brought < most:
             released_by = monotonic() - idle_for if idle_for else math.inf
-            entry = self.shelves.take_oldest(key, released_by)
-            if entry is None:
+            try:
+                entry = shelf[0]
+            except IndexError:
                 break
-            self.bring_back(entry)
-            brought += 1
+            if entry.released_at > released_by:
+                break
+            if entry.take_from_shelf():
+                self.bring_back(entry)
+                brought += 1
         return brought
 
     def bring_back(self, entry: PoolEntry, event: Returned | IdleTooLong | None = None) -> None:
@@ -249,7 +260,7 @@ class Idle:
         if event is None:
             event = Returned(entry.number, monotonic() - entry.released_at, self.exchanges)
         entry.inventory.bring_back(entry, event)
-        self._context.flush()
+        self._context.link.flush()
 
     # --- taking for a moment -----------------------------------------------------------------------------
 
@@ -265,7 +276,7 @@ class Idle:
                         return
                     if wanted(entry):
                         self.borrowed = entry
-                        if not remove(shelf, entry):
+                        if not entry.take_from_shelf():
                             continue  # a checkout was quicker
                         yield entry
                         self.borrowed = None

@@ -44,9 +44,6 @@ EntryState = Literal["opening", "open", "returned", "closing"]
 NEVER = math.inf
 AT_ONCE = -math.inf
 
-LONG_CLOSE_S = 2.0
-"""A close that takes longer is warned of: until it returns, the slot is not free."""
-
 MOST_VOIDED = 10_000
 
 
@@ -154,6 +151,14 @@ class PoolEntry:
         """For which lane it is lent; None: for none, it lies on its shelf."""
         lane = self.lane
         return None if lane is None or self in self.shelf else lane
+
+    def take_from_shelf(self) -> bool:
+        """Take it from its shelf; the caller owns it then. False: another thread was quicker."""
+        try:
+            self.shelf.remove(self)
+        except ValueError:
+            return False
+        return True
 
 
 class Inventory:
@@ -364,10 +369,7 @@ class Inventory:
     # --- going out -------------------------------------------------------------------------------------------
 
     def begin_close(self, entry: PoolEntry, now: float) -> bool:
-        """From now on nobody else closes it, or counts it as idle or in use. False if somebody does already.
-
-        Somebody may be a hook that closes its own resource, or another thread.
-        """
+        """From now on nobody else closes it, or counts it as idle or in use. False if a hook or a thread does already."""
         if not self.mark[0]:
             return False  # not before the lock: its holder may not exist here
         with self.lock:

@@ -111,7 +111,7 @@ class Lease(Generic[T]):
             else:
                 entry.local.put_back_slowly(entry, now)
             if used >= BRIEF_S and not entry.killed:
-                entry.local.observe("use", used)
+                entry.local.durations.used(used)
         except BaseException as error:
             entry = None  # the traceback keeps this frame, and must not keep it
             self._local.member.interrupted(error)

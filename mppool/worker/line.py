@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from mppool.core.events import Abandoned
 from mppool.process.waiter import LocalWaiter, give_to_oldest, wake_oldest
-from mppool.worker.demand import LONGEST_HOPE_S, Demand, Recent, hope_s
+from mppool.worker.demand import LONGEST_HOPE_S, Demand, hope_s
 
 if TYPE_CHECKING:
     from mppool.core.decisions import Grant
     from mppool.ids import GrantNumber, Ticket
     from mppool.options import PoolOptions
     from mppool.worker.context import Context
+    from mppool.worker.durations import Durations
     from mppool.worker.inventory import Inventory
 
 
@@ -55,7 +56,12 @@ class Line:
     """
 
     def __init__(
-        self, context: Context, inventory: Inventory, options: PoolOptions, idle: Shelved
+        self,
+        context: Context,
+        inventory: Inventory,
+        options: PoolOptions,
+        durations: Durations,
+        idle: Shelved,
     ) -> None:
         self._context = context
         self._inventory = inventory
@@ -69,8 +75,7 @@ class Line:
         self.demands: dict[str, Demand] = {}
         self._asked: dict[Ticket, str] = {}
         self._spare: set[str] = set()
-        self.opening_time = Recent()
-        self.use_time = Recent()
+        self._durations = durations
 
     def give_to(self, key: str, ticket: int, answer: Any) -> bool:
         """Give to the waiter with this ticket, else to the oldest of this key; False if nobody waits."""
@@ -108,15 +113,15 @@ class Line:
 
     def granted(self, grant: Grant, now: float) -> None:
         """A grant is in the table, and will be opened."""
-        self.opening_time.told(grant)
+        self._durations.told(grant)
         if grant.ticket in self._asked:
             self.answered(grant.ticket)
-        self.demand_for(grant.key).granted(grant.number, self.opening_time.seconds, now)
+        self.demand_for(grant.key).granted(grant.number, self._durations.opening_s, now)
 
     def opened(self, key: str, number: GrantNumber, seconds: float, now: float) -> None:
         """A resource is open."""
         self.demand_for(key).opened(number, now)
-        self.opening_time.measured(seconds)
+        self._durations.opened(seconds)
 
     def ended(self, key: str, number: GrantNumber) -> None:
         """The opening has failed or was given up, or the resource is being closed, or gone."""
@@ -160,7 +165,7 @@ class Line:
             elif demand.opening:
                 self._have_one_look(demand)  # this one may have been the one that does
         if has_ticket:
-            self._context.flush()
+            self._context.link.flush()
         if is_last:
             self._idle.nobody_waits(waiter.key)
         if due < math.inf:
@@ -199,7 +204,7 @@ class Line:
         if not is_settled or waiter.asked or len(demand.open) <= self._idle.lying(waiter.key):
             return -math.inf
         since = waiter.since if demand.tickets else demand.streak_since
-        return since + hope_s(self.opening_time.seconds, left_s)
+        return since + hope_s(self._durations.opening_s, left_s)
 
     def _is_due(self, demand: Demand, waiter: LocalWaiter, left_s: float | None) -> bool:
         """Whether a thread has hoped for long enough. Caller holds the inventory's lock."""
@@ -211,7 +216,7 @@ class Line:
         if now < self._hopes_until(demand, waiter, left_s):
             return False
         if waiter.asked or not (waiter.opens_here or self.asks_at_once):
-            hope = 0.0 if self._idle.contended else hope_s(self.opening_time.seconds, left_s)
+            hope = 0.0 if self._idle.contended else hope_s(self._durations.opening_s, left_s)
             return demand.must_ask(hope, self._idle.lying(waiter.key), now)
         return True
 
@@ -234,10 +239,10 @@ class Line:
                     waiter.looks_at = max(late, self._context.silence.until)
                     return waiter.looks_at
             waiter.looks_at = demand.starves_at(
-                waiter.since, self.opening_time.seconds, self.use_time.seconds
+                waiter.since, self._durations.opening_s, self._durations.use_s
             )
             if not self._is_asked_for(demand, waiter):
-                hope = hope_s(self.opening_time.seconds, left_s)
+                hope = hope_s(self._durations.opening_s, left_s)
                 asks_at = demand.look_at(hope, monotonic())
                 asks_at = max(asks_at, self._hopes_until(demand, waiter, left_s))
                 if waiter.opening is not None:  # before that it may not ask, see `_may_ask`
@@ -285,7 +290,7 @@ class Line:
         with self._inventory.lock:
             demand, now = self.demand_for(waiter.key), monotonic()
             if now < demand.starves_at(
-                waiter.since, self.opening_time.seconds, self.use_time.seconds
+                waiter.since, self._durations.opening_s, self._durations.use_s
             ):
                 return None
             return demand.says_starving(now)
@@ -399,7 +404,7 @@ class Line:
                 again = min(again, self._note_spare(key, demand))
             self._inventory.tell(*(Abandoned(ticket) for ticket in given_up))
         if given_up:
-            self._context.flush()
+            self._context.link.flush()
         return again
 
     def _note_spare(self, key: str, demand: Demand) -> float:

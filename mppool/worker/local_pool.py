@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import os
 import threading
-from bisect import bisect_left
 from collections import Counter, deque
 from collections.abc import Callable
 from time import monotonic, time
@@ -17,10 +16,11 @@ from mppool.ids import identity_of, key_of, sealed_with
 from mppool.logs import Log, logged_afterwards
 from mppool.process.waiter import Retry
 from mppool.recipe import Recipe
-from mppool.stats.names import BOUNDS, HISTOGRAMS, WORKER_COUNTERS
+from mppool.stats.names import WORKER_COUNTERS
 from mppool.stats.pins import Pins
 from mppool.worker.callers import note_caller
 from mppool.worker.checking import Checkers, is_healthy
+from mppool.worker.durations import Durations
 from mppool.worker.ending import close, close_soon, drop_token, retire_older_than
 from mppool.worker.fence import Fence
 from mppool.worker.holders import Holders
@@ -50,7 +50,7 @@ class LocalPool:
 
     idle: what lies idle, and who waits for it (rule 6). The queues of waiters change under the inventory's lock only;
     a giver goes through a copy without it, because a waiter decides by itself whether it still takes what it is given.
-    The counters, `past_uses` and `retired` are guarded by that lock too; histograms by nothing.
+    The counters, `past_uses` and `retired` are guarded by that lock too.
     """
 
     def __init__(
@@ -120,10 +120,12 @@ class LocalPool:
         self.surveyed: Survey | None = None
         self.fence = Fence(self)
         self.holders = Holders(self.member, self.name, self.options)
+        self.durations = Durations()
         self.idle = Idle(
             self.member,
             inventory,
             self.options,
+            self.durations,
             self.plain,
             close_soon,
             self.identities.forget_name,
@@ -133,7 +135,6 @@ class LocalPool:
         self.closed_here = self.closed_everywhere = self.warned_of_event_loop = False
         self.retired: dict[str | None, int] = {}
         self.counters: Counter[str] = Counter(dict.fromkeys(WORKER_COUNTERS, 0))
-        self.histograms = {name: [0] * (len(BOUNDS) + 1) for name in HISTOGRAMS}
         self.past_uses = 0
         # Whether a background check is going on, or about to begin.
         self.checking = False
@@ -390,7 +391,7 @@ class LocalPool:
         """A lease was discarded."""
         held = now - entry.lent_at
         if entry.inventory.mark[0] and entry.inventory.end_lease(entry):
-            self.observe("use", held)
+            self.durations.used(held)
             close(entry, "discarded")
         elif entry.killed:
             log.warning("pool %r: a lease was discarded after it had been killed", self.name)
@@ -439,12 +440,3 @@ class LocalPool:
         """Count something rare. (Checkouts are counted by their entry, which has one owner.)"""
         with self.inventory.lock:
             self.counters[counter] += times
-
-    def observe(self, histogram: str, seconds: float) -> None:
-        """Enter a duration into a histogram.
-
-        Of two that are entered together one may be lost: a lock would cost more than the figure is worth.
-        """
-        self.histograms[histogram][bisect_left(BOUNDS, seconds)] += 1
-        if histogram == "use":
-            self.idle.line.use_time.measured(seconds)

@@ -358,7 +358,7 @@ class Member(Context):
             entry = leaked.popleft()
             if entry.state != "closing":
                 age = monotonic() - (entry.lent_at or entry.opened_at)
-                entry.local.observe("use", age)
+                entry.local.durations.used(age)
                 log.warning(
                     "pool %r: a lease%s was garbage-collected without being released; its resource is "
                     "closed. Keep the lease, not only its resource, and use `with`%s",

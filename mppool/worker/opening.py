@@ -91,14 +91,13 @@ def open_resource(
         give_up_opening(entry, type(error).__name__, counted=grant.ticket == NOBODY)
         raise
     seconds = monotonic() - started
-    local.observe("open", seconds)
     if bearer is not None and token is not None:
         bearer.note(entry, token)
     _enter_as_open(entry, started + seconds, seconds, opening)
     if opening.login and token is None:
         asked_at = max(started, opening.login_at)
         member.housekeeper.expects(_let_older_logins_end(entry, asked_at, opening.login))
-    member.flush()
+    member.link.flush()
     member.housekeeper.expects(monotonic() if local.keepers else due_when_idle(local, entry))
 
 

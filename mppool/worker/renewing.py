@@ -27,7 +27,7 @@ def renewed(lease: Lease[Any]) -> bool:
         lease.release()
         return False
     if now - entry.lent_at >= BRIEF_S:
-        local.observe("use", now - entry.lent_at)
+        local.durations.used(now - entry.lent_at)
     if local.hooks.reset is not None and not local.was_reset(entry):
         lease._held.clear()
         close(entry, "discarded")

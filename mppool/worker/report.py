@@ -209,7 +209,7 @@ def _of_pool(local: LocalPool, hooks: bool) -> PoolReport:
         resources.append(_of_entry(local, entry, entry.number in idle, now, hooks))
         if not number % AT_ONCE:
             let_others()
-    histograms = {name: list(counts) for name, counts in local.histograms.items()}
+    histograms = {name: list(counts) for name, counts in local.durations.histograms.items()}
     states = [resource.state for resource in resources]
     # Uses and waits that were too short to be entered one by one fill the first bucket.
     over = uses - sum(entry.lent_at > entry.released_at for entry in entries)

@@ -2,7 +2,7 @@
 
 A shelf is a deque, whose single operations are atomic, so it needs no lock: the thread that has taken a
 resource from its shelf owns it. Several threads may be after the same one: the quickest gets it, and for the others
-`remove` raises, which only says that they have to look on.
+`take_from_shelf` says that they have to look on.
 """
 
 from __future__ import annotations
@@ -62,41 +62,16 @@ class Shelves:
         """Take whatever is wanted, each when the iterator is asked for it."""
         for shelf in list(self.by_key.values()):
             for entry in list(shelf):
-                if wanted(entry) and remove(shelf, entry):
+                if wanted(entry) and entry.take_from_shelf():
                     yield entry
 
     def all(self) -> list[PoolEntry]:
         """What lies there now."""
         return [entry for shelf in list(self.by_key.values()) for entry in list(shelf)]
 
-    def keys_with_any(self) -> list[str]:
+    def with_any(self) -> list[deque[PoolEntry]]:
         """Of thousands of identities hardly any has something idle."""
-        return [key for key, shelf in list(self.by_key.items()) if shelf]
-
-    def take_oldest(self, key: str, released_by: float) -> PoolEntry | None:
-        """What has been idle for longest, if it was released at that instant or before.
-
-        It stays on the shelf until it is taken, so that no checkout finds the shelf empty meanwhile.
-        """
-        shelf = self.get(key)
-        while True:
-            try:
-                entry = shelf[0]
-            except IndexError:
-                return None
-            if entry.released_at > released_by:
-                return None
-            if remove(shelf, entry):
-                return entry
-
-
-def remove(shelf: deque[PoolEntry], entry: PoolEntry) -> bool:
-    """Take this one from its shelf. False: a checkout was quicker."""
-    try:
-        shelf.remove(entry)
-    except ValueError:
-        return False
-    return True
+        return [shelf for shelf in list(self.by_key.values()) if shelf]
 
 
 def lay_where_it_lay(entry: PoolEntry) -> None:

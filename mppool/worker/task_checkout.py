@@ -70,7 +70,7 @@ class TaskCheckout:
                 entry = await self._from_shelf()
             entry = entry or await self._by_waiting()
             if entry is not None:
-                self._local.observe("wait", monotonic() - self._started)
+                self._local.durations.waited(monotonic() - self._started)
                 if self._lane is not None:
                     lend_in_lane(self._local, entry, self._lane)
                 return entry

@@ -245,9 +245,8 @@ class Desk:
                 return
             at = line.look_at(oldest, oldest.timeout)
             if enough:  # the time to ask may have come, and there is nothing to ask for
-                starves_at = demand.starves_at(
-                    oldest.since, line.opening_time.seconds, line.use_time.seconds
-                )
+                durations = self.local.durations
+                starves_at = demand.starves_at(oldest.since, durations.opening_s, durations.use_s)
                 at = oldest.looks_at = min(starves_at, demand.late_at(now))
         if planned is not None:
             if planned[0] <= at:

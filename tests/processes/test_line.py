@@ -54,7 +54,7 @@ def test_who_opens_for_itself_takes_nobodys_ticket(either: Any, threads: Any) ->
     go_on = threading.Event()
     recipe = Slow(lambda: go_on.wait(3 * PATIENCE), open_in_caller=True)
     pool = either.pool("p", recipe, max_size=1, timeout=PATIENCE)
-    pool._local.idle.line.opening_time.seconds = 60.0  # so the first opening is counted on for long
+    pool._local.durations.opening_s = 60.0  # so the first opening is counted on for long
     first = threads.submit(pool.checkout)
     wait_until(lambda: recipe.opened_so_far == 1, "the first opening")
     second = threads.submit(pool.checkout)
@@ -77,7 +77,7 @@ def test_an_opening_that_hangs_does_not_keep_who_was_queued_from_asking(
     recipe = Slow(lambda: None, lambda: go_on.wait(PATIENCE))
     pool = either.pool("p", recipe, max_size=1, timeout=PATIENCE)
     with pool.checkout():
-        pool._local.idle.line.use_time.seconds = 60.0  # so nobody starves soon
+        pool._local.durations.use_s = 60.0  # so nobody starves soon
         second = threads.submit(pool.checkout)
         wait_until(lambda: waiting(pool) == 1, "the second thread waits")
         time.sleep(0.2)

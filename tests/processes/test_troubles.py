@@ -160,7 +160,7 @@ def test_a_missing_background_thread_means_contended_and_is_started_again(
 
         manager._member.collect_leaked = lambda: ended(None)  # type: ignore[method-assign]
         link.wake()
-        wait_until(link.thread.is_missing, "the thread has ended")
+        wait_until(lambda: link.thread.has_ended, "the end of the thread")
         lease.release()  # warm from now on, and looked after all the same
         neighbour = Fork(lambda: pool.checkout(timeout=20).resource.number)
         assert neighbour.result()

@@ -40,6 +40,7 @@ class Scene:
             self.local.member,
             self.inventory,
             self.local.options,
+            self.local.durations,
             self.local.plain,
             lambda entry, reason: self.closed.append(entry),
             self.forgotten.append,
@@ -376,7 +377,7 @@ def test_a_lane_is_settled_no_longer_than_somebody_waits(laned: Scene) -> None:
 def test_one_of_those_that_hope_in_a_settled_lane_asks(laned: Scene) -> None:
     lent(laned, "")
     line = laned.idle.line
-    line.opening_time.measured(10.0)
+    laned.local.durations.opened(10.0)
     first = laned.waiting("a", lane="")
     laned.idle.set_contended(False, "")
     first.since -= 1.0
@@ -396,7 +397,7 @@ def test_one_of_those_that_hope_in_a_settled_lane_asks(laned: Scene) -> None:
 def test_when_another_lane_waits_all_that_hoped_ask(laned: Scene) -> None:
     lent(laned, "")
     line = laned.idle.line
-    line.opening_time.measured(10.0)
+    laned.local.durations.opened(10.0)
     waiters = [laned.waiting("a", lane="") for _ in range(3)]
     laned.idle.set_contended(False, "")
     assert not any(line.must_ask(one, None) for one in waiters)
