@@ -175,8 +175,8 @@ def test_a_waiting_checkout_is_interrupted_by_a_signal(pool: Pool[Session]) -> N
     try:
         for _ in range(20):
             leases = [pool.checkout(timeout=20) for _ in range(SIZE)]
-            signal.setitimer(signal.ITIMER_REAL, 0.005)
             with pytest.raises(Interrupt):
+                signal.setitimer(signal.ITIMER_REAL, 0.005)
                 pool.checkout(timeout=20)
             for lease in leases:
                 lease.release()
