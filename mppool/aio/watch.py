@@ -20,11 +20,12 @@ class Watch:
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._due: dict[asyncio.Task[Any], float] = {}
         self._late: set[asyncio.Task[Any]] = set()
+        self._loop = loop
         self._timer = OneTimer(loop, self._look)
 
     async def bounded(self, awaitable: Awaitable[Any], seconds: float | None) -> Any:
         """Await it in a task that nobody else cancels; TimeoutError after so many seconds (None: no bound)."""
-        task = asyncio.current_task()
+        task = asyncio.current_task(self._loop)
         if seconds is None or task is None:
             return await awaitable
         self._due[task] = due = monotonic() + seconds

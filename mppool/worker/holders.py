@@ -87,7 +87,8 @@ class Holders:
         if waiter.deadline is not None and not waiter.has_holders:
             whole = waiter.deadline - waiter.since
             if whole >= SHORTEST_S:
-                due = min(due, max(waiter.deadline - AHEAD_S, waiter.since + whole / 2))
+                ahead = AHEAD_S if whole > 2 * AHEAD_S else whole / 2
+                due = min(due, waiter.deadline - ahead)
         return due
 
     def look(self, line: Line, now: float) -> float:

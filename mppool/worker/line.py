@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 class Shelved(Protocol):
     """What lies idle in the pool, as far as its line has to know: see Idle."""
 
+    attention: bool
     contended: bool
     settled: str | None
 
@@ -136,38 +137,41 @@ class Line:
 
     def enqueue(self, waiter: LocalWaiter) -> None:
         """From now on releases look for this waiter."""
+        key = waiter.key
         with self._inventory.lock:
-            demand = self.demand_for(waiter.key)
-            self.waiters[waiter.key] = demand.waiting
+            demand = self.demands.get(key) or self.demand_for(key)
+            self.waiters[key] = demand.waiting
             demand.begins_to_wait(waiter, waiter.since)
             if self._spare:
-                self._note_spare(waiter.key, demand)
-            self._idle.look_whether_attention()
+                self._note_spare(key, demand)
+            if not self._idle.attention:
+                self._idle.look_whether_attention()
 
     def dequeue(self, waiter: LocalWaiter, *, served: bool) -> None:
         """The waiter has been answered or has given up. served: it was given a resource."""
+        key = waiter.key
         with self._inventory.lock:
-            demand = self.demand_for(waiter.key)
+            demand = self.demands.get(key) or self.demand_for(key)
             demand.stops_waiting(waiter, monotonic(), served=served)
             has_ticket = self.by_ticket and waiter.ticket in demand.tickets
             if has_ticket:  # it is for nobody else
                 self._inventory.tell(Abandoned(waiter.ticket))
                 self.answered(waiter.ticket)
                 self._have_newest_ask(demand)
-            due = self._note_spare(waiter.key, demand) if demand.has_spare else math.inf
+            due = self._note_spare(key, demand) if demand.has_spare else math.inf
             is_last = not demand.waiting
             if is_last:
-                self.waiters.pop(waiter.key, None)
-                self._idle.forget(waiter.key)
+                self.waiters.pop(key, None)
+                self._idle.forget(key)
                 self._idle.look_whether_attention()
-            elif self._idle.lying(waiter.key):
+            elif self._idle.lying(key):
                 wake_oldest(demand.waiting)  # this one may have been woken for what lies there
             elif demand.opening:
                 self._have_one_look(demand)  # this one may have been the one that does
         if has_ticket:
             self._context.link.flush()
         if is_last:
-            self._idle.nobody_waits(waiter.key)
+            self._idle.nobody_waits(key)
         if due < math.inf:
             self._give_up_spare_later(due)
 

@@ -151,6 +151,15 @@ class TaskCheckout:
     async def _use(self, answer: Any) -> PoolEntry | None:
         if isinstance(answer, PoolEntry):
             answer.handed_at = 0.0  # its next release goes to the next task too
+            now = monotonic()
+            if (
+                self._bearer is None
+                and now < answer.retire_at
+                and now - answer.released_at < self._local.trust_s
+            ):
+                answer.uses += 1
+                answer.lent_at = now
+                return answer
             if answer.uses or answer.opened_at < self._started:
                 ready = await self._hooks.prepare(answer, self._bearer, self._deadline)
                 return answer if ready else None

@@ -109,19 +109,9 @@ class TaskWaiter(LocalWaiter):
         """The answer; None at that instant (None: never)."""
         if self._settled:
             return self.withdraw()
-        if until is None:
-            await self._answered
-        else:
-            deadlines = self._desk.deadlines
-            deadlines.begins(self._answered, until)
-            try:
-                await self._answered
-            except GeneratorExit:  # perhaps by the garbage collector, in any thread
-                raise
-            except BaseException:
-                deadlines.ends()
-                raise
-            deadlines.ends()
+        if until is not None:
+            self._desk.deadlines.begins(self._answered, until)
+        await self._answered
         if self._settled:
             return self.withdraw()
         self._answered = self._desk.loop.create_future()  # the time has passed
@@ -335,10 +325,15 @@ class Desk:
 
     def stop_waiting(self, waiter: TaskWaiter, answer: Any) -> None:
         """Nobody gives to this waiter any more, and what came before is kept. answer: what its task has got."""
-        given = waiter.withdraw()
-        if given is not None and given is not answer:
-            self.hand_on(given)
-        self.local.idle.line.dequeue(waiter, served=isinstance(answer, PoolEntry))
+        served = isinstance(answer, PoolEntry)
+        if not served:  # else it was given that, and nothing more
+            given = waiter.withdraw()
+            if given is not None and given is not answer:
+                self.hand_on(given)
+        line = self.local.idle.line
+        line.dequeue(waiter, served=served)
+        if waiter.key not in line.waiters and running_loop() is self.loop:
+            self.deadlines.tidy_up()
 
     def desert(self, waiter: TaskWaiter, answer: Any) -> None:
         """The same, from a finalizer: only note it."""

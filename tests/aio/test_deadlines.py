@@ -18,8 +18,6 @@ async def waits(deadlines: Deadlines, future: asyncio.Future[None], until: float
         await future
     except asyncio.CancelledError:
         return "cancelled"
-    finally:
-        deadlines.ends()
     return "woken"
 
 
@@ -36,6 +34,7 @@ def test_each_is_woken_at_its_own_instant_whatever_order_they_come_in() -> None:
 
         await asyncio.gather(*(one(after) for after in (0.05, 0.01, 0.09, 0.03, 0.07)))
         assert order == sorted(order)
+        deadlines.tidy_up()
         assert deadlines._timer.at == math.inf
         assert not deadlines._heap
 
@@ -60,8 +59,12 @@ def test_nothing_is_left_of_those_that_were_answered_or_cancelled() -> None:
                 task.cancel()
             assert await task == ("woken" if number % 2 else "cancelled")
         assert len(deadlines._heap) <= 2 + _SPARE + 1, "what is over does not pile up"
+        deadlines.tidy_up()
+        assert len(deadlines._heap) == 1
+        assert deadlines._timer.at < math.inf
         one_more.cancel()
         await one_more
+        deadlines.tidy_up()
         assert deadlines._timer.at == math.inf, "nothing wakes where nobody waits"
         assert not deadlines._heap
 
@@ -69,7 +72,7 @@ def test_nothing_is_left_of_those_that_were_answered_or_cancelled() -> None:
 
 
 def test_a_task_that_was_finalized_keeps_no_other_from_its_deadline() -> None:
-    """Its future stays until its instant, and nobody says that it ended."""
+    """Its future stays until its instant."""
 
     async def scene() -> None:
         loop = asyncio.get_running_loop()
@@ -77,6 +80,7 @@ def test_a_task_that_was_finalized_keeps_no_other_from_its_deadline() -> None:
         deadlines.begins(loop.create_future(), monotonic() + 0.02)
         assert await waits(deadlines, loop.create_future(), monotonic() + 0.01) == "woken"
         assert await waits(deadlines, loop.create_future(), monotonic() + 0.05) == "woken"
+        deadlines.tidy_up()
         assert deadlines._timer.at == math.inf
 
     asyncio.run(scene())

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import math
 import threading
 import time
 from collections.abc import Callable, Coroutine
@@ -341,6 +342,27 @@ def test_trio_is_refused_with_the_way_out(manager: Manager) -> None:
                 pass
 
     trio.run(main)
+
+
+def test_no_timer_is_left_of_a_wait_that_is_over(manager: Manager) -> None:
+    pool: AsyncPool[Thing] = manager.apool("p", ThingRecipe(), max_size=1)
+
+    async def main() -> float:
+        loop = asyncio.get_running_loop()
+
+        async def wait() -> None:
+            async with pool.checkout(timeout=3600.0):
+                pass
+
+        async with pool.checkout():
+            waiting = asyncio.create_task(wait())
+            deadlines = pool._lender.by_loop[loop].desk.deadlines
+            while deadlines._timer.at == math.inf:
+                await asyncio.sleep(0)
+        await waiting
+        return deadlines._timer.at
+
+    assert asyncio.run(main()) == math.inf
 
 
 def test_nothing_wakes_up_for_an_idle_loop(manager: Manager) -> None:

@@ -176,14 +176,18 @@ def test_a_waiting_checkout_is_interrupted_by_a_signal(pool: Pool[Session]) -> N
         for _ in range(20):
             leases = [pool.checkout(timeout=20) for _ in range(SIZE)]
             with pytest.raises(Interrupt):
-                signal.setitimer(signal.ITIMER_REAL, 0.005)
-                pool.checkout(timeout=20)
+                _waits_until_a_signal(pool)
             for lease in leases:
                 lease.release()
             _all_is_there(pool, "waiting")
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
+
+
+def _waits_until_a_signal(pool: Pool[Session]) -> None:
+    signal.setitimer(signal.ITIMER_REAL, 0.005)
+    pool.checkout(timeout=20)
 
 
 def _until_a_signal(pool: Pool[Session], number: int) -> None:
