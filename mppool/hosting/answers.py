@@ -5,7 +5,8 @@ from __future__ import annotations
 import pickle
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from mppool.errors import PoolError
+from mppool.errors import PoolError, ServerUnavailable
+from mppool.link.troubles import of_system
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -29,3 +30,13 @@ def raise_error(body: Any, pool: str) -> NoReturn:
             f"pool {pool!r}: the host raised an error that cannot be read here: {unreadable}"
         ) from unreadable
     raise error from cause
+
+
+def raise_refusal(body: Any, pool: str, host_pid: int) -> NoReturn:
+    """Raise why a host lets this process in no further."""
+    try:
+        raise_error(body, pool)
+    except OSError as error:
+        raise ServerUnavailable(
+            f"pool {pool!r}: its host, process {host_pid}, lets no process in: {of_system(error)}"
+        ) from error

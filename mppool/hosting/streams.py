@@ -18,7 +18,7 @@ import msgspec
 
 from mppool.errors import CheckoutTimeout, PoolError, ProtocolError
 from mppool.hosting import frames
-from mppool.hosting.answers import raise_error, token_of
+from mppool.hosting.answers import raise_refusal, token_of
 from mppool.hosting.greeting import greeting_on
 from mppool.hosting.keeping import KEPT_S, Flag, Right
 from mppool.hosting.pipes import Turns, WorkerPipes, from_socket, takes_pipes
@@ -112,7 +112,7 @@ class Stream:
             self._pending = False
         if kind == frames.ERROR:
             self.close()
-            raise_error(body, self._pool)
+            raise_refusal(body, self._pool, self.host_pid)
         _, self.number, *_ = _decode(body)
 
     def close(self) -> None:

@@ -28,7 +28,7 @@ def pool_error(manager: str, error: Exception) -> PoolError | None:
     if isinstance(error, (PoolError, TimeoutError)):
         return None
     if isinstance(error, OSError):
-        return ServerUnavailable(f"manager {manager!r}: {_of_system(error)}")
+        return ServerUnavailable(f"manager {manager!r}: {of_system(error)}")
     if isinstance(error, RuntimeError) and ("thread" in str(error) or "shutdown" in str(error)):
         return ServerUnavailable(
             f"manager {manager!r}: no thread can be started in this process ({error}): end threads, or raise the limit "
@@ -43,7 +43,8 @@ def pool_error(manager: str, error: Exception) -> PoolError | None:
     return None
 
 
-def _of_system(error: OSError) -> str:
+def of_system(error: OSError) -> str:
+    """What the system has refused, and the way out, for people."""
     if error.errno in {errno.EMFILE, errno.ENFILE}:
         return (
             f"no descriptor is left ({error.strerror}): close what leaks, or raise the limit of open files "

@@ -93,8 +93,10 @@ def test_a_host_without_descriptors_keeps_what_it_has(manager: PoolManager, left
         host = next(
             one["pid"] for one in pool.stats()["processes"] if one["label"] == "host 1 of p"
         )
-        with _short(host, left), pytest.raises(PoolError):
+        with _short(host, left), pytest.raises(PoolError) as refused:
             pool.checkout(timeout=1.5)
+        if left > 1:  # else it cannot say so
+            assert f"its host, process {host}, lets no process in" in str(refused.value)
         assert first.execute("select count(*) from t").fetchone() == (0,)
 
         def serves_another() -> bool:
