@@ -15,7 +15,7 @@ from mppool import Opening, Pool, PoolManager, Recipe
 from mppool.azure import token_struct
 from tests.azure.crowd import SCOPE
 from tests.azure.endpoints import CLIENT, SECRET, TENANT, Endpoint
-from tests.azure.test_people import Browser, browser
+from tests.azure.test_people import OLDER_IDENTITY, Browser, browser
 from tests.helpers import ROOT
 from tests.secrecy import MARK
 
@@ -81,6 +81,7 @@ def local_authority(entra: tuple[Endpoint, str], monkeypatch: pytest.MonkeyPatch
     return endpoint
 
 
+@OLDER_IDENTITY
 def test_identities(
     local_authority: Endpoint,
     manager: PoolManager,

@@ -54,7 +54,10 @@ def lines_of(app: Top) -> list[str]:
     """What the screen shows."""
     from textual.widgets import Static
 
-    return str(app.query_one("#all", Static).render()).split("\n")
+    shown = app.query_one("#all", Static)
+    # In old releases of textual what is rendered cannot be read as a text.
+    text = shown.renderable if hasattr(shown, "renderable") else shown.render()
+    return str(text).split("\n")
 
 
 def on_screen(

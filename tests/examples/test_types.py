@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from importlib.metadata import version
 from pathlib import Path
 
 import pytest
@@ -76,7 +77,11 @@ CHECKERS = pytest.mark.parametrize(
 @pytest.mark.timeout(300)
 @CHECKERS
 def test_the_examples(checker: list[str]) -> None:
-    for path in EXAMPLES if checker[0] == "mypy" else [None]:
+    alone = EXAMPLES
+    if tuple(map(int, version("azure-storage-blob").split(".")[:2])) < (12, 22):
+        # Its types are in comments, which mypy reads wrongly.
+        alone = [path for path in EXAMPLES if path.name != "blob_workers.py"]
+    for path in alone if checker[0] == "mypy" else [None]:
         paths = EXAMPLES if path is None else [path]  # mypy wants one application at a time
         status, said = checked(checker, *paths)
         assert status == 0, said
