@@ -283,6 +283,15 @@ class Line:
         if newest is not None:
             newest.poke()
 
+    def have_another_ask(self, demand: Demand, now: float) -> None:
+        """Whoever could ask has asked already: if more is wanted, one that has no ticket looks. Caller holds the lock."""
+        if not demand.wants_more(now):
+            return
+        for waiter in demand.waiting:
+            if waiter.is_ready and not waiter.insists and waiter.ticket not in demand.tickets:
+                waiter.poke()
+                return
+
     def _have_one_look(self, demand: Demand) -> None:
         """The first thread that could ask looks around when an opening takes too long. Caller holds the lock."""
         first = next((one for one in demand.waiting if one.is_ready and not one.insists), None)

@@ -205,16 +205,21 @@ class Desk:
             demand = line.demand_for(key)
             if self._asks_enough(demand):
                 return None
-            # More than there are tickets need not be looked at: one of them has none.
-            for waiter in islice(demand.waiting, len(demand.waiting)):
-                if (
-                    isinstance(waiter, TaskWaiter)
-                    and waiter._desk is self
-                    and waiter.is_open
-                    and not waiter.insists
-                    and waiter.ticket not in demand.tickets
-                ):
-                    return waiter if line.must_ask(waiter, waiter.timeout) else None
+            waiter = self._without_ticket(demand)
+            return waiter if waiter and line.must_ask(waiter, waiter.timeout) else None
+
+    def _without_ticket(self, demand: Demand) -> TaskWaiter | None:
+        """The first of this loop's tasks that could ask. Caller holds the inventory's lock."""
+        # More than there are tickets need not be looked at: one of them has none.
+        for waiter in islice(demand.waiting, len(demand.waiting)):
+            if (
+                isinstance(waiter, TaskWaiter)
+                and waiter._desk is self
+                and waiter.is_open
+                and not waiter.insists
+                and waiter.ticket not in demand.tickets
+            ):
+                return waiter
         return None
 
     def _asks_enough(self, demand: Demand) -> bool:
@@ -233,11 +238,18 @@ class Desk:
             enough = self._asks_enough(demand)
             if enough and planned is not None:
                 return
-            at = line.look_at(oldest, oldest.timeout)
-            if enough:  # the time to ask may have come, and there is nothing to ask for
-                durations = self.local.durations
-                starves_at = demand.starves_at(oldest.since, durations.opening_s, durations.use_s)
-                at = oldest.looks_at = min(starves_at, demand.late_at(now))
+            asking, durations = (
+                None if enough else self._without_ticket(demand),
+                self.local.durations,
+            )
+            starves_at = demand.starves_at(oldest.since, durations.opening_s, durations.use_s)
+            if asking is not None:
+                at = min(starves_at, line.look_at(asking, asking.timeout))
+            else:  # the time to ask may have come, and there is nothing to ask for, or nothing to ask with
+                at = min(starves_at, demand.late_at(now))
+                if not enough:
+                    line.have_another_ask(demand, now)  # a task of another loop
+            oldest.looks_at = at
         if planned is not None:
             if planned[0] <= at:
                 return

@@ -12,6 +12,7 @@ from asyncio.base_events import BaseEventLoop
 from typing import TYPE_CHECKING, Any
 
 from tests.simulation.scheduler import current_thread, here, monotonic, point
+from tests.simulation.threads import has_not_slept
 
 if TYPE_CHECKING:
     from collections.abc import Coroutine
@@ -111,6 +112,7 @@ class SimLoop(BaseEventLoop):
         if busy > LONGEST_STEP_S:
             self._process.kernel.trouble(f"a loop of {self._process} was blocked for {busy:.3f} s")
         if timeout is not None and timeout <= 0:
+            has_not_slept()
             point()
         elif not self._is_woken:
             self._sleeper = current_thread()

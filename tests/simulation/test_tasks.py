@@ -8,7 +8,7 @@ import pytest
 
 from tests.simulation.modules import the_copy
 from tests.simulation.runs import run, told
-from tests.simulation.settings import Fault
+from tests.simulation.settings import Fault, drawn
 from tests.simulation.test_simulation import planted, small_world
 
 KINDS = ("kill worker", "kill server", "cut", "stop server", "leave", "shutdown", "logins fail")
@@ -55,6 +55,23 @@ def test_a_resource_in_another_loop_is_seen(monkeypatch: pytest.MonkeyPatch) -> 
     planted(monkeypatch, "aio.homes", "Home.key_for", lambda _: lambda self, key: key)
     outcome = run(crowded(loops=2, threads=2), [])
     assert any("in another event loop" in problem for problem in outcome.problems)
+
+
+def test_a_loop_whose_tasks_have_all_asked_does_not_look_again_without_a_pause() -> None:
+    """Tasks of two loops waited for one pool, and only those of the other one had something left to ask."""
+    outcome = run(*drawn(1021, 5.0))
+    assert not outcome.problems, told(outcome)
+
+
+def test_a_loop_that_waits_awake_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    planted(
+        monkeypatch,
+        "worker.tasks",
+        "Desk.look",
+        lambda look: lambda desk, key: (look(desk, key), desk.look_soon(key)),
+    )
+    outcome = run(crowded(), [])
+    assert any("spins" in problem for problem in outcome.problems)
 
 
 def test_a_loop_that_is_blocked_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -21,7 +21,7 @@ def _until(timeout: float) -> float | None:
     return None if timeout < 0 else here.scheduler.now + timeout
 
 
-def _has_not_slept() -> None:
+def has_not_slept() -> None:
     """Whoever does this again and again, and never sleeps, spins."""
     thread = current_thread()
     if type(thread) is SimThread:
@@ -45,7 +45,7 @@ class Lock:
             self._is_held = True
             return True
         if not blocking or timeout == 0:
-            _has_not_slept()
+            has_not_slept()
             return False
         until = _until(timeout)
         while self._is_held:
