@@ -8,20 +8,25 @@ python -m tests.simulation --only 12                one seed, and its history sh
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import random
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from tests.simulation.runs import SECONDS, Total, run_many, run_seed, shrink, told
+from tests.simulation.runs import Total, run_many, run_seed, shrink, told
 from tests.simulation.source import HANDLERS
 
-PER_TURN = 40
+PER_TURN = 100
 """Seeds for one interpreter, which has to load mppool twice."""
+REPORTED = 10
+"""After so many of these it is said how far the run is."""
 
 
 def main() -> int:
@@ -29,8 +34,15 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--hours", type=float, default=0.5, help="to simulate (default: 0.5)")
+    parser.add_argument(
+        "--faults", type=int, default=0, help="to have besides (default: any number)"
+    )
     parser.add_argument("--seed", type=int, help="the first one (default: a fresh one)")
-    parser.add_argument("--seconds", type=float, default=SECONDS, help="of faults in each world")
+    parser.add_argument(
+        "--seconds",
+        type=float,
+        help="of faults in each world (default: as each seed draws its pace)",
+    )
     parser.add_argument("-j", "--jobs", type=int, default=2, help="at a time (default: 2)")
     parser.add_argument("--only", type=int, help="run this seed alone")
     parser.add_argument(
@@ -49,54 +61,79 @@ def main() -> int:
     return _all(first, arguments)
 
 
-def _all(first: int, arguments: argparse.Namespace) -> int:
-    total, began, failed = Total(), time.monotonic(), []
-    handlers: set[str] = set()
+class _Campaign:
+    """Seeds, so many at a time in an interpreter of their own, until there were enough hours and faults."""
 
-    def turn(number: int) -> None:
-        if total.seconds >= arguments.hours * 3600:
-            return
-        seeds = [str(first + number * PER_TURN), str(PER_TURN)]
-        command = [sys.executable, "-m", "tests.simulation", "--seconds", str(arguments.seconds)]
-        done = subprocess.run(
-            [*command, "--turn", *seeds],
-            capture_output=True,
-            text=True,
-            cwd=Path.cwd(),
-            check=False,
-        )
-        if done.returncode:
-            failed.append(f"seeds from {seeds[0]} on ended with\n{done.stderr}")
-            return
-        said = json.loads(done.stdout)
+    def __init__(self, first: int, arguments: argparse.Namespace) -> None:
+        self.first, self.arguments = first, arguments
+        self.total, self.failed = Total(), 0
+        self.handlers: set[str] = set()
+        self._numbers = itertools.count()
+        self._adding = threading.Lock()
+
+    def run(self) -> None:
+        with ThreadPoolExecutor(self.arguments.jobs) as executor:
+            for done in [executor.submit(self._turns) for _ in range(self.arguments.jobs)]:
+                done.result()
+
+    def _is_enough(self) -> bool:
+        faults = sum(self.total.faults.values())
+        is_long = self.total.seconds >= self.arguments.hours * 3600
+        return is_long and faults >= self.arguments.faults
+
+    def _turns(self) -> None:
+        while not self._is_enough():
+            self._turn(self.first + next(self._numbers) * PER_TURN)
+
+    def _turn(self, first: int) -> None:
+        command = [sys.executable, "-m", "tests.simulation", "--turn", str(first), str(PER_TURN)]
+        if self.arguments.seconds is not None:
+            command += ["--seconds", str(self.arguments.seconds)]
+        done = subprocess.run(command, capture_output=True, text=True, cwd=Path.cwd(), check=False)
+        with self._adding:
+            if done.returncode:
+                self.failed += 1
+                print(f"seeds from {first} on ended with\n{done.stderr}", flush=True)
+                return
+            self._add(json.loads(done.stdout))
+
+    def _add(self, said: dict[str, Any]) -> None:
+        total = self.total
         total.runs += PER_TURN
         total.seconds += said["seconds"]
         total.cpu_s += said["cpu_s"]
-        handlers.update(said["handlers"])
+        self.handlers.update(said["handlers"])
         for name in ("faults", "done", "marks", "reached"):
             getattr(total, name).update(Counter(said[name]))
         for text in said["failed"]:
-            failed.append(text)
+            self.failed += 1
             print(text, flush=True)
+        if total.runs // PER_TURN % REPORTED == 0:
+            print(f"so far {total}, {self.failed} in all", flush=True)
 
-    turns = range(int(arguments.hours * 3600 / PER_TURN / 20) + arguments.jobs + 1)
-    with ThreadPoolExecutor(arguments.jobs) as executor:
-        list(executor.map(turn, turns))
-    wall = time.monotonic() - began
+
+def _all(first: int, arguments: argparse.Namespace) -> int:
+    campaign, began = _Campaign(first, arguments), time.monotonic()
+    campaign.run()
+    total, wall = campaign.total, time.monotonic() - began
     print(
-        f"{total}, {len(failed)} in all; {total.seconds / 3600 / wall:.4f} hours a second of the wall"
+        f"{total}, {campaign.failed} in all; {total.seconds / 3600 / wall:.4f} hours a second of the wall"
     )
     print(", ".join(f"{count} {kind}" for kind, count in total.faults.most_common()))
     if arguments.marks:
-        never = handlers - set(total.reached)
-        print(f"reached {len(handlers) - len(never)} of {len(handlers)} handlers of exceptions")
-        for counted in (total.marks, total.reached, dict.fromkeys(sorted(never), 0)):
-            ordered = sorted(counted.items(), key=lambda one: -one[1])
-            print("\n".join(f"{count:8} {text}" for text, count in ordered))
-    return bool(failed)
+        _tell_marks(total, campaign.handlers)
+    return bool(campaign.failed)
 
 
-def _turn(first: int, count: int, seconds: float) -> int:
+def _tell_marks(total: Total, handlers: set[str]) -> None:
+    never = handlers - set(total.reached)
+    print(f"reached {len(handlers) - len(never)} of {len(handlers)} handlers of exceptions")
+    for counted in (total.marks, total.reached, dict.fromkeys(sorted(never), 0)):
+        ordered = sorted(counted.items(), key=lambda one: -one[1])
+        print("\n".join(f"{count:8} {text}" for text, count in ordered))
+
+
+def _turn(first: int, count: int, seconds: float | None) -> int:
     total = run_many(range(first, first + count), seconds)
     said = {
         "seconds": total.seconds, "cpu_s": total.cpu_s, "faults": total.faults, "done": total.done,
@@ -106,7 +143,7 @@ def _turn(first: int, count: int, seconds: float) -> int:
     return 0
 
 
-def _only(seed: int, seconds: float) -> int:
+def _only(seed: int, seconds: float | None) -> int:
     outcome = run_seed(seed, seconds)
     if not outcome.problems:
         print(

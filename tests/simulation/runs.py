@@ -13,7 +13,6 @@ from functools import cache
 from tests.simulation.settings import Fault, Settings, drawn
 from tests.simulation.world import Outcome, World, unraisable
 
-SECONDS = 60.0
 LONGEST_TOLD = 20
 
 
@@ -32,7 +31,7 @@ def _collect_no_modules(statements: bool) -> None:
     gc.freeze()
 
 
-def run_seed(seed: int, seconds: float = SECONDS, *, traced: bool = False) -> Outcome:
+def run_seed(seed: int, seconds: float | None = None, *, traced: bool = False) -> Outcome:
     return run(*drawn(seed, seconds), traced=traced)
 
 
@@ -68,7 +67,7 @@ class Total:
         )
 
 
-def run_many(seeds: Iterable[int], seconds: float = SECONDS, cpu_s: float = 1e9) -> Total:
+def run_many(seeds: Iterable[int], seconds: float | None = None, cpu_s: float = 1e9) -> Total:
     """The seeds, one after the other, until so much time of the CPU is used up."""
     total, began = Total(), time.process_time()
     for seed in seeds:

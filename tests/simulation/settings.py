@@ -34,6 +34,12 @@ FAULTS = {
 MORE = ("freeze", "suspend", "issuer fails", "issuer hangs", "tokens revoked")
 """Kinds with numbers of their own, so that worlds without them stay what they are. All but the first two need tokens."""
 
+ALL = {**FAULTS, **dict.fromkeys(MORE, 0.2)}
+"""Beside each other, where a seed draws its pace."""
+
+SECONDS = 60.0
+"""Of faults, in a world without a pace of its own."""
+
 
 class Fault(NamedTuple):
     """Something goes wrong. a, b: two numbers between 0 and 1, which say with whom and how."""
@@ -58,6 +64,7 @@ class Settings:
         closed without a word. more_hooks: its recipe also has on_checkout and reset.
     tokens: a login is done with one. issuer: how long it takes to give one; token_life: how long it is good.
     hold, pause: of a lease, between two checkouts, on average. quiet: how likely a pause is a hundred times as long.
+    pace: "quiet": hours in which little happens; "hostile": faults without a pause; else something between.
     """
 
     seed: int
@@ -94,6 +101,7 @@ class Settings:
     tokens: bool = False
     issuer: float = 0.05
     token_life: float = 20.0
+    pace: str = ""
 
     def may_be_logged(self, text: str) -> bool:
         """Whether such a line of level ERROR says what this world has done."""
@@ -111,8 +119,15 @@ class Settings:
         )
 
 
-def drawn(seed: int, seconds: float = 60.0) -> tuple[Settings, list[Fault]]:
-    """The world and the history of a seed."""
+def drawn(seed: int, seconds: float | None = None) -> tuple[Settings, list[Fault]]:
+    """The world and the history of a seed. seconds: of its faults; None: as long, and at such a pace, as the seed draws."""
+    settings, history = _drawn(seed, SECONDS if seconds is None else seconds)
+    if seconds is None:
+        history = _draw_pace(settings, history)
+    return settings, sorted(fault for fault in history if fault.kind in settings.kinds)
+
+
+def _drawn(seed: int, seconds: float) -> tuple[Settings, list[Fault]]:
     chance = random.Random(f"settings {seed}")
     size = chance.choice((1, 2, 3, 4, 6, 8))
     options: dict[str, Any] = {"max_size": size}
@@ -172,7 +187,55 @@ def drawn(seed: int, seconds: float = 60.0) -> tuple[Settings, list[Fault]]:
     history += _draw_more(settings)
     if settings.tasks == "apool":  # a visitor has threads
         settings.kinds = tuple(kind for kind in settings.kinds if kind != "visitor")
-    return settings, sorted(fault for fault in history if fault.kind in settings.kinds)
+    return settings, history
+
+
+def _draw_pace(settings: Settings, history: list[Fault]) -> list[Fault]:
+    """In some worlds an hour costs little, in others a fault does; the rest has a minute of everything."""
+    chance = random.Random(f"pace {settings.seed}")
+    settings.pace = chance.choices(("", "hostile", "quiet"), (0.25, 0.65, 0.1))[0]
+    if not settings.pace:
+        return history
+    if settings.pace == "quiet":
+        _draw_quiet(settings, chance)
+        every_s = chance.choice((10.0, 60.0, 300.0))
+    else:
+        settings.seconds = chance.choice((20.0, 60.0))
+        every_s = 1 / chance.choice((10.0, 20.0, 40.0))
+    return _faults(chance, settings, [kind for kind in settings.kinds if kind in ALL], every_s)
+
+
+def _draw_quiet(settings: Settings, chance: random.Random) -> None:
+    """Where lifetimes, idling, lingering and tokens' ends take as long as with users."""
+    options = settings.options
+    settings.seconds = chance.choice((1200.0, 3600.0, 7200.0))
+    settings.pause = settings.processes * settings.threads * chance.choice((3.0, 30.0))
+    settings.hold = chance.choice((0.0, 0.05, 1.0, 5.0))
+    settings.linger = chance.choice((1.0, 30.0, 60.0))
+    settings.loop_life = chance.choice((math.inf, math.inf, 600.0))
+    settings.token_life = chance.choice((400.0, 3600.0))
+    settings.statements = False
+    for name, values in (("max_idle", (30.0, 600.0)), ("max_lifetime", (60.0, 1800.0))):
+        if name in options or chance.random() < 0.3:
+            options[name] = chance.choice(values)
+    if "check_interval" in options:
+        options["check_interval"] = chance.choice((10.0, 60.0))
+
+
+def _faults(
+    chance: random.Random, settings: Settings, kinds: list[str], every_s: float
+) -> list[Fault]:
+    """Of all kinds that this world has; some come more often than others."""
+    if not kinds:
+        return []
+    weights = [ALL[kind] * chance.choice((0.3, 1.0, 3.0)) for kind in kinds]
+    found: list[Fault] = []
+    at = chance.expovariate(1 / every_s)
+    while at < settings.seconds:
+        kind = chance.choices(kinds, weights)[0]
+        found.append(Fault(at, kind, chance.random(), chance.random()))
+        at += chance.expovariate(1 / every_s)
+    return found
 
 
 def _draw_tasks(settings: Settings) -> None:
@@ -209,11 +272,4 @@ def _history(chance: random.Random, settings: Settings) -> list[Fault]:
     if not settings.kinds:
         return []
     rate = chance.choice((0.2, 1.0, 3.0, 10.0))
-    weights = [FAULTS[kind] * chance.choice((0.3, 1.0, 3.0)) for kind in settings.kinds]
-    found: list[Fault] = []
-    at = chance.expovariate(rate)
-    while at < settings.seconds:
-        kind = chance.choices(settings.kinds, weights)[0]
-        found.append(Fault(at, kind, chance.random(), chance.random()))
-        at += chance.expovariate(rate)
-    return found
+    return _faults(chance, settings, list(settings.kinds), 1 / rate)
