@@ -13,14 +13,17 @@ from typing import NewType
 
 import msgspec
 
-# Not hashlib: that brings OpenSSL along, which costs every process 3.6 MB, and 2 ms when it starts.
+# Not hashlib: that brings OpenSSL along, which costs every process 3.6 MB, and 2 ms when it starts. And not where they are
+# used: a child that is forked while a thread imports something may find half of it.
 try:
+    from _blake2 import blake2b
+
     if sys.version_info >= (3, 12):
         from _sha2 import sha256  # type: ignore[import-not-found, unused-ignore]
     else:
         from _sha256 import sha256  # type: ignore[import-not-found, unused-ignore]
 except ImportError:  # another Python than CPython
-    from hashlib import sha256
+    from hashlib import blake2b, sha256
 
 # The number of a grant: the epoch of the server that gave it in the upper bits, a sequence in the lower
 # ones. It is never given twice, also not by the next server, so a message about an old grant can be told
@@ -150,10 +153,6 @@ def sealed_with(secret: bytes, fingerprint: str) -> str:
     """A hash that says nothing of the fingerprint to those who do not know the secret."""
     if not secret:
         return fingerprint
-    from hashlib import (
-        blake2b,  # it costs a process a megabyte, and who has a secret has it already
-    )
-
     return "k:" + blake2b(fingerprint.encode(), key=secret, digest_size=16).hexdigest()
 
 
