@@ -244,9 +244,11 @@ def test_uwsgi(environment: dict[str, str], tmp_path: Path, postgresql: Database
         pytest.skip(f"uwsgi's plugin is for Python {'.'.join(version)}")
     (tmp_path / "shop.py").write_text(block("flask"))
     port = free_port()
+    # Since 3.13 uwsgi's workers crash with the first, without mppool too.
+    hooks = "--py-call-osafterfork" if sys.version_info < (3, 13) else "--lazy-apps"
     command = [
         uwsgi, "--plugin", "python3", "--http-socket", f"127.0.0.1:{port}", "--master", "--processes", "4",
-        "--threads", "2", "--enable-threads", "--py-call-osafterfork", "--die-on-term", "--need-app",
+        "--threads", "2", "--enable-threads", hooks, "--die-on-term", "--need-app",
         "--disable-logging", "--module", "shop:app",
     ]  # fmt: skip
     settings = {**environment, "MPPOOL_PYTHON": sys.executable}
