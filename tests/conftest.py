@@ -37,6 +37,26 @@ def pytest_runtest_teardown() -> Generator[None, None, None]:
         pytest.fail("a secret was seen in\n" + "\n".join(seen), pytrace=False)
 
 
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What tests/simulation/test_fresh_seeds.py has done, in whichever worker."""
+    parts = [
+        value
+        for kind in ("passed", "failed")
+        for report in terminalreporter.stats.get(kind, ())
+        for name, value in report.user_properties
+        if name == "simulated"
+    ]
+    if parts:
+        seeds, seconds, faults, cpu_s = (
+            sum(part[place] for part in parts) for place in range(1, 5)
+        )
+        terminalreporter.section("simulated")
+        terminalreporter.write_line(
+            f"{seconds / 3600:.1f} hours, {faults} faults, {seeds} seeds in {cpu_s:.0f} s of a CPU; "
+            f"seeds from {', '.join(str(part[0]) for part in parts)} on"
+        )
+
+
 @pytest.fixture(autouse=True)
 def every_line_is_new() -> None:
     """What an earlier test had logged does not keep a line of this one from being logged."""

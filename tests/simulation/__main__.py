@@ -25,8 +25,6 @@ from tests.simulation.source import HANDLERS
 
 PER_TURN = 100
 """Seeds for one interpreter, which has to load mppool twice."""
-REPORTED = 10
-"""After so many of these it is said how far the run is."""
 
 
 def main() -> int:
@@ -77,9 +75,8 @@ class _Campaign:
                 done.result()
 
     def _is_enough(self) -> bool:
-        faults = sum(self.total.faults.values())
-        is_long = self.total.seconds >= self.arguments.hours * 3600
-        return is_long and faults >= self.arguments.faults
+        total, wanted = self.total, self.arguments
+        return bool(total.seconds >= wanted.hours * 3600 and total.count >= wanted.faults)
 
     def _turns(self) -> None:
         while not self._is_enough():
@@ -108,8 +105,7 @@ class _Campaign:
         for text in said["failed"]:
             self.failed += 1
             print(text, flush=True)
-        if total.runs // PER_TURN % REPORTED == 0:
-            print(f"so far {total}, {self.failed} in all", flush=True)
+        print(f"so far {total}, {self.failed} in all", flush=True)
 
 
 def _all(first: int, arguments: argparse.Namespace) -> int:

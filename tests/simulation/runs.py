@@ -18,10 +18,16 @@ LONGEST_TOLD = 20
 
 def run(settings: Settings, history: list[Fault], *, traced: bool = False) -> Outcome:
     """One world, from its begin to its end."""
-    outcome = World(settings, history, traced=traced).run()
-    with unraisable(lambda _: None):
-        gc.collect()  # frames of killed processes, which nothing else may finalize earlier
-    _collect_no_modules(settings.statements)
+    was_enabled = gc.isenabled()
+    gc.disable()
+    try:
+        outcome = World(settings, history, traced=traced).run()
+        with unraisable(lambda _: None):
+            gc.collect()  # frames of killed processes, which nothing else may finalize earlier
+        _collect_no_modules(settings.statements)
+    finally:
+        if was_enabled:
+            gc.enable()
     return outcome
 
 
@@ -58,10 +64,23 @@ class Total:
         if outcome.problems:
             self.failed.append(outcome)
 
+    @property
+    def count(self) -> int:
+        """Of faults."""
+        return sum(self.faults.values())
+
+    def include(self, other: Total) -> None:
+        self.runs += other.runs
+        self.seconds += other.seconds
+        self.cpu_s += other.cpu_s
+        for name in ("faults", "done", "marks", "reached"):
+            getattr(self, name).update(getattr(other, name))
+        self.failed += other.failed
+
     def __str__(self) -> str:
         pace = self.seconds / 3600 / self.cpu_s if self.cpu_s else 0.0
         return (
-            f"{self.runs} seeds, {self.seconds / 3600:.2f} simulated hours, {sum(self.faults.values())} faults, "
+            f"{self.runs} seeds, {self.seconds / 3600:.2f} simulated hours, {self.count} faults, "
             f"{self.done['checkouts'] + self.done['checkouts of tasks']} checkouts in {self.cpu_s:.0f} s of a CPU ({pace:.4f} hours a second); "
             f"{len(self.failed)} failed"
         )

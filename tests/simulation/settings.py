@@ -193,7 +193,7 @@ def _drawn(seed: int, seconds: float) -> tuple[Settings, list[Fault]]:
 def _draw_pace(settings: Settings, history: list[Fault]) -> list[Fault]:
     """In some worlds an hour costs little, in others a fault does; the rest has a minute of everything."""
     chance = random.Random(f"pace {settings.seed}")
-    settings.pace = chance.choices(("", "hostile", "quiet"), (0.25, 0.65, 0.1))[0]
+    settings.pace = chance.choices(("", "hostile", "quiet"), (0.25, 0.69, 0.06))[0]
     if not settings.pace:
         return history
     if settings.pace == "quiet":

@@ -218,18 +218,19 @@ class TaskWorker(Worker):
         await held.pop().__aexit__(None, None, None)
 
     async def _check_out_here(self, timeout: float | None, identity: str | None) -> Held:
-        judge, held = self._waits(timeout), Held()
+        judge, held, pauses = self._waits(timeout), Held(), False
         pool = self.chance.choice(self.pools) if self.settings.two_members else self.pool
         checkout = pool.checkout if self.settings.tasks == "apool" else pool.acheckout
         try:
             credential = self.credentials.get(identity)
             held.append(await checkout(timeout, identity=identity, credential=credential))
         except self.errors.PoolError as error:
-            if self._refused(error):
-                await asyncio.sleep(0.5)
+            pauses = self._refused(error)
         else:
             self.world.outcome.done["checkouts of tasks"] += 1
         judge()
+        if pauses:
+            await asyncio.sleep(0.5)
         return held
 
     # --- from other threads: see Worker --------------------------------------------------------------------

@@ -138,17 +138,18 @@ class Worker:
 
     def check_out(self, timeout: float | None, identity: str | None = None) -> Any:
         """A lease; None where it was refused for a reason that there may be."""
-        judge, found = self._waits(timeout), []
+        judge, found, pauses = self._waits(timeout), [], False
         try:
             pool = self.chance.choice(self.pools) if self.settings.two_members else self.pool
             credential = self.credentials.get(identity)
             found.append(pool.checkout(timeout, identity=identity, credential=credential))
         except self.errors.PoolError as error:
-            if self._refused(error):
-                self.world.scheduler.sleep(0.5)
+            pauses = self._refused(error)
         else:
             self.world.outcome.done["checkouts"] += 1
         judge()
+        if pauses:
+            self.world.scheduler.sleep(0.5)
         return found.pop() if found else None
 
     def _waits(self, timeout: float | None) -> Callable[[], None]:

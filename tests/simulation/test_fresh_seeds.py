@@ -1,0 +1,46 @@
+"""Fresh seeds each time: 20 simulated hours and 100,000 faults, in parts that the workers of pytest-xdist share.
+
+MPPOOL_SIMULATION_AMOUNT=0.1 does a tenth of that. What was simulated is told in pytest's summary.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import random
+from collections.abc import Callable
+
+import pytest
+
+from tests.simulation.runs import Total, run_many, shrink, told
+
+HOURS, FAULTS = 20.0, 100_000
+PARTS = 10
+AMOUNT = float(os.environ.get("MPPOOL_SIMULATION_AMOUNT", "1"))
+SEEDS_AT_A_TIME = 10
+MOST_RUNS = 40
+"""To shrink a history with."""
+
+
+@pytest.mark.timeout(1200)  # it goes on until there is enough, however busy the machine is
+@pytest.mark.parametrize("part", range(PARTS))
+def test_fresh_seeds_keep_all_promises(
+    part: int, record_property: Callable[[str, object], None]
+) -> None:
+    first = random.SystemRandom().randrange(1 << 40)
+    print(f"part {part}: seeds from {first} on")
+    total = simulated(first, AMOUNT / PARTS)
+    record_property("simulated", (first, total.runs, total.seconds, total.count, total.cpu_s))
+    if total.failed:
+        failed = total.failed[0]
+        pytest.fail(f"{told(failed)}\n\nshrunk: {told(shrink(failed, MOST_RUNS))}", pytrace=False)
+
+
+def simulated(first: int, amount: float) -> Total:
+    """Such a part of all, or until something is wrong."""
+    total, numbers = Total(), itertools.count(first)
+    while not total.failed:
+        total.include(run_many(itertools.islice(numbers, SEEDS_AT_A_TIME)))
+        if total.seconds >= HOURS * 3600 * amount and total.count >= FAULTS * amount:
+            break
+    return total
