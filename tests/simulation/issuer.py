@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
@@ -27,23 +28,42 @@ class Issuer:
         self._asking: Counter[str] = Counter()
 
     def give(self, identity: str) -> Any:
+        seconds = self._begins(identity)
+        self.world.scheduler.sleep(seconds)
+        self._asking[identity] -= 1
+        return self._issues(identity)
+
+    async def give_in_loop(self, identity: str) -> Any:
+        """The same, for a coroutine. Its loop may end, or its task, at that await."""
+        seconds = self._begins(identity)
+        try:
+            await asyncio.sleep(seconds)
+        finally:
+            self._asking[identity] -= 1
+        self.world.outcome.done["tokens of loops"] += 1
+        return self._issues(identity)
+
+    def _begins(self, identity: str) -> float:
+        """Somebody asks, and is answered after so many seconds."""
         world = self.world
         chance, settings = world.chance, world.settings
         self._asking[identity] += 1
-        if self._asking[identity] > 1 and not settings.kinds:
+        if self._asking[identity] > 1 and not settings.kinds and not settings.rough:
             world.trouble(f"two fetch a token of {identity}")
         seconds = settings.issuer * chance.uniform(0.5, 1.5)
         if self.hangs and chance.random() < self.hangs:
             world.outcome.faults["hung token"] += 1
             seconds += chance.uniform(1.0, 5.0)
-        world.scheduler.sleep(seconds)
-        self._asking[identity] -= 1
-        if self.fails and chance.random() < self.fails:
+        return float(seconds)
+
+    def _issues(self, identity: str) -> Any:
+        world = self.world
+        if self.fails and world.chance.random() < self.fails:
             world.outcome.faults["failed token"] += 1
             raise ConnectionError("the issuer does not answer")
         world.outcome.done["tokens"] += 1
         token = f"{identity} {len(self._issued)}"
-        expires_on = wall_clock() + settings.token_life
+        expires_on = wall_clock() + world.settings.token_life
         self._issued[token] = identity, expires_on
         return SimpleNamespace(token=token, expires_on=expires_on)
 
@@ -73,3 +93,16 @@ class Credential:
 
     def get_token(self, *scopes: str, **options: Any) -> Any:
         return self._issuer.give(self._identity)
+
+
+class AsyncCredential:
+    """See azure.core.credentials_async.AsyncTokenCredential: for pools of event loops."""
+
+    def __init__(self, issuer: Issuer, identity: str) -> None:
+        self._issuer, self._identity = issuer, identity
+
+    async def get_token(self, *scopes: str, **options: Any) -> Any:
+        return await self._issuer.give_in_loop(self._identity)
+
+    async def close(self) -> None:
+        """Nothing is open."""

@@ -9,6 +9,7 @@ With `statements` the source has a point before each statement of the process's 
 
 from __future__ import annotations
 
+import asyncio
 import builtins
 import itertools
 import logging as real_logging
@@ -316,10 +317,45 @@ def _the_copy(statements: bool) -> Copy:
     assert loaded.replaced == set(REPLACED), (
         "a function that is to be replaced has another name now"
     )
+    _have_loops_answer(loaded)
     registry = loaded.load(f"{ROOT}.server.processes").ProcessRegistry
     for name in ("living_members", "_without_channel"):
         setattr(registry, name, _in_order(getattr(registry, name)))
     return loaded
+
+
+def _have_loops_answer(loaded: Copy) -> None:
+    """A thread that waits for a coroutine of a loop waits on simulated primitives; see asyncio.run_coroutine_threadsafe."""
+    futures = loaded._substitutes["concurrent"].futures
+    module = loaded.load(f"{ROOT}.credentials.shared_async")
+
+    def run_coroutine_threadsafe(coroutine: Any, loop: Any) -> Any:
+        future = futures.Future()
+
+        def begin() -> None:
+            task = loop.create_task(coroutine)
+            task.add_done_callback(ended)
+            future.add_done_callback(
+                lambda _: loop.is_closed() or loop.call_soon_threadsafe(task.cancel)
+            )
+
+        def ended(task: Any) -> None:
+            if future.done():
+                return
+            if task.cancelled():
+                future.cancel()
+            elif task.exception() is not None:
+                future.set_exception(task.exception())
+            else:
+                future.set_result(task.result())
+
+        loop.call_soon_threadsafe(begin)
+        return future
+
+    replaced = {**vars(asyncio), "run_coroutine_threadsafe": run_coroutine_threadsafe}
+    vars(module).update(
+        asyncio=SimpleNamespace(**replaced), concurrent=SimpleNamespace(futures=futures)
+    )
 
 
 def _in_order(method: Any) -> Any:

@@ -63,6 +63,7 @@ class Settings:
         process at one time. loop_life: of each, on average. cancelled: how likely a task is. rough: how likely a loop is
         closed without a word. more_hooks: its recipe also has on_checkout and reset.
     tokens: a login is done with one. issuer: how long it takes to give one; token_life: how long it is good.
+    async_credentials: coroutines ask for it, where processes use an AsyncPool.
     hold, pause: of a lease, between two checkouts, on average. quiet: how likely a pause is a hundred times as long.
     pace: "quiet": hours in which little happens; "hostile": faults without a pause; else something between.
     """
@@ -101,6 +102,7 @@ class Settings:
     tokens: bool = False
     issuer: float = 0.05
     token_life: float = 20.0
+    async_credentials: bool = False
     pace: str = ""
 
     def may_be_logged(self, text: str) -> bool:
@@ -193,7 +195,7 @@ def _drawn(seed: int, seconds: float) -> tuple[Settings, list[Fault]]:
 def _draw_pace(settings: Settings, history: list[Fault]) -> list[Fault]:
     """In some worlds an hour costs little, in others a fault does; the rest has a minute of everything."""
     chance = random.Random(f"pace {settings.seed}")
-    settings.pace = chance.choices(("", "hostile", "quiet"), (0.25, 0.69, 0.06))[0]
+    settings.pace = chance.choices(("", "hostile", "quiet"), (0.24, 0.6, 0.16))[0]
     if not settings.pace:
         return history
     if settings.pace == "quiet":
@@ -208,7 +210,7 @@ def _draw_pace(settings: Settings, history: list[Fault]) -> list[Fault]:
 def _draw_quiet(settings: Settings, chance: random.Random) -> None:
     """Where lifetimes, idling, lingering and tokens' ends take as long as with users."""
     options = settings.options
-    settings.seconds = chance.choice((1200.0, 3600.0, 7200.0))
+    settings.seconds = chance.choice((1200.0, 2400.0, 3600.0))
     settings.pause = settings.processes * settings.threads * chance.choice((3.0, 30.0))
     settings.hold = chance.choice((0.0, 0.05, 1.0, 5.0))
     settings.linger = chance.choice((1.0, 30.0, 60.0))
@@ -257,6 +259,8 @@ def _draw_more(settings: Settings) -> list[Fault]:
     names = chance.choice((("anna",), ("anna", "bert")))
     if settings.tokens:
         settings.identities = names
+        asks_in_loop = random.Random(f"credentials {settings.seed}").random() < 0.6
+        settings.async_credentials = settings.tasks == "apool" and asks_in_loop
     found = []
     for kind in MORE if settings.tokens else MORE[:2]:
         if not settings.kinds or chance.random() < 0.5:

@@ -17,7 +17,7 @@ from tests.simulation.runs import Total, run_many, shrink, told
 HOURS, FAULTS = 20.0, 100_000
 PARTS = 10
 AMOUNT = float(os.environ.get("MPPOOL_SIMULATION_AMOUNT", "1"))
-SEEDS_AT_A_TIME = 10
+SEEDS_AT_A_TIME = 3
 MOST_RUNS = 40
 """To shrink a history with."""
 

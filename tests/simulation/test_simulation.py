@@ -51,7 +51,7 @@ def digest_of(seed: int) -> str:
 
 
 def small_world(**more: Any) -> Settings:
-    return Settings(1, **{"seconds": 10.0, **more})
+    return Settings(**{"seed": 1, "seconds": 10.0, **more})
 
 
 def test_a_world_without_faults_works() -> None:

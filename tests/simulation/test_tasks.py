@@ -31,6 +31,20 @@ def test_tasks_are_served_whatever_happens(tasks: str) -> None:
     assert outcome.faults["loop closed"]
 
 
+def test_asynchronous_credentials_are_asked_again_and_their_failures_are_survived() -> None:
+    kinds = ("issuer fails", "tokens revoked", "issuer hangs", "kill worker")
+    history = [Fault(1.0 + number, kind, 0.5, 0.3) for number, kind in enumerate(kinds)]
+    world = small_world(
+        seed=2, tasks="apool", tokens=True, async_credentials=True, token_life=3.0, loops=2, loop_life=4.0,
+        rough=0.3, identities=("anna", "bert"), kinds=kinds,
+    )  # fmt: skip
+    outcome = run(world, history)
+    assert not outcome.problems, told(outcome)
+    assert outcome.done["tokens of loops"] > 10
+    assert outcome.faults["failed token"]
+    assert outcome.faults["refused token"]
+
+
 def crowded(**more: Any) -> Any:
     """Many tasks of one process, few resources."""
     settings = {

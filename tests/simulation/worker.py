@@ -5,7 +5,7 @@ from __future__ import annotations
 import weakref
 from typing import TYPE_CHECKING, Any
 
-from tests.simulation.issuer import Credential
+from tests.simulation.issuer import AsyncCredential, Credential
 from tests.simulation.scheduler import current_thread, monotonic
 
 if TYPE_CHECKING:
@@ -44,10 +44,11 @@ class Worker:
         self.pools: list[Any] = [self._declare(one, POOL, options) for one in self.managers]
         self.manager: Any = self.managers[0]
         self.pool = self.pools[0]
-        self.credentials: dict[str | None, Credential] = {}
+        self.credentials: dict[str | None, Any] = {}
         if self.settings.tokens:
             names = [name for name in self.settings.identities if name is not None]
-            self.credentials = {name: Credential(world.issuer, name) for name in names}
+            kind = AsyncCredential if self.settings.async_credentials else Credential
+            self.credentials = {name: kind(world.issuer, name) for name in names}
         self.busy = 0
         self.leaves = False
 
