@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
+import math
 import random
 import subprocess
 import sys
@@ -23,7 +24,7 @@ from typing import Any
 from tests.simulation.runs import Total, run_many, run_seed, shrink, told
 from tests.simulation.source import HANDLERS
 
-PER_TURN = 100
+PER_TURN = 50
 """Seeds for one interpreter, which has to load mppool twice."""
 
 
@@ -35,6 +36,7 @@ def main() -> int:
     parser.add_argument(
         "--faults", type=int, default=0, help="to have besides (default: any number)"
     )
+    parser.add_argument("--minutes", type=float, default=math.inf, help="at most (default: any)")
     parser.add_argument("--seed", type=int, help="the first one (default: a fresh one)")
     parser.add_argument(
         "--seconds",
@@ -65,6 +67,7 @@ class _Campaign:
     def __init__(self, first: int, arguments: argparse.Namespace) -> None:
         self.first, self.arguments = first, arguments
         self.total, self.failed = Total(), 0
+        self._began = time.monotonic()
         self.handlers: set[str] = set()
         self._numbers = itertools.count()
         self._adding = threading.Lock()
@@ -76,6 +79,8 @@ class _Campaign:
 
     def _is_enough(self) -> bool:
         total, wanted = self.total, self.arguments
+        if time.monotonic() - self._began >= wanted.minutes * 60:
+            return True
         return bool(total.seconds >= wanted.hours * 3600 and total.count >= wanted.faults)
 
     def _turns(self) -> None:

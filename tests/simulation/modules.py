@@ -13,13 +13,15 @@ import asyncio
 import builtins
 import itertools
 import logging as real_logging
+import math
 import random as real_random
 import signal as real_signal
 import sys
 import weakref
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import _base
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path as RealPath
 from types import ModuleType, SimpleNamespace
@@ -92,6 +94,18 @@ REPLACED: dict[str, Any] = {
 """Functions of mppool that speak to the system without the standard library, wherever they stand."""
 
 
+@contextmanager
+def _nothing_happens() -> Iterator[None]:
+    """A module is loaded once, in whichever world comes first: that one must be the same as if it was there already."""
+    scheduler = here.scheduler
+    now, countdown = scheduler.now, scheduler.countdown
+    scheduler.countdown = math.inf
+    try:
+        yield
+    finally:
+        scheduler.now, scheduler.countdown = now, countdown
+
+
 def mark(name: str) -> None:
     """An exception has come to this handler of mppool's."""
     here.scheduler.reached[name] += 1
@@ -143,7 +157,8 @@ class Copy:
         if is_package:
             module.__path__ = [str(path.parent)]
         self._modules[name] = sys.modules[module.__name__] = module
-        exec(compiled(path, name, self._has_points(name)), module.__dict__)
+        with _nothing_happens():
+            exec(compiled(path, name, self._has_points(name)), module.__dict__)
         for function in REPLACED.keys() & vars(module).keys():
             if vars(module)[function].__module__ == module.__name__:
                 setattr(module, function, REPLACED[function])

@@ -204,6 +204,8 @@ def _draw_pace(settings: Settings, history: list[Fault]) -> list[Fault]:
     else:
         settings.seconds = chance.choice((20.0, 60.0))
         every_s = 1 / chance.choice((10.0, 20.0, 40.0))
+        if chance.random() < 0.1:
+            _draw_crowd(settings, chance)
     return _faults(chance, settings, [kind for kind in settings.kinds if kind in ALL], every_s)
 
 
@@ -222,6 +224,15 @@ def _draw_quiet(settings: Settings, chance: random.Random) -> None:
             options[name] = chance.choice(values)
     if "check_interval" in options:
         options["check_interval"] = chance.choice((10.0, 60.0))
+
+
+def _draw_crowd(settings: Settings, chance: random.Random) -> None:
+    """Many processes, most of which wait for most of the time."""
+    before, settings.processes = settings.processes, chance.choice((16, 32, 64))
+    settings.pause *= settings.processes / before
+    settings.threads, settings.seconds = 1, 20.0
+    if settings.most_pids < 1000:
+        settings.most_pids = 300
 
 
 def _faults(

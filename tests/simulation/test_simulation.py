@@ -32,15 +32,25 @@ def test_seeds_that_found_something(seed: int) -> None:
 
 def test_a_seed_replays_to_the_letter() -> None:
     """It has event loops. Also in another interpreter, where text is hashed otherwise, and everything has another address."""
-    code = "from tests.simulation.test_simulation import digest_of; print(digest_of(7))"
-    said = subprocess.run(
+    assert said_elsewhere("digest_of(7)") == digest_of(7)
+
+
+def test_a_seed_is_the_same_whether_or_not_it_is_the_first_one_that_needs_a_module() -> None:
+    """In a world with points between statements, loading one passed points."""
+    first, second = said_elsewhere("digest_of(20000), digest_of(20000)").split()
+    assert first == second
+
+
+def said_elsewhere(what: str) -> str:
+    """By another interpreter."""
+    code = f"from tests.simulation.test_simulation import digest_of; print({what})"
+    return subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONHASHSEED": "1"},
         capture_output=True,
         text=True,
         check=True,
-    ).stdout
-    assert said.strip() == digest_of(7)
+    ).stdout.strip()
 
 
 def digest_of(seed: int) -> str:
