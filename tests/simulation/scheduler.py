@@ -92,6 +92,7 @@ class Scheduler:
         self.threads = self.switches = self._timers_made = 0
         self._watched_at = self.now
         self.countdown = 1.0
+        self._beginning: SimThread | None = None
         self.trace: list[str] | None = None
         self.running: Any = None  # the event loop of the thread that runs
         self.tasks = 0
@@ -145,8 +146,23 @@ class Scheduler:
             if thread.loop is not self.running:
                 self.exchange(self.running, thread.loop)
                 self.running = thread.loop
-            thread.switch()
+            self._switch_to(thread)
             return
+
+    def _switch_to(self, thread: SimThread) -> None:
+        """It runs; returns when the caller does again.
+
+        A thread begins as deep in the stack as who starts it is. So the hub starts all: else each generation of threads
+        would come nearer to the greatest depth.
+        """
+        if thread or getcurrent() is self.hub:
+            thread.switch()
+        else:
+            self._beginning = thread
+            self.hub.switch()
+        while self._beginning is not None and getcurrent() is self.hub:
+            begins, self._beginning = self._beginning, None
+            begins.switch()
 
     def _watch(self) -> None:
         self.switches = 0

@@ -185,6 +185,25 @@ def test_all_state_of_modules_is_exchanged_with_the_process() -> None:
     } == set()
 
 
+def test_threads_that_start_threads_come_no_nearer_to_the_greatest_depth_of_the_stack() -> None:
+    world, generations = World(small_world(seconds=1.0), []), []
+
+    def begin(worker: Any) -> None:
+        generations.append(worker)
+        if len(generations) < 500:
+            worker.start_thread(lambda: begin(worker), "next")
+            world.scheduler.sleep(0.1)
+
+    def begin_first() -> None:
+        worker = next(iter(world.workers.values()))
+        worker.start_thread(lambda: begin(worker), "first")
+
+    world.scheduler.call_at(world.scheduler.now + 0.5, begin_first)
+    outcome = world.run()
+    assert not outcome.problems, told(outcome)
+    assert len(generations) == 500
+
+
 def test_no_simulated_thread_outlives_its_world() -> None:
     world = World(small_world(), [Fault(2.0, "kill worker", 0.0, 0.0)])
     world.run()
