@@ -238,10 +238,8 @@ class Desk:
             enough = self._asks_enough(demand)
             if enough and planned is not None:
                 return
-            asking, durations = (
-                None if enough else self._without_ticket(demand),
-                self.local.durations,
-            )
+            asking = None if enough else self._without_ticket(demand)
+            durations = self.local.durations
             starves_at = demand.starves_at(oldest.since, durations.opening_s, durations.use_s)
             if asking is not None:
                 at = min(starves_at, line.look_at(asking, asking.timeout))
