@@ -73,8 +73,9 @@ def rows(ask: Ask) -> Any:
     cursor = ask.connection.cursor()
     cursor.execute("select id, name from many order by id")
     first = cursor.fetchone()
+    iterator = cursor if hasattr(cursor, "__next__") else iter(cursor)  # psycopg before 3.3
     return [
-        first, cursor.fetchmany(2), cursor.fetchmany(100), next(cursor), len(list(cursor)), cursor.fetchone(),
+        first, cursor.fetchmany(2), cursor.fetchmany(100), next(iterator), len(list(cursor)), cursor.fetchone(),
         cursor.fetchmany(3), cursor.fetchall(), cursor.description, first[0], first[-1], first[0:1], len(first),
     ]  # fmt: skip
 

@@ -16,7 +16,7 @@ from tests.helpers import ROOT, free_port
 from tests.integrations.postgresql import Database
 from tests.integrations.test_django import say, settings_of
 from tests.integrations.test_sqlalchemy_pages import counted
-from tests.integrations.webserver import Load, WebServer
+from tests.integrations.webserver import Load, WebServer, control_socket
 
 SETTINGS = """
 SECRET_KEY = "x"
@@ -238,7 +238,7 @@ def test_workers_share_the_connections_of_hosts(project: Path, postgresql: Datab
     port = free_port()
     command = [
         sys.executable, "-m", "gunicorn", "--bind", f"127.0.0.1:{port}", "--workers", "3", "--threads", "2",
-        "--control-socket", str(project / "ctl"), "wsgi:application",
+        *control_socket(project / "ctl"), "wsgi:application",
     ]  # fmt: skip
     with WebServer(
         command, directory=project, environment=environment(project), address=port
