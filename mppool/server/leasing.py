@@ -252,9 +252,12 @@ class Leasing:
             },
         }
 
-    def close(self) -> None:
-        """The server leaves. Where nothing is held here, the other machines may have this one's share at once."""
-        if not self._books.slots_held():
+    def close(self, *, is_sure: bool) -> None:
+        """The server leaves. Where nothing is held here, the other machines may have this one's share at once.
+
+        is_sure: what is held is known; after a torn journal it may not be.
+        """
+        if is_sure and not self._books.slots_held():
             self._caller.submit(self.machine.goodbye(clock()))
         self._caller.stop(FAREWELL_S)
 

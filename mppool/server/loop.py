@@ -426,10 +426,10 @@ class Server:
         return not attached or not self._service.books.slots_held()
 
     def _close(self, *, keep_journal: bool) -> None:
-        """Close everything. The journal stays in any case while living processes hold slots."""
-        held = self._service.books.slots_held()
+        """Close everything. The journal stays in any case while living processes hold slots, or may: see `Journal.torn`."""
+        held, torn = self._service.books.slots_held(), self._journal.torn
         files_are_ours = not keep_journal and not self._superseded
-        if files_are_ours and held:
+        if files_are_ours and (held or torn):
             self._service.departures.forget_who_holds_nothing()
         elif files_are_ours:
             self._service.forget_all()

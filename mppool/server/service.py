@@ -124,7 +124,7 @@ class Service:
     def close(self) -> None:
         """The server has said everything to everybody, and ends."""
         if self.leasing is not None:
-            self.leasing.close()
+            self.leasing.close(is_sure=not self._journal.torn)
 
     def _leave_asked(self, connection: Connection, leave: Leave) -> bool:
         """A process asks this server to leave; False: it stays, for others need it."""

@@ -138,6 +138,23 @@ def test_after_damage_nothing_opens_until_every_living_member_is_heard(
             wait_until(lambda: not is_torn(paths), "the journal to be whole again")
 
 
+def test_after_damage_an_orderly_leave_forgets_nobody_who_was_not_heard(
+    paths: ManagerPaths,
+) -> None:
+    # Found by tests/simulation: the next server knew nothing of who was silent, and granted what that had open.
+    with Holder(paths, 2):
+        kill_server(paths)
+        paths.journal.write_bytes(DAMAGE["empty"](b""))
+        with Member(paths) as member:
+            assert isinstance(member.checkout(timeout=0), Refuse)
+            pid = launch.server_pid(paths)
+            assert pid is not None
+            os.kill(pid, signal.SIGTERM)
+            wait_until(lambda: launch.server_pid(paths) is None, "the end of the server")
+        with Member(paths) as member:
+            assert isinstance(member.checkout(timeout=0), Refuse)
+
+
 def is_torn(paths: ManagerPaths) -> bool:
     """Whether a server that came now would find the journal torn; looks at a copy."""
     copy = paths.journal.with_name("copy")
