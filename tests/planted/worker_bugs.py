@@ -59,6 +59,22 @@ WORKER_BUGS = [
         "the more processes speak, the more often deadlines are reckoned",
         ("tests/server/test_deadlines.py",),
     ),
+    Bug(
+        "leaves-without-hearing-all",
+        "server/loop.py",
+        "        if files_are_ours and (held or torn):\n",
+        "        if files_are_ours and held:\n",
+        "after a damaged journal, what a silent process has open is granted once more",
+        ("tests/server/test_recovery.py",),
+    ),
+    Bug(
+        "loop-waits-awake-for-another",
+        "worker/tasks.py",
+        "            asking = None if enough else self._without_ticket(demand)\n",
+        "            asking = None if enough else oldest\n",
+        "a loop whose tasks have all asked keeps a CPU busy while one of another loop has not",
+        ("tests/simulation/test_tasks.py",),
+    ),
     # --- the inventory -----------------------------------------------------------------------------------
     Bug(
         "table-before-word",

@@ -119,7 +119,7 @@ class TaskWorker(Worker):
         while loop is not None and not found and not loop.is_closed():
             scheduler.sleep(0.01)
         value, error = found.pop() if found else (None, asyncio.CancelledError())
-        if isinstance(error, asyncio.CancelledError):
+        if isinstance(error, (asyncio.CancelledError, GeneratorExit)):
             raise self.errors.PoolClosed("the loop has ended")
         if error is not None:
             raise error
