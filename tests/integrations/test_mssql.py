@@ -11,7 +11,7 @@ import pytest
 from mppool import CheckoutTimeout, ConfigurationError, InProcessManager, OpenFailed, PoolManager
 from mppool.azure import token_struct
 from mppool.mssql import MssqlRecipe
-from tests.helpers import Fork
+from tests.helpers import Fork, wait_until
 from tests.integrations.test_msodbcsql import HOUR, Issuer, bearer_of, brought, manager
 from tests.secrecy import MARK
 from tests.tds.double import TdsDouble
@@ -137,7 +137,8 @@ def test_the_drivers_own_pooling_is_off_also_where_the_application_turned_it_on(
         pool = InProcessManager().pool("p", MssqlRecipe(string_of(tds)), max_size=1)
         with caplog.at_level(logging.WARNING, "mppool.mssql"):
             use(pool, credential=brought("alice"))
-        assert "own pooling" in caplog.text
+            # The thread that opens logs when it has handed over what it opened.
+            wait_until(lambda: "own pooling" in caplog.text, "the warning")
         assert not mssql_python.PoolingManager.is_enabled()
         pool.close()
         tds.wait_for_open(0)
