@@ -335,6 +335,11 @@ class Journal:
         self._places.clear()
         os.ftruncate(self._descriptor, _offset(capacity))
 
+    def remove(self) -> None:
+        """The next server begins another one. Only if the file is still this one."""
+        if self.is_in_place():
+            self.path.unlink(missing_ok=True)
+
     def close(self) -> None:
         """Write no more; the file stays as it is."""
         if self._descriptor >= 0:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterable
 
-from mppool.core.decisions import Erase, Record, RecordBudget, RecordPool
+from mppool.core.decisions import Erase, JournalDecision, Record, RecordBudget, RecordPool
 from mppool.ids import GrantNumber, ProcessId
 from mppool.server.journal import Journal
 
@@ -16,14 +16,15 @@ class JournalWriter:
     """It belongs to the loop's thread.
 
     _awaited: after a torn journal, living processes that have not said yet what they hold.
-    _owed: what could not be written down although it is so; it is tried again at every look around.
+    _owed: what could not be written down, or erased, although it is so; it is tried again at every look around. A record
+        that stays counts for its process until that attaches, which one that holds nothing may never do.
     While there is any of either, a torn journal stays torn.
     """
 
     def __init__(self, journal: Journal) -> None:
         self._awaited: set[ProcessId] = set()
         self._journal = journal
-        self._owed: dict[GrantNumber | str, Record | RecordPool | RecordBudget] = {}
+        self._owed: dict[GrantNumber | str, JournalDecision] = {}
 
     def awaits(self, processes: set[ProcessId]) -> None:
         """The journal is torn, and these live: until each was heard, it stays torn."""
@@ -41,15 +42,12 @@ class JournalWriter:
             log.error("%s", error)
             if isinstance(decision, Record) and decision.number not in adopted:
                 return str(error)
-            if not isinstance(decision, Erase):
-                self._owed[_debt(decision)] = decision
+            self._owed[_debt(decision)] = decision
         else:
             if self._owed:
                 self._owed.pop(_debt(decision), None)
                 if isinstance(decision, Record):
                     self._owed.pop(decision.instead_of, None)
-        if isinstance(decision, Erase):
-            self._owed.pop(decision.number, None)
         return None
 
     def pay(self) -> None:
@@ -80,7 +78,7 @@ class JournalWriter:
             log.error("the journal stays torn for now: %s", error)
 
 
-def _debt(decision: Record | RecordPool | RecordBudget | Erase) -> GrantNumber | str:
+def _debt(decision: JournalDecision) -> GrantNumber | str:
     if isinstance(decision, RecordBudget):
         return f"budget {decision.budget}"
     return decision.pool if isinstance(decision, RecordPool) else decision.number

@@ -430,7 +430,7 @@ class Server:
         held, torn = self._service.books.slots_held(), self._journal.torn
         files_are_ours = not keep_journal and not self._superseded
         if files_are_ours and (held or torn):
-            self._service.departures.forget_who_holds_nothing()
+            self._service.leave_files()
         elif files_are_ours:
             self._service.forget_all()
         self._service.close()

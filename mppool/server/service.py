@@ -114,12 +114,26 @@ class Service:
         self.processes.tell_all(Goodbye())
 
     def forget_all(self) -> None:
-        """Nobody holds anything: the next server starts with nothing. Where that cannot be written, it reads what is there."""
+        """Nobody holds anything: the next server starts with nothing."""
         try:
             self._journal.clear()
             self._members.clear()
         except OSError as error:
+            log.warning("the journal cannot be cleared, and is removed: %s", error)
+            self._remove_files()
+
+    def _remove_files(self) -> None:
+        """Where they cannot be removed either, the next server reads what is there."""
+        try:
+            self._members.clear()  # first: where members are and no journal is, all of them have to be heard
+            self._journal.remove()
+        except OSError as error:
             log.warning("what is on file stays for the next server: %s", error)
+
+    def leave_files(self) -> None:
+        """Somebody holds something, or may: the next server reads what is there."""
+        self._writer.pay()
+        self.departures.forget_who_holds_nothing()
 
     def close(self) -> None:
         """The server has said everything to everybody, and ends."""

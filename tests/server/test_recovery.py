@@ -9,12 +9,13 @@ from typing import Any
 
 import pytest
 
-from mppool.core.decisions import Close, Grant, PoolChanged, Queued, Refuse
+from mppool.core.decisions import Close, Erase, Grant, PoolChanged, Queued, Record, Refuse
 from mppool.core.events import Closed, Held, Opened, Reset, Resize
-from mppool.ids import own_process
+from mppool.ids import GrantNumber, own_process
 from mppool.rendezvous import launch
 from mppool.rendezvous.paths import ManagerPaths
 from mppool.server.journal import HEADER_BYTES, Journal
+from mppool.server.journal_writer import JournalWriter
 from mppool.wire.messages import Done, Stats, WantStats
 from tests.helpers import wait_until
 from tests.server.clients import Background, Client, Holder, Member, kill_server
@@ -220,6 +221,46 @@ def test_a_server_leaves_in_order_also_where_its_journal_cannot_be_cleared(
 
     with Background(paths), Member(paths):
         monkeypatch.setattr(Journal, "clear", fail)
+        monkeypatch.setattr(Journal, "remove", fail)
     assert "what is on file stays for the next server" in caplog.text
     with Member(paths) as member:
         assert isinstance(member.checkout(timeout=0), Grant)
+
+
+def _disk_fails(_self: Journal, _place: int, _block: bytes) -> None:
+    raise OSError(errno.EIO, "Input/output error")
+
+
+def test_a_server_that_leaves_in_order_takes_along_what_it_could_not_erase(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found by tests/simulation: its process held nothing, did not attach again, and its slot was lost."""
+    with Background(paths), Member(paths, max_size=1) as member:
+        grant = member.checkout()
+        assert isinstance(grant, Grant)
+        member.errand.send(Opened(grant.number, 0.1))
+        monkeypatch.setattr(Journal, "_write_at", _disk_fails)
+        member.errand.send(Closed(grant.number, "retired"))
+        wait_until(lambda: pool(paths)["size"] == 0, "the word of the close")
+    monkeypatch.undo()
+    left = Journal(paths.journal)
+    assert left.slots == []
+    left.close()
+
+
+def test_what_could_not_be_erased_is_erased_later(
+    paths: ManagerPaths, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    paths.prepare()
+    journal = Journal(paths.journal)
+    writer = JournalWriter(journal)
+    record = Record("p", "key", GrantNumber(1), own_process(), 0)
+    assert writer.write_down(record) is None
+    monkeypatch.setattr(Journal, "_write_at", _disk_fails)
+    writer.write_down(Erase(record.number))
+    monkeypatch.undo()
+    writer.pay()
+    journal.close()
+    again = Journal(paths.journal)
+    assert again.slots == []
+    again.close()

@@ -17,6 +17,9 @@ RECOVERY_S = 3.0
 """So long after a fault the server may not answer at once."""
 LONGEST_S = 4.0
 LONGEST_SUSPEND_S = 500.0
+CHECKSUM_BYTES = 4
+LEAVES_WITHIN_S = 10.0
+"""Of a server that was told to, if it was not stopped for long."""
 
 
 class Faults:
@@ -24,6 +27,7 @@ class Faults:
 
     def __init__(self, world: World) -> None:
         self.world = world
+        self._leaves_until = 0.0
         self._kinds: dict[str, Callable[[Fault], bool]] = {
             "kill worker": self._kill_worker,
             "kill server": self._kill_server,
@@ -221,15 +225,20 @@ class Faults:
         return True
 
     def _tear_journal(self, fault: Fault) -> bool:
-        """The server dies, and of its last record only a part has reached the disk."""
+        """The server dies, and of its last record only a part has reached the disk.
+
+        Something of it has: a record that is gone altogether is one that was never told to anybody.
+        """
         server, node = self.world.server, self.world.journal()
         if server is None or node is None or node.written_at <= 0:
             return False
+        if self.world.scheduler.now < self._leaves_until:
+            return False  # who holds nothing, and was told that it leaves, does not attach soon: nothing is granted before
         self._ill_for(1.0)
         server.kill()
         at = node.written_at
         if fault.b < 0.7:
-            kept = int(fault.a * BLOCK)
+            kept = max(CHECKSUM_BYTES, int(fault.a * BLOCK))
             node.data[at + kept : at + BLOCK] = bytes(
                 max(0, min(BLOCK, len(node.data) - at) - kept)
             )
@@ -309,6 +318,7 @@ class Faults:
 
     def _shutdown(self, fault: Fault) -> bool:
         self._ill_for(1.0)
+        self._leaves_until = self.world.scheduler.now + LEAVES_WITHIN_S
         return self._command(fault, lambda worker: worker.manager.shutdown())
 
     def _reset(self, fault: Fault) -> bool:
