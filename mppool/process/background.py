@@ -98,6 +98,9 @@ class BackgroundThread:
     def interrupted(self) -> None:
         """The calling thread was interrupted somewhere in here, and has left."""
         release_own(self._starting)
+        thread = self._thread
+        if thread is not None and not (thread.is_alive() or self.running.locked()):
+            self.has_ended = True  # it was interrupted while it started this thread
 
     def wake(self) -> None:
         """Have the thread look around. Safe in a finalizer."""
