@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 150.0
 """Within this, everybody has been served, and all that was wrong is forgotten."""
+OPENINGS_S = 5.0
+"""Within this, what was being opened is open, or has failed."""
 
 
 class Healing:
@@ -104,9 +106,11 @@ class Healing:
         database = self.world.database
         database.most = max(database.most, self.size)  # from when the books hear of it
         self._in_worker(newest, resize, "resize")
-        if self._demand("the pool cannot be resized", lambda: bool(done)) and self._demand(
-            "too many are open", lambda: len(database.sessions) <= self.size
-        ):
+        if not self._demand("the pool cannot be resized", lambda: bool(done)):
+            return
+        # What was granted before is still being opened, and counts when it is open.
+        self.world.scheduler.run(self.world.has_failed, self.world.scheduler.now + OPENINGS_S)
+        if self._demand("too many are open", lambda: len(database.sessions) <= self.size):
             database.most = self.size
             self._another_server_and_worker()
 
