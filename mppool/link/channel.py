@@ -85,10 +85,12 @@ class Outgoing:
         returns, so no event is stranded. In a child of the process that owns the outbox nothing is sent. Raises
         TimeoutError at the deadline.
         """
+        inventory = self._inventory
+        if not inventory.mark[0]:
+            return
         if self._thread.has_ended:
             self._thread.revive()
-        inventory = self._inventory
-        while inventory.outbox and inventory.session is not None and inventory.mark[0]:
+        while inventory.outbox and inventory.session is not None:
             if self._sender == threading.get_ident():
                 return
             if deadline is None:

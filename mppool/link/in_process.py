@@ -200,8 +200,10 @@ class LocalLink:
     def flush(self) -> None:
         """See Link."""
         inventory = self._process.inventory
+        if not inventory.mark[0]:
+            return
         outbox = inventory.outbox
-        while outbox and inventory.mark[0]:
+        while outbox:
             with self._lock:
                 books = self._ready_books()
                 # Taken under the lock, so that two threads cannot swap the order of two events.

@@ -342,7 +342,7 @@ class Desk:
                 self.hand_on(given)
         line = self.local.idle.line
         line.dequeue(waiter, served=served)
-        if waiter.key not in line.waiters and running_loop() is self.loop:
+        if not line.waiters and running_loop() is self.loop:
             self.deadlines.tidy_up()
 
     def desert(self, waiter: TaskWaiter, answer: Any) -> None:
