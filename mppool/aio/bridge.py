@@ -9,10 +9,10 @@ from __future__ import annotations
 import asyncio
 import sys
 from concurrent import futures
-from contextvars import ContextVar, copy_context
+from contextvars import copy_context
 from typing import TYPE_CHECKING, Any
 
-from mppool.aio.homes import Home, Homes, OnLoop
+from mppool.aio.homes import Home, Homes, OnLoop, opens_in
 from mppool.aio.recipe import AsyncRecipe, has_hook, settled
 from mppool.errors import ConfigurationError
 from mppool.logs import Log
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     from mppool.worker.local_pool import LocalPool
 
 log = Log("mppool")
-
-opens_in: ContextVar[Home] = ContextVar("opens_in")
-"""Where the checkout is that an opening is for; unset: it is for nobody (`min_size`)."""
 
 _LOOK_S = 1.0
 """So often a thread that waits for a loop looks whether the loop still lives."""

@@ -17,6 +17,8 @@ import asyncio
 import threading
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Coroutine
+from contextvars import Context, ContextVar, copy_context
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +46,10 @@ _LEASES_S = 0.25
 _POLL_S = 0.005
 
 
+opens_in: ContextVar[Home] = ContextVar("opens_in")
+"""For whom a resource is opened, or a token fetched; unset: for nobody (`min_size`)."""
+
+
 class OnLoop:
     """A resource, and where it lives. The resource of an entry of an asynchronous pool."""
 
@@ -67,7 +73,7 @@ class Home:
         self.local = local
         self.loop = loop
         self.number = number
-        self.desk = Desk(local, loop)
+        self.desk = Desk(local, loop, partial(opens_in.set, self))
         self.is_ending = self.is_over = False
         self.pop: Callable[[], PoolEntry] = _nothing
         self.shelf: deque[PoolEntry] | None = None
@@ -84,6 +90,12 @@ class Home:
         fingerprint, separator, identity = key.partition("\0")
         return f"{fingerprint}#loop{self.number}{separator}{identity}"
 
+    def context(self) -> Context:
+        """The caller's; and it says that this is the loop in which a resource is opened, or a credential asked."""
+        here = copy_context()
+        here.run(opens_in.set, self)
+        return here
+
     def look_at_shelf(self) -> None:
         """The shelf of the own key may be another one now."""
         local = self.local
@@ -94,32 +106,23 @@ class Home:
             if shelf is not self.shelf:
                 self.shelf, self.pop = shelf, shelves.popper_of(shelf)
 
-    def finish(self, coroutine: Coroutine[Any, Any, None]) -> asyncio.Future[None]:
+    def finish(
+        self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any
+    ) -> asyncio.Future[None]:
         """To wait for the end of a task that outlives its caller: a caller that is cancelled leaves it alone.
 
-        `asyncio.shield` does the same with more turns of the loop.
+        work: gets what this returns as its last argument, and says `has_finished` of it, however it ends.
+            `asyncio.shield` does the same with more turns of the loop.
         """
         done: asyncio.Future[None] = self.loop.create_future()
-        self._finishing[done] = self.loop.create_task(self._run_to_its_end(coroutine, done))
+        self._finishing[done] = self.loop.create_task(work(*arguments, done))
         return done
 
-    async def _run_to_its_end(
-        self, coroutine: Coroutine[Any, Any, None], done: asyncio.Future[None]
-    ) -> None:
-        try:
-            await coroutine
-        except BaseException as error:
-            if not done.done():
-                if isinstance(error, Exception):
-                    done.set_exception(error)
-                else:
-                    done.cancel()
-            raise
-        else:
-            if not done.done():
-                done.set_result(None)
-        finally:
-            self._finishing.pop(done, None)
+    def has_finished(self, done: asyncio.Future[None]) -> None:
+        """The caller goes on."""
+        self._finishing.pop(done, None)
+        if not done.done():
+            done.set_result(None)
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run it as a task that outlives its caller. Called in the loop."""

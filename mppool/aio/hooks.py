@@ -7,9 +7,7 @@ holds for a cancellation at any await too.
 from __future__ import annotations
 
 import asyncio
-from contextvars import copy_context
 from time import monotonic, time
-from types import CoroutineType
 from typing import TYPE_CHECKING, Any
 
 from mppool.aio.bridge import LoopRecipe
@@ -19,11 +17,9 @@ from mppool.logs import Log
 from mppool.worker.callers import note_caller
 from mppool.worker.checking import CHECK_GRACE_S
 from mppool.worker.ending import close_soon
-from mppool.worker.tasks import in_thread
+from mppool.worker.in_thread import in_thread
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from mppool.core.events import CloseReason
     from mppool.worker.inventory import PoolEntry
     from mppool.worker.local_pool import LocalPool
@@ -54,7 +50,7 @@ class TaskHooks:
             self._close(entry, entry.retire_reason)
             return False
         if entry.token and principal is not None and time() >= entry.ask_at:
-            here = copy_context()  # it says in which loop a credential is asked
+            here = entry.resource.home.context()
             goes_on = await in_thread(
                 local.member.chores,
                 lambda: here.run(local._goes_on, entry, principal),
@@ -91,7 +87,9 @@ class TaskHooks:
         if local.hooks.on_checkout is None:
             return
         try:
-            await self._run("on_checkout", self._recipe.on_checkout, entry)
+            await settled(self._recipe.on_checkout(entry.resource.resource))
+        except Exception as error:  # noqa: BLE001  # it is counted and logged
+            self._note_raised("on_checkout", error)
         except GeneratorExit:  # perhaps by the garbage collector, in which no lock may be taken
             entry.inventory.leaked.append(entry)
             local.member.wake()
@@ -167,22 +165,31 @@ class TaskHooks:
 
     # --- after its use --------------------------------------------------------------------------------------
 
-    async def give_back(self, entry: PoolEntry, *, suspect: bool) -> None:
+    async def give_back(
+        self,
+        entry: PoolEntry,
+        suspect: bool = False,  # see `Home.finish`
+        done: asyncio.Future[None] | None = None,
+    ) -> None:
         """A lease has ended. suspect: an exception ended its use, so it is checked before anybody gets it.
 
-        A task of its own: a caller that is cancelled has given it back all the same.
+        A task of its own: a caller that is cancelled has given it back all the same. done: what the caller waits for.
         """
-        local = self._local
+        local, home = self._local, entry.resource.home
         limit = local.options.max_uses
-        if monotonic() >= entry.retire_at:
-            self._close(entry, entry.retire_reason)
-        elif limit is not None and entry.uses >= limit:
-            self._close(entry, "worn_out")
-        elif not await self._was_reset(entry):
-            self._close(entry, "discarded")
-        elif not suspect or local.hooks.check is None or await self._is_sound(entry):
-            entry.released_at = monotonic()
-            entry.local.idle.put_back(entry)
+        try:
+            if monotonic() >= entry.retire_at:
+                self._close(entry, entry.retire_reason)
+            elif limit is not None and entry.uses >= limit:
+                self._close(entry, "worn_out")
+            elif not await self._was_reset(entry):
+                self._close(entry, "discarded")
+            elif not suspect or local.hooks.check is None or await self._is_sound(entry):
+                entry.released_at = monotonic()
+                local.idle.put_back(entry)
+        finally:
+            if done is not None:
+                home.has_finished(done)
 
     async def _is_sound(self, entry: PoolEntry) -> bool:
         try:
@@ -191,33 +198,25 @@ class TaskHooks:
             return False
 
     async def _was_reset(self, entry: PoolEntry) -> bool:
-        local = self._local
-        if local.hooks.reset is None or not self._recipe.needs_reset(entry.resource.resource):
+        local, held = self._local, entry.resource
+        if local.hooks.reset is None or not self._recipe.needs_reset(held.resource):
             return True
         try:
-            return await self._run("reset", self._recipe.reset, entry, local.options.check_timeout)
+            said = settled(self._recipe.reset(held.resource))
+            await held.home.watch.bounded(said, local.options.check_timeout)
+        except Exception as error:  # noqa: BLE001  # it is counted and logged
+            self._note_raised("reset", error)
+            if isinstance(error, ConnectionError):
+                local.backend_failed(entry)
+            return False
         except BaseException:  # the loop is being ended: nobody knows in which state it is
             self._close(entry, "discarded")
             raise
+        return True
 
     def _close(self, entry: PoolEntry, reason: CloseReason) -> None:
         close_soon(entry, reason)
 
-    async def _run(
-        self, hook: str, call: Callable[[Any], Any], entry: PoolEntry, limit: float | None = None
-    ) -> bool:
-        """Run a hook; False, logged and counted, if it raised."""
-        local = self._local
-        try:
-            held = entry.resource  # once: a lease may be ended meanwhile
-            said = call(held.resource)
-            if type(said) is not CoroutineType:
-                said = settled(said)
-            await held.home.watch.bounded(said, limit)
-        except Exception as error:
-            local.count("hook_errors")
-            log.warning("pool %r: the hook %s raised", local.name, hook, exc_info=True)
-            if hook == "reset" and isinstance(error, ConnectionError):
-                local.backend_failed(entry)
-            return False
-        return True
+    def _note_raised(self, hook: str, error: Exception) -> None:
+        self._local.count("hook_errors")
+        log.warning("pool %r: the hook %s raised", self._local.name, hook, exc_info=error)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import traceback
 from time import monotonic
 from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
@@ -231,22 +230,16 @@ class AsyncCheckout(AsyncLease[T]):
                         self._held.append(entry)
                         return entry.resource.resource  # type: ignore[no-any-return]
                     entry.shelf.append(entry)
-        return await self._wait()
-
-    async def _wait(self) -> T:
-        """Beyond the shelf."""
         if self._held:
-            raise PoolError(
-                f"pool {self._lender.name!r}: this checkout was used already; call pool.checkout() for each"
-            )
-        identity, credential = self._for_whom or (None, None)
-        entry = await self._lender.check_out(self._seconds, identity, credential, self._lane)
-        if self._lender.local.notes_callers:
-            note_caller(entry)
-            if self._lender.local.options.track_leaks:
-                entry.stack = "".join(traceback.format_stack()[:-2])
+            self._refuse_reuse()
+        entry = await lender.check_out(self._seconds, self._for_whom, self._lane)
         self._held.append(entry)
         return entry.resource.resource  # type: ignore[no-any-return]
+
+    def _refuse_reuse(self) -> NoReturn:
+        raise PoolError(
+            f"pool {self._lender.name!r}: this checkout was used already; call pool.checkout() for each"
+        )
 
     def __await__(self) -> Generator[Any, None, AsyncLease[T]]:
         return self._lease().__await__()

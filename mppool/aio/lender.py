@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-from contextvars import copy_context
+import traceback
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
-from mppool.aio.bridge import LoopRecipe, opens_in
+from mppool.aio.bridge import LoopRecipe
 from mppool.aio.hooks import TaskHooks
 from mppool.aio.recipe import has_hook, settled
 from mppool.logs import Log
 from mppool.process.fork import notice_fork
+from mppool.worker.callers import note_caller
 from mppool.worker.ending import close_soon
+from mppool.worker.in_thread import in_thread
 from mppool.worker.task_checkout import TaskCheckout
-from mppool.worker.tasks import in_thread, running_loop
+from mppool.worker.tasks import running_loop
 
 if TYPE_CHECKING:
     from mppool.aio.homes import Home
@@ -40,9 +42,9 @@ class Lender:
         self._hooks = TaskHooks(local)
 
     async def check_out(
-        self, seconds: float | None, identity: str | None, credential: Any, lane: str | None
+        self, seconds: float | None, for_whom: tuple[str | None, Any] | None, lane: str | None
     ) -> PoolEntry:
-        """A resource, beyond the quickest way."""
+        """A resource, beyond the quickest way. for_whom: identity and credential, where they are named."""
         local = self.local
         if not local.ours[0]:  # forked by somebody who told nobody
             notice_fork()
@@ -52,38 +54,32 @@ class Lender:
         started = monotonic()
         if not local.is_sealed:
             await in_thread(local.member.asker, local.member.seal)
-        where = opens_in.set(home)
-        try:
-            principal = None
-            if (
-                identity is not None
-                or credential is not None
-                or local.recipe.credential is not None
-            ):
-                principal = await self._principal(identity, credential, seconds)
-            key = home.key_for(local.default_key if principal is None else principal.key)
-            if principal is not None:
-                principal.key = key
-                if principal.fetched is not None and seconds is not None:
-                    seconds = max(0.0, seconds - (monotonic() - started))
-            entry = await TaskCheckout(home.desk, self._hooks, key, seconds, principal, lane).run()
-        finally:
-            try:
-                opens_in.reset(where)
-            except ValueError:
-                pass  # the garbage collector ends this coroutine, in another context: nobody looks there
+        principal = None
+        if for_whom is not None or local.recipe.credential is not None:
+            identity, credential = for_whom or (None, None)
+            principal = await self._principal(home, identity, credential, seconds)
+        key = home.key_for(local.default_key if principal is None else principal.key)
+        if principal is not None:
+            principal.key = key
+            if principal.fetched is not None and seconds is not None:
+                seconds = max(0.0, seconds - (monotonic() - started))
+        entry = await TaskCheckout(home.desk, self._hooks, key, seconds, principal, lane).run()
         if entry.shelf is not home.shelf:
             home.look_at_shelf()
+        if local.notes_callers:
+            note_caller(entry)
+            if local.options.track_leaks:
+                entry.stack = "".join(traceback.format_stack()[:-2])
         return entry
 
     async def _principal(
-        self, identity: str | None, credential: Any, seconds: float | None
+        self, home: Home, identity: str | None, credential: Any, seconds: float | None
     ) -> Principal | None:
         """For whom this is, which may take a token."""
         local = self.local
         if credential is None and (identity is not None or local.recipe.credential is None):
             return local.identities.of(identity, credential, seconds)
-        here = copy_context()  # it says in which loop a credential is asked
+        here = home.context()
         return await in_thread(
             local.member.chores,
             lambda: here.run(local.identities.of, identity, credential, seconds),
@@ -121,9 +117,9 @@ class Lender:
         home = self._home_of_released(entry)
         if home is None:
             return None
-        work = self._hooks.give_back(entry, suspect=suspect)
         if home.loop is running_loop():
-            return home.finish(work)
+            return home.finish(self._hooks.give_back, entry, suspect)
+        work = self._hooks.give_back(entry, suspect)
         return asyncio.shield(
             asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, home.loop))
         )
@@ -132,7 +128,7 @@ class Lender:
         """The same, where nothing can be awaited. Called by any thread."""
         home = self._home_of_released(entry)
         if home is not None:
-            asyncio.run_coroutine_threadsafe(self._hooks.give_back(entry, suspect=False), home.loop)
+            asyncio.run_coroutine_threadsafe(self._hooks.give_back(entry), home.loop)
 
     def _home_of_released(self, entry: PoolEntry) -> Home | None:
         """Where what was released is looked after; None: it is gone, or being closed."""
@@ -140,7 +136,7 @@ class Lender:
             log.warning("pool %r: a lease was released after it had been killed", self.name)
             return None
         home: Home = entry.resource.home
-        if not home.runs:
+        if home.is_over or not (home.loop is running_loop() or home.runs):
             close_soon(entry, "discarded")
             return None
         return home

@@ -14,10 +14,10 @@ from mppool.core.events import Drain, WantReady
 from mppool.errors import CheckoutTimeout, ConfigurationError, PoolClosed
 from mppool.options import LONGEST_S, PoolOptions, checked_lease_label, checked_timeout
 from mppool.worker.ending import retire
+from mppool.worker.in_thread import in_thread
 from mppool.worker.lanes import checked_lane
 from mppool.worker.pool import _DEFAULT, CLOSE_PATIENCE_S, Pool
 from mppool.worker.resizing import UNCHANGED
-from mppool.worker.tasks import in_thread
 
 if TYPE_CHECKING:
     from mppool.stats.health import Health

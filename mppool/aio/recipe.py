@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Coroutine, Mapping
 from types import CoroutineType
 from typing import Any, Generic, TypeVar
 
@@ -112,10 +112,12 @@ def _rebuild(opener: Callable[..., Awaitable[T]], hooks: dict[str, Any]) -> Coro
     return CoroutineRecipe(opener, **hooks)
 
 
-async def settled(value: Any) -> Any:
-    """What a hook gives, whether it is a coroutine function or a plain one."""
-    if type(value) is CoroutineType:  # as nearly always
-        return await value
+def settled(value: Any) -> Coroutine[Any, Any, Any]:
+    """What a hook gives, to be awaited: whether it is a coroutine function or a plain one."""
+    return value if type(value) is CoroutineType else _settled(value)
+
+
+async def _settled(value: Any) -> Any:
     return await value if inspect.isawaitable(value) else value
 
 

@@ -15,7 +15,7 @@ from mppool.hosting.answers import token_of
 from mppool.hosting.streams import SLICE_S, HostGone
 from mppool.process.fork import notice_fork
 from mppool.worker.awaited import AwaitedCheckout
-from mppool.worker.tasks import in_thread
+from mppool.worker.in_thread import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import threading
 from collections import deque
-from contextvars import copy_context
+from contextvars import Context, copy_context
 from time import monotonic
 from typing import Any
 
@@ -106,6 +106,10 @@ class LocalWaiter:
             return False
         self.poke()
         return True
+
+    def context_to_open_in(self) -> Context:
+        """For one call of the open hook: two openings may be made for one thread, one after its time."""
+        return self.context.copy()
 
     def poke(self) -> None:
         """Have the waiting thread look around."""

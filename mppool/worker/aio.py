@@ -13,10 +13,11 @@ from typing import TYPE_CHECKING, Any, TypeVar
 from mppool.logs import Log
 from mppool.process.fork import notice_fork
 from mppool.worker.awaited import AwaitedCheckout
+from mppool.worker.in_thread import in_thread
 from mppool.worker.inventory import NEVER
 from mppool.worker.lease import AsyncLease, Lease
 from mppool.worker.task_checkout import TaskCheckout
-from mppool.worker.tasks import Desk, in_thread
+from mppool.worker.tasks import Desk
 
 if TYPE_CHECKING:
     from collections.abc import Callable

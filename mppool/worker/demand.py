@@ -126,9 +126,12 @@ class Demand:
 
     def stops_waiting(self, waiter: Any, now: float, *, served: bool) -> None:
         """A thread waits no longer. served: it got a resource. Any number of times."""
-        if waiter in self.waiting:
-            self.waiting.remove(waiter)
-        if not self.waiting:
+        waiting = self.waiting
+        if waiting and waiting[0] is waiter:  # as most of the time
+            waiting.popleft()
+        elif waiter in waiting:
+            waiting.remove(waiter)
+        if not waiting:
             self._emptied_at = now
         if served:
             self._served_at = now

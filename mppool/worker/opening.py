@@ -187,7 +187,7 @@ def open_beside(local: LocalPool, grant: Grant, waiter: LocalWaiter) -> None:
     waiter: the thread that asked, which hears if the hook raises.
     """
     waiter.opening = grant.number
-    context = waiter.context.copy()  # two openings may be made for one thread, one after its time
+    context = waiter.context_to_open_in()
     local.member.openers.add(partial(context.run, _open_for_waiter, local, grant, waiter))
 
 

@@ -119,7 +119,9 @@ class TaskCheckout:
                 answer = await self._at_once(waiter)
             else:
                 desk.begins_to_wait(self._key)  # enqueued first: no release is missed
-                answer = await waiter.answer(self._deadline) or await self._too_late(waiter)
+                if waiter.is_open:
+                    await waiter.sleep(self._deadline)
+                answer = waiter.woken() or await self._too_late(waiter)
         except GeneratorExit:  # perhaps by the garbage collector, in which no lock may be taken
             desk.desert(waiter, None)
             raise
@@ -127,6 +129,10 @@ class TaskCheckout:
             desk.stop_waiting(waiter, None)
             raise
         desk.stop_waiting(waiter, answer)
+        if isinstance(answer, PoolEntry):
+            answer.handed_at = 0.0  # its next release goes to the next task too
+            if self._lent(answer):
+                return answer
         return await self._use(answer)
 
     async def _too_late(self, waiter: TaskWaiter) -> Any:
@@ -148,18 +154,21 @@ class TaskCheckout:
             answer = await waiter.answer(None)
         return answer or Refuse(waiter.ticket, "timeout", "the server has not answered yet")
 
+    def _lent(self, entry: PoolEntry) -> bool:
+        """Whether the task has it already, because there is nothing to look at."""
+        now = monotonic()
+        if (
+            self._bearer is not None
+            or now >= entry.retire_at
+            or now - entry.released_at >= self._local.trust_s
+        ):
+            return False
+        entry.uses += 1
+        entry.lent_at = now
+        return True
+
     async def _use(self, answer: Any) -> PoolEntry | None:
         if isinstance(answer, PoolEntry):
-            answer.handed_at = 0.0  # its next release goes to the next task too
-            now = monotonic()
-            if (
-                self._bearer is None
-                and now < answer.retire_at
-                and now - answer.released_at < self._local.trust_s
-            ):
-                answer.uses += 1
-                answer.lent_at = now
-                return answer
             if answer.uses or answer.opened_at < self._started:
                 ready = await self._hooks.prepare(answer, self._bearer, self._deadline)
                 return answer if ready else None

@@ -15,9 +15,10 @@ import math
 import threading
 from collections import deque
 from collections.abc import Callable
+from contextvars import Context
 from itertools import islice
 from time import monotonic
-from typing import TYPE_CHECKING, Any, Generic, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from mppool.core.decisions import Grant, Queued, Refuse
 from mppool.core.events import Abandoned, Checkout, Starves
@@ -31,7 +32,6 @@ from mppool.worker.opening import Failure, open_beside
 
 if TYPE_CHECKING:
     from mppool.ids import Ticket
-    from mppool.process.executor import BackgroundExecutor
     from mppool.worker.demand import Demand
     from mppool.worker.local_pool import LocalPool
 
@@ -101,20 +101,34 @@ class TaskWaiter(LocalWaiter):
         if not self._answered.done():
             self._answered.set_result(None)
 
+    def context_to_open_in(self) -> Context:
+        """See LocalWaiter; the open hook of a pool whose resources belong to loops is told which loop it is."""
+        context = super().context_to_open_in()
+        if self._desk.enter is not None:
+            context.run(self._desk.enter)
+        return context
+
     def poke(self) -> None:
         """See LocalWaiter: its loop's desk looks around for it."""
         self._desk.look_soon(self.key)
 
     async def answer(self, until: float | None) -> Any:
         """The answer; None at that instant (None: never)."""
-        if self._settled:
-            return self.withdraw()
+        if not self._settled:
+            await self.sleep(until)
+        return self.woken()
+
+    def sleep(self, until: float | None) -> asyncio.Future[None]:
+        """What a task awaits that has no answer yet; set at that instant at the latest (None: never)."""
         if until is not None:
             self._desk.deadlines.begins(self._answered, until)
-        await self._answered
+        return self._answered
+
+    def woken(self) -> Any:
+        """The answer. None: the time has passed, and it may sleep again."""
         if self._settled:
             return self.withdraw()
-        self._answered = self._desk.loop.create_future()  # the time has passed
+        self._answered = self._desk.loop.create_future()
         return None
 
     def left(self) -> float | None:
@@ -127,13 +141,20 @@ class Desk:
 
     Everything happens in the loop but for `look_soon`, which any thread may call, and `_ask`, which the asker's thread
     does. `_due` may be stale: a look too many does no harm.
+    enter: called in the context of each opening for one of these tasks.
     deserted: waiters whose tasks were finalized instead of being finished; appended to in finalizers, where no lock may
         be taken, and emptied by the background thread (see `Keeper`).
     """
 
-    def __init__(self, local: LocalPool, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(
+        self,
+        local: LocalPool,
+        loop: asyncio.AbstractEventLoop,
+        enter: Callable[[], object] | None = None,
+    ) -> None:
         self.local = local
         self.loop = loop
+        self.enter = enter
         self.deserted: deque[tuple[TaskWaiter, Any]] = deque()
         self._due: set[str] = set()
         self._timers: dict[str, tuple[float, asyncio.TimerHandle]] = {}
@@ -365,78 +386,3 @@ class Desk:
             for waiter in self.local.idle.line.all_waiters():
                 if isinstance(waiter, TaskWaiter) and waiter._desk is self:
                     self.stop_waiting(waiter, None)
-
-
-async def in_thread(
-    chores: BackgroundExecutor,
-    function: Callable[[], T],
-    unwanted: Callable[[T], object] | None = None,
-) -> T:
-    """What a function returns or raises that blocks, run in a thread of the pool's own.
-
-    unwanted: called with the result, in a thread, where the task was cancelled meanwhile.
-    """
-    work: _Work[T] = _Work(function, unwanted)
-    chores.add(work.run)
-    try:
-        await work.done
-    except GeneratorExit:  # perhaps by the garbage collector, in which no lock may be taken
-        work.is_wanted = False
-        raise
-    except BaseException:
-        work.is_wanted = False
-        chores.add(work.take_back)
-        raise
-    return work.result()
-
-
-class _Work(Generic[T]):
-    """Something that a thread does for a task.
-
-    _outcome: the one that pops it owns the result. The thread appends first and reads `is_wanted` then; a task that leaves
-        clears that first, and has a thread look for an outcome then.
-    """
-
-    def __init__(self, function: Callable[[], T], unwanted: Callable[[T], object] | None) -> None:
-        self._loop = asyncio.get_running_loop()
-        self.done: asyncio.Future[None] = self._loop.create_future()
-        self.is_wanted = True
-        self._function = function
-        self._unwanted = unwanted
-        self._outcome: deque[tuple[T | None, BaseException | None]] = deque()
-
-    def run(self) -> None:
-        """The thread's part."""
-        try:
-            self._outcome.append((self._function(), None))
-        except BaseException as error:  # noqa: BLE001  # it is raised where it is awaited
-            self._outcome.append((None, error))
-        try:
-            self._loop.call_soon_threadsafe(self._settle)
-        except RuntimeError:  # the loop was closed: nobody awaits it
-            self.is_wanted = False
-        if not self.is_wanted:
-            self.take_back()
-
-    def _settle(self) -> None:
-        if not self.done.done():
-            self.done.set_result(None)
-
-    def take_back(self) -> None:
-        """The task has left."""
-        try:
-            value, error = self._outcome.pop()
-        except IndexError:
-            return  # it is not there yet: its thread comes here then
-        if error is None and self._unwanted is not None:
-            self._unwanted(value)  # type: ignore[arg-type]
-
-    def result(self) -> T:
-        """The task's part."""
-        value, error = self._outcome.pop()
-        if error is not None:
-            try:
-                raise error
-            finally:
-                del error  # its traceback refers to this frame
-        return value  # type: ignore[return-value]
