@@ -9,6 +9,7 @@ from mppool.errors import ForkedLease, LeaseReleased, PoolError, StaleLease
 from mppool.logs import Log
 from mppool.stats.names import BRIEF_S
 from mppool.worker.callers import note_caller
+from mppool.worker.detaching import take_out
 from mppool.worker.ending import close_soon
 from mppool.worker.tasks import running_loop
 
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mppool.aio.lender import Lender
+    from mppool.worker.detaching import Detached
     from mppool.worker.inventory import PoolEntry
 
 T = TypeVar("T")
@@ -33,11 +35,12 @@ class AsyncLease(Generic[T]):
     `_held` holds the entry until somebody takes it out, in one atomic step: who does so gives it back.
     """
 
-    __slots__ = ("__weakref__", "_held", "_lender")
+    __slots__ = ("__weakref__", "_detached", "_held", "_lender")
 
     # No __init__: to call one takes a tenth of a warm checkout. The maker of a lease sets these two.
     _lender: Lender
     _held: list[PoolEntry]
+    _detached: Detached  # not set before `detach`
 
     @property
     def resource(self) -> T:
@@ -49,9 +52,7 @@ class AsyncLease(Generic[T]):
         try:
             entry = self._held[0]
         except IndexError:
-            raise LeaseReleased(
-                f"pool {self._lender.name!r}: nothing is lent here now; check out (again) to go on"
-            ) from None
+            self._raise_released()
         if entry.killed or entry.inventory.forked:
             self._raise_unusable(entry)
         return entry.resource.resource  # type: ignore[no-any-return]
@@ -127,6 +128,36 @@ class AsyncLease(Generic[T]):
             entry.lent_at = 0.0
             close_soon(entry, "discarded")
 
+    def detach(self) -> T:
+        """Take the resource out of the pool: it is the caller's from now on, and the lease is over.
+
+        Nothing of the pool resets it, checks it or ends it any more. It still counts against the caps, until the caller has
+        closed it, and then called `closed()` on this lease, which has to be kept for that; or until the process ends.
+        Raises what `resource` raises.
+        """
+        self.resource  # noqa: B018  # raises where it is not ours any more
+        entry = self._take_out()
+        if entry is None:
+            self._raise_released()
+        taken = take_out(entry)
+        if taken is None:
+            self._held.append(entry)
+            self._raise_unusable(entry)
+        on_loop, self._detached = taken
+        return on_loop.resource  # type: ignore[no-any-return]
+
+    def closed(self) -> None:
+        """What `detach` returned has been closed: its slot is free. Call it once; again it does nothing.
+
+        Raises PoolError where nothing was detached.
+        """
+        if not hasattr(self, "_detached"):
+            raise PoolError(
+                f"pool {self._lender.name!r}: closed() is for a resource that detach() has taken out of the pool; to have "
+                "the pool close a resource, await discard()"
+            )
+        self._detached.closed()
+
     async def cancel(self) -> bool:
         """Make what runs on the resource end with an error; see Lease.cancel.
 
@@ -181,6 +212,12 @@ class AsyncLease(Generic[T]):
         state = "in use" if self._held else "released"
         return f"<{type(self).__name__} of pool {self._lender.name!r}, {state}>"
 
+    def _raise_released(self) -> NoReturn:
+        what = "nothing is lent here now; check out (again) to go on"
+        if hasattr(self, "_detached"):
+            what = "the resource of this lease was detached; use what detach() returned"
+        raise LeaseReleased(f"pool {self._lender.name!r}: {what}") from None
+
     def _raise_unusable(self, entry: PoolEntry) -> NoReturn:
         if entry.inventory.inherited:
             raise ForkedLease(
@@ -194,7 +231,7 @@ class AsyncLease(Generic[T]):
 
     def _refuse_second(self) -> None:
         local = self._lender.local
-        if local.inventory.inherited:
+        if local.inventory.inherited or hasattr(self, "_detached"):
             return
         local.count("double_releases")
         log.warning(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import msgspec
 
-from mppool.errors import ServerUnavailable
+from mppool.errors import PoolError, ServerUnavailable
 from mppool.hosting import frames
 from mppool.hosting.streams import GREETING_S, HostGone
 from mppool.logs import Log
@@ -122,6 +122,13 @@ class HostedLease(Lease[T]):
     def invalidate(self, *, renewed: bool = False) -> None:
         """As Lease.invalidate."""
         self._hold.answered("invalidating", frames.INVALIDATE, [renewed])
+
+    def detach(self) -> T:
+        """Refused: raises PoolError."""
+        raise PoolError(
+            f'pool {self._local.name!r}: a resource that lives in a host cannot be detached; use placement="worker", or '
+            "open one of your own"
+        )
 
     def cancel(self) -> bool:
         """As Lease.cancel: from any thread, over a stream of its own."""

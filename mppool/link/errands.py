@@ -91,6 +91,7 @@ class Errands:
         """Attach to the next server, and start it if the last one did not leave in order."""
         self._look_around()
         if not self._session.wants_successor():
+            self._session.hide_if_idle()
             self._pause = 0.0
             self._sleep(None)
             return

@@ -99,7 +99,22 @@ class ServerSession:
             return self._process.inventory.session is not None or self._attach(deadline, start)
         except BaseException:
             self.revive()  # it may have been interrupted with the session just made
+            self.hide_if_idle()
             raise
+        finally:
+            attaching.release()
+
+    def hide_if_idle(self) -> None:
+        """Without a session, and with nothing that the books must hear of, this member is not waited for.
+
+        A server that finds a damaged journal grants nothing before all have attached that may hold something.
+        """
+        attaching = self._attaching
+        if not attaching.acquire(blocking=False):
+            return  # its owner attaches, or comes here
+        try:
+            if self._process.inventory.session is None and not self.wants_successor():
+                self.witness.hide()
         finally:
             attaching.release()
 

@@ -10,9 +10,9 @@ _MEMBER_BITS = 62  # a whole number that every reader of msgpack takes
 
 
 class Witness:
-    """A descriptor that is open for as long as this member is there, under a name that nobody else has.
+    """A descriptor that is open for as long as this member may hold something, under a name that nobody else has.
 
-    `show` belongs to the owner of the session's lock for attaching. Any thread may ask for `process`, also two at the
+    `show` and `hide` belong to the owner of the session's lock for attaching. Any thread may ask for `process`, also two at the
     same time, before there is one: all of them must get the same. `_processes` has at most one entry, which is made by
     `setdefault`, because that is atomic.
     """
@@ -47,15 +47,20 @@ class Witness:
         ):  # seccomp: then only the death of the process tells that the member is gone
             self._processes[None] = ProcessId(process.pid, process.birth, process.member & ~1)
 
+    def hide(self) -> None:
+        """Be seen no more: this member holds nothing, and no server has to wait for what it says."""
+        known = self._processes.get(None)
+        # Never another file: its number may be somebody else's by now.
+        if known is not None and _leads_to(self._descriptor, witness_name(known.member)):
+            os.close(self._descriptor)
+        self._descriptor = -1
+
     def descriptors(self) -> list[int]:
         """What a forked child must close."""
         return [] if self._descriptor < 0 else [self._descriptor]
 
     def __del__(self) -> None:
-        # Never another file: its number may be somebody else's by now.
-        known = self._processes.get(None)
-        if known is not None and _leads_to(self._descriptor, witness_name(known.member)):
-            os.close(self._descriptor)
+        self.hide()
 
 
 def _leads_to(descriptor: int, name: str) -> bool:

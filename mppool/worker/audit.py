@@ -123,6 +123,8 @@ def _is_lost(inventory: Inventory, number: Any) -> bool:
     if _references(inventory.table, number) != _ENTRY_ALONE:
         return False
     entry = inventory.table[number]
+    if entry.state == "detached":
+        return False  # nobody can say that it was closed; it ends with the process
     # A grant that was not used yet is in its owner's hands, and the entry only in the table.
     return entry.grant is None or _grant_references(entry) == _GRANT_ALONE
 

@@ -269,6 +269,12 @@ class GuardedLease(Lease[T]):
         self._loan.end()
         super().discard()
 
+    def detach(self) -> T:
+        """See Lease.detach; what it returns is the resource itself, no proxy."""
+        resource = super().detach()
+        self._loan.end()
+        return resource
+
     def __exit__(
         self,
         kind: type[BaseException] | None,

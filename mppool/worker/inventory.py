@@ -6,7 +6,9 @@ Each transition is one method here:
     register ---> opening --- opened ---> open <---- take_aside ---- returned
                      |                    |  |                          ^
                      |                    |  +------ bring_back --------+
-                     |                    +-- begin_close ---> closing
+                     |                    |  +-- detach ---> detached
+                     |                    |                     |
+                     |                    +-- begin_close ------+---> closing
                      v                                            |
               opening_ended                 closed, give_up, give_up_closing
                      |                                            |
@@ -39,10 +41,11 @@ from mppool.core.events import (
 from mppool.ids import GrantNumber, Session
 from mppool.process.fork import own_mark
 
-EntryState = Literal["opening", "open", "returned", "closing"]
+EntryState = Literal["opening", "open", "returned", "detached", "closing"]
 
 NEVER = math.inf
 AT_ONCE = -math.inf
+
 
 MOST_VOIDED = 10_000
 
@@ -60,41 +63,12 @@ class PoolEntry:
     """
 
     __slots__ = (
-        "ask_at",
-        "checked_at",
-        "closing_at",
-        "doubtful",
-        "generation",
-        "grant",
-        "handed_at",
-        "idle",
-        "inventory",
-        "kept_until",
-        "key",
-        "killed",
-        "label",
-        "lane",
-        "lent_at",
-        "local",
-        "mark",
-        "noted_at",
-        "number",
-        "opened",
-        "opened_at",
-        "opened_before",
-        "released_at",
-        "resource",
-        "retire_at",
-        "retire_reason",
-        "shelf",
-        "stack",
-        "state",
-        "thread",
-        "token",
-        "uses",
-        "warned",
-        "why_ended",
-    )
+        "ask_at", "checked_at", "closing_at", "doubtful", "generation", "grant", "handed_at",
+        "idle", "inventory", "kept_until", "key", "killed", "label", "lane", "lent_at", "local",
+        "mark", "noted_at", "number", "opened", "opened_at", "opened_before", "released_at",
+        "resource", "retire_at", "retire_reason", "shelf", "stack", "state", "thread", "token",
+        "uses", "warned", "why_ended",
+    )  # fmt: skip
 
     def __init__(
         self,
@@ -223,7 +197,7 @@ class Inventory:
                 entry.local.name,
                 entry.key,
                 entry.number,
-                entry.state,
+                "open" if entry.state == "detached" else entry.state,
                 entry.generation,
                 entry.opened_before,
                 entry.used_in_lane(),
@@ -365,6 +339,17 @@ class Inventory:
             entry.why_ended, entry.killed, entry.retire_reason = why, True, "killed"
             entry.retire_at = AT_ONCE
             return True
+
+    def detach(self, entry: PoolEntry) -> Any:
+        """The resource is its user's, who closes it; None: it was killed before. Its slot stays taken."""
+        with self.lock:
+            if entry.state != "open" or entry.killed:
+                return None
+            entry.state = "detached"
+            entry.lent_at = 0.0
+            resource, entry.resource = entry.resource, None
+            entry.local.closing(entry)  # nobody here hopes for its release
+        return resource
 
     # --- going out -------------------------------------------------------------------------------------------
 

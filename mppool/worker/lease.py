@@ -8,11 +8,13 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from mppool.errors import ForkedLease, LeaseReleased, PoolError, StaleLease
 from mppool.logs import Log
 from mppool.stats.names import BRIEF_S
+from mppool.worker.detaching import take_out
 from mppool.worker.ending import cancel
 
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from mppool.worker.detaching import Detached
     from mppool.worker.inventory import PoolEntry
     from mppool.worker.local_pool import LocalPool
 
@@ -35,12 +37,13 @@ class Lease(Generic[T]):
     it is finalized: nothing is taken out, no lock is taken, nothing is logged (see fork.py).
     """
 
-    __slots__ = ("__weakref__", "_held", "_local")
+    __slots__ = ("__weakref__", "_detached", "_held", "_local")
 
     # No __init__: to call one takes a tenth of a warm checkout. Code that makes a lease sets these two, `_held` last:
     # interrupted before, the finalizer has nothing to do.
     _local: LocalPool
     _held: list[PoolEntry]
+    _detached: Detached  # not set before `detach`
 
     @property
     def resource(self) -> T:
@@ -156,6 +159,42 @@ class Lease(Generic[T]):
             self._raise_released()  # just now, in another thread
         return cancel(entry, lambda: bool(self._held) and not entry.killed)
 
+    def detach(self) -> T:
+        """Take the resource out of the pool: it is the caller's from now on, and the lease is over.
+
+        Nothing of the pool resets it, checks it or ends it any more. It still counts against the caps, until the caller has
+        closed it and then called `closed()` on this lease, which has to be kept for that; or until the process ends.
+        Raises what `resource` raises.
+        """
+        self.resource  # noqa: B018  # raises where it is not ours any more
+        entry = None
+        try:
+            entry = self._take_out()
+            if entry is None:
+                self._raise_released()  # just now, in another thread
+            taken = take_out(entry)
+            if taken is None:
+                self._held.append(entry)
+                self._raise_unusable(entry)
+            resource, self._detached = taken
+        except BaseException as error:
+            entry = None
+            self._local.member.interrupted(error)
+            raise
+        return resource  # type: ignore[no-any-return]
+
+    def closed(self) -> None:
+        """What `detach` returned has been closed: its slot is free. Call it once; again it does nothing.
+
+        Raises PoolError where nothing was detached.
+        """
+        if not hasattr(self, "_detached"):
+            raise PoolError(
+                f"pool {self._local.name!r}: closed() is for a resource that detach() has taken out of the pool; to have "
+                "the pool close a resource, call discard()"
+            )
+        self._detached.closed()
+
     def _take_out(self) -> PoolEntry | None:
         """The entry, for the first who asks. None: it is our parent's, or was given back already."""
         held = self._held
@@ -200,9 +239,15 @@ class Lease(Generic[T]):
 
     def __repr__(self) -> str:
         state = "released" if self.released else "in use"
+        if hasattr(self, "_detached"):
+            state = "detached"
         return f"<Lease of pool {self._local.name!r}, {state}>"
 
     def _raise_released(self) -> NoReturn:
+        if hasattr(self, "_detached"):
+            raise LeaseReleased(
+                f"pool {self._local.name!r}: the resource of this lease was detached; use what detach() returned"
+            )
         raise LeaseReleased(
             f"pool {self._local.name!r}: this lease was given back already; check out again to go on"
         )
@@ -226,6 +271,8 @@ class Lease(Generic[T]):
     def _refuse_second(self) -> None:
         if self._local.inventory.inherited:
             return  # a finalizer in a child, before any hook: locks may be held by nobody
+        if hasattr(self, "_detached"):
+            return  # the end of a `with` block
         self._local.count("double_releases")
         log.warning(
             "pool %r: a lease was released a second time; refused, nothing was changed",
@@ -242,6 +289,8 @@ class AsyncLease(Lease[T]):
         self._local = lease._local
         held, lease._held = lease._held, []
         self._held = held
+        if hasattr(lease, "_detached"):
+            self._detached = lease._detached
 
     async def __aenter__(self) -> T:
         return self.resource

@@ -217,7 +217,7 @@ def _of_pool(local: LocalPool, hooks: bool) -> PoolReport:
     histograms["wait"][0] += max(0, uses - sum(histograms["wait"]))
     return PoolReport(
         pool=local.name,
-        in_use=states.count("in_use"),
+        in_use=states.count("in_use") + states.count("detached"),
         idle=states.count("idle"),
         waiting=local.idle.line.in_want(),
         counters=counters,

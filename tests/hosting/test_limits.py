@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from mppool import PoolManager
-from mppool.errors import CheckoutTimeout, ConfigurationError
+from mppool.errors import CheckoutTimeout, ConfigurationError, PoolError
 from tests.helpers import PATIENCE, Fork, wait_until
 from tests.hosting.things import Thing
 from tests.processes.test_budgets import Flags
@@ -107,3 +107,14 @@ def test_what_is_kept_of_one_pool_is_taken_back_for_another_on_the_budget(
     with reports.checkout() as thing:
         assert thing.echo(2) == 2
     leases[1].release()
+
+
+def test_a_resource_in_a_host_cannot_be_detached(manager: PoolManager) -> None:
+    pool = manager.pool("p", Thing, max_size=1, placement="host", timeout=PATIENCE)
+    lease = pool.checkout()
+    with pytest.raises(PoolError, match="lives in a host"):
+        lease.detach()
+    with pytest.raises(PoolError, match=r"call discard\(\)"):
+        lease.closed()
+    assert not lease.released
+    lease.release()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from typing import TYPE_CHECKING, Any
 
-from tests.simulation.scheduler import current_thread
+from tests.simulation.scheduler import current_thread, monotonic
 
 if TYPE_CHECKING:
     from tests.simulation.processes import Process
@@ -25,6 +25,7 @@ class Session:
         self.user: Any = None
         self.is_gone = self.has_ended = False
         self.is_opening = True
+        self.lent_at = 0.0
 
     def __repr__(self) -> str:
         return f"session {self.number} of {self.process}"
@@ -34,6 +35,7 @@ class Database:
     """Judges promises 1 and 3.
 
     most: sessions that there may be; it shrinks only when all is quiet. fails, hangs: what happens to logins now.
+        hooks_fail: how likely any other hook raises now.
     """
 
     def __init__(self, world: World) -> None:
@@ -44,6 +46,8 @@ class Database:
         self.peak = 0
         self.fails = 0.0
         self.hangs = 0.0
+        self.hooks_fail = 0.0
+        self._longest_use: float | None = world.settings.options.get("max_lease_kill")
 
     def begin(self, identity: str | None, release: int) -> Session:
         self._numbers += 1
@@ -55,12 +59,17 @@ class Database:
         return session
 
     def end(self, session: Session) -> None:
-        if session.user is not None:
+        if session.user is not None and not self._is_overdue(session):
             self.world.trouble(f"{session} is closed while {session.user} uses it")
         if session.has_ended:
             self.world.trouble(f"{session} is closed twice")
         session.has_ended = True
         self.sessions.pop(session, None)
+
+    def _is_overdue(self, session: Session) -> bool:
+        """Whether its lease may be ended by force."""
+        longest = self._longest_use
+        return longest is not None and monotonic() >= session.lent_at + longest
 
     def forget(self, process: Process) -> None:
         """It is dead."""
@@ -81,7 +90,7 @@ class Database:
             self.world.trouble(f"{session} is lent to who would open something else")
         if session.loop is not None and asyncio._get_running_loop() is not None:
             self.is_in_its_loop(session)
-        session.user = me
+        session.user, session.lent_at = me, monotonic()
 
     def is_in_its_loop(self, session: Session) -> None:
         if asyncio._get_running_loop() is not session.loop:

@@ -17,9 +17,8 @@ RECOVERY_S = 3.0
 """So long after a fault the server may not answer at once."""
 LONGEST_S = 4.0
 LONGEST_SUSPEND_S = 500.0
+LONGEST_STEP_S = 4000.0
 CHECKSUM_BYTES = 4
-LEAVES_WITHIN_S = 10.0
-"""Of a server that was told to, if it was not stopped for long."""
 
 
 class Faults:
@@ -27,7 +26,6 @@ class Faults:
 
     def __init__(self, world: World) -> None:
         self.world = world
-        self._leaves_until = 0.0
         self._kinds: dict[str, Callable[[Fault], bool]] = {
             "kill worker": self._kill_worker,
             "kill server": self._kill_server,
@@ -54,6 +52,11 @@ class Faults:
             "issuer fails": self._issuer_fails,
             "issuer hangs": self._issuer_hangs,
             "tokens revoked": self._tokens_revoked,
+            "hooks fail": self._hooks_fail,
+            "clock steps": self._clock_steps,
+            "ask": self._ask,
+            "drain": self._drain,
+            "close": self._close,
         }
 
     def plan(self, history: list[Fault]) -> None:
@@ -120,6 +123,11 @@ class Faults:
     def _suspend(self, fault: Fault) -> bool:
         """The machine sleeps. Its monotonic clock does too, but not the one that tokens end by."""
         self.world.scheduler.suspended += fault.b**2 * LONGEST_SUSPEND_S
+        return True
+
+    def _clock_steps(self, fault: Fault) -> bool:
+        """The machine's wall clock is put right, or wrong; the monotonic one is not."""
+        self.world.scheduler.stepped = (2 * fault.b - 1) ** 3 * LONGEST_STEP_S
         return True
 
     def _leave(self, fault: Fault) -> bool:
@@ -232,8 +240,6 @@ class Faults:
         server, node = self.world.server, self.world.journal()
         if server is None or node is None or node.written_at <= 0:
             return False
-        if self.world.scheduler.now < self._leaves_until:
-            return False  # who holds nothing, and was told that it leaves, does not attach soon: nothing is granted before
         self._ill_for(1.0)
         server.kill()
         at = node.written_at
@@ -264,6 +270,17 @@ class Faults:
 
         def end() -> None:
             database.hangs = 0.0
+
+        self._for_a_while(fault.b * LONGEST_S, end)
+        return True
+
+    def _hooks_fail(self, fault: Fault) -> bool:
+        """Whatever a hook other than `open` does raises."""
+        database = self.world.database
+        database.hooks_fail = fault.a
+
+        def end() -> None:
+            database.hooks_fail = 0.0
 
         self._for_a_while(fault.b * LONGEST_S, end)
         return True
@@ -318,7 +335,6 @@ class Faults:
 
     def _shutdown(self, fault: Fault) -> bool:
         self._ill_for(1.0)
-        self._leaves_until = self.world.scheduler.now + LEAVES_WITHIN_S
         return self._command(fault, lambda worker: worker.manager.shutdown())
 
     def _reset(self, fault: Fault) -> bool:
@@ -333,3 +349,14 @@ class Faults:
         world.database.most = max(world.database.most, size)
         world.largest = max(world.largest, size)
         return self._command(fault, lambda worker: worker.resize(size))
+
+    def _ask(self, fault: Fault) -> bool:
+        """Somebody wants to know how it goes."""
+        return self._command(fault, lambda worker: worker.ask(fault.b))
+
+    def _drain(self, fault: Fault) -> bool:
+        return self._command(fault, lambda worker: worker.drain(fault.b * LONGEST_S))
+
+    def _close(self, fault: Fault) -> bool:
+        """In one process, or in all, and declared again after a moment."""
+        return self._command(fault, lambda worker: worker.close(everywhere=fault.b < 0.3))

@@ -52,7 +52,12 @@ class Healing:
                 process.kill()
         kernel.files.is_full, kernel.files.failing = False, 0.0
         kernel.delayed = 0.0
-        world.database.fails = world.database.hangs = 0.0
+        world.database.fails = world.database.hangs = world.database.hooks_fail = 0.0
+        if "close" in world.settings.kinds:
+            for process in self._workers():
+                process.start_thread(
+                    lambda told=process.told: told and told.declare_again(), "again"
+                )
         world.issuer.fails = world.issuer.hangs = 0.0
 
     def _demand(self, what: str, is_so: Callable[[], bool]) -> bool:
@@ -134,6 +139,10 @@ class Healing:
         self._in_worker(newest, use_one, "newest")
         self._demand("the newest worker gets nothing", lambda: bool(taken))
 
+    def _lanes(self) -> dict[str, int]:
+        """What each lane has a right to."""
+        return dict(self.world.settings.options.get("lanes", {}))
+
     def _all_can_be_had(self) -> None:
         """As many as max_size, at one time, over all processes, and not one more."""
         world = self.world
@@ -141,11 +150,12 @@ class Healing:
         refused: list[bool] = []
         released: list[bool] = []
         identity = world.settings.identities[0]
+        rights = [lane for lane, right in self._lanes().items() for _ in range(right)]
 
         def take(worker: Any) -> None:
-            lease = None
+            lease, lane = None, rights.pop() if rights else None
             while lease is None:
-                lease = worker.check_out(20.0, identity)
+                lease = worker.check_out(20.0, identity, lane)
                 if lease is None:
                     world.scheduler.sleep(0.5)
             world.database.lend(lease.resource, identity, worker.release)

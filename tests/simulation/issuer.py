@@ -7,7 +7,7 @@ from collections import Counter
 from types import SimpleNamespace
 from typing import TYPE_CHECKING, Any
 
-from tests.simulation.threads import wall_clock
+from tests.simulation.threads import true_clock
 
 if TYPE_CHECKING:
     from tests.simulation.world import World
@@ -63,7 +63,7 @@ class Issuer:
             raise ConnectionError("the issuer does not answer")
         world.outcome.done["tokens"] += 1
         token = f"{identity} {len(self._issued)}"
-        expires_on = wall_clock() + world.settings.token_life
+        expires_on = true_clock() + world.settings.token_life
         self._issued[token] = identity, expires_on
         return SimpleNamespace(token=token, expires_on=expires_on)
 
@@ -77,7 +77,7 @@ class Issuer:
         owner, expires_on = self._issued[token]
         if owner != identity:
             self.world.trouble(f"{identity} logs in with a token of {owner}")
-        has_ended = wall_clock() > expires_on
+        has_ended = true_clock() > expires_on
         if has_ended and not self.world.settings.kinds:
             self.world.trouble(f"a token of {identity} had ended when it was used")
         if has_ended or token in self._revoked:

@@ -150,7 +150,9 @@ def getpid() -> int:
 
 def open_(path: Any, flags: int, mode: int = 0o777) -> int:
     point()
-    return _process().open(files().open(path, flags, mode))
+    process = _process()
+    process.check_for_descriptor()  # first: where there is none to be had, no file is made
+    return process.open(files().open(path, flags, mode))
 
 
 def close(descriptor: int) -> None:

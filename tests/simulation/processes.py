@@ -65,10 +65,14 @@ class Process:
 
     # --- descriptors ---------------------------------------------------------------------------------------
 
-    def open(self, description: Any) -> int:
-        """The lowest number that is free. OSError where there are too many."""
+    def check_for_descriptor(self) -> None:
+        """OSError where there are too many."""
         if len(self.descriptors) >= self.most_descriptors:
             raise OSError(errno.EMFILE, real_os.strerror(errno.EMFILE))
+
+    def open(self, description: Any) -> int:
+        """The lowest number that is free. OSError where there are too many."""
+        self.check_for_descriptor()
         number = LOWEST_DESCRIPTOR
         while number in self.descriptors:
             number += 1

@@ -16,7 +16,7 @@ class Recipes:
     """Makes recipes for the copy of mppool. asynchronous: with coroutines for hooks."""
 
     def __init__(self, copy: Copy, database: Database) -> None:
-        kind = _recipe_class(copy)
+        kind = _recipe_class(copy, has_more=database.world.settings.all_hooks)
         self.made = [kind(database, release) for release in range(2)]
         kind = _async_recipe_class(copy, has_more=database.world.settings.more_hooks)
         self.asynchronous = [kind(database, release) for release in range(2)]
@@ -58,9 +58,25 @@ class Hooks:
             raise ConnectionError("the database refuses")
         session.is_opening = False
 
+    def _may_raise(self, hook: str) -> None:
+        """What a hook raises that is not about the database."""
+        database = self._database
+        if database.hooks_fail and database.world.chance.random() < database.hooks_fail:
+            database.world.outcome.faults["failed hook"] += 1
+            raise ValueError(f"the hook {hook} fails")
+
+    def stats(self, resource: Session) -> dict[str, int]:
+        self._may_raise("stats")
+        return {"number": resource.number}
+
+    def describe(self, resource: Session) -> str:
+        self._may_raise("describe")
+        return f"session {resource.number}"
+
     def _is_sound(self, session: Session) -> bool:
         if session.is_gone:
             raise ConnectionError("the backend is gone")
+        self._may_raise("check")
         return True
 
     def _closes_in(self) -> float:
@@ -68,7 +84,7 @@ class Hooks:
         return float(world.settings.close * world.chance.random() * 2)
 
 
-def _recipe_class(copy: Copy) -> Any:
+def _recipe_class(copy: Copy, *, has_more: bool) -> Any:
     base: Any = copy.recipe.Recipe
 
     class Simulated(Hooks, base):  # type: ignore[misc]
@@ -87,6 +103,7 @@ def _recipe_class(copy: Copy) -> Any:
         def close(self, resource: Session) -> None:
             self._blocks(self._closes_in())
             self._database.end(resource)
+            self._may_raise("close")
 
         def _blocks(self, seconds: float) -> None:
             world = self._database.world
@@ -94,7 +111,29 @@ def _recipe_class(copy: Copy) -> Any:
                 world.trouble("a hook that blocks is called in an event loop")
             world.scheduler.sleep(seconds)
 
-    return Simulated
+    if not has_more:
+        return Simulated
+
+    class WithMoreHooks(Simulated):
+        """No checkout, and no release, is warm without a hook then."""
+
+        def configure(self, resource: Session) -> None:
+            if self._database.fails and self._database.world.chance.random() < 0.2:
+                self._database.world.outcome.faults["failed login"] += 1
+                raise ConnectionError("it cannot be configured")
+
+        def on_checkout(self, resource: Session) -> None:
+            self._blocks(self._database.world.settings.check / 2)
+            self._may_raise("on_checkout")
+
+        def reset(self, resource: Session) -> None:
+            self._blocks(self._database.world.settings.check / 2)
+            self._may_raise("reset")
+
+        def cancel(self, resource: Session) -> None:
+            self._may_raise("cancel")
+
+    return WithMoreHooks
 
 
 def _async_recipe_class(copy: Copy, *, has_more: bool) -> Any:
@@ -122,6 +161,7 @@ def _async_recipe_class(copy: Copy, *, has_more: bool) -> Any:
             self._database.is_in_its_loop(resource)
             await asyncio.sleep(self._closes_in())
             self._database.end(resource)
+            self._may_raise("close")
 
         def abandon(self, resource: Session) -> None:
             if not resource.has_ended:
@@ -136,9 +176,15 @@ def _async_recipe_class(copy: Copy, *, has_more: bool) -> Any:
         async def on_checkout(self, resource: Session) -> None:
             self._database.is_in_its_loop(resource)
             await asyncio.sleep(self._database.world.settings.check / 2)
+            self._may_raise("on_checkout")
 
         async def reset(self, resource: Session) -> None:
             self._database.is_in_its_loop(resource)
             await asyncio.sleep(self._database.world.settings.check / 2)
+            self._may_raise("reset")
+
+        async def cancel(self, resource: Session) -> None:
+            self._database.is_in_its_loop(resource)
+            self._may_raise("cancel")
 
     return WithMoreHooks

@@ -13,7 +13,7 @@ from functools import cache
 from tests.simulation.settings import Fault, Settings, drawn
 from tests.simulation.world import Outcome, World, unraisable
 
-LONGEST_TOLD = 20
+LONGEST_TOLD = 60
 
 
 def run(settings: Settings, history: list[Fault], *, traced: bool = False) -> Outcome:

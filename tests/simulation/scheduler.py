@@ -86,6 +86,7 @@ class Scheduler:
         self.hub = getcurrent()
         self.now = 1000.0
         self.suspended = 0.0  # seconds for which the machine was
+        self.stepped = 0.0  # seconds by which its wall clock is wrong
         self.loaded: Process | None = None
         self.runnable: list[SimThread] = []
         self.timers: list[tuple[float, int, Any, int]] = []
@@ -242,7 +243,7 @@ class Scheduler:
 class Over:
     """What stands in a scheduler's place when its world has ended: what is still finalized does nothing."""
 
-    now = suspended = 0.0
+    now = suspended = stepped = 0.0
     countdown = 0.0
 
     def __init__(self) -> None:

@@ -34,7 +34,10 @@ FAULTS = {
 MORE = ("freeze", "suspend", "issuer fails", "issuer hangs", "tokens revoked")
 """Kinds with numbers of their own, so that worlds without them stay what they are. All but the first two need tokens."""
 
-ALL = {**FAULTS, **dict.fromkeys(MORE, 0.2)}
+LATER = ("hooks fail", "clock steps", "ask", "drain", "close")
+"""Kinds of worlds that draw a pace."""
+
+ALL = {**FAULTS, **dict.fromkeys((*MORE, *LATER), 0.2)}
 """Beside each other, where a seed draws its pace."""
 
 SECONDS = 60.0
@@ -61,7 +64,8 @@ class Settings:
         process has two copies of the library.
     tasks: "apool": all processes use an AsyncPool; "acheckout": about half of them have tasks that use a Pool. loops: of such a
         process at one time. loop_life: of each, on average. cancelled: how likely a task is. rough: how likely a loop is
-        closed without a word. more_hooks: its recipe also has on_checkout and reset.
+        closed without a word. more_hooks: its recipe also has on_checkout and reset; all_hooks: those of the others too.
+    detached, overdue: how likely a lease is detached, or held for longer than max_lease_kill.
     tokens: a login is done with one. issuer: how long it takes to give one; token_life: how long it is good.
     async_credentials: coroutines ask for it, where processes use an AsyncPool.
     hold, pause: of a lease, between two checkouts, on average. quiet: how likely a pause is a hundred times as long.
@@ -99,6 +103,9 @@ class Settings:
     cancelled: float = 0.1
     rough: float = 0.0
     more_hooks: bool = False
+    all_hooks: bool = False
+    detached: float = 0.0
+    overdue: float = 0.0
     tokens: bool = False
     issuer: float = 0.05
     token_life: float = 20.0
@@ -198,6 +205,7 @@ def _draw_pace(settings: Settings, history: list[Fault]) -> list[Fault]:
     settings.pace = chance.choices(("", "hostile", "quiet"), (0.24, 0.6, 0.16))[0]
     if not settings.pace:
         return history
+    _draw_later(settings)
     if settings.pace == "quiet":
         _draw_quiet(settings, chance)
         every_s = chance.choice((10.0, 60.0, 300.0))
@@ -207,6 +215,27 @@ def _draw_pace(settings: Settings, history: list[Fault]) -> list[Fault]:
         if chance.random() < 0.1:
             _draw_crowd(settings, chance)
     return _faults(chance, settings, [kind for kind in settings.kinds if kind in ALL], every_s)
+
+
+def _draw_later(settings: Settings) -> None:
+    """What worlds without a pace do not have."""
+    chance = random.Random(f"later {settings.seed}")
+    options, size = settings.options, settings.options["max_size"]
+    settings.kinds += tuple(kind for kind in LATER if chance.random() < 0.4)
+    settings.all_hooks = chance.random() < 0.4
+    settings.detached = chance.choice((0.0, 0.0, 0.02, 0.2))
+    if chance.random() < 0.2:
+        options["lanes"] = {"web": chance.randint(1, size)}
+        settings.kinds = tuple(
+            kind for kind in settings.kinds if kind not in ("resize", "redeploy")
+        )
+    if chance.random() < 0.2:
+        # Long enough for as many as there may be to be opened one after the other, and held together.
+        limit = chance.choice((1.0, 3.0)) * (3.0 + 3.0 * 6 * settings.login)
+        options["max_lease_warn"], options["max_lease_kill"] = limit / 2, limit
+        settings.overdue = chance.choice((0.0, 0.01, 0.1))
+    if chance.random() < 0.1:
+        options["wait_warn"] = 0.5
 
 
 def _draw_quiet(settings: Settings, chance: random.Random) -> None:

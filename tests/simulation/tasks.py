@@ -179,14 +179,15 @@ class TaskWorker(Worker):
 
     async def _use(self) -> None:
         identity = self.chance.choice(self.settings.identities)
-        held = await self._check_out_here(self.chance.choice(self.settings.timeouts), identity)
+        timeout = self.chance.choice(self.settings.timeouts)
+        held = await self._check_out_here(timeout, identity, self.lane())
         if not held:
             return
         session, database = held[0].resource, self.world.database
         database.lend(session, identity, self.release)
         try:
-            if self.settings.hold:
-                await asyncio.sleep(self.chance.expovariate(1.0) * self.settings.hold)
+            if seconds := self._length_of_use():
+                await asyncio.sleep(seconds)
         except asyncio.CancelledError:
             database.give_back(session)
             await self.release_now(held)
@@ -217,13 +218,17 @@ class TaskWorker(Worker):
     async def release_now(self, held: Held) -> None:
         await held.pop().__aexit__(None, None, None)
 
-    async def _check_out_here(self, timeout: float | None, identity: str | None) -> Held:
+    async def _check_out_here(
+        self, timeout: float | None, identity: str | None, lane: str | None = None
+    ) -> Held:
         judge, held, pauses = self._waits(timeout), Held(), False
         pool = self.chance.choice(self.pools) if self.settings.two_members else self.pool
         checkout = pool.checkout if self.settings.tasks == "apool" else pool.acheckout
         try:
             credential = self.credentials.get(identity)
-            held.append(await checkout(timeout, identity=identity, credential=credential))
+            held.append(
+                await checkout(timeout, identity=identity, credential=credential, lane=lane)
+            )
         except self.errors.PoolError as error:
             pauses = self._refused(error)
         else:
@@ -235,8 +240,10 @@ class TaskWorker(Worker):
 
     # --- from other threads: see Worker --------------------------------------------------------------------
 
-    def check_out(self, timeout: float | None, identity: str | None = None) -> Any:
-        held = self.in_loop(lambda: self._check_out_here(timeout, identity))
+    def check_out(
+        self, timeout: float | None, identity: str | None = None, lane: str | None = None
+    ) -> Any:
+        held = self.in_loop(lambda: self._check_out_here(timeout, identity, lane))
         return _Lent(self, held) if held else None
 
     def resize(self, size: int) -> None:
@@ -250,6 +257,26 @@ class TaskWorker(Worker):
             super().reset(over)
         else:
             self.in_loop(lambda: self.pool.reset(over=over))
+
+    def drain(self, seconds: float) -> None:
+        if self.settings.tasks != "apool":
+            super().drain(seconds)
+        else:
+            self.in_loop(lambda: self.pool.drain(seconds))
+
+    def close(self, *, everywhere: bool) -> None:
+        if self.settings.tasks != "apool":
+            super().close(everywhere=everywhere)
+            return
+        self.in_loop(lambda: self.pool.aclose(everywhere=everywhere))
+        self.world.scheduler.sleep(0.5)
+        self.declare_again()
+
+    def _asks(self, function: Callable[[], Any]) -> None:
+        if asyncio.iscoroutinefunction(function):
+            self.in_loop(function)
+        else:
+            function()
 
 
 class _Lent:

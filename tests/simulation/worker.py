@@ -31,7 +31,7 @@ class Worker:
         copy = world.copy
         self.errors = copy.errors
         self.release = world.release.number % 2
-        options = world.release.options
+        self.options = options = world.release.options
         self.managers = []
         for _ in range(1 + self.settings.two_members):
             # A second copy of the library knows nothing of the first one's members.
@@ -97,24 +97,47 @@ class Worker:
     def _check_out_and_use(self) -> None:
         timeout = self.chance.choice(self.settings.timeouts)
         identity = self.chance.choice(self.settings.identities)
-        lease = self.check_out(timeout, identity)
+        lease = self.check_out(timeout, identity, self.lane())
         if lease is None:
             return
         session = lease.resource
         database = self.world.database
         database.lend(session, identity, self.release)
-        if self.settings.hold:
-            self.world.scheduler.sleep(self.chance.expovariate(1.0) * self.settings.hold)
+        if seconds := self._length_of_use():
+            self.world.scheduler.sleep(seconds)
         database.give_back(session)
         # The collector does not run in a world. A frame that some traceback has kept must not keep a lease that leaks.
         held = [lease]
         del lease
         self._give_back(held)
 
+    def lane(self) -> str | None:
+        """Of the next checkout."""
+        return self.chance.choice((None, "web")) if "lanes" in self.options else None
+
+    def _length_of_use(self) -> float:
+        settings = self.settings
+        if settings.overdue and self.chance.random() < settings.overdue:
+            return float(1.5 * self.options["max_lease_kill"])
+        return self.chance.expovariate(1.0) * settings.hold if settings.hold else 0.0
+
+    def _detach(self, lease: Any) -> None:
+        """The resource is the caller's, until it has closed it."""
+        try:
+            session = lease.detach()
+        except self.errors.StaleLease:
+            return
+        self.world.scheduler.sleep(self.settings.hold)
+        self.world.database.end(session)
+        lease.closed()
+        self.world.outcome.done["detached"] += 1
+
     def _give_back(self, held: list[Any]) -> None:
         lease = held.pop()
         drawn = self.chance.random()
-        if drawn < 0.02:
+        if self.settings.detached and self.chance.random() < self.settings.detached:
+            self._detach(lease)
+        elif drawn < 0.02:
             lease.discard()
             self.world.outcome.done["discarded"] += 1
         elif drawn < 0.04:
@@ -132,18 +155,25 @@ class Worker:
             errors.CheckoutTimeout, errors.OpenFailed, errors.TooManyWaiting, errors.ServerUnavailable,
         )  # fmt: skip
         is_expected = isinstance(error, expected)
+        if "close" in kinds and isinstance(error, errors.PoolClosed):
+            self.world.refused(type(error).__name__, str(error))
+            return True
         if not is_expected and "visitor" not in kinds:  # whose server may have been the first
             raise error
         self.world.refused(type(error).__name__, str(error))
         return not is_expected
 
-    def check_out(self, timeout: float | None, identity: str | None = None) -> Any:
+    def check_out(
+        self, timeout: float | None, identity: str | None = None, lane: str | None = None
+    ) -> Any:
         """A lease; None where it was refused for a reason that there may be."""
         judge, found, pauses = self._waits(timeout), [], False
         try:
             pool = self.chance.choice(self.pools) if self.settings.two_members else self.pool
             credential = self.credentials.get(identity)
-            found.append(pool.checkout(timeout, identity=identity, credential=credential))
+            found.append(
+                pool.checkout(timeout, identity=identity, credential=credential, lane=lane)
+            )
         except self.errors.PoolError as error:
             pauses = self._refused(error)
         else:
@@ -187,3 +217,30 @@ class Worker:
 
     def reset(self, over: float) -> None:
         self.pool.reset(over=over)
+
+    def drain(self, seconds: float) -> None:
+        self.pool.drain(seconds)
+
+    def close(self, *, everywhere: bool) -> None:
+        self.pool.close(everywhere=everywhere)
+        self.world.scheduler.sleep(0.5)
+        self.declare_again()
+
+    def declare_again(self) -> None:
+        """Where a pool was closed, that opens it."""
+        from tests.simulation.world import POOL
+
+        for manager in self.managers:
+            self._declare(manager, POOL, self.options)
+
+    def ask(self, which: float) -> None:
+        """One of what only looks. which: between 0 and 1."""
+        of_pool = ("stats", "health", "advice")
+        of_manager = ("stats", "health")
+        names = [(self.pool, name) for name in of_pool if hasattr(self.pool, name)]
+        names += [(self.manager, name) for name in of_manager]
+        whose, name = names[int(which * len(names))]
+        self._asks(getattr(whose, name))
+
+    def _asks(self, function: Callable[[], Any]) -> None:
+        function()

@@ -65,7 +65,7 @@ class Books:
             assert state == "opening"
             del self.slots[event.number]
         elif isinstance(event, Closed):
-            assert state in ("open", "returned")
+            assert state in ("open", "returned"), state
             del self.slots[event.number]
         elif isinstance(event, Opened):
             assert state == "opening"
@@ -212,6 +212,28 @@ class InventoryMachine(RuleBasedStateMachine):
             self.inventory.retire(meant, hung=hung)
         assert all(entry.retire_at == AT_ONCE for entry in meant)
 
+    @rule(which=st.integers(0, 99))
+    def detach(self, which: int) -> None:
+        entry = self.pick(which, "open")
+        if entry is None:
+            return
+        entry.resource, entry.lent_at = "mine", self.now
+        taken = self.inventory.detach(entry)
+        assert taken == (None if entry.killed else "mine")
+        if taken:
+            assert self.inventory.detach(entry) is None, "only once"
+            assert not self.inventory.kill(entry, self.now)
+            assert not self.inventory.end_early(entry, "the machine has no lease")
+            assert entry.resource is None, "nothing of ours keeps it alive"
+
+    @rule(which=st.integers(0, 99))
+    def what_was_detached_is_closed(self, which: int) -> None:
+        entry = self.pick(which, "detached")
+        if entry is not None:
+            assert self.inventory.begin_close(entry, self.now)
+            self.uses_of_the_gone += entry.uses
+            assert self.inventory.closed(entry, "discarded") is None
+
     # --- going out -------------------------------------------------------------------------------------------
 
     @rule(which=st.integers(0, 99))
@@ -297,7 +319,8 @@ class InventoryMachine(RuleBasedStateMachine):
             del held[number]
             held[successor.number] = successor.state
         assert told.slots.keys() == held.keys()
-        assert all(held[number] in (state, "closing") for number, state in told.slots.items())
+        out = ("closing", "detached")
+        assert all(held[number] in (state, *out) for number, state in told.slots.items())
 
     @invariant()
     def the_side_table_is_what_was_returned(self) -> None:
