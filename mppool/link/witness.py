@@ -38,7 +38,7 @@ class Witness:
         """
         process = self.process()
         name = witness_name(process.member)
-        if not process.member & 1 or _leads_to(self._descriptor, name):
+        if not process.member & 1 or self.is_shown:
             return
         try:
             self._descriptor = os.memfd_create(name, os.MFD_CLOEXEC)
@@ -49,11 +49,15 @@ class Witness:
 
     def hide(self) -> None:
         """Be seen no more: this member holds nothing, and no server has to wait for what it says."""
-        known = self._processes.get(None)
-        # Never another file: its number may be somebody else's by now.
-        if known is not None and _leads_to(self._descriptor, witness_name(known.member)):
+        if self.is_shown:  # else its number may be somebody else's by now
             os.close(self._descriptor)
         self._descriptor = -1
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether its descriptor is open."""
+        known = self._processes.get(None)
+        return known is not None and _leads_to(self._descriptor, witness_name(known.member))
 
     def descriptors(self) -> list[int]:
         """What a forked child must close."""

@@ -221,6 +221,8 @@ class ColdCheckout:
         """
         local = self._local
         if local.closed_here or local.closed_everywhere:
+            if granted is not None:  # closed since it asked
+                self._hand_on(granted, local.inventory)
             self._raise_closed()
         self._inventory = local.inventory
         self._waiter = waiter = LocalWaiter(

@@ -10,11 +10,13 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from mppool import CheckoutTimeout, PoolManager
+from mppool.rendezvous.paths import ManagerPaths
 from tests.helpers import Fork, is_alive, wait_until
 from tests.processes.witness import Witness
 
@@ -116,3 +118,25 @@ def test_after_an_orderly_shutdown_a_process_that_has_nothing_starts_nothing(
     assert any(thread.name == "mppool-errands-t" for thread in threading.enumerate())
     assert not link.session.unheard
     assert manager.server_pid is None
+
+
+def test_who_has_nothing_and_was_told_farewell_is_not_waited_for_after_a_damaged_journal(
+    manager: PoolManager, witness: Witness, fork: Forks, runtime_dir: Path
+) -> None:
+    """As if the server had been killed while it left, and its journal damaged in that moment."""
+    pool = manager.pool("p", witness.recipe(), max_size=1)
+    assert _use(pool)
+    paths = ManagerPaths(runtime_dir, manager.name)
+    left = {path: path.read_bytes() for path in paths.members.iterdir()}
+    assert left
+    manager.shutdown()
+    session: Any = pool._local.member.link.session
+    wait_until(lambda: manager.server_pid is None, "its end")
+    wait_until(lambda: not session.witness.is_shown, "this member to be seen no more")
+    for path, content in left.items():
+        path.write_bytes(content)
+    paths.journal.write_bytes(b"nothing of a journal")
+    assert fork(_use, pool).result()
+    assert _use(pool)
+    assert session.witness.is_shown
+    assert witness.figures()["peak"] == 1

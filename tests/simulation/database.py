@@ -12,6 +12,9 @@ if TYPE_CHECKING:
     from tests.simulation.world import World
 
 
+SLACK_S = 5.0
+
+
 class Session:
     """What a pool lends here. user: the lease that it is lent to. is_opening: its login is not over. release: of what was opened.
 
@@ -69,7 +72,8 @@ class Database:
     def _is_overdue(self, session: Session) -> bool:
         """Whether its lease may be ended by force."""
         longest = self._longest_use
-        return longest is not None and monotonic() >= session.lent_at + longest
+        # Between the begin of the lease and `lend` its process may have been stopped.
+        return longest is not None and monotonic() >= session.lent_at + longest - SLACK_S
 
     def forget(self, process: Process) -> None:
         """It is dead."""

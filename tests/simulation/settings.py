@@ -231,7 +231,7 @@ def _draw_later(settings: Settings) -> None:
         )
     if chance.random() < 0.2:
         # Long enough for as many as there may be to be opened one after the other, and held together.
-        limit = chance.choice((1.0, 3.0)) * (3.0 + 3.0 * 6 * settings.login)
+        limit = chance.choice((1.0, 3.0)) * (8.0 + 3.0 * 6 * settings.login)
         options["max_lease_warn"], options["max_lease_kill"] = limit / 2, limit
         settings.overdue = chance.choice((0.0, 0.01, 0.1))
     if chance.random() < 0.1:

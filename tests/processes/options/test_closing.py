@@ -195,3 +195,26 @@ def test_an_in_process_manager_closes_and_opens_again() -> None:
         with pool.checkout(timeout=5):
             pass
     manager.shutdown()
+
+
+def test_what_is_granted_in_the_instant_of_a_close_is_not_lost(
+    declare: Declare, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A checkout with a timeout of 0 had its grant, and found the pool closed: the slot was nobody's for ever."""
+    pool = declare(max_size=1)
+    link: Any = pool._local.member.link
+    ask = link.ask_at_once
+
+    def ask_and_close(event: Any) -> Any:
+        answer = ask(event)
+        pool.close()
+        return answer
+
+    pool.wait_ready(10)  # attached
+    monkeypatch.setattr(link, "ask_at_once", ask_and_close)
+    with pytest.raises(PoolClosed):
+        pool.checkout(timeout=0)
+    monkeypatch.undo()
+    declare(max_size=1)
+    with pool.checkout(timeout=10):
+        assert pool.stats()["size"] == 1
