@@ -32,6 +32,7 @@ class Healing:
         self._heal()
         steps = (
             self._all_have_ended,
+            self._pools_are_open,
             self._bounds_are_back,
             self._all_can_be_had,
             self._all_have_left,
@@ -53,12 +54,6 @@ class Healing:
         kernel.files.is_full, kernel.files.failing = False, 0.0
         kernel.delayed = 0.0
         world.database.fails = world.database.hangs = world.database.hooks_fail = 0.0
-        if "close" in world.settings.kinds:
-            for process in self._workers():
-                process.start_thread(
-                    lambda told=process.told: told and told.declare_again(), "again"
-                )
-        world.issuer.fails = world.issuer.hangs = 0.0
 
     def _demand(self, what: str, is_so: Callable[[], bool]) -> bool:
         """Wait until it is so; a problem where it never is."""
@@ -85,6 +80,19 @@ class Healing:
                 for one in self._workers()
             ),
         )
+
+    def _pools_are_open(self) -> None:
+        """Who has closed one, and could not declare it again, does so now."""
+        done: list[bool] = []
+
+        def declare(worker: Any) -> None:
+            worker.declare_again()
+            done.append(True)
+
+        workers = self._workers() if "close" in self.world.settings.kinds else []
+        for process in workers:
+            self._in_worker(process, declare, "declares again")
+        self._demand("a pool cannot be declared again", lambda: len(done) == len(workers))
 
     def _bounds_are_back(self) -> None:
         per_process = self.world.settings.options.get("max_per_process", self.size)
