@@ -19,11 +19,8 @@ class Detached:
 
     def closed(self) -> None:
         """The caller has closed it: its slot is free. Again, and in a forked child, it does nothing."""
-        entries = self._entries
         try:
-            if not entries[0].mark[0]:
-                return
-            entry = entries.pop()
+            entry = self._entries.pop()
         except IndexError:
             return
         if entry.inventory.begin_close(entry, monotonic()):

@@ -121,6 +121,11 @@ class PoolEntry:
         self.thread = ""
         self.stack = ""
 
+    @property
+    def counts_as_open(self) -> bool:
+        """Whether it is open, and nobody is closing it: what was detached is so until its user says otherwise."""
+        return self.state in {"open", "detached"}
+
     def used_in_lane(self) -> str | None:
         """For which lane it is lent; None: for none, it lies on its shelf."""
         lane = self.lane
@@ -197,7 +202,7 @@ class Inventory:
                 entry.local.name,
                 entry.key,
                 entry.number,
-                "open" if entry.state == "detached" else entry.state,
+                "open" if entry.counts_as_open else entry.state,
                 entry.generation,
                 entry.opened_before,
                 entry.used_in_lane(),

@@ -72,7 +72,7 @@ def tell_what_is_lent(local: LocalPool) -> None:
         held = [
             (entry.number, entry.used_in_lane())
             for entry in local.inventory.table.values()
-            if entry.local is local and entry.state == "open"
+            if entry.local is local and entry.counts_as_open
         ]
     if held:
         local.member.tell(Lent(held))
@@ -83,6 +83,6 @@ def in_use_by_lane(local: LocalPool, lanes: dict[str, int]) -> dict[str, int]:
     used = dict.fromkeys((*lanes, COMMON), 0)
     for entry in local.entries():
         lane = entry.used_in_lane()
-        if entry.state == "open" and lane in used:
+        if entry.counts_as_open and lane in used:
             used[lane] += 1
     return used

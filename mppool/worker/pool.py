@@ -320,7 +320,7 @@ class Pool(Generic[T]):
         """How many resources are lent in this process. Asks no other process."""
         local = self._local
         leaked = sum(entry.local is local for entry in list(local.inventory.leaked))
-        open_here = sum(entry.state == "open" for entry in local.entries())
+        open_here = sum(entry.counts_as_open for entry in local.entries())
         return max(0, open_here - leaked - self.idle_here)
 
     def close_idle(self) -> int:

@@ -8,6 +8,8 @@ _INVENTORY = ("tests/worker/test_inventory.py",)
 _IDLE = ("tests/worker/test_idle.py",)
 _LINE = ("tests/worker/test_line.py",)
 _ASKING = ("tests/processes/test_asking.py",)
+_DETACHED = ("tests/processes/test_detach.py",)
+_UNHEARD = ("tests/processes/test_unheard.py",)
 
 WORKER_BUGS = [
     # --- asking ------------------------------------------------------------------------------------------
@@ -212,5 +214,63 @@ WORKER_BUGS = [
         "        if False:",
         "all threads wait for a stopped server again and again",
         _LINE,
+    ),
+    # --- detached ----------------------------------------------------------------------------------------
+    Bug(
+        "detached-is-lost",
+        "worker/audit.py",
+        '    if entry.state == "detached":\n        return False  # nobody can say that it was closed; it ends with the process\n',
+        "",
+        "after an interrupt the slot of a session that is still open is granted to somebody else",
+        _DETACHED,
+    ),
+    Bug(
+        "detached-killed",
+        "worker/inventory.py",
+        '            if entry.state != "open" or entry.killed:\n                return None\n',
+        "",
+        "a session that was ended by force is given to its user as if it were open",
+        _INVENTORY,
+    ),
+    Bug(
+        "detached-kept",
+        "worker/inventory.py",
+        "            resource, entry.resource = entry.resource, None\n            entry.local.closing(entry)  # nobody",
+        "            resource = entry.resource\n            entry.local.closing(entry)  # nobody",
+        "the pool keeps alive what its user has dropped",
+        _INVENTORY,
+    ),
+    Bug(
+        "detached-twice",
+        "worker/inventory.py",
+        '            entry.state = "detached"\n',
+        "",
+        "a session that somebody has taken for good is closed by the pool",
+        _INVENTORY,
+    ),
+    Bug(
+        "granted-to-a-closed-pool",
+        "worker/checkout.py",
+        "                self._hand_on(granted, local.inventory)\n            self._raise_closed()\n",
+        "                pass\n            self._raise_closed()\n",
+        "what is granted in the instant of a close is nobody's for ever",
+        ("tests/processes/options/test_closing.py",),
+    ),
+    # --- a member without a server -----------------------------------------------------------------------
+    Bug(
+        "seen-for-ever",
+        "link/errands.py",
+        "            self._session.hide_if_idle()\n",
+        "",
+        "after a damaged journal nothing is granted until a process that holds nothing uses its pool again",
+        _UNHEARD,
+    ),
+    Bug(
+        "hidden-with-open-sessions",
+        "link/session.py",
+        "            if self._process.inventory.session is None and not self.wants_successor():\n",
+        "            if self._process.inventory.session is None:\n",
+        "what a process has open is granted once more while it looks for the next server",
+        _UNHEARD,
     ),
 ]

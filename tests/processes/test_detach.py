@@ -20,6 +20,7 @@ from mppool import (
     PoolManager,
     StaleLease,
 )
+from mppool.worker.audit import close_lost
 from tests.helpers import Fork, wait_until
 from tests.processes.async_witness import AsyncSessionRecipe
 from tests.processes.witness import Witness
@@ -224,3 +225,14 @@ def test_a_manager_in_one_process_has_the_same() -> None:
         lease.closed()
         with pool.checkout(timeout=0.0) as resource:
             assert resource == []
+
+
+def test_what_was_detached_is_not_taken_for_lost(manager: PoolManager, witness: Witness) -> None:
+    """The audit closes what nobody holds, after an interrupt."""
+    pool = manager.pool("p", witness.recipe(), max_size=2)
+    session = pool.checkout(timeout=10).detach()  # the lease is gone
+    member = pool._local.member
+    assert close_lost(member, member.inventory) == 0
+    assert session.ask("still there")
+    assert pool.stats()["size"] == 1
+    session.close()

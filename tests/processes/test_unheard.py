@@ -140,3 +140,28 @@ def test_who_has_nothing_and_was_told_farewell_is_not_waited_for_after_a_damaged
     assert _use(pool)
     assert session.witness.is_shown
     assert witness.figures()["peak"] == 1
+
+
+def test_who_has_something_open_is_seen_while_no_server_can_be_had(
+    manager: PoolManager, witness: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else the next server takes it for gone, and grants its slot to somebody else."""
+
+    def no_server(*_: object) -> bool:
+        raise TimeoutError
+
+    pool = manager.pool("p", witness.recipe(), max_size=1)
+    session: Any = pool._local.member.link.session
+    with pool.checkout(timeout=10) as mine:
+        monkeypatch.setattr(session, "_attach", no_server)
+        server = manager.server_pid
+        assert server is not None
+        os.kill(server, signal.SIGKILL)
+        wait_until(lambda: session.outgoing.channel is None, "the end of the session")
+        with pytest.raises(TimeoutError):
+            session.ensure(0.0)
+        assert session.witness.is_shown
+        monkeypatch.undo()
+        assert mine.ask("mine")
+    assert _use(pool)
+    assert witness.figures()["peak"] == 1

@@ -75,6 +75,25 @@ class Books:
             self.slots[event.number] = "returned"
 
 
+def test_what_is_detached_is_its_users_alone() -> None:
+    pool = InProcessManager().pool("p", object)
+    inventory = new_inventory()
+    pool._local.renew(inventory)
+    entries = []
+    for number in (1, 2):
+        entry = PoolEntry(pool._local, inventory, GrantNumber(number), "k", 0, number)
+        assert inventory.register(entry, grant_of(number), SESSION, NOW)
+        inventory.opened(entry, 0.1, NOW, NEVER)
+        entry.resource, entry.lent_at = f"session {number}", NOW
+        entries.append(entry)
+    one, two = entries
+    assert inventory.detach(one) == "session 1"
+    assert one.resource is None, "the pool keeps nothing alive"
+    assert inventory.kill(two, NOW)
+    assert inventory.detach(two) is None, "it was ended by force"
+    assert [held.state for held in inventory.held()] == ["open", "open"]
+
+
 class InventoryMachine(RuleBasedStateMachine):
     """Each rule is a step of some thread. An entry's owner does what only owners do; all else may be done by any."""
 
