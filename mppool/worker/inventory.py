@@ -202,7 +202,7 @@ class Inventory:
                 entry.local.name,
                 entry.key,
                 entry.number,
-                "open" if entry.counts_as_open else entry.state,
+                "open" if entry.state == "detached" else entry.state,
                 entry.generation,
                 entry.opened_before,
                 entry.used_in_lane(),
