@@ -311,8 +311,9 @@ class GuardedAsyncLease(GuardedLease[T], AsyncLease[T]):
         self._guard = lease._guard
         AsyncLease.__init__(self, lease)
 
-    def _is_kept(self) -> bool:
-        return not self._loan.altered and super()._is_kept()
+    def _released_at_once(self) -> bool:
+        self._loan.end()
+        return not self._loan.altered and super()._released_at_once()
 
 
 class GuardedPool(Pool[T]):

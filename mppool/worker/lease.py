@@ -301,8 +301,9 @@ class AsyncLease(Lease[T]):
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
-        if self._is_forked() or (error is None and self._local.plain and self._is_kept()):
-            self.release()  # nothing but an append
+        if self._is_forked():
+            return
+        if error is None and self._local.plain and self._released_at_once():
             return
         from mppool.worker.loops import done_in_thread  # asyncio is loaded here, if anywhere
 
@@ -310,10 +311,32 @@ class AsyncLease(Lease[T]):
         kind = None if error is None else type(error)
         await done_in_thread(self._local.member.chores, lambda: self.__exit__(kind, error, None))
 
-    def _is_kept(self) -> bool:
-        """Whether the resource may be lent again. Else it is closed at its release, which may take its time."""
-        held = list(self._held)
-        return not held or monotonic() < held[0].retire_at
+    def _released_at_once(self) -> bool:
+        """Lay the resource on its shelf. False: it is still held, for it has to be closed, which may take its time.
+
+        One look decides: it may have to be closed from any moment on.
+        """
+        entry = None
+        try:
+            try:
+                entry = self._held.pop()
+            except IndexError:
+                self._refuse_second()
+                return True
+            now = monotonic()
+            if now >= entry.retire_at:
+                self._held.append(entry)
+                return False
+            used = now - entry.lent_at
+            entry.released_at = now
+            entry.idle.put_back(entry)
+            if used >= BRIEF_S and not entry.killed:
+                entry.local.durations.used(used)
+        except BaseException as error:
+            entry = None
+            self._local.member.interrupted(error)
+            raise
+        return True
 
 
 class _OfTheResource:

@@ -203,3 +203,28 @@ def test_what_ends_at_its_release_is_closed_outside_of_the_loop(manager: InProce
     in_small_loop(main)
     wait_until(lambda: closed_in, "the close")
     assert closed_in != [threading.current_thread()]
+
+
+def test_what_has_to_be_closed_from_the_instant_of_its_release_on_is_not_closed_in_the_loop(
+    manager: InProcessManager,
+) -> None:
+    """Found by the simulation: the pool was closed between two looks whether the release is nothing but an append."""
+
+    class Closing(list[Any]):
+        def pop(self, *index: Any) -> Any:
+            pool.close()
+            return super().pop(*index)
+
+    def close(_: object) -> None:
+        closed_in.append(asyncio._get_running_loop())
+
+    async def main() -> None:
+        lease = await pool.acheckout()
+        lease._held = Closing(lease._held)
+        async with lease:
+            pass
+
+    closed_in: list[Any] = []
+    pool = manager.pool("p", object, close=close, max_size=1)
+    asyncio.run(main())
+    assert closed_in == [None]
