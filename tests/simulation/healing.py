@@ -12,6 +12,8 @@ if TYPE_CHECKING:
 
 PATIENCE_S = 150.0
 """Within this, everybody has been served, and all that was wrong is forgotten."""
+COMMANDS_S = 6.0
+"""Within this, a command has been done, or given up, whose loop has ended."""
 OPENINGS_S = 5.0
 """Within this, what was being opened is open, or has failed."""
 
@@ -113,6 +115,8 @@ class Healing:
                     self.world.scheduler.sleep(0.5)
             done.append(True)
 
+        # One of an AsyncPool is done by a thread, which goes on where its task has ended.
+        self.world.scheduler.run(self.world.has_failed, self.world.scheduler.now + COMMANDS_S)
         # Who has the newest declaration: no newer one says anything else of the bounds.
         newest = self.world.start_worker()
         self._demand("a worker does not start", lambda: bool(newest.told))
