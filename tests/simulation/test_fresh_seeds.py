@@ -1,6 +1,6 @@
 """Fresh seeds each time, in parts that the workers of pytest-xdist share. What was simulated is told in pytest's summary.
 
-MPPOOL_SIMULATION_AMOUNT=1 is 20 simulated hours and 100,000 faults; without it a tenth of that is done.
+MPPOOL_SIMULATION_AMOUNT is a part of 20 simulated hours and 100,000 faults, or a multiple.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from tests.simulation.runs import Total, run_many, shrink, told
 from tests.simulation.world import Outcome
 
 HOURS, FAULTS = 20.0, 100_000
-AMOUNT = float(os.environ.get("MPPOOL_SIMULATION_AMOUNT", "0.1"))
+AMOUNT = float(os.environ.get("MPPOOL_SIMULATION_AMOUNT", "1"))
 PARTS = max(2, round(10 * AMOUNT))
 SEEDS_AT_A_TIME = 3
 MOST_RUNS = 40

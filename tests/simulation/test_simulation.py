@@ -70,15 +70,45 @@ def test_a_world_without_faults_works() -> None:
     assert outcome.done["checkouts"] > 20
 
 
-KINDS = ("kill worker", "kill server", "cut", "stop server", "leave", "fork", "exec", "redeploy")
+KINDS = (
+    *("kill worker", "kill server", "cut", "stop server", "leave", "fork", "exec", "redeploy"),
+    *("hooks fail", "ask", "drain", "close"),
+)
 
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_each_of_these_faults_is_survived(kind: str) -> None:
     history = [Fault(1.0 + number, kind, number / 8, number / 8) for number in range(8)]
-    outcome = run(small_world(kinds=(kind,), options={"max_size": 3, "min_size": 1}), history)
+    options = {"max_size": 3, "min_size": 1, "check_interval": 0.5}
+    outcome = run(small_world(kinds=(kind,), all_hooks=True, options=options), history)
     assert not outcome.problems, told(outcome)
     assert outcome.faults[kind] >= 3
+    if kind == "hooks fail":
+        assert outcome.faults["failed hook"] >= 3
+
+
+def test_detached_and_overdue_leases_and_lanes() -> None:
+    options = {"max_size": 3, "lanes": {"web": 1}, "max_lease_warn": 4.0, "max_lease_kill": 8.0}
+    settings = small_world(options=options, detached=0.2, overdue=0.1, seconds=60.0)
+    outcome = run(settings, [])
+    assert not outcome.problems, told(outcome)
+    assert outcome.done["detached"] >= 3
+    assert any("killed" in text for text in outcome.marks), "overdue leases were ended"
+
+
+def test_a_detached_resource_that_takes_no_slot_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    def frees_it(detach: Any) -> Any:
+        def detach_and_free(self: Any, entry: Any) -> Any:
+            resource = detach(self, entry)
+            self.begin_close(entry, 0.0)
+            self.closed(entry, "discarded")
+            return resource
+
+        return detach_and_free
+
+    planted(monkeypatch, "worker.inventory", "Inventory.detach", frees_it)
+    outcome = run(small_world(detached=0.5, hold=0.5, seconds=20.0), [])
+    assert any("over the cap" in problem for problem in outcome.problems)
 
 
 def cuts(how_many: int = 12) -> list[Fault]:
