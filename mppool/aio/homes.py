@@ -248,9 +248,12 @@ class Homes:
             self._declare()
 
     def _declare(self) -> None:
-        """Tell the books whether `min_size` can be opened here; before the first attachment that says it all."""
+        """Tell the books whether `min_size` can be opened here; before the first attachment that says it all.
+
+        Also while the pool is closed: another process may open it again.
+        """
         member = self._local.member
-        if member.inventory.session is not None and not self._local.closed:
+        if member.inventory.session is not None:
             member.tell(Declare(self._local.declaration()))
 
     # --- see Keeper ---------------------------------------------------------------------------------------

@@ -16,7 +16,12 @@ from mppool import AsyncPool, CheckoutTimeout, ConfigurationError, Opening, Stal
 from mppool.aio import bridge
 from mppool.aio.homes import Home
 from mppool.base_manager import Manager
+from mppool.core.decisions import NOBODY, Grant
+from mppool.core.events import Declare, Event
+from mppool.ids import GrantNumber
 from mppool.recipe import LoopIsOver
+from mppool.worker.inventory import PoolEntry
+from mppool.worker.opening import open_for_shelf
 from tests.aio.things import Thing, ThingRecipe, take_all, until
 from tests.helpers import PATIENCE, wait_until
 
@@ -379,3 +384,52 @@ def test_nothing_wakes_up_for_an_idle_loop(manager: Manager) -> None:
         assert len(asyncio.all_tasks()) == 1
 
     asyncio.run(main())
+
+
+def told_of(manager: Manager, monkeypatch: pytest.MonkeyPatch) -> list[Event]:
+    """What the books are told from now on."""
+    told: list[Event] = []
+    member: Any = manager._member
+    tell = member.tell
+
+    def listen(*events: Event) -> None:
+        told.extend(events)
+        tell(*events)
+
+    monkeypatch.setattr(member, "tell", listen)
+    return told
+
+
+def test_the_end_of_a_loop_is_told_although_the_pool_is_closed(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else, when another process opens it again, the books grant what cannot be opened here, again and again."""
+    pool: AsyncPool[Thing] = manager.apool("p", ThingRecipe(), max_size=2, min_size=1)
+    told = told_of(manager, monkeypatch)
+
+    async def use_and_close() -> None:
+        await use_all(pool, 1)
+        await pool.aclose(everywhere=True)
+        told.clear()
+
+    asyncio.run(use_and_close())
+    said = [one.declaration for one in told if isinstance(one, Declare)]
+    assert said
+    assert said[-1].closed
+
+
+def test_who_declines_what_it_cannot_open_tells_why(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool: AsyncPool[Thing] = manager.apool("p", ThingRecipe(), max_size=2, min_size=1)
+    asyncio.run(use_all(pool, 1))
+    local, number = pool._local, GrantNumber(10**9)
+    inventory = local.inventory
+    grant = Grant("p", local.default_key, number, NOBODY, generation=0, fresh=True, opened_before=0)
+    entry = PoolEntry(local, inventory, number, grant.key, 0, 0)
+    assert inventory.session is not None
+    assert inventory.register(entry, grant, inventory.session, time.monotonic())
+    told = told_of(manager, monkeypatch)
+    open_for_shelf(local, grant)
+    assert [one.declaration.closed for one in told if isinstance(one, Declare)] == [True]
+    assert number not in inventory.table

@@ -9,6 +9,7 @@ _IDLE = ("tests/worker/test_idle.py",)
 _LINE = ("tests/worker/test_line.py",)
 _ASKING = ("tests/processes/test_asking.py",)
 _DETACHED = ("tests/processes/test_detach.py",)
+_LOOPS = ("tests/aio/test_loops.py",)
 _UNHEARD = ("tests/processes/test_unheard.py",)
 
 WORKER_BUGS = [
@@ -255,6 +256,22 @@ WORKER_BUGS = [
         "                pass\n            self._raise_closed()\n",
         "what is granted in the instant of a close is nobody's for ever",
         ("tests/processes/options/test_closing.py",),
+    ),
+    Bug(
+        "end-of-a-loop-untold",
+        "aio/homes.py",
+        "        if member.inventory.session is not None:\n",
+        "        if member.inventory.session is not None and not self._local.closed:\n",
+        "the books grant what nobody can open, again and again",
+        _LOOPS,
+    ),
+    Bug(
+        "declines-without-a-word",
+        "worker/opening.py",
+        "        local.member.tell(Declare(local.declaration()))\n",
+        "",
+        "where the books are wrong about what can be opened, they stay so",
+        _LOOPS,
     ),
     # --- a member without a server -----------------------------------------------------------------------
     Bug(
