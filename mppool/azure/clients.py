@@ -99,15 +99,16 @@ class ClientPool(Generic[C]):
         make_immortal(parents)
         self.clients = Clients(self, self._member)
 
-    def client(self, credential: Any, target: str) -> C:
-        """The client for this credential and target; made if there is none, by one thread.
+    def client(self, credential: Any, account: str) -> C:
+        """The client for this credential and account; made if there is none, by one thread.
 
         credential: a token credential, AzureNamedKeyCredential, AzureSasCredential, or a key or SAS as str.
+        account: the target that the factory is given.
         Raises ConfigurationError for anything but a credential, and what the factory raises.
         """
         notice_fork()
         clients = self.clients
-        shortcut = (credential if type(credential) is str else id(credential), target)
+        shortcut = (credential if type(credential) is str else id(credential), account)
         if not clients.notes:
             try:
                 known = clients.shortcuts.get(shortcut)
@@ -120,21 +121,21 @@ class ClientPool(Generic[C]):
                 found: C = entry.client
                 return found
         temporary = getrefcount(credential) <= UNKEPT  # in this frame, and before it is passed on
-        asked = Asked(credential, self.target_of(target), temporary=temporary)
+        asked = Asked(credential, self.target_of(account), temporary=temporary)
         made: C = self._client(
             asked, shortcut if asked.can_be_shortened or type(credential) is str else None
         )
         return made
 
-    def client_of_its_own(self, credential: Any, target: str) -> C:
+    def client_of_its_own(self, credential: Any, account: str) -> C:
         """A client that is the caller's alone, and keeps the credential, which nobody else does."""
-        made: C = self._client(Asked(credential, self.target_of(target), temporary=True), None)
+        made: C = self._client(Asked(credential, self.target_of(account), temporary=True), None)
         return made
 
-    def aclient(self, credential: Any, target: str) -> Any:
+    def aclient(self, credential: Any, account: str) -> Any:
         """The asynchronous client, for the event loop that is running. Raises as `client` does."""
         temporary = getrefcount(credential) <= UNKEPT
-        return self._aclient(credential, target, temporary)
+        return self._aclient(credential, account, temporary)
 
     def _aclient(self, credential: Any, target: str, temporary: bool) -> Any:
         asked = Asked(credential, self.target_of(target), asynchronous=True, temporary=temporary)

@@ -56,6 +56,7 @@ def test_name_and_url_are_one_account(pool: BlobServicePool) -> None:
     client = pool.client(token, "shop")
     assert client.url == "https://shop.blob.core.windows.net/"
     assert client is pool.client(token, "HTTPS://SHOP.blob.core.windows.net/")
+    assert client is pool.client(credential=token, account="shop")
 
 
 def test_thirty_two_askers_build_one_client(
