@@ -47,7 +47,7 @@ _POLL_S = 0.005
 
 
 opens_in: ContextVar[Home] = ContextVar("opens_in")
-"""For whom a resource is opened, or a token fetched; unset: for nobody (`min_size`)."""
+"""In which loop a resource is opened or a credential asked; unset: for nobody's checkout (`min_size`)."""
 
 
 class OnLoop:
@@ -109,10 +109,10 @@ class Home:
     def finish(
         self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any
     ) -> asyncio.Future[None]:
-        """To wait for the end of a task that outlives its caller: a caller that is cancelled leaves it alone.
+        """Start `work` as a task that a cancelled caller does not end, and return what the caller awaits.
 
-        work: gets what this returns as its last argument, and says `has_finished` of it, however it ends.
-            `asyncio.shield` does the same with more turns of the loop.
+        work: gets that future as its last argument, and calls `has_finished` with it, however it ends.
+        `asyncio.shield` does the same with more turns of the loop.
         """
         done: asyncio.Future[None] = self.loop.create_future()
         self._finishing[done] = self.loop.create_task(work(*arguments, done))

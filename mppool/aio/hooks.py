@@ -168,7 +168,7 @@ class TaskHooks:
     async def give_back(
         self,
         entry: PoolEntry,
-        suspect: bool = False,  # see `Home.finish`
+        suspect: bool = False,  # by position: Home.finish passes no keywords
         done: asyncio.Future[None] | None = None,
     ) -> None:
         """A lease has ended. suspect: an exception ended its use, so it is checked before anybody gets it.

@@ -210,6 +210,8 @@ class AsyncLease(Generic[T]):
 
     def __repr__(self) -> str:
         state = "in use" if self._held else "released"
+        if hasattr(self, "_detached"):
+            state = "detached"
         return f"<{type(self).__name__} of pool {self._lender.name!r}, {state}>"
 
     def _raise_released(self) -> NoReturn:

@@ -136,7 +136,7 @@ class Lender:
             log.warning("pool %r: a lease was released after it had been killed", self.name)
             return None
         home: Home = entry.resource.home
-        if home.is_over or not (home.loop is running_loop() or home.runs):
+        if not home.runs:
             close_soon(entry, "discarded")
             return None
         return home

@@ -32,7 +32,8 @@ def take_out(entry: PoolEntry) -> tuple[Any, Detached] | None:
     """The resource is the caller's from now on; None: it was closed by force meanwhile. The caller owns the lease."""
     used = monotonic() - entry.lent_at
     detached = Detached(entry)  # first: an entry that nobody holds is closed by the audit
-    resource = entry.inventory.detach(entry)
+    # A machine that loses its lease closes everything.
+    resource = entry.inventory.detach(entry, keep=bool(entry.local.member.link.machine))
     if resource is None:
         return None
     entry.local.durations.used(used)

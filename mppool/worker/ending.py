@@ -84,12 +84,12 @@ def finish_close(entry: PoolEntry, reason: CloseReason) -> None:
 
 
 def end_leases(local: OwnPool, count: int, why: str) -> None:
-    """Close so many resources: those that lie idle first, then what has been lent for longest."""
+    """Close so many resources: those that lie idle first, then what was detached, then what has been lent for longest."""
     idle = list(islice(local.idle.shelves.one_by_one(lambda entry: True), count))
     for entry in idle:
         close_soon(entry, "retired")
     left = count - len(idle)
-    lent = [entry for entry in local.entries() if entry.state == "open"] if left else []
+    lent = [entry for entry in local.entries() if entry.counts_as_open] if left else []
     lent.sort(key=lambda entry: entry.lent_at)
     ended = [entry for entry in lent[:left] if entry.inventory.end_early(entry, why)]
     for entry in ended:

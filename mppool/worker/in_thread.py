@@ -18,7 +18,7 @@ async def in_thread(
     function: Callable[[], T],
     unwanted: Callable[[T], object] | None = None,
 ) -> T:
-    """What a function returns or raises that blocks, run in a thread of the pool's own.
+    """Run a function that blocks in a thread of the pool's own; return what it returns, raise what it raises.
 
     unwanted: called with the result, in a thread, where the task was cancelled meanwhile.
     """

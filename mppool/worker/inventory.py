@@ -46,7 +46,6 @@ EntryState = Literal["opening", "open", "returned", "detached", "closing"]
 NEVER = math.inf
 AT_ONCE = -math.inf
 
-
 MOST_VOIDED = 10_000
 
 
@@ -334,25 +333,30 @@ class Inventory:
             return True
 
     def end_early(self, entry: PoolEntry, why: str) -> bool:
-        """Its user may use it no more; False if it is being opened or closed.
+        """Its user may use it no more, even where it was detached; False if it is being opened or closed.
 
         Unlike `kill` this needs no word of the release: from now on its next owner can only close it.
         """
         with self.lock:
-            if entry.state != "open" or entry.killed:
+            if not entry.counts_as_open or entry.killed:
                 return False
             entry.why_ended, entry.killed, entry.retire_reason = why, True, "killed"
             entry.retire_at = AT_ONCE
             return True
 
-    def detach(self, entry: PoolEntry) -> Any:
-        """The resource is its user's, who closes it; None: it was killed before. Its slot stays taken."""
+    def detach(self, entry: PoolEntry, *, keep: bool = False) -> Any:
+        """The resource is its user's, who closes it; None: it was killed before. Its slot stays taken.
+
+        keep: it may have to be closed by force all the same, see `end_early`. Else nothing here refers to it any more.
+        """
         with self.lock:
             if entry.state != "open" or entry.killed:
                 return None
             entry.state = "detached"
             entry.lent_at = 0.0
-            resource, entry.resource = entry.resource, None
+            resource = entry.resource
+            if not keep:
+                entry.resource = None
             entry.local.closing(entry)  # nobody here hopes for its release
         return resource
 

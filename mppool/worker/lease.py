@@ -289,8 +289,6 @@ class AsyncLease(Lease[T]):
         self._local = lease._local
         held, lease._held = lease._held, []
         self._held = held
-        if hasattr(lease, "_detached"):
-            self._detached = lease._detached
 
     async def __aenter__(self) -> T:
         return self.resource

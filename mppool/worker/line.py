@@ -139,7 +139,7 @@ class Line:
         """From now on releases look for this waiter."""
         key = waiter.key
         with self._inventory.lock:
-            demand = self.demands.get(key) or self.demand_for(key)
+            demand = self.demand_for(key)
             self.waiters[key] = demand.waiting
             demand.begins_to_wait(waiter, waiter.since)
             if self._spare:
@@ -151,7 +151,7 @@ class Line:
         """The waiter has been answered or has given up. served: it was given a resource."""
         key = waiter.key
         with self._inventory.lock:
-            demand = self.demands.get(key) or self.demand_for(key)
+            demand = self.demand_for(key)
             demand.stops_waiting(waiter, monotonic(), served=served)
             has_ticket = self.by_ticket and waiter.ticket in demand.tickets
             if has_ticket:  # it is for nobody else

@@ -131,7 +131,7 @@ class TaskCheckout:
         desk.stop_waiting(waiter, answer)
         if isinstance(answer, PoolEntry):
             answer.handed_at = 0.0  # its next release goes to the next task too
-            if self._lent(answer):
+            if self._lend_at_once(answer):
                 return answer
         return await self._use(answer)
 
@@ -154,8 +154,8 @@ class TaskCheckout:
             answer = await waiter.answer(None)
         return answer or Refuse(waiter.ticket, "timeout", "the server has not answered yet")
 
-    def _lent(self, entry: PoolEntry) -> bool:
-        """Whether the task has it already, because there is nothing to look at."""
+    def _lend_at_once(self, entry: PoolEntry) -> bool:
+        """Lend it, unless it has to be looked at first; False then."""
         now = monotonic()
         if (
             self._bearer is not None

@@ -187,6 +187,24 @@ def test_what_no_lease_covers_any_more_is_closed_although_it_is_lent(
     manager.close()
 
 
+def test_what_was_detached_is_closed_by_a_machine_that_loses_its_lease(
+    runtime_dir: Path, redis_server: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(LEASE_VARIABLE, "2")
+    settled(redis_server)
+    closed: list[Thing] = []
+    manager = PoolManager("shop", redis=redis_server.url, linger=0.1)
+    pool = manager.pool("orders", Thing, close=closed.append, max_size=CAP)
+    lease = pool.checkout()
+    thing = lease.detach()
+    redis_server.kill()
+    wait_until(lambda: closed, "it to be closed")
+    assert closed == [thing]
+    lease.closed()  # it has been said already
+    wait_until(lambda: not pool.stats()["resources"], "its slot")
+    manager.close()
+
+
 def test_the_example_of_the_page(
     runtime_dir: Path,
     redis_server: RedisServer,

@@ -89,6 +89,8 @@ def test_what_is_detached_is_its_users_alone() -> None:
     one, two = entries
     assert inventory.detach(one) == "session 1"
     assert one.resource is None, "the pool keeps nothing alive"
+    assert not inventory.kill(one, NOW)
+    assert inventory.end_early(one, "Redis is lost"), "that is for all, see Inventory.detach"
     assert inventory.kill(two, NOW)
     assert inventory.detach(two) is None, "it was ended by force"
     assert [held.state for held in inventory.held()] == ["open", "open"]
@@ -231,19 +233,28 @@ class InventoryMachine(RuleBasedStateMachine):
             self.inventory.retire(meant, hung=hung)
         assert all(entry.retire_at == AT_ONCE for entry in meant)
 
-    @rule(which=st.integers(0, 99))
-    def detach(self, which: int) -> None:
+    @rule(which=st.integers(0, 99), keep=st.booleans())
+    def detach(self, which: int, keep: bool) -> None:
         entry = self.pick(which, "open")
         if entry is None:
             return
         entry.resource, entry.lent_at = "mine", self.now
-        taken = self.inventory.detach(entry)
+        taken = self.inventory.detach(entry, keep=keep)
         assert taken == (None if entry.killed else "mine")
         if taken:
             assert self.inventory.detach(entry) is None, "only once"
             assert not self.inventory.kill(entry, self.now)
-            assert not self.inventory.end_early(entry, "the machine has no lease")
-            assert entry.resource is None, "nothing of ours keeps it alive"
+            assert entry.resource == ("mine" if keep else None)
+
+    @rule(which=st.integers(0, 99))
+    def the_machine_loses_its_lease(self, which: int) -> None:
+        entry = self.pick(which, "open", "detached")
+        if entry is None or entry.killed:
+            return
+        assert self.inventory.end_early(entry, "Redis is lost")
+        assert not self.inventory.end_early(entry, "Redis is lost")
+        assert self.inventory.detach(entry) is None
+        assert self.inventory.begin_close(entry, self.now)
 
     @rule(which=st.integers(0, 99))
     def what_was_detached_is_closed(self, which: int) -> None:
