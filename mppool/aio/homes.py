@@ -65,8 +65,8 @@ class Home:
 
     number: tells its keys from those of other loops. pop: takes from the shelf of its own key at once; shelf: that one.
     openings: tasks that open a resource; they belong to the loop's thread.
-    _tasks: what runs on behalf of the pool; kept here because the loop itself refers to its tasks weakly. _finishing: the
-        same of those that end what a caller waits for, by what it waits for.
+    _tasks: what runs on behalf of the pool; kept here because the loop itself refers to its tasks weakly. _finishing: of
+        each that gives a resource back, what its caller awaits, and the resource.
     """
 
     def __init__(self, local: LocalPool, loop: asyncio.AbstractEventLoop, number: int) -> None:
@@ -81,7 +81,7 @@ class Home:
         self.openings: set[asyncio.Task[Any]] = set()
         self.watch = Watch(loop)
         self._tasks: set[asyncio.Task[Any]] = set()
-        self._finishing: dict[asyncio.Future[None], asyncio.Task[None]] = {}
+        self._finishing: dict[asyncio.Task[None], tuple[asyncio.Future[None], PoolEntry]] = {}
 
     def key_for(self, key: str) -> str:
         """The key, in this loop, of what the pool opens for a key."""
@@ -107,22 +107,29 @@ class Home:
                 self.shelf, self.pop = shelf, shelves.popper_of(shelf)
 
     def finish(
-        self, work: Callable[..., Coroutine[Any, Any, None]], *arguments: Any
+        self, entry: PoolEntry, coroutine: Coroutine[Any, Any, None]
     ) -> asyncio.Future[None]:
-        """Start `work` as a task that a cancelled caller does not end, and return what the caller awaits.
-
-        work: gets that future as its last argument, and calls `has_finished` with it, however it ends.
-        `asyncio.shield` does the same with more turns of the loop.
-        """
+        """Give a resource back in a task that a cancelled caller does not end; return what the caller awaits."""
         done: asyncio.Future[None] = self.loop.create_future()
-        self._finishing[done] = self.loop.create_task(work(*arguments, done))
+        task = self.loop.create_task(coroutine)
+        self._finishing[task] = done, entry
+        task.add_done_callback(self._has_finished)
         return done
 
-    def has_finished(self, done: asyncio.Future[None]) -> None:
-        """The caller goes on."""
-        self._finishing.pop(done, None)
-        if not done.done():
+    def _has_finished(self, task: asyncio.Task[None]) -> None:
+        """The caller goes on, however the task has ended: it may have been cancelled before it began."""
+        done, entry = self._finishing.pop(task)
+        error = None
+        if task.cancelled():
+            close_soon(entry, "discarded")
+        else:
+            error = task.exception()
+        if done.done():
+            return
+        if error is None:
             done.set_result(None)
+        else:
+            done.set_exception(error)
 
     def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         """Run it as a task that outlives its caller. Called in the loop."""

@@ -20,6 +20,7 @@ from mppool.worker.ending import close_soon
 from mppool.worker.in_thread import in_thread
 
 if TYPE_CHECKING:
+    from mppool.aio.homes import OnLoop
     from mppool.core.events import CloseReason
     from mppool.worker.inventory import PoolEntry
     from mppool.worker.local_pool import LocalPool
@@ -116,6 +117,9 @@ class TaskHooks:
         except BaseException:
             check.add_done_callback(lambda _: self._after_lonely_check(entry, check))
             raise
+        if check.cancelled():  # not with us: somebody ends all tasks
+            self._close(entry, "discarded")
+            return False
         if check.done():
             return self._judge(entry, check.result())
         check.add_done_callback(lambda _: self._after_lonely_check(entry, check))
@@ -165,31 +169,22 @@ class TaskHooks:
 
     # --- after its use --------------------------------------------------------------------------------------
 
-    async def give_back(
-        self,
-        entry: PoolEntry,
-        suspect: bool = False,  # by position: Home.finish passes no keywords
-        done: asyncio.Future[None] | None = None,
-    ) -> None:
+    async def give_back(self, entry: PoolEntry, *, suspect: bool) -> None:
         """A lease has ended. suspect: an exception ended its use, so it is checked before anybody gets it.
 
-        A task of its own: a caller that is cancelled has given it back all the same. done: what the caller waits for.
+        A task of its own: a caller that is cancelled has given it back all the same.
         """
-        local, home = self._local, entry.resource.home
+        local = self._local
         limit = local.options.max_uses
-        try:
-            if monotonic() >= entry.retire_at:
-                self._close(entry, entry.retire_reason)
-            elif limit is not None and entry.uses >= limit:
-                self._close(entry, "worn_out")
-            elif not await self._was_reset(entry):
-                self._close(entry, "discarded")
-            elif not suspect or local.hooks.check is None or await self._is_sound(entry):
-                entry.released_at = monotonic()
-                local.idle.put_back(entry)
-        finally:
-            if done is not None:
-                home.has_finished(done)
+        if monotonic() >= entry.retire_at:
+            self._close(entry, entry.retire_reason)
+        elif limit is not None and entry.uses >= limit:
+            self._close(entry, "worn_out")
+        elif not await self._was_reset(entry):
+            self._close(entry, "discarded")
+        elif not suspect or local.hooks.check is None or await self._is_sound(entry):
+            entry.released_at = monotonic()
+            local.idle.put_back(entry)
 
     async def _is_sound(self, entry: PoolEntry) -> bool:
         try:
@@ -199,7 +194,9 @@ class TaskHooks:
 
     async def _was_reset(self, entry: PoolEntry) -> bool:
         local, held = self._local, entry.resource
-        if local.hooks.reset is None or not self._recipe.needs_reset(held.resource):
+        if held is None:
+            return False  # its loop has just been given up
+        if local.hooks.reset is None or not self.needs_reset(held):
             return True
         try:
             said = settled(self._recipe.reset(held.resource))
@@ -213,6 +210,14 @@ class TaskHooks:
             self._close(entry, "discarded")
             raise
         return True
+
+    def needs_reset(self, held: OnLoop) -> bool:
+        """What the recipe says; True where it raises: then its reset says what is the matter."""
+        try:
+            return bool(self._recipe.needs_reset(held.resource))
+        except Exception as error:  # noqa: BLE001  # it is counted and logged
+            self._note_raised("needs_reset", error)
+            return True
 
     def _close(self, entry: PoolEntry, reason: CloseReason) -> None:
         close_soon(entry, reason)

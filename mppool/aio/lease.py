@@ -9,7 +9,7 @@ from mppool.errors import ForkedLease, LeaseReleased, PoolError, StaleLease
 from mppool.logs import Log
 from mppool.stats.names import BRIEF_S
 from mppool.worker.callers import note_caller
-from mppool.worker.detaching import take_out
+from mppool.worker.detaching import detach, say_closed
 from mppool.worker.ending import close_soon
 from mppool.worker.tasks import running_loop
 
@@ -18,7 +18,6 @@ if TYPE_CHECKING:
     from types import TracebackType
 
     from mppool.aio.lender import Lender
-    from mppool.worker.detaching import Detached
     from mppool.worker.inventory import PoolEntry
 
 T = TypeVar("T")
@@ -40,7 +39,7 @@ class AsyncLease(Generic[T]):
     # No __init__: to call one takes a tenth of a warm checkout. The maker of a lease sets these two.
     _lender: Lender
     _held: list[PoolEntry]
-    _detached: Detached  # not set before `detach`
+    _detached: PoolEntry  # not set before `detach`
 
     @property
     def resource(self) -> T:
@@ -135,16 +134,26 @@ class AsyncLease(Generic[T]):
         closed it, and then called `closed()` on this lease, which has to be kept for that; or until the process ends.
         Raises what `resource` raises.
         """
-        self.resource  # noqa: B018  # raises where it is not ours any more
-        entry = self._take_out()
-        if entry is None:
+        if hasattr(self, "_detached"):
             self._raise_released()
-        taken = take_out(entry)
-        if taken is None:
+        self.resource  # noqa: B018  # raises where it is not ours any more
+        entry = None
+        try:
+            entry = self._take_out()
+            if entry is None:
+                self._raise_not_ours()
+            self._detached = entry  # first: from now on nobody takes it for lost
+            if detach(entry):
+                return entry.resource.resource  # type: ignore[no-any-return]
+            del self._detached
             self._held.append(entry)
             self._raise_unusable(entry)
-        on_loop, self._detached = taken
-        return on_loop.resource  # type: ignore[no-any-return]
+        except BaseException as error:
+            if entry is not None and hasattr(self, "_detached"):
+                del self._detached  # interrupted: nobody has got it, and the audit closes it
+            entry = None
+            self._lender.local.member.interrupted(error)
+            raise
 
     def closed(self) -> None:
         """What `detach` returned has been closed: its slot is free. Call it once; again it does nothing.
@@ -156,7 +165,11 @@ class AsyncLease(Generic[T]):
                 f"pool {self._lender.name!r}: closed() is for a resource that detach() has taken out of the pool; to have "
                 "the pool close a resource, await discard()"
             )
-        self._detached.closed()
+        try:
+            say_closed(self._detached)
+        except BaseException as error:
+            self._lender.local.member.interrupted(error)
+            raise
 
     async def cancel(self) -> bool:
         """Make what runs on the resource end with an error; see Lease.cancel.
@@ -213,6 +226,12 @@ class AsyncLease(Generic[T]):
         if hasattr(self, "_detached"):
             state = "detached"
         return f"<{type(self).__name__} of pool {self._lender.name!r}, {state}>"
+
+    def _raise_not_ours(self) -> NoReturn:
+        """Another thread was quicker, or this is a child that C code has forked."""
+        for entry in self._held:
+            self._raise_unusable(entry)
+        self._raise_released()
 
     def _raise_released(self) -> NoReturn:
         what = "nothing is lent here now; check out (again) to go on"

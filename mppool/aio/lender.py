@@ -94,7 +94,7 @@ class Lender:
             and options.keep
             and not local.watched
             and (held := entry.resource) is not None
-            and not self._recipe.asynchronous.needs_reset(held.resource)
+            and not self._hooks.needs_reset(held)
         )
 
     async def cancel(self, entry: PoolEntry) -> bool:
@@ -118,8 +118,8 @@ class Lender:
         if home is None:
             return None
         if home.loop is running_loop():
-            return home.finish(self._hooks.give_back, entry, suspect)
-        work = self._hooks.give_back(entry, suspect)
+            return home.finish(entry, self._hooks.give_back(entry, suspect=suspect))
+        work = self._hooks.give_back(entry, suspect=suspect)
         return asyncio.shield(
             asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, home.loop))
         )
@@ -128,7 +128,7 @@ class Lender:
         """The same, where nothing can be awaited. Called by any thread."""
         home = self._home_of_released(entry)
         if home is not None:
-            asyncio.run_coroutine_threadsafe(self._hooks.give_back(entry), home.loop)
+            asyncio.run_coroutine_threadsafe(self._hooks.give_back(entry, suspect=False), home.loop)
 
     def _home_of_released(self, entry: PoolEntry) -> Home | None:
         """Where what was released is looked after; None: it is gone, or being closed."""

@@ -99,13 +99,13 @@ class ServerSession:
             return self._process.inventory.session is not None or self._attach(deadline, start)
         except BaseException:
             self.revive()  # it may have been interrupted with the session just made
-            self.hide_if_idle()
             raise
         finally:
+            self.hide_if_idle()
             attaching.release()
 
     def hide_if_idle(self) -> None:
-        """Without a session, and with nothing that the books must hear of, this member is not waited for.
+        """Without a session, and with nothing that the books must hear of, this member need not be waited for.
 
         A server that finds a damaged journal grants nothing before all have attached that may hold something.
         """
@@ -113,7 +113,8 @@ class ServerSession:
         if not attaching.acquire(blocking=False):
             return  # its owner attaches, or comes here
         try:
-            if self._process.inventory.session is None and not self.wants_successor():
+            inventory = self._process.inventory
+            if inventory.session is None and not (inventory.table or self.unheard):
                 self.witness.hide()
         finally:
             attaching.release()

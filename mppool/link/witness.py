@@ -49,9 +49,10 @@ class Witness:
 
     def hide(self) -> None:
         """Be seen no more: this member holds nothing, and no server has to wait for what it says."""
-        if self.is_shown:  # else its number may be somebody else's by now
-            os.close(self._descriptor)
-        self._descriptor = -1
+        is_shown, number = self.is_shown, self._descriptor
+        self._descriptor = -1  # first: its number may be somebody else's as soon as it is closed
+        if is_shown:
+            os.close(number)
 
     @property
     def is_shown(self) -> bool:
@@ -61,7 +62,7 @@ class Witness:
 
     def descriptors(self) -> list[int]:
         """What a forked child must close."""
-        return [] if self._descriptor < 0 else [self._descriptor]
+        return [self._descriptor] if self.is_shown else []
 
     def __del__(self) -> None:
         self.hide()

@@ -34,6 +34,7 @@ FIRST_PAUSE_S, LONGEST_PAUSE_S = 0.01, 1.0
 
 class _Probe:
     grant: Any = None
+    resource: Any = None
 
 
 def _references(table: dict[Any, Any], number: Any) -> int:
@@ -45,17 +46,21 @@ def _grant_references(entry: Any) -> int:
     return sys.getrefcount(entry.grant)
 
 
-def _measured() -> tuple[int, int]:
-    """What the two functions above say of an entry, and of a grant, to which nothing else refers."""
+def _resource_references(holder: Any) -> int:
+    return sys.getrefcount(holder.resource)
+
+
+def _measured() -> tuple[int, int, int]:
+    """What the functions above say of an entry, a grant and a resource to which nothing else refers."""
     probe = _Probe()
-    probe.grant = [1]
+    probe.grant, probe.resource = [1], [2]
     table = {1: probe}
-    of_grant = _grant_references(probe)
+    of_grant, of_resource = _grant_references(probe), _resource_references(probe)
     del probe
-    return _references(table, 1), of_grant
+    return _references(table, 1), of_grant, of_resource
 
 
-_ENTRY_ALONE, _GRANT_ALONE = _measured()
+_ENTRY_ALONE, _GRANT_ALONE, _RESOURCE_ALONE = _measured()
 
 
 class Audit:
@@ -123,10 +128,16 @@ def _is_lost(inventory: Inventory, number: Any) -> bool:
     if _references(inventory.table, number) != _ENTRY_ALONE:
         return False
     entry = inventory.table[number]
-    if entry.state == "detached":
-        return False  # nobody can say that it was closed; it ends with the process
+    if entry.state == "detached" and _is_used(entry):
+        return False
     # A grant that was not used yet is in its owner's hands, and the entry only in the table.
     return entry.grant is None or _grant_references(entry) == _GRANT_ALONE
+
+
+def _is_used(entry: PoolEntry) -> bool:
+    """Whether somebody else refers to what was detached. If nobody does, nobody has got it, or can close it."""
+    holder = entry.resource if entry.local.recipe.belongs_to_loop else entry
+    return _resource_references(holder) != _RESOURCE_ALONE
 
 
 @logged_afterwards

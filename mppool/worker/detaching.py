@@ -3,38 +3,25 @@
 from __future__ import annotations
 
 from time import monotonic
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from mppool.worker.inventory import PoolEntry
 
 
-class Detached:
-    """What a lease has in hand after `detach`. The entry is in a list so that exactly one thread takes it out."""
-
-    __slots__ = ("_entries",)
-
-    def __init__(self, entry: PoolEntry) -> None:
-        self._entries = [entry]
-
-    def closed(self) -> None:
-        """The caller has closed it: its slot is free. Again, and in a forked child, it does nothing."""
-        try:
-            entry = self._entries.pop()
-        except IndexError:
-            return
-        if entry.inventory.begin_close(entry, monotonic()):
-            entry.inventory.closed(entry, "discarded")
-            entry.local.member.is_gone()
-
-
-def take_out(entry: PoolEntry) -> tuple[Any, Detached] | None:
-    """The resource is the caller's from now on; None: it was closed by force meanwhile. The caller owns the lease."""
+def detach(entry: PoolEntry) -> bool:
+    """The resource is the caller's from now on; False: it was closed by force meanwhile. The caller owns the lease."""
     used = monotonic() - entry.lent_at
-    detached = Detached(entry)  # first: an entry that nobody holds is closed by the audit
-    # A machine that loses its lease closes everything.
-    resource = entry.inventory.detach(entry, keep=bool(entry.local.member.link.machine))
-    if resource is None:
-        return None
+    if not entry.inventory.detach(entry):
+        return False
     entry.local.durations.used(used)
-    return resource, detached
+    return True
+
+
+def say_closed(entry: PoolEntry) -> None:
+    """The caller has closed what it had detached: its slot is free. Any number of times; in a forked child it does nothing."""
+    if not entry.mark[0]:
+        return
+    entry.inventory.begin_close(entry, monotonic())
+    entry.inventory.closed(entry, "discarded")
+    entry.local.member.is_gone()

@@ -271,9 +271,8 @@ class GuardedLease(Lease[T]):
 
     def detach(self) -> T:
         """See Lease.detach; what it returns is the resource itself, no proxy."""
-        resource = super().detach()
         self._loan.end()
-        return resource
+        return super().detach()
 
     def __exit__(
         self,

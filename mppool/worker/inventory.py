@@ -344,21 +344,15 @@ class Inventory:
             entry.retire_at = AT_ONCE
             return True
 
-    def detach(self, entry: PoolEntry, *, keep: bool = False) -> Any:
-        """The resource is its user's, who closes it; None: it was killed before. Its slot stays taken.
-
-        keep: it may have to be closed by force all the same, see `end_early`. Else nothing here refers to it any more.
-        """
+    def detach(self, entry: PoolEntry) -> bool:
+        """The resource is its user's, who closes it; False: it was killed before. Its slot stays taken."""
         with self.lock:
             if entry.state != "open" or entry.killed:
-                return None
+                return False
             entry.state = "detached"
             entry.lent_at = 0.0
-            resource = entry.resource
-            if not keep:
-                entry.resource = None
             entry.local.closing(entry)  # nobody here hopes for its release
-        return resource
+        return True
 
     # --- going out -------------------------------------------------------------------------------------------
 

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 from mppool.errors import ForkedLease, LeaseReleased, PoolError, StaleLease
 from mppool.logs import Log
 from mppool.stats.names import BRIEF_S
-from mppool.worker.detaching import take_out
+from mppool.worker.detaching import detach, say_closed
 from mppool.worker.ending import cancel
 
 if TYPE_CHECKING:
     from types import TracebackType
 
-    from mppool.worker.detaching import Detached
     from mppool.worker.inventory import PoolEntry
     from mppool.worker.local_pool import LocalPool
 
@@ -43,7 +42,7 @@ class Lease(Generic[T]):
     # interrupted before, the finalizer has nothing to do.
     _local: LocalPool
     _held: list[PoolEntry]
-    _detached: Detached  # not set before `detach`
+    _detached: PoolEntry  # not set before `detach`
 
     @property
     def resource(self) -> T:
@@ -171,17 +170,19 @@ class Lease(Generic[T]):
         try:
             entry = self._take_out()
             if entry is None:
-                self._raise_released()  # just now, in another thread
-            taken = take_out(entry)
-            if taken is None:
-                self._held.append(entry)
-                self._raise_unusable(entry)
-            resource, self._detached = taken
+                self._raise_not_ours()
+            self._detached = entry  # first: from now on nobody takes it for lost
+            if detach(entry):
+                return entry.resource  # type: ignore[no-any-return]
+            del self._detached
+            self._held.append(entry)
+            self._raise_unusable(entry)
         except BaseException as error:
+            if entry is not None and hasattr(self, "_detached"):
+                del self._detached  # interrupted: nobody has got it, and the audit closes it
             entry = None
             self._local.member.interrupted(error)
             raise
-        return resource  # type: ignore[no-any-return]
 
     def closed(self) -> None:
         """What `detach` returned has been closed: its slot is free. Call it once; again it does nothing.
@@ -193,7 +194,11 @@ class Lease(Generic[T]):
                 f"pool {self._local.name!r}: closed() is for a resource that detach() has taken out of the pool; to have "
                 "the pool close a resource, call discard()"
             )
-        self._detached.closed()
+        try:
+            say_closed(self._detached)
+        except BaseException as error:
+            self._local.member.interrupted(error)
+            raise
 
     def _take_out(self) -> PoolEntry | None:
         """The entry, for the first who asks. None: it is our parent's, or was given back already."""
@@ -242,6 +247,12 @@ class Lease(Generic[T]):
         if hasattr(self, "_detached"):
             state = "detached"
         return f"<Lease of pool {self._local.name!r}, {state}>"
+
+    def _raise_not_ours(self) -> NoReturn:
+        """Another thread was quicker, or this is a child that C code has forked."""
+        for entry in self._held:
+            self._raise_unusable(entry)
+        self._raise_released()
 
     def _raise_released(self) -> NoReturn:
         if hasattr(self, "_detached"):

@@ -433,3 +433,43 @@ def test_who_declines_what_it_cannot_open_tells_why(
     open_for_shelf(local, grant)
     assert [one.declaration.closed for one in told if isinstance(one, Declare)] == [True]
     assert number not in inventory.table
+
+
+def test_a_release_whose_task_is_cancelled_before_it_begins_loses_nothing(manager: Manager) -> None:
+    """Somebody ends all tasks that are there, in the turn of the release."""
+
+    async def release(lease: Any, before: set[asyncio.Task[Any]]) -> None:
+        asyncio.get_running_loop().call_soon(cancel_new, before | {asyncio.current_task()})
+        await lease.release()
+
+    def cancel_new(before: set[asyncio.Task[Any]]) -> None:
+        for task in asyncio.all_tasks() - before:
+            task.cancel()
+
+    async def main() -> None:
+        pool: AsyncPool[Thing] = manager.apool("p", ThingRecipe(), max_size=1, max_uses=9)
+        for _ in range(3):
+            lease = await pool.checkout(timeout=PATIENCE)
+            await asyncio.wait_for(release(lease, asyncio.all_tasks()), PATIENCE)
+
+    asyncio.run(main())
+
+
+def test_what_says_whether_to_reset_may_raise(manager: Manager) -> None:
+    class Unsure(ThingRecipe):
+        def needs_reset(self, resource: Thing) -> bool:
+            raise ValueError("nobody knows")
+
+        async def reset(self, resource: Thing) -> None:
+            resets.append(resource.number)
+
+    async def main() -> None:
+        pool: AsyncPool[Thing] = manager.apool("p", Unsure(), max_size=1)
+        for _ in range(3):
+            async with pool.checkout(timeout=PATIENCE):
+                pass
+        assert (await pool.stats())["counters"]["hook_errors"] >= 3
+
+    resets: list[int] = []
+    asyncio.run(main())
+    assert len(resets) == 3

@@ -220,7 +220,7 @@ WORKER_BUGS = [
     Bug(
         "detached-is-lost",
         "worker/audit.py",
-        '    if entry.state == "detached":\n        return False  # nobody can say that it was closed; it ends with the process\n',
+        '    if entry.state == "detached" and _is_used(entry):\n        return False\n',
         "",
         "after an interrupt the slot of a session that is still open is granted to somebody else",
         _DETACHED,
@@ -228,17 +228,9 @@ WORKER_BUGS = [
     Bug(
         "detached-killed",
         "worker/inventory.py",
-        '            if entry.state != "open" or entry.killed:\n                return None\n',
-        "",
+        '            if entry.state != "open" or entry.killed:\n                return False\n            entry.state = "detached"\n',
+        '            entry.state = "detached"\n',
         "a session that was ended by force is given to its user as if it were open",
-        _INVENTORY,
-    ),
-    Bug(
-        "detached-kept",
-        "worker/inventory.py",
-        "            resource, entry.resource = entry.resource, None\n            entry.local.closing(entry)  # nobody",
-        "            resource = entry.resource\n            entry.local.closing(entry)  # nobody",
-        "the pool keeps alive what its user has dropped",
         _INVENTORY,
     ),
     Bug(
@@ -285,8 +277,8 @@ WORKER_BUGS = [
     Bug(
         "hidden-with-open-sessions",
         "link/session.py",
-        "            if self._process.inventory.session is None and not self.wants_successor():\n",
-        "            if self._process.inventory.session is None:\n",
+        "            if inventory.session is None and not (inventory.table or self.unheard):\n",
+        "            if inventory.session is None:\n",
         "what a process has open is granted once more while it looks for the next server",
         _UNHEARD,
     ),

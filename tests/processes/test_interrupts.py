@@ -75,14 +75,19 @@ class _RaiseAt:
         return self._in_frame
 
 
-def _interrupt(pool: Pool[Session], event: str, number: int) -> str:
-    """Check out and release, interrupted at the n-th event; where, or '' if it ended before.
+def _interrupt(
+    pool: Pool[Session],
+    event: str,
+    number: int,
+    here: Callable[[Pool[Session], str, int], str],
+) -> str:
+    """Use the pool, interrupted at the n-th event; where, or '' if it ended before.
 
     In a thread of its own: an exception that a tracer raises inside an `except` block may stay the context of
     whatever its thread raises later.
     """
     raised_at: list[str] = []
-    thread = threading.Thread(target=lambda: raised_at.append(_interrupt_here(pool, event, number)))
+    thread = threading.Thread(target=lambda: raised_at.append(here(pool, event, number)))
     thread.start()
     thread.join()
     return raised_at[0]
@@ -99,6 +104,27 @@ def _interrupt_here(pool: Pool[Session], event: str, number: int) -> str:
         pass
     finally:
         sys.settrace(None)
+    return tracer.raised_at
+
+
+def _interrupt_detaching(pool: Pool[Session], event: str, number: int) -> str:
+    """Who has got no resource from `detach` can close none; `closed` is called until it has returned."""
+    tracer, session = _RaiseAt(event, number), None
+    lease = pool.checkout(timeout=10)
+    try:
+        with tracer:
+            session = lease.detach()
+            sys.settrace(None)
+            session.ask("detached")
+            session.close()
+            sys.settrace(tracer._enter_frame)
+            lease.closed()
+    except Interrupt:
+        pass
+    finally:
+        sys.settrace(None)
+    if session is not None:
+        lease.closed()
     return tracer.raised_at
 
 
@@ -119,14 +145,19 @@ def _all_is_there(pool: Pool[Session], where: str) -> None:
 
 
 def _run(
-    pool: Pool[Session], witness: Witness, event: str, points: range, prepare: Callable[[], object]
+    pool: Pool[Session],
+    witness: Witness,
+    event: str,
+    points: range,
+    prepare: Callable[[], object],
+    here: Callable[[Pool[Session], str, int], str] = _interrupt_here,
 ) -> int:
     """Interrupt at each of the points that exist; how many there were."""
     ends_at = time.monotonic() + 7  # on a busy machine fewer points are tried
     tried = missed = 0
     for number in points:
         prepare()
-        where = _interrupt(pool, event, number)
+        where = _interrupt(pool, event, number, here)
         if not where:
             missed += 1  # CPython 3.13 does not trace opcodes of a frame at once
         if missed > 5 or (tried > 10 and time.monotonic() > ends_at):
@@ -165,6 +196,14 @@ def test_hazard_3_cold_checkout_and_release_are_interrupted_at_every_point(
     """Cold: asked of the books, opened, configured. `drain` has closed everything before."""
     start = 1 + int(time.time()) % step
     assert _run(pool, witness, event, range(start, 20000, step), lambda: pool.drain(5)) > 10
+
+
+@pytest.mark.parametrize("event", ["line", "opcode"])
+def test_detaching_is_interrupted_at_every_point(
+    pool: Pool[Session], witness: Witness, event: str
+) -> None:
+    points = range(1, 5000)
+    assert _run(pool, witness, event, points, lambda: None, _interrupt_detaching) > 10
 
 
 def test_a_waiting_checkout_is_interrupted_by_a_signal(pool: Pool[Session]) -> None:

@@ -165,3 +165,19 @@ def test_who_has_something_open_is_seen_while_no_server_can_be_had(
         assert mine.ask("mine")
     assert _use(pool)
     assert witness.figures()["peak"] == 1
+
+
+def test_who_could_not_attach_for_a_checkout_is_not_seen(
+    manager: PoolManager, witness: Witness, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pool = manager.pool("p", witness.recipe(), max_size=1)
+    session: Any = pool._local.member.link.session
+
+    def in_vain(*_: object) -> bool:
+        session.witness.show()
+        raise TimeoutError
+
+    monkeypatch.setattr(session, "_attach", in_vain)
+    with pytest.raises(CheckoutTimeout):
+        pool.checkout(timeout=0.1)
+    assert not session.witness.is_shown

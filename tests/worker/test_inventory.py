@@ -84,15 +84,14 @@ def test_what_is_detached_is_its_users_alone() -> None:
         entry = PoolEntry(pool._local, inventory, GrantNumber(number), "k", 0, number)
         assert inventory.register(entry, grant_of(number), SESSION, NOW)
         inventory.opened(entry, 0.1, NOW, NEVER)
-        entry.resource, entry.lent_at = f"session {number}", NOW
+        entry.lent_at = NOW
         entries.append(entry)
     one, two = entries
-    assert inventory.detach(one) == "session 1"
-    assert one.resource is None, "the pool keeps nothing alive"
+    assert inventory.detach(one)
     assert not inventory.kill(one, NOW)
     assert inventory.end_early(one, "Redis is lost"), "that is for all, see Inventory.detach"
     assert inventory.kill(two, NOW)
-    assert inventory.detach(two) is None, "it was ended by force"
+    assert not inventory.detach(two), "it was ended by force"
     assert [held.state for held in inventory.held()] == ["open", "open"]
 
 
@@ -233,18 +232,16 @@ class InventoryMachine(RuleBasedStateMachine):
             self.inventory.retire(meant, hung=hung)
         assert all(entry.retire_at == AT_ONCE for entry in meant)
 
-    @rule(which=st.integers(0, 99), keep=st.booleans())
-    def detach(self, which: int, keep: bool) -> None:
+    @rule(which=st.integers(0, 99))
+    def detach(self, which: int) -> None:
         entry = self.pick(which, "open")
         if entry is None:
             return
-        entry.resource, entry.lent_at = "mine", self.now
-        taken = self.inventory.detach(entry, keep=keep)
-        assert taken == (None if entry.killed else "mine")
-        if taken:
-            assert self.inventory.detach(entry) is None, "only once"
+        entry.lent_at = self.now
+        assert self.inventory.detach(entry) == (not entry.killed)
+        if not entry.killed:
+            assert not self.inventory.detach(entry), "only once"
             assert not self.inventory.kill(entry, self.now)
-            assert entry.resource == ("mine" if keep else None)
 
     @rule(which=st.integers(0, 99))
     def the_machine_loses_its_lease(self, which: int) -> None:
@@ -253,7 +250,7 @@ class InventoryMachine(RuleBasedStateMachine):
             return
         assert self.inventory.end_early(entry, "Redis is lost")
         assert not self.inventory.end_early(entry, "Redis is lost")
-        assert self.inventory.detach(entry) is None
+        assert not self.inventory.detach(entry)
         assert self.inventory.begin_close(entry, self.now)
 
     @rule(which=st.integers(0, 99))
