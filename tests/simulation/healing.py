@@ -56,6 +56,8 @@ class Healing:
         kernel.files.is_full, kernel.files.failing = False, 0.0
         kernel.delayed = 0.0
         world.database.fails = world.database.hangs = world.database.hooks_fail = 0.0
+        world.issuer.fails = world.issuer.hangs = 0.0
+        world.scheduler.stepped = 0.0  # who takes an old token for a good one can be refused for ever
 
     def _demand(self, what: str, is_so: Callable[[], bool]) -> bool:
         """Wait until it is so; a problem where it never is."""
