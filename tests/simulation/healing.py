@@ -57,7 +57,9 @@ class Healing:
         kernel.delayed = 0.0
         world.database.fails = world.database.hangs = world.database.hooks_fail = 0.0
         world.issuer.fails = world.issuer.hangs = 0.0
-        world.scheduler.stepped = 0.0  # who takes an old token for a good one can be refused for ever
+        world.scheduler.stepped = (
+            0.0  # who takes an old token for a good one can be refused for ever
+        )
 
     def _demand(self, what: str, is_so: Callable[[], bool]) -> bool:
         """Wait until it is so; a problem where it never is."""
@@ -84,6 +86,9 @@ class Healing:
                 for one in self._workers()
             ),
         )
+        if self.world.settings.tasks == "apool":
+            # A command of an AsyncPool is done by a thread, which goes on where its task has ended.
+            self.world.scheduler.run(self.world.has_failed, self.world.scheduler.now + COMMANDS_S)
 
     def _pools_are_open(self) -> None:
         """Who has closed one, and could not declare it again, does so now."""
@@ -117,8 +122,6 @@ class Healing:
                     self.world.scheduler.sleep(0.5)
             done.append(True)
 
-        # One of an AsyncPool is done by a thread, which goes on where its task has ended.
-        self.world.scheduler.run(self.world.has_failed, self.world.scheduler.now + COMMANDS_S)
         # Who has the newest declaration: no newer one says anything else of the bounds.
         newest = self.world.start_worker()
         self._demand("a worker does not start", lambda: bool(newest.told))
