@@ -71,6 +71,13 @@ class Healing:
         world.trouble(f"{PATIENCE_S:g} s after all faults were over: {what}")
         return False
 
+    def _let_pass(self, seconds: float) -> None:
+        scheduler = self.world.scheduler
+        scheduler.call_at(
+            scheduler.now + seconds, lambda: None
+        )  # perhaps nobody else has anything to do
+        scheduler.run(self.world.has_failed, scheduler.now + seconds)
+
     def _workers(self) -> list[Process]:
         return list(self.world.workers.values())
 
@@ -88,7 +95,7 @@ class Healing:
         )
         if self.world.settings.tasks == "apool":
             # A command of an AsyncPool is done by a thread, which goes on where its task has ended.
-            self.world.scheduler.run(self.world.has_failed, self.world.scheduler.now + COMMANDS_S)
+            self._let_pass(COMMANDS_S)
 
     def _pools_are_open(self) -> None:
         """Who has closed one, and could not declare it again, does so now."""
@@ -131,7 +138,7 @@ class Healing:
         if not self._demand("the pool cannot be resized", lambda: bool(done)):
             return
         # What was granted before is still being opened, and counts when it is open.
-        self.world.scheduler.run(self.world.has_failed, self.world.scheduler.now + OPENINGS_S)
+        self._let_pass(OPENINGS_S)
         if self._demand("too many are open", lambda: len(database.sessions) <= self.size):
             database.most = self.size
             self._another_server_and_worker()
