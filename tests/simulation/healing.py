@@ -72,11 +72,10 @@ class Healing:
         return False
 
     def _let_pass(self, seconds: float) -> None:
-        scheduler = self.world.scheduler
-        scheduler.call_at(
-            scheduler.now + seconds, lambda: None
-        )  # perhaps nobody else has anything to do
-        scheduler.run(self.world.has_failed, scheduler.now + seconds)
+        world, scheduler = self.world, self.world.scheduler
+        until = scheduler.now + seconds
+        scheduler.call_at(until, lambda: None)  # perhaps nobody else has anything to do
+        scheduler.run(lambda: world.has_failed() or scheduler.now >= until, until)
 
     def _workers(self) -> list[Process]:
         return list(self.world.workers.values())
