@@ -117,7 +117,8 @@ class Worker:
 
     def _length_of_use(self) -> float:
         settings = self.settings
-        if settings.overdue and self.chance.random() < settings.overdue:
+        may_be_overdue = settings.overdue and not self.world.is_healing
+        if may_be_overdue and self.chance.random() < settings.overdue:
             return float(1.5 * self.options["max_lease_kill"])
         return self.chance.expovariate(1.0) * settings.hold if settings.hold else 0.0
 
