@@ -50,12 +50,15 @@ def main() -> int:
         action="store_true",
         help="say how often each line was logged, and each handler reached",
     )
+    parser.add_argument(
+        "--established", action="store_true", help="without what was added to the worlds last"
+    )
     parser.add_argument("--turn", nargs=2, type=int, help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     if arguments.turn:
-        return _turn(*arguments.turn, arguments.seconds)
+        return _turn(*arguments.turn, arguments.seconds, arguments.established)
     if arguments.only is not None:
-        return _only(arguments.only, arguments.seconds)
+        return _only(arguments.only, arguments.seconds, arguments.established)
     first = random.SystemRandom().randrange(1 << 40) if arguments.seed is None else arguments.seed
     print(f"from seed {first}", flush=True)
     return _all(first, arguments)
@@ -91,6 +94,8 @@ class _Campaign:
         command = [sys.executable, "-m", "tests.simulation", "--turn", str(first), str(PER_TURN)]
         if self.arguments.seconds is not None:
             command += ["--seconds", str(self.arguments.seconds)]
+        if self.arguments.established:
+            command.append("--established")
         done = subprocess.run(command, capture_output=True, text=True, cwd=Path.cwd(), check=False)
         with self._adding:
             if done.returncode:
@@ -134,8 +139,8 @@ def _tell_marks(total: Total, handlers: set[str]) -> None:
         print("\n".join(f"{count:8} {text}" for text, count in ordered))
 
 
-def _turn(first: int, count: int, seconds: float | None) -> int:
-    total = run_many(range(first, first + count), seconds)
+def _turn(first: int, count: int, seconds: float | None, established: bool) -> int:
+    total = run_many(range(first, first + count), seconds, established=established)
     said = {
         "seconds": total.seconds, "cpu_s": total.cpu_s, "faults": total.faults, "done": total.done,
         "marks": total.marks, "reached": total.reached, "handlers": sorted(HANDLERS), "failed": [told(one) for one in total.failed],
@@ -144,8 +149,8 @@ def _turn(first: int, count: int, seconds: float | None) -> int:
     return 0
 
 
-def _only(seed: int, seconds: float | None) -> int:
-    outcome = run_seed(seed, seconds)
+def _only(seed: int, seconds: float | None, established: bool) -> int:
+    outcome = run_seed(seed, seconds, established=established)
     if not outcome.problems:
         print(
             f"seed {seed}: nothing wrong in {outcome.seconds:.0f} s, {sum(outcome.faults.values())} faults"

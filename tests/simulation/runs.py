@@ -37,8 +37,10 @@ def _collect_no_modules(statements: bool) -> None:
     gc.freeze()
 
 
-def run_seed(seed: int, seconds: float | None = None, *, traced: bool = False) -> Outcome:
-    return run(*drawn(seed, seconds), traced=traced)
+def run_seed(
+    seed: int, seconds: float | None = None, *, established: bool = False, traced: bool = False
+) -> Outcome:
+    return run(*drawn(seed, seconds, established=established), traced=traced)
 
 
 @dataclass
@@ -86,13 +88,19 @@ class Total:
         )
 
 
-def run_many(seeds: Iterable[int], seconds: float | None = None, cpu_s: float = 1e9) -> Total:
+def run_many(
+    seeds: Iterable[int],
+    seconds: float | None = None,
+    cpu_s: float = 1e9,
+    *,
+    established: bool = False,
+) -> Total:
     """The seeds, one after the other, until so much time of the CPU is used up."""
     total, began = Total(), time.process_time()
     for seed in seeds:
         if time.process_time() - began >= cpu_s:
             break
-        total.add(run_seed(seed, seconds))
+        total.add(run_seed(seed, seconds, established=established))
     total.cpu_s = time.process_time() - began
     return total
 
@@ -106,6 +114,7 @@ def told(outcome: Outcome) -> str:
         f"seed {outcome.settings.seed}: {outcome.problems[0]}\n"
         f"  {outcome.settings}\n  history: [\n{history}\n  ]\n"
         f"Again: python -m tests.simulation --only {outcome.settings.seed}"
+        f"{' --established' if outcome.settings.established else ''}"
     )
 
 

@@ -35,7 +35,7 @@ MORE = ("freeze", "suspend", "issuer fails", "issuer hangs", "tokens revoked")
 """Kinds with numbers of their own, so that worlds without them stay what they are. All but the first two need tokens."""
 
 LATER = ("hooks fail", "clock steps", "ask", "drain", "close")
-"""Kinds of worlds that draw a pace."""
+"""Kinds that were added last."""
 
 ALL = {**FAULTS, **dict.fromkeys((*MORE, *LATER), 0.2)}
 """Beside each other, where a seed draws its pace."""
@@ -69,6 +69,7 @@ class Settings:
     tokens: a login is done with one. issuer: how long it takes to give one; token_life: how long it is good.
     async_credentials: coroutines ask for it, where processes use an AsyncPool.
     hold, pause: of a lease, between two checkouts, on average. quiet: how likely a pause is a hundred times as long.
+    established: without what was added last.
     pace: "quiet": hours in which little happens; "hostile": faults without a pause; else something between.
     """
 
@@ -111,6 +112,7 @@ class Settings:
     token_life: float = 20.0
     async_credentials: bool = False
     pace: str = ""
+    established: bool = False
 
     def may_be_logged(self, text: str) -> bool:
         """Whether such a line of level ERROR says what this world has done."""
@@ -128,9 +130,15 @@ class Settings:
         )
 
 
-def drawn(seed: int, seconds: float | None = None) -> tuple[Settings, list[Fault]]:
-    """The world and the history of a seed. seconds: of its faults; None: as long, and at such a pace, as the seed draws."""
+def drawn(
+    seed: int, seconds: float | None = None, *, established: bool = False
+) -> tuple[Settings, list[Fault]]:
+    """The world and the history of a seed.
+
+    seconds: of its faults; None: as long, and at such a pace, as the seed draws. established: without what was added last.
+    """
     settings, history = _drawn(seed, SECONDS if seconds is None else seconds)
+    settings.established = established
     if seconds is None:
         history = _draw_pace(settings, history)
     return settings, sorted(fault for fault in history if fault.kind in settings.kinds)
@@ -205,7 +213,8 @@ def _draw_pace(settings: Settings, history: list[Fault]) -> list[Fault]:
     settings.pace = chance.choices(("", "hostile", "quiet"), (0.24, 0.6, 0.16))[0]
     if not settings.pace:
         return history
-    _draw_later(settings)
+    if not settings.established:
+        _draw_later(settings)
     if settings.pace == "quiet":
         _draw_quiet(settings, chance)
         every_s = chance.choice((10.0, 60.0, 300.0))
@@ -218,7 +227,7 @@ def _draw_pace(settings: Settings, history: list[Fault]) -> list[Fault]:
 
 
 def _draw_later(settings: Settings) -> None:
-    """What worlds without a pace do not have."""
+    """What was added last."""
     chance = random.Random(f"later {settings.seed}")
     options, size = settings.options, settings.options["max_size"]
     settings.kinds += tuple(kind for kind in LATER if chance.random() < 0.4)
