@@ -10,7 +10,6 @@ from time import monotonic, time
 from typing import TYPE_CHECKING
 
 from mppool.core.decisions import NOBODY, Grant
-from mppool.core.events import Declare
 from mppool.credentials.secrets import repeats, secret_of
 from mppool.credentials.token_struct import NEAR_EXPIRY_S
 from mppool.errors import ForkedLease, PoolError
@@ -234,9 +233,8 @@ def open_for_shelf(local: LocalPool, grant: Grant) -> None:
         give_up_opening(entry, _text_of(error), counted=True)
         return
     if grant.key != local.default_key or not local.recipe.fills():
-        # A token has told that the recipe's own identity is another one, or its event loop has ended meanwhile.
-        # The books are told again, or they would grant it again at once.
-        local.member.tell(Declare(local.declaration()))
+        # A token has told that the recipe's own identity is another one; the books know that by now.
+        # Or its event loop has ended meanwhile; they know that too.
         local.member.decline(grant, inventory)
         return
     try:

@@ -16,12 +16,8 @@ from mppool import AsyncPool, CheckoutTimeout, ConfigurationError, Opening, Stal
 from mppool.aio import bridge
 from mppool.aio.homes import Home
 from mppool.base_manager import Manager
-from mppool.core.decisions import NOBODY, Grant
 from mppool.core.events import Declare, Event
-from mppool.ids import GrantNumber
 from mppool.recipe import LoopIsOver
-from mppool.worker.inventory import PoolEntry
-from mppool.worker.opening import open_for_shelf
 from tests.aio.things import Thing, ThingRecipe, take_all, until
 from tests.helpers import PATIENCE, wait_until
 
@@ -416,23 +412,6 @@ def test_the_end_of_a_loop_is_told_although_the_pool_is_closed(
     said = [one.declaration for one in told if isinstance(one, Declare)]
     assert said
     assert said[-1].closed
-
-
-def test_who_declines_what_it_cannot_open_tells_why(
-    manager: Manager, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    pool: AsyncPool[Thing] = manager.apool("p", ThingRecipe(), max_size=2, min_size=1)
-    asyncio.run(use_all(pool, 1))
-    local, number = pool._local, GrantNumber(10**9)
-    inventory = local.inventory
-    grant = Grant("p", local.default_key, number, NOBODY, generation=0, fresh=True, opened_before=0)
-    entry = PoolEntry(local, inventory, number, grant.key, 0, 0)
-    assert inventory.session is not None
-    assert inventory.register(entry, grant, inventory.session, time.monotonic())
-    told = told_of(manager, monkeypatch)
-    open_for_shelf(local, grant)
-    assert [one.declaration.closed for one in told if isinstance(one, Declare)] == [True]
-    assert number not in inventory.table
 
 
 def test_a_release_whose_task_is_cancelled_before_it_begins_loses_nothing(manager: Manager) -> None:

@@ -257,14 +257,6 @@ WORKER_BUGS = [
         "the books grant what nobody can open, again and again",
         _LOOPS,
     ),
-    Bug(
-        "declines-without-a-word",
-        "worker/opening.py",
-        "        local.member.tell(Declare(local.declaration()))\n",
-        "",
-        "where the books are wrong about what can be opened, they stay so",
-        _LOOPS,
-    ),
     # --- a member without a server -----------------------------------------------------------------------
     Bug(
         "seen-for-ever",
