@@ -19,6 +19,7 @@ from mppool.odbc.arguments import check_names_a_driver
 from mppool.odbc.connector import application_of
 from mppool.odbc.errors import refuses_login, scrubbed_with, sqlstate
 from mppool.odbc.login import AnyText, Login, LoginSource
+from mppool.odbc.turns import Turns
 from mppool.recipe import Opening, checked_flag
 
 log = Log("mppool.aioodbc")
@@ -90,9 +91,13 @@ class AioodbcRecipe(AsyncRecipe[Any]):
         application = application_of(login, label) if self._labels else []
         string = grammar.with_more(login.text, application)
         try:
-            return await _aioodbc().connect(dsn=string, autocommit=self._autocommit, **self._kwargs)
+            connection = await _aioodbc().connect(
+                dsn=string, autocommit=self._autocommit, **self._kwargs
+            )
         except Exception as error:  # noqa: BLE001  # raised by `open`, without secrets
             return error
+        call_in_turn(connection)
+        return connection
 
     def refuses_login(self, error: Exception) -> bool:
         """See OdbcRecipe."""
@@ -132,10 +137,8 @@ class AioodbcRecipe(AsyncRecipe[Any]):
                 raise
 
     def abandon(self, connection: Any) -> None:
-        """Close pyodbc's connection below, whose event loop does not run any more."""
-        below, connection._conn = getattr(connection, "_conn", None), None
-        if below is not None:
-            below.close()
+        """Close it without its event loop, which does not run any more."""
+        close_without_loop(connection)
 
     async def describe(self, connection: Any) -> str:
         """The driver."""
@@ -153,11 +156,30 @@ class AioodbcRecipe(AsyncRecipe[Any]):
             raise ConnectionError(self._login.scrub(str(error))) from None
 
 
+def call_in_turn(connection: Any) -> None:
+    """From now on, the calls of this connection run one after the other. The application's own executor stays."""
+    if connection._executor is None:
+        connection._executor = Turns()
+
+
+def close_without_loop(connection: Any) -> None:
+    """Close the connection below, after the call that runs in it. Raises what the driver raises."""
+    below, connection._conn = connection._conn, None
+    if below is None:
+        return
+    try:
+        closing = connection._executor.submit(below.close)
+    except RuntimeError:  # the executor is shut down: none of its threads runs any more
+        below.close()
+    else:
+        closing.result()
+
+
 def leave_to_executor(connection: Any) -> None:
     """After a close that was interrupted: aioodbc's finalizer must not close a second time.
 
-    The close may be running in a thread of the executor, and pyodbc crashes where two threads close one connection. If it
-    never began, pyodbc closes its connection when the last reference is gone.
+    The close may be running in the executor, and pyodbc crashes where two threads close one connection. If it never
+    began, pyodbc closes its connection when the last reference is gone.
     """
     connection._conn = None
 

@@ -12,7 +12,7 @@ from sqlalchemy.util.concurrency import await_only, greenlet_spawn, in_greenlet
 
 from mppool.aio.recipe import AsyncRecipe
 from mppool.aio.sockets import shut_down
-from mppool.aioodbc import leave_to_executor
+from mppool.aioodbc import close_without_loop, leave_to_executor
 from mppool.integrations.sqlalchemy import opening
 from mppool.integrations.sqlalchemy.pool import SharedPool
 from mppool.logs import Log
@@ -49,7 +49,7 @@ class AsyncEngineRecipe(AsyncRecipe["Held"]):
         try:
             await greenlet_spawn(self._recipe.close, held)
         except BaseException:
-            if connection is not None and getattr(pool._dialect, "driver", "") == "aioodbc":
+            if connection is not None and opening.driver_of(pool._dialect) == "aioodbc":
                 leave_to_executor(pool._dialect.get_driver_connection(connection))
             raise
 
@@ -63,17 +63,13 @@ class AsyncEngineRecipe(AsyncRecipe["Held"]):
         if hasattr(driver, "pgconn"):  # psycopg
             driver.pgconn.finish()
             return
-        blocking = getattr(driver, "_conn", None)  # aioodbc's is one of pyodbc
-        if blocking is None:
+        if opening.driver_of(held.pool._dialect) != "aioodbc":
             shut_down(getattr(driver, "_transport", None))  # asyncpg's
-        elif callable(getattr(blocking, "close", None)):
-            try:
-                blocking.close()
-                driver._conn = (
-                    None  # else its finalizer complains of a connection that nobody has closed
-                )
-            except Exception:
-                log.debug("a connection without its event loop could not be closed", exc_info=True)
+            return
+        try:
+            close_without_loop(driver)
+        except Exception:
+            log.debug("a connection without its event loop could not be closed", exc_info=True)
 
     async def describe(self, held: Held) -> str:
         """Dialect and driver."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
+from mppool.aioodbc import call_in_turn
 from mppool.dbapi.recipe import shown
 from mppool.dbapi.secrets import secrets_in, without
 from mppool.dbapi.survey import survey
@@ -128,7 +129,7 @@ class EngineRecipe(Recipe[Held]):
     def describe(self, held: Held) -> str:
         """Dialect and driver."""
         dialect = held.pool._dialect
-        return f"{getattr(dialect, 'name', 'dbapi')}+{getattr(dialect, 'driver', 'any')}"
+        return f"{getattr(dialect, 'name', 'dbapi')}+{driver_of(dialect) or 'any'}"
 
     def fingerprint(self) -> str:
         """A keyed hash of what the engine's URL and arguments say."""
@@ -200,7 +201,7 @@ def arguments_of(creator: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 def fingerprint_of(creator: Any, dialect: Any) -> str:
     """What is opened, equal in all processes, without secrets."""
     arguments, keywords = arguments_of(creator)
-    parts = [getattr(dialect, "name", ""), getattr(dialect, "driver", "")]
+    parts = [getattr(dialect, "name", ""), driver_of(dialect)]
     if arguments or keywords:
         parts += [shown(arguments), shown(keywords)]
     else:
@@ -231,7 +232,7 @@ def secrets_of(creator: Any) -> list[str]:
 def connected(pool: OurPool, record: Any, connect: Any) -> Any:
     """Call the engine's creator for a record, and note what it has opened, and with whose token."""
     dialect = pool._dialect
-    if getattr(dialect, "driver", "") in ("pyodbc", "aioodbc"):
+    if driver_of(dialect) in ("pyodbc", "aioodbc"):
         driver_manager.load()  # the driver manager's own pooling is off before the first connection
     _look_last(dialect)
     _seen.attributes = None
@@ -245,7 +246,14 @@ def connected(pool: OurPool, record: Any, connect: Any) -> Any:
             pool._close_connection(connection)
             raise
         held.connection = connection
+    if driver_of(dialect) == "aioodbc":
+        call_in_turn(dialect.get_driver_connection(connection))
     return connection
+
+
+def driver_of(dialect: Any) -> str:
+    """The driver's name, as in a URL."""
+    return str(getattr(dialect, "driver", ""))
 
 
 def _look_last(dialect: Any) -> None:
