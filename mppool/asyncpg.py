@@ -121,7 +121,8 @@ class AsyncpgRecipe(AsyncRecipe[Any]):
             if connection.is_in_transaction():
                 await connection.execute("ROLLBACK")
             if self._resets:
-                await connection.reset()
+                query = _all_that_resets(connection)
+                await (connection.reset() if query is None else connection.execute(query))
         except Exception as error:
             self._raise_if_dead(error, connection)
             raise
@@ -168,6 +169,25 @@ class AsyncpgRecipe(AsyncRecipe[Any]):
         opens = shown(self._arguments.described(shown))
         digest.update(opens.encode("utf-8", errors="surrogatepass"))
         return f"asyncpg:{digest.hexdigest()}"
+
+
+def _all_that_resets(connection: Any) -> str | None:
+    """The statement that does the same as `connection.reset()`; None: that does more, or may do so.
+
+    It would go through twice as many functions, as it may have to end listeners and transactions in Python too.
+    """
+    kind = type(connection)
+    try:
+        if (
+            kind.reset is _asyncpg().Connection.reset
+            and kind._reset is _asyncpg().Connection._reset
+            and not (connection._listeners or connection._log_listeners)
+            and connection._top_xact is None
+        ):
+            return connection.get_reset_query() or None
+    except AttributeError:
+        log.debug("another asyncpg: its own reset is called")
+    return None
 
 
 def _asyncpg() -> Any:

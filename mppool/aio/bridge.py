@@ -216,7 +216,7 @@ class _Handed:
         if self._home.is_over:
             self._give_up()
             return
-        task = self._home.spawn(self._run())
+        task = self._home.tasks.spawn(self._run())
         if self._tasks is not None:
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)

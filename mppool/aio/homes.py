@@ -16,12 +16,13 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Coroutine
+from collections.abc import AsyncGenerator, Callable
 from contextvars import Context, ContextVar, copy_context
 from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
+from mppool.aio.loop_tasks import LoopTasks
 from mppool.aio.watch import Watch
 from mppool.core.events import Declare
 from mppool.errors import ConfigurationError
@@ -51,13 +52,17 @@ opens_in: ContextVar[Home] = ContextVar("opens_in")
 
 
 class OnLoop:
-    """A resource, and where it lives. The resource of an entry of an asynchronous pool."""
+    """A resource, and where it lives. The resource of an entry of an asynchronous pool.
 
-    __slots__ = ("home", "resource")
+    is_dirty: it is known to need a reset.
+    """
+
+    __slots__ = ("home", "is_dirty", "resource")
 
     def __init__(self, resource: Any, home: Home) -> None:
         self.resource = resource
         self.home = home
+        self.is_dirty = False
 
 
 class Home:
@@ -65,8 +70,7 @@ class Home:
 
     number: tells its keys from those of other loops. pop: takes from the shelf of its own key at once; shelf: that one.
     openings: tasks that open a resource; they belong to the loop's thread.
-    _tasks: what runs on behalf of the pool; kept here because the loop itself refers to its tasks weakly. _finishing: of
-        each that gives a resource back, what its caller awaits, and the resource.
+    tasks: those that run on behalf of the pool.
     """
 
     def __init__(self, local: LocalPool, loop: asyncio.AbstractEventLoop, number: int) -> None:
@@ -80,8 +84,7 @@ class Home:
         self.notice: AsyncGenerator[None, None] | None = None
         self.openings: set[asyncio.Task[Any]] = set()
         self.watch = Watch(loop)
-        self._tasks: set[asyncio.Task[Any]] = set()
-        self._finishing: dict[asyncio.Task[None], tuple[asyncio.Future[None], PoolEntry]] = {}
+        self.tasks = LoopTasks(loop)
 
     def key_for(self, key: str) -> str:
         """The key, in this loop, of what the pool opens for a key."""
@@ -105,38 +108,6 @@ class Home:
             shelf = shelves.get(key) if self.number else shelves.of(key)
             if shelf is not self.shelf:
                 self.shelf, self.pop = shelf, shelves.popper_of(shelf)
-
-    def finish(
-        self, entry: PoolEntry, coroutine: Coroutine[Any, Any, None]
-    ) -> asyncio.Future[None]:
-        """Give a resource back in a task that a cancelled caller does not end; return what the caller awaits."""
-        done: asyncio.Future[None] = self.loop.create_future()
-        task = self.loop.create_task(coroutine)
-        self._finishing[task] = done, entry
-        task.add_done_callback(self._has_finished)
-        return done
-
-    def _has_finished(self, task: asyncio.Task[None]) -> None:
-        """The caller goes on, however the task has ended: it may have been cancelled before it began."""
-        done, entry = self._finishing.pop(task)
-        error = None
-        if task.cancelled():
-            close_soon(entry, "discarded")
-        else:
-            error = task.exception()
-        if done.done():
-            return
-        if error is None:
-            done.set_result(None)
-        else:
-            done.set_exception(error)
-
-    def spawn(self, coroutine: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
-        """Run it as a task that outlives its caller. Called in the loop."""
-        task = self.loop.create_task(coroutine)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
-        return task
 
     @property
     def runs(self) -> bool:
@@ -167,6 +138,7 @@ class Home:
         """The loop is over: end without it what it still has. Called by any thread."""
         self.is_over = True
         self.desk.look_after_deserted()
+        self.tasks.end_unbegun()
         for entry in self.entries():
             lent_at = entry.lent_at
             if lent_at > entry.released_at and entry.inventory.kill(entry, lent_at):
@@ -270,8 +242,9 @@ class Homes:
         for home in list(self.by_loop.values()):
             if home.loop.is_closed():
                 self._remove(home)
-            elif home.desk.deserted:
+            else:
                 home.desk.look_after_deserted()
+                home.tasks.end_unbegun()
         return NEVER
 
     def is_over(self) -> bool:

@@ -21,6 +21,7 @@ from mppool.worker.in_thread import in_thread
 
 if TYPE_CHECKING:
     from mppool.aio.homes import OnLoop
+    from mppool.aio.loop_tasks import Release
     from mppool.core.events import CloseReason
     from mppool.worker.inventory import PoolEntry
     from mppool.worker.local_pool import LocalPool
@@ -108,7 +109,7 @@ class TaskHooks:
         local, limit = self._local, self._local.options.check_timeout
         local.count("checks")
         entry.checked_at = monotonic()
-        check = entry.resource.home.spawn(self._outcome(entry, limit))
+        check = entry.resource.home.tasks.spawn(self._outcome(entry, limit))
         left = None
         if deadline is not None:
             left = max(deadline - monotonic(), CHECK_GRACE_S)
@@ -169,22 +170,25 @@ class TaskHooks:
 
     # --- after its use --------------------------------------------------------------------------------------
 
-    async def give_back(self, entry: PoolEntry, *, suspect: bool) -> None:
+    async def give_back(self, release: Release, *, suspect: bool = False) -> None:
         """A lease has ended. suspect: an exception ended its use, so it is checked before anybody gets it.
 
         A task of its own: a caller that is cancelled has given it back all the same.
         """
-        local = self._local
+        entry, local = release.begins(), self._local
         limit = local.options.max_uses
-        if monotonic() >= entry.retire_at:
-            self._close(entry, entry.retire_reason)
-        elif limit is not None and entry.uses >= limit:
-            self._close(entry, "worn_out")
-        elif not await self._was_reset(entry):
-            self._close(entry, "discarded")
-        elif not suspect or local.hooks.check is None or await self._is_sound(entry):
-            entry.released_at = monotonic()
-            local.idle.put_back(entry)
+        try:
+            if monotonic() >= entry.retire_at:
+                self._close(entry, entry.retire_reason)
+            elif limit is not None and entry.uses >= limit:
+                self._close(entry, "worn_out")
+            elif not await self._was_reset(entry, release.task):
+                self._close(entry, "discarded")
+            elif not suspect or local.hooks.check is None or await self._is_sound(entry):
+                entry.released_at = monotonic()
+                local.idle.put_back(entry)
+        finally:
+            release.ends()
 
     async def _is_sound(self, entry: PoolEntry) -> bool:
         try:
@@ -192,15 +196,16 @@ class TaskHooks:
         except asyncio.CancelledError:  # its check puts it where it belongs
             return False
 
-    async def _was_reset(self, entry: PoolEntry) -> bool:
+    async def _was_reset(self, entry: PoolEntry, task: asyncio.Task[None] | None) -> bool:
         local, held = self._local, entry.resource
         if held is None:
             return False  # its loop has just been given up
-        if local.hooks.reset is None or not self.needs_reset(held):
+        if local.hooks.reset is None or not (held.is_dirty or self.needs_reset(held)):
             return True
+        held.is_dirty = False
         try:
             said = settled(self._recipe.reset(held.resource))
-            await held.home.watch.bounded(said, local.options.check_timeout)
+            await held.home.watch.bounded(said, local.options.check_timeout, task)
         except Exception as error:  # noqa: BLE001  # it is counted and logged
             self._note_raised("reset", error)
             if isinstance(error, ConnectionError):
@@ -214,10 +219,11 @@ class TaskHooks:
     def needs_reset(self, held: OnLoop) -> bool:
         """What the recipe says; True where it raises: then its reset says what is the matter."""
         try:
-            return bool(self._recipe.needs_reset(held.resource))
+            held.is_dirty = bool(self._recipe.needs_reset(held.resource))
         except Exception as error:  # noqa: BLE001  # it is counted and logged
             self._note_raised("needs_reset", error)
-            return True
+            held.is_dirty = True
+        return held.is_dirty
 
     def _close(self, entry: PoolEntry, reason: CloseReason) -> None:
         close_soon(entry, reason)

@@ -292,7 +292,10 @@ class AsyncCheckout(AsyncLease[T]):
             self._refuse_reuse()
         entry = await lender.check_out(self._seconds, self._for_whom, self._lane)
         self._held.append(entry)
-        return entry.resource.resource  # type: ignore[no-any-return]
+        held = entry.resource
+        if entry.shelf is not held.home.shelf or lender.local.notes_callers:
+            lender.is_lent(entry)
+        return held.resource  # type: ignore[no-any-return]
 
     def _refuse_reuse(self) -> NoReturn:
         raise PoolError(

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import traceback
+from functools import partial
 from time import monotonic
 from typing import TYPE_CHECKING, Any
 
 from mppool.aio.bridge import LoopRecipe
 from mppool.aio.hooks import TaskHooks
+from mppool.aio.loop_tasks import Release
 from mppool.aio.recipe import has_hook, settled
 from mppool.logs import Log
 from mppool.process.fork import notice_fork
@@ -19,6 +21,8 @@ from mppool.worker.task_checkout import TaskCheckout
 from mppool.worker.tasks import running_loop
 
 if TYPE_CHECKING:
+    from collections.abc import Coroutine
+
     from mppool.aio.homes import Home
     from mppool.worker.inventory import PoolEntry
     from mppool.worker.local_pool import LocalPool
@@ -41,10 +45,27 @@ class Lender:
         self._recipe = recipe
         self._hooks = TaskHooks(local)
 
-    async def check_out(
+    def check_out(
+        self, seconds: float | None, for_whom: tuple[str | None, Any] | None, lane: str | None
+    ) -> Coroutine[Any, Any, PoolEntry]:
+        """A resource, beyond the quickest way. for_whom: identity and credential, where they are named."""
+        local = self.local
+        home = self.by_loop.get(running_loop())
+        if (
+            home is None
+            or home.is_over
+            or for_whom is not None
+            or local.recipe.credential is not None
+            or not (local.ours[0] and local.is_sealed)
+        ):
+            return self._check_out_anyhow(seconds, for_whom, lane)
+        key = home.key_for(local.default_key)
+        return TaskCheckout(home.desk, self._hooks, key, seconds, None, lane).run()
+
+    async def _check_out_anyhow(
         self, seconds: float | None, for_whom: tuple[str | None, Any] | None, lane: str | None
     ) -> PoolEntry:
-        """A resource, beyond the quickest way. for_whom: identity and credential, where they are named."""
+        """The same in a process that has not begun to use the pool yet, or for somebody."""
         local = self.local
         if not local.ours[0]:  # forked by somebody who told nobody
             notice_fork()
@@ -63,14 +84,17 @@ class Lender:
             principal.key = key
             if principal.fetched is not None and seconds is not None:
                 seconds = max(0.0, seconds - (monotonic() - started))
-        entry = await TaskCheckout(home.desk, self._hooks, key, seconds, principal, lane).run()
+        return await TaskCheckout(home.desk, self._hooks, key, seconds, principal, lane).run()
+
+    def is_lent(self, entry: PoolEntry) -> None:
+        """A checkout has come to this resource beyond the quickest way."""
+        home: Home = entry.resource.home
         if entry.shelf is not home.shelf:
             home.look_at_shelf()
-        if local.notes_callers:
+        if self.local.notes_callers:
             note_caller(entry)
-            if local.options.track_leaks:
+            if self.local.options.track_leaks:
                 entry.stack = "".join(traceback.format_stack()[:-2])
-        return entry
 
     async def _principal(
         self, home: Home, identity: str | None, credential: Any, seconds: float | None
@@ -112,23 +136,27 @@ class Lender:
     def give_back(self, entry: PoolEntry, *, suspect: bool) -> asyncio.Future[None] | None:
         """In the loop that owns the resource; to the end, also where the caller is cancelled.
 
-        Returns what the caller awaits; None: nothing.
+        Returns what the caller awaits. None: nothing, and where others wait for the resource, its caller need not wait too.
         """
         home = self._home_of_released(entry)
         if home is None:
             return None
+        work = partial(self._hooks.give_back, suspect=True) if suspect else self._hooks.give_back
+        release = Release(home.tasks, entry)
         if home.loop is running_loop():
-            return home.finish(entry, self._hooks.give_back(entry, suspect=suspect))
-        work = self._hooks.give_back(entry, suspect=suspect)
+            others_wait = entry.key in self.local.idle.line.waiters
+            return release.start(work, is_awaited=not others_wait)
         return asyncio.shield(
-            asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work, home.loop))
+            asyncio.wrap_future(asyncio.run_coroutine_threadsafe(work(release), home.loop))
         )
 
     def give_back_soon(self, entry: PoolEntry) -> None:
         """The same, where nothing can be awaited. Called by any thread."""
         home = self._home_of_released(entry)
         if home is not None:
-            asyncio.run_coroutine_threadsafe(self._hooks.give_back(entry, suspect=False), home.loop)
+            asyncio.run_coroutine_threadsafe(
+                self._hooks.give_back(Release(home.tasks, entry)), home.loop
+            )
 
     def _home_of_released(self, entry: PoolEntry) -> Home | None:
         """Where what was released is looked after; None: it is gone, or being closed."""

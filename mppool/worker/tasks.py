@@ -244,10 +244,17 @@ class Desk:
         return None
 
     def _asks_enough(self, demand: Demand) -> bool:
-        """Whether as much is asked for as there can be. Where all who wait are counted, all ask."""
-        if self.local.idle.line.asks_at_once:
+        """Whether as much is asked for as there can be. Where all who wait are counted, all ask.
+
+        While nobody waits elsewhere, what is open here cannot be granted again. One ticket is there in any case: the
+        cap may be raised, and what is open may end.
+        """
+        local = self.local
+        if local.idle.line.asks_at_once:
             return False
-        most = self.local.options.max_size or MOST_TICKETS
+        most = local.options.max_size or MOST_TICKETS
+        if not local.idle.contended:
+            most = max(1, most - len(demand.open))
         return len(demand.tickets) + len(demand.opening) >= most
 
     def _look_again(self, key: str, oldest: TaskWaiter) -> None:

@@ -251,7 +251,7 @@ def test_a_hook_that_is_cancelled_before_it_begins_keeps_no_thread(manager: Mana
                 ended.append(error)
 
         def cancel() -> None:
-            for task in home._tasks:
+            for task in home.tasks.running:
                 task.cancel()
 
         loop.call_soon_threadsafe = call
@@ -414,12 +414,18 @@ def test_the_end_of_a_loop_is_told_although_the_pool_is_closed(
     assert said[-1].closed
 
 
-def test_a_release_whose_task_is_cancelled_before_it_begins_loses_nothing(manager: Manager) -> None:
+@pytest.mark.parametrize("awaits", [True, False])
+def test_a_release_whose_task_is_cancelled_before_it_begins_loses_nothing(
+    manager: Manager, awaits: bool
+) -> None:
     """Somebody ends all tasks that are there, in the turn of the release."""
 
     async def release(lease: Any, before: set[asyncio.Task[Any]]) -> None:
+        if not awaits:
+            lease.release_soon()  # becomes a task in the next turn
         asyncio.get_running_loop().call_soon(cancel_new, before | {asyncio.current_task()})
-        await lease.release()
+        if awaits:
+            await lease.release()
 
     def cancel_new(before: set[asyncio.Task[Any]]) -> None:
         for task in asyncio.all_tasks() - before:

@@ -28,6 +28,7 @@ from mppool import (
     TooManyWaiting,
 )
 from mppool.base_manager import Manager
+from mppool.core.events import Checkout
 from mppool.rendezvous.locator import ServerLocator
 from mppool.rendezvous.readiness import NotReadyYet
 from tests.aio.things import CarefulRecipe, Thing, ThingRecipe, take_all, until
@@ -349,6 +350,75 @@ def test_resize_reset_drain_and_close(manager: Manager) -> None:
         with pytest.raises(PoolClosed):
             await pool.checkout()
 
+    asyncio.run(main())
+
+
+def test_whoever_releases_waits_for_the_reset_where_nobody_else_wants_the_resource(
+    manager: Manager,
+) -> None:
+    async def slow_reset(_: Thing) -> None:
+        said.append("reset begins")
+        await go_on.wait()
+        said.append("reset ends")
+
+    async def wait() -> None:
+        async with pool.checkout():
+            said.append("lent")
+
+    async def main() -> None:
+        async with pool.checkout():
+            waiting = asyncio.create_task(wait())
+            await asyncio.sleep(0.05)
+        said.append("released")
+        await asyncio.sleep(0)
+        go_on.set()
+        await waiting
+        said.append("released again")
+
+    said: list[str] = []
+    go_on = asyncio.Event()
+    recipe = ThingRecipe()
+    recipe.reset = slow_reset  # type: ignore[method-assign]
+    pool: Pool = manager.apool("p", recipe, max_size=1)
+    asyncio.run(main())
+    one = ["reset begins", "reset ends"]
+    assert said == ["released", *one, "lent", *one, "released again"]
+
+
+def test_no_more_is_asked_for_than_could_be_granted(
+    manager: Manager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each question costs an exchange with the server, just where the process has much to do."""
+
+    async def use() -> None:
+        async with pool.checkout():
+            await asyncio.sleep(0.001)
+
+    async def main() -> None:
+        leases = await take_all(pool, 3)
+        asked.clear()
+        tasks = [asyncio.create_task(use()) for _ in range(20)]
+        await until(lambda: asked, "the question")
+        await asyncio.sleep(0.1)
+        assert len(asked) == 1
+        await pool.resize(max_size=6)
+        await until(lambda: len(recipe.alive) == 6, "what the cap has room for now")
+        for lease in leases:
+            await lease.release()
+        await asyncio.gather(*tasks)
+
+    asked: list[Checkout] = []
+    recipe = ThingRecipe()
+    pool: Pool = manager.apool("p", recipe, max_size=3)
+    member: Any = manager._member
+    call = member.call
+
+    def listen(event: Any, until: float | None) -> Any:
+        if isinstance(event, Checkout):
+            asked.append(event)
+        return call(event, until)
+
+    monkeypatch.setattr(member, "call", listen)
     asyncio.run(main())
 
 

@@ -74,6 +74,42 @@ def test_settings_are_reset_where_that_is_asked_for(make: Make) -> None:
         asyncio.run(main())
 
 
+def test_listeners_are_gone_and_a_reset_of_ones_own_is_called(postgresql: Database) -> None:
+    """Where a connection has nothing but settings to reset, its recipe sends the statement itself."""
+    asyncpg = pytest.importorskip("asyncpg")
+    where = f"postgresql://postgres@127.0.0.1:{postgresql.port}/{postgresql.name}"
+
+    class Own(asyncpg.Connection):  # type: ignore[misc]
+        resets = 0
+
+        async def reset(self, *, timeout: float | None = None) -> None:
+            type(self).resets += 1
+            await super().reset(timeout=timeout)
+
+    async def main(recipe: AsyncpgRecipe) -> None:
+        heard: list[Any] = []
+        pool = manager.apool("p", recipe, max_size=1)
+        async with pool.checkout() as connection:
+            await connection.add_listener("news", lambda *what: heard.append(what))
+            connection.add_log_listener(lambda *what: heard.append(what))
+            await connection.execute("select pg_advisory_lock(1)")
+        async with pool.checkout() as again:
+            assert again is connection
+            assert await scalar(again, "select count(*) from pg_listening_channels()") == 0
+            assert (
+                await scalar(again, "select count(*) from pg_locks where locktype = 'advisory'")
+                == 0
+            )
+            await again.execute("notify news; do $$ begin raise notice 'hello'; end $$")
+        await pool.aclose()
+        assert heard == []
+
+    for kind in (asyncpg.Connection, Own):
+        with InProcessManager() as manager:
+            asyncio.run(main(AsyncpgRecipe(where, connection_class=kind)))
+    assert Own.resets == 2
+
+
 def test_a_session_has_the_name_of_its_application(make: Make) -> None:
     with InProcessManager() as manager:
         pool = manager.apool("p", make(application_name="shop web"))
