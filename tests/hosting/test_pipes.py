@@ -116,6 +116,22 @@ def test_an_answer_in_many_parts_fills_no_pipe(size: int, has_pipes: bool) -> No
     echo.end()
 
 
+def test_requests_that_come_together_are_read_one_after_the_other() -> None:
+    """A release is not waited for, so a checkout may follow it at once."""
+    ours, theirs = socket.socketpair()
+    bodies = [b"release", b"", b"checkout", b"once more"]
+    together = b"".join(
+        frames.REQUEST.pack(len(body), number) + body for number, body in enumerate(bodies, 1)
+    )
+    with ours, theirs:
+        theirs.setblocking(False)  # all of it is there when it is read
+        ours.sendall(together + frames.REQUEST.pack(4, 5) + b"ha")  # and the half of one
+        requests = Requests(theirs, Turns())
+        assert [bytes(requests.read()) for _ in bodies] == bodies
+        ours.sendall(b"lf")
+        assert bytes(requests.read()) == b"half"
+
+
 def test_where_gevent_has_patched_sockets_there_are_no_pipes() -> None:
     class Patched(socket.socket):
         __module__ = "gevent._socket3"
