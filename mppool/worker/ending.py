@@ -196,8 +196,11 @@ def retire(local: OwnPool, entries: list[PoolEntry]) -> None:
 
 
 def drop_token(local: OwnPool, key: str, token: str) -> None:
-    """Close what lies idle for this key and was opened with the token of this digest."""
-    for entry in local.idle.shelves.take_all(
-        lambda entry: entry.token == token and entry.key == key
-    ):
-        close_soon(entry, "retired")
+    """Let what was opened for this key with the token of this digest end; what is lent, at its release."""
+    with local.inventory.lock:
+        meant = [
+            entry
+            for entry in local.inventory.table.values()
+            if entry.local is local and entry.token == token and entry.key == key
+        ]
+    retire(local, meant)

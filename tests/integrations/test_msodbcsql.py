@@ -302,6 +302,21 @@ def test_near_its_end_another_token_replaces_the_session(
     pool.close()
 
 
+def test_what_is_lent_with_the_old_token_is_closed_at_its_release(
+    manager: Any, tds: TdsDouble
+) -> None:
+    pool = manager.pool("p", OdbcRecipe(tds.connection_string()), max_size=4)
+    me: dict[str, Any] = {"identity": "me", "credential": Issuer("old", "new", life=200.0)}
+    with pool.checkout(**me) as lent:
+        with pool.checkout(**me):
+            pass
+        use(pool, "again", **me)  # the idle one is found to be old, and replaced
+        lent.execute("goes on")
+    (left,) = tds.wait_for_open(1)
+    assert bearer_of(left) == "new"
+    pool.close()
+
+
 def test_near_its_end_the_same_token_goes_on(manager: Any, tds: TdsDouble) -> None:
     pool = manager.pool("p", OdbcRecipe(tds.connection_string()), max_size=4, check_idle_for=0.0)
     credential = Issuer("same", life=100.0)
