@@ -192,7 +192,8 @@ class Manager:
 
         survey: ask each database, on an idle connection, for its limit and its sessions (`database` of each pool).
 
-        If no server runs, no process holds anything: the pools are those that this process has declared.
+        If no server runs, the pools are those that this process has declared, with what it holds itself: after `shutdown`,
+        processes keep what they have open, and count for the next server.
         """
         stats: Any = self._member.link.stats(survey=survey)
         if not stats:
@@ -242,14 +243,14 @@ class Manager:
         )
 
     def _unattached_snapshot(self) -> dict[str, Any]:
-        """What books would say to which this process has just attached, with nothing in its hands."""
+        """What books would say to which this process alone has just attached, with what it holds."""
         # Both from one copy of the library, whichever that is by now: see test_members.
         from mppool.core.books import Books
 
         books = Books(0)
-        books.apply(
-            own_process(), Session(1), Attach("", self._member.declarations(), []), time.monotonic()
-        )
+        held = self._member.inventory.held()
+        attach = Attach("", self._member.declarations(), held)
+        books.apply(own_process(), Session(1), attach, time.monotonic())
         return books.snapshot()
 
     def _merge(

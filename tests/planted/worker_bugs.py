@@ -10,6 +10,7 @@ _LINE = ("tests/worker/test_line.py",)
 _ASKING = ("tests/processes/test_asking.py",)
 _DETACHED = ("tests/processes/test_detach.py",)
 _LOOPS = ("tests/aio/test_loops.py",)
+_TASKS = ("tests/aio/test_pool.py",)
 _UNHEARD = ("tests/processes/test_unheard.py",)
 
 WORKER_BUGS = [
@@ -256,6 +257,38 @@ WORKER_BUGS = [
         "        if member.inventory.session is not None and not self._local.closed:\n",
         "the books grant what nobody can open, again and again",
         _LOOPS,
+    ),
+    Bug(
+        "unbegun-unseen",
+        "aio/loop_tasks.py",
+        "        if entry is not None:\n            self._tasks.unbegun",
+        "        if entry is not None and self._done is None:\n            self._tasks.unbegun",
+        "a release whose task is cancelled before it begins is never done, and its slot is lost",
+        _LOOPS,
+    ),
+    Bug(
+        "no-ticket-while-all-is-here",
+        "worker/tasks.py",
+        "            most = max(1, most - len(demand.open))\n",
+        "            most -= len(demand.open)\n",
+        "tasks that wait do not hear of a cap that was raised",
+        _TASKS,
+    ),
+    Bug(
+        "released-before-the-reset",
+        "aio/lender.py",
+        "others_wait = entry.key in self.local.idle.line.waiters",
+        "others_wait = True",
+        "a checkout that follows a release waits for the reset, or opens one connection more",
+        _TASKS,
+    ),
+    Bug(
+        "keeps-no-cursor",
+        "odbc/turns.py",
+        "            self._cursors[id(result)] = result\n",
+        "            pass\n",
+        "a cursor is closed in the event loop, beside a call that runs",
+        ("tests/integrations/test_turns.py",),
     ),
     # --- a member without a server -----------------------------------------------------------------------
     Bug(

@@ -212,8 +212,13 @@ class Healing:
         def look(worker: Any) -> None:
             from tests.simulation.world import POOL
 
-            stats = worker.manager.stats()["pools"][POOL]
-            sessions = world.database.sessions
+            found = worker.manager.stats()
+            if (
+                found["server_pid"] is None
+            ):  # it was told to end; this process alone does not know all
+                worker.reset(0.0)
+                return
+            stats, sessions = found["pools"][POOL], world.database.sessions
             here = {
                 "size": len(sessions), "in_use": 0, "waiting": 0,
                 "opening": sum(one.is_opening for one in sessions),  # a short max_lifetime has no end of them

@@ -177,3 +177,19 @@ def test_statistics_of_many_resources_are_complete(manager: PoolManager) -> None
     assert {resource.get("shoe size") for resource in resources} <= {42, None}
     for lease in leases:
         lease.release()
+
+
+def test_without_a_server_they_say_what_this_process_holds(manager: PoolManager) -> None:
+    """A server that was told to end leaves what is lent with its users; it counts for the next one."""
+    pool: Pool[object] = manager.pool("p", object, max_size=3)
+    lease = pool.checkout()
+    manager.shutdown()
+    stats = manager.stats()
+    assert stats["server_pid"] is None
+    assert (pool.stats()["size"], pool.stats()["in_use"]) == (1, 1)
+    assert [one["pid"] for one in pool.stats()["resources"]] == [os.getpid()]
+    lease.release()
+    assert (pool.stats()["size"], pool.stats()["idle"]) == (1, 1)
+    assert manager.server_pid is None
+    pool.close()
+    assert pool.stats()["size"] == 0
