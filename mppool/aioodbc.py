@@ -16,10 +16,10 @@ from mppool.logs import Log
 from mppool.odbc import connection_string as grammar
 from mppool.odbc import driver_manager
 from mppool.odbc.arguments import check_names_a_driver
+from mppool.odbc.connection_thread import call_in_turn, close_without_loop, leave_to_executor
 from mppool.odbc.connector import application_of
 from mppool.odbc.errors import refuses_login, scrubbed_with, sqlstate
 from mppool.odbc.login import AnyText, Login, LoginSource
-from mppool.odbc.turns import Turns
 from mppool.recipe import Opening, checked_flag
 
 log = Log("mppool.aioodbc")
@@ -137,7 +137,7 @@ class AioodbcRecipe(AsyncRecipe[Any]):
                 raise
 
     def abandon(self, connection: Any) -> None:
-        """Close it without its event loop, which does not run any more."""
+        """Close it without its event loop, which has ended, or cannot be waited for."""
         close_without_loop(connection)
 
     async def describe(self, connection: Any) -> str:
@@ -154,34 +154,6 @@ class AioodbcRecipe(AsyncRecipe[Any]):
     def _raise_if_dead(self, error: Exception, connection: Any) -> None:
         if connection.closed or sqlstate_is_dead(sqlstate(error)):
             raise ConnectionError(self._login.scrub(str(error))) from None
-
-
-def call_in_turn(connection: Any) -> None:
-    """From now on, the calls of this connection run one after the other. The application's own executor stays."""
-    if connection._executor is None:
-        connection._executor = Turns()
-
-
-def close_without_loop(connection: Any) -> None:
-    """Close the connection below, after the call that runs in it. Raises what the driver raises."""
-    below, connection._conn = connection._conn, None
-    if below is None:
-        return
-    try:
-        closing = connection._executor.submit(below.close)
-    except RuntimeError:  # the executor is shut down: none of its threads runs any more
-        below.close()
-    else:
-        closing.result()
-
-
-def leave_to_executor(connection: Any) -> None:
-    """After a close that was interrupted: aioodbc's finalizer must not close a second time.
-
-    The close may be running in the executor, and pyodbc crashes where two threads close one connection. If it never
-    began, pyodbc closes its connection when the last reference is gone.
-    """
-    connection._conn = None
 
 
 def _aioodbc() -> Any:

@@ -192,8 +192,8 @@ class Manager:
 
         survey: ask each database, on an idle connection, for its limit and its sessions (`database` of each pool).
 
-        If no server runs, the pools are those that this process has declared, with what it holds itself: after `shutdown`,
-        processes keep what they have open, and count for the next server.
+        Without a server, the pools are those that this process has declared, with what it holds. After `shutdown`, processes
+        keep what is open, and report it to the next server.
         """
         stats: Any = self._member.link.stats(survey=survey)
         if not stats:
@@ -243,7 +243,7 @@ class Manager:
         )
 
     def _unattached_snapshot(self) -> dict[str, Any]:
-        """What books would say to which this process alone has just attached, with what it holds."""
+        """What the books would say if this process alone were attached."""
         # Both from one copy of the library, whichever that is by now: see test_members.
         from mppool.core.books import Books
 

@@ -182,7 +182,7 @@ class TaskHooks:
                 self._close(entry, entry.retire_reason)
             elif limit is not None and entry.uses >= limit:
                 self._close(entry, "worn_out")
-            elif not await self._was_reset(entry, release.task):
+            elif not await self._was_reset(entry):
                 self._close(entry, "discarded")
             elif not suspect or local.hooks.check is None or await self._is_sound(entry):
                 entry.released_at = monotonic()
@@ -196,16 +196,16 @@ class TaskHooks:
         except asyncio.CancelledError:  # its check puts it where it belongs
             return False
 
-    async def _was_reset(self, entry: PoolEntry, task: asyncio.Task[None] | None) -> bool:
+    async def _was_reset(self, entry: PoolEntry) -> bool:
         local, held = self._local, entry.resource
         if held is None:
             return False  # its loop has just been given up
-        if local.hooks.reset is None or not (held.is_dirty or self.needs_reset(held)):
+        if local.hooks.reset is None or not (held.is_dirty or self.note_dirty(held)):
             return True
         held.is_dirty = False
         try:
             said = settled(self._recipe.reset(held.resource))
-            await held.home.watch.bounded(said, local.options.check_timeout, task)
+            await held.home.watch.bounded(said, local.options.check_timeout)
         except Exception as error:  # noqa: BLE001  # it is counted and logged
             self._note_raised("reset", error)
             if isinstance(error, ConnectionError):
@@ -216,8 +216,8 @@ class TaskHooks:
             raise
         return True
 
-    def needs_reset(self, held: OnLoop) -> bool:
-        """What the recipe says; True where it raises: then its reset says what is the matter."""
+    def note_dirty(self, held: OnLoop) -> bool:
+        """Whether it needs a reset, by its recipe; True where that raises: then its reset says what is the matter."""
         try:
             held.is_dirty = bool(self._recipe.needs_reset(held.resource))
         except Exception as error:  # noqa: BLE001  # it is counted and logged

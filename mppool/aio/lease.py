@@ -293,8 +293,8 @@ class AsyncCheckout(AsyncLease[T]):
         entry = await lender.check_out(self._seconds, self._for_whom, self._lane)
         self._held.append(entry)
         held = entry.resource
-        if entry.shelf is not held.home.shelf or lender.local.notes_callers:
-            lender.is_lent(entry)
+        if entry.shelf is not held.home.shelf or lender.local.notes_callers:  # saves a call
+            lender.note_lent(entry)
         return held.resource  # type: ignore[no-any-return]
 
     def _refuse_reuse(self) -> NoReturn:

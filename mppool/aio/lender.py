@@ -58,14 +58,14 @@ class Lender:
             or local.recipe.credential is not None
             or not (local.ours[0] and local.is_sealed)
         ):
-            return self._check_out_anyhow(seconds, for_whom, lane)
+            return self._prepare_and_check_out(seconds, for_whom, lane)
         key = home.key_for(local.default_key)
         return TaskCheckout(home.desk, self._hooks, key, seconds, None, lane).run()
 
-    async def _check_out_anyhow(
+    async def _prepare_and_check_out(
         self, seconds: float | None, for_whom: tuple[str | None, Any] | None, lane: str | None
     ) -> PoolEntry:
-        """The same in a process that has not begun to use the pool yet, or for somebody."""
+        """The same, where process or loop are new to the pool, or an identity or a credential is involved."""
         local = self.local
         if not local.ours[0]:  # forked by somebody who told nobody
             notice_fork()
@@ -86,7 +86,7 @@ class Lender:
                 seconds = max(0.0, seconds - (monotonic() - started))
         return await TaskCheckout(home.desk, self._hooks, key, seconds, principal, lane).run()
 
-    def is_lent(self, entry: PoolEntry) -> None:
+    def note_lent(self, entry: PoolEntry) -> None:
         """A checkout has come to this resource beyond the quickest way."""
         home: Home = entry.resource.home
         if entry.shelf is not home.shelf:
@@ -118,7 +118,7 @@ class Lender:
             and options.keep
             and not local.watched
             and (held := entry.resource) is not None
-            and not self._hooks.needs_reset(held)
+            and not self._hooks.note_dirty(held)
         )
 
     async def cancel(self, entry: PoolEntry) -> bool:
@@ -136,7 +136,7 @@ class Lender:
     def give_back(self, entry: PoolEntry, *, suspect: bool) -> asyncio.Future[None] | None:
         """In the loop that owns the resource; to the end, also where the caller is cancelled.
 
-        Returns what the caller awaits. None: nothing, and where others wait for the resource, its caller need not wait too.
+        Returns what the caller awaits. None: the resource is gone, or others wait for it, so the caller need not.
         """
         home = self._home_of_released(entry)
         if home is None:

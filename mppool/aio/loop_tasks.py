@@ -18,7 +18,7 @@ log = Log("mppool")
 
 
 class LoopTasks:
-    """Of one loop. `running` is kept because the loop itself refers to its tasks weakly.
+    """The tasks of one loop. `running` is kept because the loop itself refers to its tasks weakly.
 
     unbegun: releases whose tasks were cancelled before they began, and their resources; appended to in finalizers, emptied
         by the background thread.
@@ -54,17 +54,16 @@ class Release:
     that is cancelled before it begins drops the coroutine, and `__del__` sees what has not begun. (A callback of the task
     would see it too, and cost each release a turn of the loop.)
 
-    task: set from `begins` to `ends`.
-    _entry: None from `begins` on. _done: what the caller awaits; None: it goes on at once.
+    _entry: None from `begins` on. _task: set from `begins` to `ends`. _done: what the caller awaits; None: it does not.
     """
 
-    __slots__ = ("_done", "_entry", "_tasks", "task")
+    __slots__ = ("_done", "_entry", "_task", "_tasks")
 
     def __init__(self, tasks: LoopTasks, entry: PoolEntry) -> None:
         self._tasks = tasks
         self._entry: PoolEntry | None = entry
         self._done: asyncio.Future[None] | None = None
-        self.task: asyncio.Task[Any] | None = None
+        self._task: asyncio.Task[Any] | None = None
 
     def start(
         self, work: Callable[[Release], Coroutine[Any, Any, None]], *, is_awaited: bool
@@ -77,7 +76,7 @@ class Release:
 
     def begins(self) -> PoolEntry:
         """The resource. From now on the coroutine sees to it."""
-        task = self.task = asyncio.current_task(self._tasks.loop)
+        task = self._task = asyncio.current_task(self._tasks.loop)
         assert task is not None
         self._tasks.running.add(task)
         entry, self._entry = self._entry, None
@@ -86,7 +85,7 @@ class Release:
 
     def ends(self) -> None:
         """The resource is on its shelf, or being closed: the caller goes on."""
-        task, self.task = self.task, None
+        task, self._task = self._task, None
         if task is not None:
             self._tasks.running.discard(task)
         done = self._done

@@ -23,17 +23,9 @@ class Watch:
         self._loop = loop
         self._timer = OneTimer(loop, self._look)
 
-    async def bounded(
-        self,
-        awaitable: Awaitable[Any],
-        seconds: float | None,
-        task: asyncio.Task[Any] | None = None,
-    ) -> Any:
-        """Await it in a task that nobody else cancels; TimeoutError after so many seconds (None: no bound).
-
-        task: the current one, where it is known.
-        """
-        task = task or asyncio.current_task(self._loop)
+    async def bounded(self, awaitable: Awaitable[Any], seconds: float | None) -> Any:
+        """Await it in a task that nobody else cancels; TimeoutError after so many seconds (None: no bound)."""
+        task = asyncio.current_task(self._loop)
         if seconds is None or task is None:
             return await awaitable
         self._due[task] = due = monotonic() + seconds

@@ -196,11 +196,5 @@ def retire(local: OwnPool, entries: list[PoolEntry]) -> None:
 
 
 def drop_token(local: OwnPool, key: str, token: str) -> None:
-    """Let what was opened for this key with the token of this digest end; what is lent, at its release."""
-    with local.inventory.lock:
-        meant = [
-            entry
-            for entry in local.inventory.table.values()
-            if entry.local is local and entry.token == token and entry.key == key
-        ]
-    retire(local, meant)
+    """Let what was opened for this key with the token of this digest end: what is idle soon, what is lent at its release."""
+    retire(local, [one for one in local.entries() if one.token == token and one.key == key])

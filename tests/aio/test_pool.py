@@ -392,7 +392,7 @@ def test_no_more_is_asked_for_than_could_be_granted(
 
     async def use() -> None:
         async with pool.checkout():
-            await asyncio.sleep(0.001)
+            await enough.wait()
 
     async def main() -> None:
         leases = await take_all(pool, 3)
@@ -403,11 +403,13 @@ def test_no_more_is_asked_for_than_could_be_granted(
         assert len(asked) == 1
         await pool.resize(max_size=6)
         await until(lambda: len(recipe.alive) == 6, "what the cap has room for now")
+        enough.set()
         for lease in leases:
             await lease.release()
         await asyncio.gather(*tasks)
 
     asked: list[Checkout] = []
+    enough = asyncio.Event()
     recipe = ThingRecipe()
     pool: Pool = manager.apool("p", recipe, max_size=3)
     member: Any = manager._member

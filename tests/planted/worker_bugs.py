@@ -284,11 +284,11 @@ WORKER_BUGS = [
     ),
     Bug(
         "keeps-no-cursor",
-        "odbc/turns.py",
+        "odbc/connection_thread.py",
         "            self._cursors[id(result)] = result\n",
         "            pass\n",
         "a cursor is closed in the event loop, beside a call that runs",
-        ("tests/integrations/test_turns.py",),
+        ("tests/integrations/test_connection_thread.py",),
     ),
     # --- a member without a server -----------------------------------------------------------------------
     Bug(

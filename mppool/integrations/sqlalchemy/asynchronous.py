@@ -12,10 +12,10 @@ from sqlalchemy.util.concurrency import await_only, greenlet_spawn, in_greenlet
 
 from mppool.aio.recipe import AsyncRecipe
 from mppool.aio.sockets import shut_down
-from mppool.aioodbc import close_without_loop, leave_to_executor
 from mppool.integrations.sqlalchemy import opening
 from mppool.integrations.sqlalchemy.pool import SharedPool
 from mppool.logs import Log
+from mppool.odbc.connection_thread import close_without_loop, leave_to_executor
 
 if TYPE_CHECKING:
     from mppool.aio.pool import AsyncPool

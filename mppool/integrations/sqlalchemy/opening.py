@@ -13,7 +13,6 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import event
 
-from mppool.aioodbc import call_in_turn
 from mppool.dbapi.recipe import shown
 from mppool.dbapi.secrets import secrets_in, without
 from mppool.dbapi.survey import survey
@@ -22,6 +21,7 @@ from mppool.integrations.sqlalchemy.record import Held, OurPool, Record
 from mppool.logs import Log
 from mppool.odbc import driver_manager
 from mppool.odbc.attributes import ACCESS_TOKEN, check_token_structure, text_of
+from mppool.odbc.connection_thread import call_in_turn
 from mppool.process.fork import call_in_children
 from mppool.recipe import Opening, Recipe, Survey
 from mppool.worker.pool import Pool

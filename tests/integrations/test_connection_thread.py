@@ -10,9 +10,9 @@ from typing import Any
 import pytest
 
 from mppool import InProcessManager
-from mppool.aioodbc import AioodbcRecipe, call_in_turn, close_without_loop
+from mppool.aioodbc import AioodbcRecipe
 from mppool.odbc import driver_manager
-from mppool.odbc.turns import Turns
+from mppool.odbc.connection_thread import ConnectionThread, call_in_turn, close_without_loop
 from tests.integrations.postgresql import Database
 
 pytest.importorskip("aioodbc")
@@ -35,12 +35,14 @@ def _same(thing: Thing) -> Thing:
 
 
 @pytest.fixture
-def turns(monkeypatch: pytest.MonkeyPatch) -> Turns:
+def thread(monkeypatch: pytest.MonkeyPatch) -> ConnectionThread:
     monkeypatch.setattr(driver_manager, "load", lambda: SimpleNamespace(Cursor=Thing))
-    return Turns()
+    return ConnectionThread()
 
 
-def test_a_call_waits_for_the_one_before_also_if_nobody_waits_for_that(turns: Turns) -> None:
+def test_a_call_waits_for_the_one_before_also_if_nobody_waits_for_that(
+    thread: ConnectionThread,
+) -> None:
     go_on, seen = threading.Event(), []
 
     def statement() -> None:
@@ -49,8 +51,8 @@ def test_a_call_waits_for_the_one_before_also_if_nobody_waits_for_that(turns: Tu
 
     async def main() -> None:
         loop = asyncio.get_running_loop()
-        first = loop.run_in_executor(turns, statement)
-        second = loop.run_in_executor(turns, lambda: seen.append("rollback"))
+        first = loop.run_in_executor(thread, statement)
+        second = loop.run_in_executor(thread, lambda: seen.append("rollback"))
         await asyncio.sleep(0)
         first.cancel()
         go_on.set()
@@ -60,32 +62,32 @@ def test_a_call_waits_for_the_one_before_also_if_nobody_waits_for_that(turns: Tu
     assert seen == ["statement", "rollback"]
 
 
-def test_the_last_reference_to_a_cursor_is_dropped_in_its_thread(turns: Turns) -> None:
-    cursor = turns.submit(Thing).result()
+def test_the_last_reference_to_a_cursor_is_dropped_in_its_thread(thread: ConnectionThread) -> None:
+    cursor = thread.submit(Thing).result()
     dropped_in = cursor.dropped_in
-    assert turns.submit(_same, cursor).result() is cursor  # as its `execute` does
-    turns.submit(int).result()
+    assert thread.submit(_same, cursor).result() is cursor  # as its `execute` does
+    thread.submit(int).result()
     del cursor
     assert dropped_in == []
-    turns.submit(int).result()
+    thread.submit(int).result()
     assert [name.rpartition("_")[0] for name in dropped_in] == ["mppool-odbc"]
 
 
-def test_a_cursor_that_is_in_use_stays(turns: Turns) -> None:
-    cursors = [turns.submit(Thing).result() for _ in range(3)]
-    turns.submit(int).result()
+def test_a_cursor_that_is_in_use_stays(thread: ConnectionThread) -> None:
+    cursors = [thread.submit(Thing).result() for _ in range(3)]
+    thread.submit(int).result()
     assert [cursor.dropped_in for cursor in cursors] == [[], [], []]
 
 
 def test_its_thread_ends_with_it() -> None:
-    turns = Turns()
-    thread = turns.submit(threading.current_thread).result()
-    del turns
+    executor = ConnectionThread()
+    thread = executor.submit(threading.current_thread).result()
+    del executor
     thread.join(10)
     assert not thread.is_alive()
 
 
-def test_a_close_without_the_loop_waits_for_the_call_that_runs(turns: Turns) -> None:
+def test_a_close_without_the_loop_waits_for_the_call_that_runs(thread: ConnectionThread) -> None:
     go_on = threading.Event()
     seen: list[str] = []
 
@@ -94,8 +96,8 @@ def test_a_close_without_the_loop_waits_for_the_call_that_runs(turns: Turns) -> 
         seen.append("statement")
 
     below = SimpleNamespace(close=lambda: seen.append("close"))
-    connection = SimpleNamespace(_executor=turns, _conn=below)
-    turns.submit(statement)
+    connection = SimpleNamespace(_executor=thread, _conn=below)
+    thread.submit(statement)
     threading.Timer(0.05, go_on.set).start()
     close_without_loop(connection)
     close_without_loop(connection)
@@ -103,12 +105,12 @@ def test_a_close_without_the_loop_waits_for_the_call_that_runs(turns: Turns) -> 
     assert connection._conn is None
 
 
-def test_a_close_without_the_loop_and_without_the_thread(turns: Turns) -> None:
+def test_a_close_without_the_loop_and_without_the_thread(thread: ConnectionThread) -> None:
     seen: list[str] = []
     connection = SimpleNamespace(
-        _executor=turns, _conn=SimpleNamespace(close=lambda: seen.append("close"))
+        _executor=thread, _conn=SimpleNamespace(close=lambda: seen.append("close"))
     )
-    turns.shutdown()
+    thread.shutdown()
     close_without_loop(connection)
     assert seen == ["close"]
 
