@@ -248,7 +248,8 @@ class Manager:
         from mppool.core.books import Books
 
         books = Books(0)
-        held = self._member.inventory.held()
+        with self._member.inventory.lock:
+            held = self._member.inventory.held()
         attach = Attach("", self._member.declarations(), held)
         books.apply(own_process(), Session(1), attach, time.monotonic())
         return books.snapshot()

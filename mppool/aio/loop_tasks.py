@@ -39,7 +39,10 @@ class LoopTasks:
     def end_unbegun(self) -> None:
         """Close what was never given back, and have its callers go on. Called by any thread."""
         while self.unbegun:
-            release, entry = self.unbegun.popleft()
+            try:
+                release, entry = self.unbegun.popleft()
+            except IndexError:  # another thread was quicker
+                return
             close_soon(entry, "discarded")
             try:
                 self.loop.call_soon_threadsafe(release.ends)

@@ -318,10 +318,11 @@ class Line:
             waiters = list(self.waiters.get(key, ())) if key is not None else []
         if key is None:
             return False
-        if answer is not None:
-            for waiter in waiters:
-                if waiter.ticket == ticket and waiter.give(answer):
-                    return True
+        if answer is None:
+            return True
+        answered = any(waiter.ticket == ticket and waiter.give(answer) for waiter in waiters)
+        # Others may have counted on this ticket, except where each has its own.
+        if not (answered and self.asks_at_once):
             self.poke(key)
         return True
 

@@ -244,18 +244,11 @@ class Desk:
         return None
 
     def _asks_enough(self, demand: Demand) -> bool:
-        """Whether as much is asked for as there can be. Where all who wait are counted, all ask.
-
-        While nobody waits elsewhere, what is open here cannot be granted again. One ticket is with the books in any
-        case: the cap may be raised, and what is open may end.
-        """
-        local = self.local
-        if local.idle.line.asks_at_once:
+        """Whether as much is asked for as there can be. Where all who wait are counted, all ask."""
+        if self.local.idle.line.asks_at_once:
             return False
-        most = (local.options.max_size or MOST_TICKETS) - len(demand.opening)
-        if not local.idle.contended:
-            most = max(1, most - len(demand.open))
-        return len(demand.tickets) >= most
+        most = self.local.options.max_size or MOST_TICKETS
+        return len(demand.tickets) + len(demand.opening) >= most
 
     def _look_again(self, key: str, oldest: TaskWaiter) -> None:
         """Look again in time, unless that is planned already."""
@@ -328,7 +321,6 @@ class Desk:
             local.member.audit.want_again()
         elif isinstance(answer, Grant):
             open_beside(local, answer, waiter)
-            self.look_soon(waiter.key)  # this ticket is used up, and more may be wanted
         else:
             local.idle.line.ticket_ended(waiter.ticket, answer)
 
@@ -371,9 +363,6 @@ class Desk:
                 self.hand_on(given)
         line = self.local.idle.line
         line.dequeue(waiter, served=served)
-        demand = line.demands.get(waiter.key) if waiter.asked else None
-        if demand is not None and demand.waiting and not demand.tickets:
-            self.look_soon(waiter.key)  # it was the one who had asked
         if not line.waiters and running_loop() is self.loop:
             self.deadlines.tidy_up()
 

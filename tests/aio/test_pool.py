@@ -28,10 +28,10 @@ from mppool import (
     TooManyWaiting,
 )
 from mppool.base_manager import Manager
-from mppool.core.events import Checkout
 from mppool.rendezvous.locator import ServerLocator
 from mppool.rendezvous.readiness import NotReadyYet
 from tests.aio.things import CarefulRecipe, Thing, ThingRecipe, take_all, until
+from tests.helpers import PATIENCE
 
 Pool = AsyncPool[Thing]
 
@@ -385,42 +385,27 @@ def test_whoever_releases_waits_for_the_reset_where_nobody_else_wants_the_resour
     assert said == ["released", *one, "lent", *one, "released again"]
 
 
-def test_no_more_is_asked_for_than_could_be_granted(
-    manager: Manager, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Each question costs an exchange with the server, just where the process has much to do."""
+def test_the_others_ask_where_the_one_that_has_asked_was_refused(manager: Manager) -> None:
+    """The books know of as many tickets as there are slots, here of one. It is refused at the timeout of its task."""
 
-    async def use() -> None:
-        async with pool.checkout():
-            await enough.wait()
+    async def wait(timeout: float) -> None:
+        async with pool.checkout(timeout=timeout):
+            pass
 
     async def main() -> None:
-        leases = await take_all(pool, 3)
-        asked.clear()
-        tasks = [asyncio.create_task(use()) for _ in range(20)]
-        await until(lambda: asked, "the question")
+        lease = await pool.checkout()
+        # What is used for long is not starved for soon: nothing else makes the tasks look again.
+        pool._lender.local.durations.use_s = PATIENCE
+        first = asyncio.create_task(wait(0.5))
+        await asyncio.sleep(0.2)
+        others = [asyncio.create_task(wait(PATIENCE / 2)) for _ in range(3)]
+        with pytest.raises(CheckoutTimeout):
+            await first
         await asyncio.sleep(0.1)
-        assert len(asked) == 1
-        await pool.resize(max_size=6)
-        await until(lambda: len(recipe.alive) == 6, "what the cap has room for now")
-        enough.set()
-        for lease in leases:
-            await lease.release()
-        await asyncio.gather(*tasks)
+        await lease.discard()
+        await asyncio.gather(*others)
 
-    asked: list[Checkout] = []
-    enough = asyncio.Event()
-    recipe = ThingRecipe()
-    pool: Pool = manager.apool("p", recipe, max_size=3)
-    member: Any = manager._member
-    call = member.call
-
-    def listen(event: Any, until: float | None) -> Any:
-        if isinstance(event, Checkout):
-            asked.append(event)
-        return call(event, until)
-
-    monkeypatch.setattr(member, "call", listen)
+    pool: Pool = manager.apool("p", ThingRecipe(), max_size=1)
     asyncio.run(main())
 
 

@@ -267,11 +267,11 @@ WORKER_BUGS = [
         _LOOPS,
     ),
     Bug(
-        "no-ticket-while-all-is-here",
-        "worker/tasks.py",
-        "            most = max(1, most - len(demand.open))\n",
-        "            most -= len(demand.open)\n",
-        "tasks that wait do not hear of a cap that was raised",
+        "refused-and-nobody-asks",
+        "worker/line.py",
+        "        if not (answered and self.asks_at_once):\n",
+        "        if not answered:\n",
+        "where the one that has asked is refused, the others wait beside a free slot",
         _TASKS,
     ),
     Bug(
