@@ -158,10 +158,11 @@ class SlowRecipe(ThingRecipe):
 
     def __init__(self) -> None:
         super().__init__()
-        self.may_open = False
+        self.may_open = self.is_opening = False
         self.given_up = 0
 
     async def open(self, opening: Opening) -> Thing:
+        self.is_opening = True
         try:
             while not self.may_open:
                 await asyncio.sleep(0.002)
@@ -179,8 +180,9 @@ def test_an_opening_that_outlives_its_checkout_is_cancelled_at_the_end_of_the_lo
     pool: AsyncPool[Thing] = manager.apool("p", recipe, max_size=1)
 
     async def main() -> None:
-        with pytest.raises(CheckoutTimeout):
-            await pool.checkout(timeout=0.05)
+        while not recipe.is_opening:  # the server may take longer to start
+            with pytest.raises(CheckoutTimeout):
+                await pool.checkout(timeout=0.05)
 
     loop = asyncio.new_event_loop()
     loop.run_until_complete(main())
