@@ -393,9 +393,9 @@ def test_the_others_ask_where_the_one_that_has_asked_was_refused(manager: Manage
             pass
 
     async def main() -> None:
-        lease = await pool.checkout()
         # What is used for long is not starved for soon: nothing else makes the tasks look again.
         pool._lender.local.durations.use_s = PATIENCE
+        lease = await pool.checkout()
         first = asyncio.create_task(wait(0.5))
         await asyncio.sleep(0.2)
         others = [asyncio.create_task(wait(PATIENCE / 2)) for _ in range(3)]
