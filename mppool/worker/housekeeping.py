@@ -87,8 +87,7 @@ class Housekeeper:
     def run(self, now: float) -> None:
         """Do what is due, if anything is, and plan the next look."""
         self._take_in()
-        if self._keepers:
-            self._look_at_keepers(now)
+        self._look_at_keepers(now)  # also where none is left: nothing is due then any more
         if now < self._planned:
             return
         self._planned = NEVER  # before looking: what is expected meanwhile is noted again
