@@ -113,8 +113,14 @@ class BackgroundExecutor:
         else:
             self._start_thread()
 
+    def add_in_finalizer(self, chore: Callable[[], None]) -> None:
+        """The same, where no lock may be taken: if no thread is here, the background thread starts one."""
+        self._queue.append(chore)
+        if not self._wake_one() and self._expects is not None:
+            self._expects(monotonic())
+
     def _wake_one(self) -> bool:
-        """Have a thread that has nothing to do look at the queue; False if there is none."""
+        """Have a thread that has nothing to do look at the queue; False if there is none. Safe in a finalizer."""
         try:
             self._parked.pop().release()
         except IndexError:
