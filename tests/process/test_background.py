@@ -41,6 +41,13 @@ def thread() -> BackgroundThread:
     return BackgroundThread("t", lambda function: function())
 
 
+def _has_gone(thread: BackgroundThread) -> None:
+    """Its exit is to be found by pytest in this test, not in a later one."""
+    one = thread._thread
+    if one is not None:
+        wait_until(lambda: not one.is_alive(), "the thread has gone")
+
+
 def test_a_thread_that_has_ended_is_started_again(thread: BackgroundThread) -> None:
     for _ in range(2):
         work = Idles(thread)
@@ -50,6 +57,7 @@ def test_a_thread_that_has_ended_is_started_again(thread: BackgroundThread) -> N
         assert not thread.has_ended
         work.end()
         wait_until(lambda: thread.has_ended, "the end of the thread")
+        _has_gone(thread)
         assert not thread.running.locked()
 
 
@@ -87,3 +95,4 @@ def test_a_start_that_was_interrupted_counts_as_ended(
     assert not thread.has_ended, "another thread was interrupted, and this one runs"
     work.end()
     wait_until(lambda: thread.has_ended, "the end of the thread")
+    _has_gone(thread)

@@ -242,12 +242,12 @@ server = manager._process.pid
 try:
     manager.list()
     print("works")
-except BlockingIOError as error:
-    print(type(error).__name__)
+except OSError:  # BlockingIOError, or a message of which a part has come
+    print("breaks")
 os.kill(server, 9)
 os._exit(0)
 """
-    ) == ["BlockingIOError"]
+    ) == ["breaks"]
 
 
 def test_hazard_13_a_pool_works_when_patched(runtime_dir: Path) -> None:
