@@ -290,6 +290,22 @@ WORKER_BUGS = [
         "a cursor is closed in the event loop, beside a call that runs",
         ("tests/integrations/test_connection_thread.py",),
     ),
+    Bug(
+        "keeper-outlived",
+        "worker/housekeeping.py",
+        "        self._look_at_keepers(now)  # also",
+        "        if self._keepers:\n            self._look_at_keepers(now)  # also",
+        "the background thread wakes without end after a check that ended in the wrong instant",
+        ("tests/worker/test_housekeeping.py",),
+    ),
+    Bug(
+        "finalized-and-not-taken-back",
+        "worker/in_thread.py",
+        "            chores.add_in_finalizer(work.take_back)\n",
+        "            pass\n",
+        "a loop that is closed without a word loses a slot",
+        ("tests/worker/test_in_thread.py",),
+    ),
     # --- a member without a server -----------------------------------------------------------------------
     Bug(
         "seen-for-ever",
