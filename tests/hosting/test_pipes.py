@@ -359,6 +359,7 @@ def _in_vain(pipes: Pipes, monkeypatch: pytest.MonkeyPatch) -> None:
     yields = iter(range(1000))
     with monkeypatch.context() as patched:
         patched.setattr(module, "AWAKE_S", 0.0)
+        patched.setattr(module, "AWAY_S", 1000.0)  # although a busy machine takes the CPU away
         patched.setattr(os, "sched_yield", lambda: next(yields))
         patched.setattr(reader, "_sleep", sleeps)
         assert reader.read(10) == b"x"

@@ -185,7 +185,7 @@ def test_a_host_that_dies_is_a_disconnect_of_the_driver(manager: PoolManager, ur
         assert at_the_commit.value.connection_invalidated
     with engine.connect() as connection:
         assert connection.execute(text("select 3")).scalar_one() == 3
-    assert manager.stats()["pools"]["shop"]["in_use"] == 0
+    wait_until(lambda: not manager.stats()["pools"]["shop"]["in_use"], "nothing to be in use")
 
 
 def test_what_tries_again_after_a_disconnect_goes_on_over_hosts(
