@@ -96,8 +96,8 @@ class Release:
             done.set_result(None)
 
     def __del__(self) -> None:
-        # Runs at any instruction, whatever locks are held: only note it.
-        entry = self._entry
+        # Runs at any instruction, whatever locks are held, also in the middle of `__init__`: only note it.
+        entry = getattr(self, "_entry", None)
         if entry is not None:
             self._tasks.unbegun.append((self, entry))
             entry.local.member.wake()

@@ -28,9 +28,8 @@ async def in_thread(
         await work.done
     except GeneratorExit:  # perhaps by the garbage collector, in which no lock may be taken
         work.is_wanted = False
-        if (
-            unwanted is not None
-        ):  # its thread may have come and gone, and the loop was closed before it heard of that
+        if unwanted is not None:
+            # Its thread may have come and gone, and the loop was closed before it heard of that.
             chores.add_in_finalizer(work.take_back)
         raise
     except BaseException:

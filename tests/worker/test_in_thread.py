@@ -25,4 +25,5 @@ def test_a_result_that_came_just_before_the_loop_ended_is_taken_back() -> None:
         work.close()
 
     asyncio.run(main())
-    wait_until(lambda: taken_back == [7], "the result to be taken back")
+    wait_until(lambda: taken_back, "the result to be taken back")
+    assert taken_back == [7]
